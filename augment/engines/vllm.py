@@ -1,0 +1,247 @@
+"""vLLM in this process: an AsyncLLM that takes prompt token ids and per-request caps, seeds and stops.
+
+Everything that depends on vLLM's interface is here: its engine arguments (`engine_arguments`), its sampling parameters
+(`_sampling_params`), its errors and its processes. Written against 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from augment.engines import (
+    EngineDead,
+    Generation,
+    GenerationFailed,
+    GenerationRequest,
+    ModelConfig,
+    RequestRejected,
+    reaper,
+)
+from sharding.errors import MillError, RequestError
+from sharding.model_store import resolve_model
+
+DEFAULT_MEMORY_SHARE = 0.9
+"""Of the accelerator's memory, as vLLM's `gpu_memory_utilization`."""
+
+_CAPACITY_BEFORE_START = 256
+
+LOOP_MIN_TOKENS, LOOP_MAX_TOKENS, LOOP_COUNT = 8, 32, 8
+"""A generation is a loop when it ends in one pattern of 8 to 32 tokens, 8 times over: rules and table borders of one
+repeated token stay below that, and a loop costs at most 256 tokens."""
+
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    # A fork of a process with threads can deadlock.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # Pinned threads of two engines on one machine would share cores while others idle.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""Set unless the user has set them."""
+
+
+def engine_arguments(model: ModelConfig, on_cpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments for a model: ours, then those of `engine_args` on top."""
+    arguments: dict[str, Any] = {
+        "model": resolve_model(model.name),
+        "revision": model.revision,
+        "tokenizer_revision": model.revision,
+        "max_model_len": model.max_model_len,
+        "gpu_memory_utilization": DEFAULT_MEMORY_SHARE,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if on_cpu:
+        arguments |= {
+            "dtype": "float32",
+            "enforce_eager": True,  # compiling takes longer than it saves
+            "max_num_seqs": 32,
+            "kv_cache_memory_bytes": 2 << 30,
+            # On CPU a seed kills the engine as soon as a prompt's prefill is cut in chunks (0.32.0).
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, model.max_model_len),
+        }
+    return arguments | model.engine_args
+
+
+class VllmEngine:
+    """One AsyncLLM and its processes."""
+
+    family = "vllm"
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._engine: Any = None
+        self._version = ""
+        self._capacity = int(model.engine_args.get("max_num_seqs", _CAPACITY_BEFORE_START))
+        self._mark = reaper.new_mark()
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._special_ids: dict[str, int] = {}
+        self._request_number = itertools.count()
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def capacity(self) -> int:
+        # A quarter more than run at once: when some finish, vLLM finds others waiting instead of idling for a step.
+        return self._capacity + self._capacity // 4
+
+    @property
+    def memory_share(self) -> float:
+        return float(self._model.engine_args.get("gpu_memory_utilization", DEFAULT_MEMORY_SHARE))
+
+    async def start(self) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            import vllm
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise MillError(
+                f"model {self._model.name} needs vLLM, which can't be imported ({error}); install it with: "
+                "pip install 'thoughtmill[vllm]', or name engine: rehearsal"
+            ) from error
+        self._version = vllm.__version__
+        arguments = engine_arguments(self._model, current_platform.is_cpu())
+        known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+        if unknown := sorted(set(arguments) - known):
+            raise RequestError(f"engine_args.{unknown[0]}: vLLM {self._version} has no such engine argument")
+
+        resource_tracker.ensure_running()  # outlives the engine, so it must not carry its mark
+        self._watcher = reaper.watch(self._mark)
+        async with _start_turn():
+            try:
+                with _marked_environment(self._mark):
+                    self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            except Exception as error:
+                raise MillError(
+                    f"vLLM could not start model {self._model.name}: {error} (set VLLM_LOGGING_LEVEL=INFO to see more)"
+                ) from error
+        self._capacity = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        tokenizer = self._engine.get_tokenizer()
+        tokenizer = await tokenizer if asyncio.iscoroutine(tokenizer) else tokenizer
+        special = set(tokenizer.all_special_ids)
+        self._special_ids = {text: i for text, i in tokenizer.get_added_vocab().items() if i in special}
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        engine = self._engine
+        if engine is None:
+            raise EngineDead(f"the engine of {self._model.name} is closed")
+        if len(request.prompt_token_ids) + request.max_tokens > self._model.max_model_len:
+            raise RequestRejected(
+                f"a prompt of {len(request.prompt_token_ids)} tokens and max_tokens {request.max_tokens} do not fit "
+                f"max_model_len {self._model.max_model_len} of {self._model.name}"
+            )
+        prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids.tolist()}
+        name = f"{request.key}-{next(self._request_number)}"
+        try:
+            async for output in engine.generate(prompt, self._sampling_params(request), request_id=name):
+                last = output
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from error
+        except (VLLMClientError, ValueError) as error:
+            raise RequestRejected(f"vLLM refused the request: {error}") from error
+        except Exception as error:
+            # Whatever else happened to this one request, vLLM takes it for recoverable.
+            raise GenerationFailed(f"vLLM: {error.__cause__ or error!r}") from error
+        completion = last.outputs[0]
+        if completion.finish_reason not in ("stop", "length", "repetition"):
+            raise GenerationFailed(f"vLLM ended the request with {completion.finish_reason!r}")
+        return Generation(
+            text=completion.text,
+            token_ids=np.array(completion.token_ids, dtype=np.uint32),
+            sum_logprobs=completion.cumulative_logprob,
+            finish_reason=completion.finish_reason,
+            engine_version=self._version,
+        )
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        try:
+            if engine is not None:
+                engine.shutdown()
+        finally:
+            if self._watcher is not None:
+                reaper.end_marked(self._mark)
+                self._watcher.terminate()
+                self._watcher.wait()
+                self._watcher = None
+
+    def _sampling_params(self, request: GenerationRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
+
+        loops = None
+        if request.repetition_detection:
+            loops = RepetitionDetectionParams(
+                min_pattern_size=LOOP_MIN_TOKENS, max_pattern_size=LOOP_MAX_TOKENS, min_count=LOOP_COUNT
+            )
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=list(request.stop) or None,
+            # Special tokens never show in the text, so as stop texts they would not be found.
+            stop_token_ids=[self._special_ids[text] for text in request.stop if text in self._special_ids],
+            include_stop_str_in_output=request.include_stop,
+            logprobs=0,  # of the sampled tokens only
+            flat_logprobs=True,
+            repetition_detection=loops,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+@contextmanager
+def _marked_environment(mark: str) -> Iterator[None]:
+    """What the engine's processes inherit."""
+    ours = {reaper.MARK_VARIABLE: mark, "VLLM_PROCESS_NAME_PREFIX": f"VLLM-{mark}"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@asynccontextmanager
+async def _start_turn() -> AsyncIterator[None]:
+    """Engines start one at a time on a machine: each measures free memory and picks free ports while it starts."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(Path(tempfile.gettempdir()) / f"thoughtmill-engine-start-{os.getuid()}.lock")
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            await asyncio.sleep(0.5)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,107 @@
+"""One feeder per model per worker process, and who may have an engine in memory.
+
+Bundles, threads and pipeline branches of a process that name the same model share its engine. Engines of several
+models stay in memory together while their shares add up to no more than the whole; otherwise an engine that has
+nothing to do is closed before the next one starts, so that two tiers with two models run one after the other on one
+machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+
+from pydantic import TypeAdapter
+
+from augment.dispatch import EngineOwner, FeedingConfig
+from augment.engines import ModelConfig, create_engine
+from augment.feeding import Feeder
+
+_POLL_S = 0.05
+
+
+class SharedMemory:
+    """Shares of one machine's accelerator memory, from 0 to 1 in all; one owner may always have an engine."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shares: dict[EngineOwner, float] = {}
+
+    async def reserve(self, owner: EngineOwner, share: float) -> None:
+        """Return when `owner` may start an engine that takes `share`; others that are idle let go of theirs."""
+        while True:
+            with self._lock:
+                others = {feeder: held for feeder, held in self._shares.items() if feeder is not owner and held > 0}
+                if share == 0 or not others or sum(others.values()) + share <= 1.0:
+                    self._shares[owner] = share
+                    return
+            for feeder in others:
+                if feeder.idle:
+                    feeder.close_engine_if_idle()
+            await asyncio.sleep(_POLL_S)
+
+    def release(self, owner: EngineOwner) -> None:
+        """Give back what `owner` reserved."""
+        with self._lock:
+            self._shares.pop(owner, None)
+
+
+_lock = threading.Lock()
+_feeders: dict[bytes, Feeder] = {}
+_users: dict[Feeder, int] = {}
+_memory = SharedMemory()
+_model_json = TypeAdapter(ModelConfig)
+_feeding_json = TypeAdapter(FeedingConfig)
+
+
+def acquire(model: ModelConfig, config: FeedingConfig | None = None) -> Feeder:
+    """This process's feeder for a model; the same one for equal configs until it fails or is closed.
+
+    Its engine starts with its first request. Give it back with `release`.
+    """
+    config = config or FeedingConfig()
+    key = _model_json.dump_json(model) + b"\n" + _feeding_json.dump_json(config)
+    broken: Feeder | None = None
+    with _lock:
+        feeder = _feeders.get(key)
+        if feeder is not None and feeder.error is not None:
+            broken, feeder = feeder, None
+        if feeder is None:
+            feeder = _feeders[key] = Feeder(
+                lambda: create_engine(model),
+                name=model.name,
+                config=config,
+                max_in_flight=model.max_in_flight,
+                memory=_memory,
+            )
+        _users[feeder] = _users.get(feeder, 0) + 1
+    if broken is not None:
+        broken.close()
+    return feeder
+
+
+def release(feeder: Feeder) -> None:
+    """Give a feeder back. Its engine stays for the next user until another model needs the memory or `close_all`."""
+    with _lock:
+        users = _users.get(feeder, 0) - 1
+        if users > 0:
+            _users[feeder] = users
+            return
+        _users.pop(feeder, None)
+        failed = feeder.error is not None
+    if failed:
+        feeder.close()
+
+
+def close_all() -> None:
+    """End every engine of this process; what is in flight fails. Runs by itself when the interpreter exits."""
+    with _lock:
+        feeders = {*_feeders.values(), *_users}
+        _feeders.clear()
+        _users.clear()
+    for feeder in feeders:
+        feeder.close()
+
+
+atexit.register(close_all)

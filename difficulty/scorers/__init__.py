@@ -1,0 +1,118 @@
+"""Scorers: what gives every token of a text its surprisal and entropy. The joint where new ones fit.
+
+A scorer works in its own tokenization and knows nothing of the training tokens; `score_documents` runs it and moves
+the nats over. `make_scorer` builds the one that the config asks for, `describe_scorer` names it without loading it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from difficulty.config import DifficultyConfig
+from difficulty.surprisal import align_nats
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The scores of one text, token by token.
+
+    Attributes:
+        byte_ends: (num_tokens,) int64, where each token ends in the text's UTF-8 bytes.
+        surprisal_nats: (num_tokens,) float32, -ln p of each token given those before it.
+        entropy_nats: (num_tokens,) float32, entropy of the prediction that the token was drawn from.
+    """
+
+    byte_ends: np.ndarray
+    surprisal_nats: np.ndarray
+    entropy_nats: np.ndarray
+
+
+class Scorer(Protocol):
+    """What scores texts. Loaded once per process; `score` may be called many times."""
+
+    @property
+    def name(self) -> str:
+        """The scorer's name in the config."""
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether its scores mean nothing, and whatever they touch is not for training."""
+
+    def score(self, texts: Sequence[str]) -> list[TokenScores]:
+        """Scores of each text, independent (to float tolerance) of the other texts and their order."""
+
+
+def make_scorer(config: DifficultyConfig) -> Scorer:
+    """The scorer that the config asks for, its models loaded.
+
+    Raises:
+        MillError: a model can't be loaded, or can't score.
+        RequestError: the config asks for what the model or the machine can't do.
+    """
+    if config.scorer == "rehearsal":
+        from difficulty.scorers.rehearsal import RehearsalScorer
+
+        return RehearsalScorer()
+    from difficulty.scorers.causal_lm import CausalLMScorer
+    from difficulty.scorers.excess import ExcessLossScorer
+
+    assert config.model is not None  # the config's validator has seen to it
+    scorer = CausalLMScorer(config.model, config, revision=config.revision)
+    if config.reference_model is None:
+        return scorer
+    return ExcessLossScorer(scorer, CausalLMScorer(config.reference_model, config))
+
+
+def describe_scorer(config: DifficultyConfig) -> dict[str, Any]:
+    """What decides the scores, for the manifest: scorer, models and their revisions, settings, versions. JSON types.
+
+    Loads nothing; the number type is the one asked for, as "auto" is settled where the scorer runs.
+
+    Raises:
+        MillError: a model is named by a path that doesn't exist.
+    """
+    if config.scorer == "rehearsal":
+        from difficulty.scorers.rehearsal import describe_rehearsal
+
+        return describe_rehearsal()
+    from difficulty.scorers.causal_lm import describe_causal_lm
+
+    assert config.model is not None  # the config's validator has seen to it
+    described = describe_causal_lm(config.model, config, revision=config.revision)
+    if config.reference_model is None:
+        return described
+    reference = describe_causal_lm(config.reference_model, config)
+    return {**described, "measure": "excess_loss", "reference": reference}
+
+
+def score_documents(scorer: Scorer, texts: Sequence[str], target_byte_ends: Sequence[np.ndarray]) -> list[TokenScores]:
+    """Scores of the training tokens of several texts.
+
+    Args:
+        texts: the texts; give several at once, so that the scorer can fill its batches.
+        target_byte_ends: for each text (num_tokens,) int64, where each training token ends in its UTF-8 bytes
+            (`TextTokenizer.byte_ends`).
+
+    Returns:
+        For each text the scores of its training tokens; a text's total of nats is the scorer's. Where scorer and
+        training tokenizer cut the text alike, its scores come through unchanged.
+
+    Raises:
+        UnencodableText: the scorer's tokenizer can't read one of the texts.
+    """
+    scored = scorer.score(texts)
+    return [_aligned(scores, ends) for scores, ends in zip(scored, target_byte_ends, strict=True)]
+
+
+def score_tokens(scorer: Scorer, text: str, target_byte_ends: np.ndarray) -> TokenScores:
+    """`score_documents` for one text."""
+    return score_documents(scorer, [text], [target_byte_ends])[0]
+
+
+def _aligned(scores: TokenScores, target_byte_ends: np.ndarray) -> TokenScores:
+    def move(nats: np.ndarray) -> np.ndarray:
+        return align_nats(scores.byte_ends, nats, target_byte_ends).astype(np.float32)
+
+    return TokenScores(target_byte_ends, move(scores.surprisal_nats), move(scores.entropy_nats))

@@ -1,0 +1,183 @@
+"""What can be bought and what it costs: tiers, prices and the budget's config section.
+
+`difficulty.budget` spreads the budget declared here over the segments of a `DifficultyHistogram`.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from sharding.config import STRICT
+from sharding.errors import RequestError
+
+HALF_RESOLUTION_TOKENS = 2048.0
+"""Thinking tokens expected to resolve half of a segment's difficulty: an assumption, at the scale of the traces that
+thinking augmented pre-training uses (arXiv 2509.20186: at most 8k tokens on at most 2k of context)."""
+
+Unit = Literal["tokens", "dollars", "gpu_hours"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelPrice:
+    """What a generated token of a model costs. A field is needed only for a budget in its unit."""
+
+    dollars_per_million_tokens: float | None = Field(
+        default=None, gt=0, description="Dollars per million generated tokens, the prompts' share included."
+    )
+    tokens_per_gpu_second: float | None = Field(
+        default=None, gt=0, description="Generated tokens per second and GPU under full load."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TierConfig:
+    """One way to think about a segment. A tier with a name alone skips: cost 0, resolution 0."""
+
+    name: str = Field(min_length=1, description="Unique name of the tier.")
+    model: str | None = Field(default=None, description="Name of an entry of `models`; none for the tier that skips.")
+    prompt: str | None = Field(default=None, description="Name of the prompt template.")
+    max_tokens: int | None = Field(default=None, gt=0, description="Cap on the tokens of one generation.")
+    min_tokens: int = Field(default=0, ge=0, description="Tokens a generation has at least.")
+    samples: int = Field(default=1, gt=0, description="Generations per segment, of which selection keeps the best.")
+    expected_tokens: float | None = Field(
+        default=None, gt=0, description="Tokens one generation takes on average; by default the cap, a plan's ceiling."
+    )
+    expected_resolution: float | None = Field(
+        default=None, ge=0, le=1, description="Measured share of a segment's difficulty that the tier resolves."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.model is None:
+            optional = ("prompt", "max_tokens", "expected_tokens", "expected_resolution")
+            extra = [name for name in optional if getattr(self, name) is not None]
+            extra += ["min_tokens"] * (self.min_tokens > 0) + ["samples"] * (self.samples > 1)
+            if extra:
+                raise ValueError(f"tier {self.name} has {', '.join(extra)} but no model; to skip, leave all out")
+            return self
+        missing = [name for name in ("prompt", "max_tokens") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"tier {self.name} has a model but no {' and no '.join(missing)}")
+        cap = self.max_tokens or 0
+        if self.min_tokens > cap:
+            raise ValueError(f"tier {self.name}: min_tokens {self.min_tokens} exceeds max_tokens {cap}")
+        if self.expected_tokens is not None and not self.min_tokens <= self.expected_tokens <= cap:
+            raise ValueError(
+                f"tier {self.name}: expected_tokens {self.expected_tokens:g} is not between "
+                f"min_tokens {self.min_tokens} and max_tokens {cap}"
+            )
+        return self
+
+    @property
+    def skips(self) -> bool:
+        """Whether segments of this tier get no thinking."""
+        return self.model is None
+
+    @property
+    def tokens_per_segment(self) -> float:
+        """Thinking tokens a segment is expected to take, all samples together."""
+        per_sample = self.expected_tokens if self.expected_tokens is not None else self.max_tokens or 0
+        return float(self.samples * per_sample)
+
+    @property
+    def resolution(self) -> float:
+        """Share of a segment's difficulty the tier is expected to resolve, in [0, 1].
+
+        As measured, else the prior t / (t + HALF_RESOLUTION_TOKENS) in all t tokens of the segment: concave in t, and a
+        logistic curve in log t, the form in which returns on test-time compute are reported (arXiv 2408.03314: about
+        even gains per doubling, then saturation). The prior knows no models: with equal tokens, a larger one needs its
+        `expected_resolution` measured to be bought at all.
+        """
+        if self.expected_resolution is not None:
+            return self.expected_resolution
+        return self.tokens_per_segment / (self.tokens_per_segment + HALF_RESOLUTION_TOKENS)
+
+    def cost(self, unit: Unit, prices: Mapping[str, ModelPrice]) -> float:
+        """Expected spend on one segment, in `unit`.
+
+        Raises:
+            RequestError: the unit needs a price that the tier's model doesn't have.
+        """
+        if self.model is None:
+            return 0.0
+        if unit == "tokens":
+            return self.tokens_per_segment
+        price = prices.get(self.model, ModelPrice())
+        if unit == "dollars":
+            per_million = _needed(price.dollars_per_million_tokens, self, "dollars_per_million_tokens", unit)
+            return self.tokens_per_segment * per_million / 1e6
+        per_second = _needed(price.tokens_per_gpu_second, self, "tokens_per_gpu_second", unit)
+        return self.tokens_per_segment / per_second / 3600
+
+
+def _needed(price: float | None, tier: TierConfig, field: str, unit: Unit) -> float:
+    if price is None:
+        raise RequestError(
+            f"models.{tier.model}.{field}: not set, but a budget in {unit} needs it for tier {tier.name}; "
+            f"set it, or give the budget as thinking_tokens"
+        )
+    return price
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BudgetConfig:
+    """The `budget` section: one number, and the tiers it may be spent on."""
+
+    policy: Literal["adaptive", "uniform", "fixed"] = Field(
+        default="adaptive",
+        description="adaptive: by difficulty; uniform: the same tiers dealt by lot; fixed: one tier for all.",
+    )
+    thinking_tokens: int | None = Field(default=None, gt=0, description="The budget in generated tokens.")
+    thinking_tokens_per_source_token: float | None = Field(
+        default=None, gt=0, description="The budget in generated tokens per training token of the source."
+    )
+    dollars: float | None = Field(default=None, gt=0, description="The budget in dollars.")
+    gpu_hours: float | None = Field(default=None, gt=0, description="The budget in GPU-hours.")
+    tiers: tuple[TierConfig, ...] = Field(min_length=1, description="The tiers, in any order.")
+    fixed_tier: str | None = Field(default=None, description="Name of the tier for all, under policy fixed.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        numbers = ("thinking_tokens", "thinking_tokens_per_source_token", "dollars", "gpu_hours")
+        set_ = [name for name in numbers if getattr(self, name) is not None]
+        if len(set_) != 1:
+            found = f"{' and '.join(set_)} are set" if set_ else "none is"
+            raise ValueError(f"exactly one of {', '.join(numbers)} is needed, but {found}")
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tier names must differ: {', '.join(names)}")
+        if sum(tier.skips for tier in self.tiers) > 1:
+            raise ValueError("more than one tier without a model")
+        thinking = [tier.name for tier in self.tiers if not tier.skips]
+        if not thinking:
+            raise ValueError("no tier has a model, so there is nothing to spend on")
+        if self.policy == "fixed" and self.fixed_tier not in thinking:
+            raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(thinking)}; got {self.fixed_tier}")
+        if self.policy != "fixed" and self.fixed_tier is not None:
+            raise ValueError(f"fixed_tier {self.fixed_tier} is set, but policy is {self.policy}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Full path of the key that holds the number."""
+        numbers = ("thinking_tokens", "thinking_tokens_per_source_token", "dollars", "gpu_hours")
+        return "budget." + next(name for name in numbers if getattr(self, name) is not None)
+
+    @property
+    def unit(self) -> Unit:
+        """What spend is counted in."""
+        if self.dollars is not None:
+            return "dollars"
+        return "gpu_hours" if self.gpu_hours is not None else "tokens"
+
+    def target_spend(self, source_tokens: int) -> float:
+        """The budget in `unit`, for a source of that many training tokens."""
+        if self.thinking_tokens_per_source_token is not None:
+            return self.thinking_tokens_per_source_token * source_tokens
+        return float(self.thinking_tokens or self.dollars or self.gpu_hours or 0)
+
+    def number_for(self, spend: float, source_tokens: int) -> float:
+        """The value of `key` that asks for this spend; what an error about the reachable range quotes."""
+        return spend / source_tokens if self.thinking_tokens_per_source_token is not None else spend

@@ -1,0 +1,1 @@
+"""Pipelines: the config, the four stages as Beam pipelines, and the command line."""

@@ -1,0 +1,271 @@
+"""Stage 2, augment: segments → tiers → requests → generations in the ledger.
+
+segments ─► tier ─► prompt ─► request ─┬─► stages/augment/requests-*.arrow
+                                       └─► without those the ledger has ─► generate, a branch per model ─► ledger
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.typehints import KV
+
+from augment.engines import ModelConfig
+from augment.generation import TierRequest, TracePlanner
+from augment.ledger import ledger_parts
+from augment.transforms import FAILED, FindMissing, GenerateTraces, LedgerTarget, MakeRequests, MissingSamples
+from difficulty.allocation import Allocation
+from difficulty.budget import allocate
+from difficulty.histogram import DifficultyHistogram
+from difficulty.surprisal import hard_spans
+from pipelines import config as config_module
+from pipelines.config import LedgerConfig, MillConfig
+from pipelines.stage import StageRun, digest, run_stage
+from pipelines.status import PLAN_NAME
+from sharding import manifest, records, shard_io
+from sharding.errors import MillError
+from sharding.manifest import Manifest
+from sharding.records import FileEntry, LedgerRow, Quarantined, Request, ScoredSegment
+from sharding.tokenizer import load_tokenizer
+from sharding.transforms import ReadParts, SumCountsCombineFn, WriteOnce, WriteParts
+
+FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
+
+
+def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
+    """Run the stage unless it is done; the manifest, and whether it ran now."""
+    scored = manifest.require(config.output, "score")
+    planner = trace_planner(config)
+    run = StageRun(
+        config.output,
+        "augment",
+        sections={
+            "budget": config.budget,
+            "models": {name: _what_decides(model) for name, model in planner.models.items()},
+            "sampling": config.sampling,
+            "closing": config.closing,
+        },
+        inputs={"score": digest(scored), **planner.versions()},
+    )
+    allocation = plan_budget(config, scored)
+    ledger = LedgerTarget(
+        url=config.ledger_url, flush_rows=config.ledger.flush_rows, flush_seconds=config.ledger.flush_seconds
+    )
+    num_parts = max(1, len(scored.files.get("segments", [])))
+
+    def build(pipeline: beam.Pipeline) -> None:
+        write_plan(run, config, allocation, _is_rehearsal(scored, planner))
+        made = pipeline | "Requests" >> MakeRequests(
+            manifest.file_urls(config.output, scored, "segments"),
+            planner,
+            tier_of=allocation.tier_of,
+            focus_of=Focus(config.tokenizer, config.difficulty.threshold_nats),
+        )
+        requests = made["requests"]
+        request_files = requests | "Write requests" >> WriteParts(
+            run.folder,
+            "requests",
+            records.REQUEST_SCHEMA,
+            kind=Request,
+            num_parts=num_parts,
+            partition_key=lambda request: request.doc_id,
+            sort_key=lambda request: (request.doc_id, request.segment_index),
+        )
+        found = pipeline | "Ledger" >> ReadParts(ledger_parts(ledger.url), LedgerRow, FOUND_COLUMNS)
+        missing = {
+            "requests": requests | "Request's key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request]),
+            "rows": found | "Row's key" >> beam.WithKeys(_request_key).with_output_types(KV[str, LedgerRow]),
+        } | "Missing" >> FindMissing()
+        counts = [missing["counts"], requests | "Count requests" >> beam.Map(request_counts)]
+        failed = [made[FAILED]]
+        for name in planner.models:
+            generated = (
+                missing["requests"]
+                | f"For {name}"
+                >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
+                | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, ledger)
+            )
+            counts.append(generated["counts"])
+            failed.append(generated[FAILED])
+        quarantine_files = (
+            failed
+            | "All failed" >> beam.Flatten()
+            | "Write quarantine"
+            >> WriteParts(
+                run.folder,
+                "quarantine",
+                records.QUARANTINE_SCHEMA,
+                kind=Quarantined,
+                num_parts=num_parts,
+                partition_key=lambda refused: refused.origin,
+                sort_key=lambda refused: (refused.origin, refused.reason, refused.detail),
+            )
+        )
+        totals = counts | "All counts" >> beam.Flatten() | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
+        pipeline | "Finish" >> WriteOnce(
+            finisher(run, config.ledger, allocation, planner, scored),
+            lists={"request_files": request_files, "quarantine_files": quarantine_files},
+            singles={"counts": totals},
+        )
+
+    return run_stage(run, build, beam_args=beam_args, replace=replace)
+
+
+def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
+    """The tier of every segment, from the histogram of the scored parts.
+
+    Raises:
+        RequestError: the budget can't be met.
+    """
+    return allocate(
+        DifficultyHistogram.from_json(scored.facts["histogram"]),
+        config.budget,
+        source_tokens=scored.counts["source_tokens"],
+        prices={name: config_module.price_of(model) for name, model in config.models.items()},
+    )
+
+
+def trace_planner(config: MillConfig) -> TracePlanner:
+    """What turns segments into requests: every tier's prompt, model and caps."""
+    tiers = tuple(
+        None
+        if tier.model is None or tier.prompt is None or tier.max_tokens is None
+        else TierRequest(
+            tier=tier.name,
+            model=tier.model,
+            prompt=tier.prompt,
+            samples=tier.samples,
+            max_tokens=tier.max_tokens,
+            min_tokens=tier.min_tokens,
+            expected_tokens=tier.expected_tokens or float(tier.max_tokens),
+        )
+        for tier in config.budget.tiers
+    )
+    used = {tier.model for tier in tiers if tier is not None}
+    return TracePlanner(
+        tiers=tiers,
+        models={name: model for name, model in sorted(config.models.items()) if name in used},
+        sampling=config.sampling,
+        closing=config.closing,
+        tokenizer=config.tokenizer,
+    )
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The hardest spans of a segment, for prompts that name them: what joins difficulty and prompts."""
+
+    tokenizer: str
+    threshold_nats: float
+
+    def __call__(self, segment: ScoredSegment, text: str) -> list[str]:
+        byte_ends = load_tokenizer(self.tokenizer).byte_ends(segment.input_ids)
+        spans = hard_spans(text, byte_ends, segment.surprisal_nats, threshold_nats=self.threshold_nats)
+        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
+        return [text[span.char_start : span.char_end] for span in hardest_first]
+
+
+def write_plan(run: StageRun, config: MillConfig, allocation: Allocation, rehearsal: bool) -> None:
+    """What is about to be generated, for `thoughtmill status`, and the whole plan of the budget."""
+    generations = sum(
+        t.segments * c.samples for t, c in zip(allocation.tiers, config.budget.tiers, strict=True) if c.model
+    )
+    shard_io.write_json(
+        shard_io.join(run.folder, PLAN_NAME),
+        {
+            "ledger": config.ledger_url,
+            "generations": generations,
+            "planned_tokens": allocation.planned_tokens,
+            "target": allocation.target_spend,
+            "unit": allocation.unit,
+            "rehearsal": rehearsal,
+            "allocation": allocation.to_json(),
+        },
+    )
+
+
+def request_counts(request: Request) -> dict[str, int]:
+    """What one request adds to the stage's counts."""
+    return {"requests": 1, f"tier.{request.tier}.requests": 1, f"tier.{request.tier}.samples": request.samples}
+
+
+def finisher(
+    run: StageRun, ledger: LedgerConfig, allocation: Allocation, planner: TracePlanner, scored: Manifest
+) -> Callable[..., None]:
+    """What the last step does: check that few enough requests failed and publish the manifest."""
+
+    def finish(request_files: list[FileEntry], quarantine_files: list[FileEntry], counts: dict[str, int]) -> None:
+        names = (
+            "requests",
+            "generations",
+            "found",
+            "generated",
+            "failed",
+            "thought_tokens_found",
+            "thought_tokens_now",
+        )
+        totals = dict.fromkeys(names, 0) | counts
+        if totals["generations"] != totals["found"] + totals["generated"] + totals["failed"]:
+            raise AssertionError(f"generations wanted do not equal those found, made and failed: {totals}")
+        if totals["failed"] > ledger.max_failed_fraction * totals["generations"]:
+            raise MillError(
+                f"{totals['failed']} of {totals['generations']} generations failed, more than "
+                f"ledger.max_failed_fraction={ledger.max_failed_fraction}: see {run.folder}/quarantine-*.arrow; what was "
+                "generated is in the ledger, run again to try the rest"
+            )
+        totals["thought_tokens"] = totals["thought_tokens_found"] + totals["thought_tokens_now"]
+        augmented = run.manifest(
+            files=[("requests", entry) for entry in request_files]
+            + [("quarantine", entry) for entry in quarantine_files],
+            counts=totals,
+            facts={
+                "models": planner.describe(),
+                "prompts": planner.prompt_versions(),
+                "tiers": _tier_facts(allocation, totals, scored.counts["segments"]),
+                "target_spend": allocation.target_spend,
+                "planned_spend": allocation.planned_spend,
+                "unit": allocation.unit,
+                "planned_tokens": allocation.planned_tokens,
+                "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
+                "warnings": list(allocation.warnings) + planner.warnings(),
+            },
+            rehearsal=_is_rehearsal(scored, planner),
+        )
+        manifest.write(run.output, augmented)
+
+    return finish
+
+
+def _tier_facts(allocation: Allocation, counts: dict[str, int], num_segments: int) -> list[dict[str, Any]]:
+    """What each tier was to get and got; the segments that made no request are those of the tier that skips."""
+    facts = [
+        {
+            "name": tier.name,
+            "segments": counts.get(f"tier.{tier.name}.requests", 0),
+            "generations": counts.get(f"tier.{tier.name}.samples", 0),
+            "planned_segments": tier.segments,
+            "planned_tokens": tier.tokens,
+        }
+        for tier in allocation.tiers
+    ]
+    for tier, fact in zip(allocation.tiers, facts, strict=True):
+        if tier.tokens == 0 and tier.resolution == 0:
+            fact["segments"] = num_segments - counts["requests"]
+    return facts
+
+
+def _is_rehearsal(scored: Manifest, planner: TracePlanner) -> bool:
+    return scored.rehearsal or any(model.engine == "rehearsal" for model in planner.models.values())
+
+
+def _request_key(record: Any) -> str:
+    return record.request_key
+
+
+def _what_decides(model: ModelConfig) -> dict[str, Any]:
+    """The parts of a model's config that can change a text; prices and queue lengths can't."""
+    plain = config_module.to_mapping(model)
+    return {key: plain[key] for key in ("engine", "name", "revision", "max_model_len", "thinking", "engine_args")}

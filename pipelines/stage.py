@@ -1,0 +1,172 @@
+"""What the four stages share: skip what is done, refuse to overwrite by accident, run, and report errors in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.runners.runner import PipelineState
+
+from pipelines import config as config_module
+from pipelines.beam_options import beam_options
+from sharding import manifest, shard_io
+from sharding.errors import MillError, RequestError
+from sharding.manifest import STAGES, Manifest
+from sharding.records import FileEntry
+
+WORKER_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:MillError|RequestError|UnencodableText): (?P<message>.+)$", re.MULTILINE)
+"""How our own errors look in the traceback text that a remote worker sends back."""
+
+WHILE_RUNNING = re.compile(r" \[while running '(?P<step>.*)'\]$", re.DOTALL)
+"""What Beam appends to the message of an exception."""
+
+
+class StageRun:
+    """One stage of one run: its identity, and what its pipeline needs to finish.
+
+    Args:
+        output: the run's output folder.
+        stage: one of `manifest.STAGES`.
+        sections: the parts of the config that decide the stage's result, by name.
+        inputs: what it reads, by name → digest.
+    """
+
+    def __init__(self, output: str, stage: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        self.output, self.stage, self.inputs = output, stage, dict(inputs)
+        self.config = {name: _plain(section) for name, section in sections.items()}
+        self.fingerprint = manifest.fingerprint(stage, self.config, self.inputs)
+        self.folder = manifest.stage_url(output, stage)
+        self.started_at = time.time()
+
+    def manifest(
+        self,
+        *,
+        files: Sequence[tuple[str, FileEntry]],
+        counts: dict[str, Any],
+        facts: dict[str, Any],
+        rehearsal: bool,
+    ) -> Manifest:
+        """The stage's manifest, as of now; `manifest.write` publishes it when everything else is written."""
+        families: dict[str, list[FileEntry]] = {}
+        for family, entry in sorted(files, key=lambda pair: (pair[0], pair[1].name)):
+            families.setdefault(family, []).append(entry)
+        return Manifest(
+            stage=self.stage,
+            format=manifest.FORMAT,
+            fingerprint=self.fingerprint,
+            config=self.config,
+            inputs=self.inputs,
+            files=families,
+            counts=counts,
+            facts=facts,
+            rehearsal=rehearsal,
+            elapsed_s=round(time.time() - self.started_at, 3),
+        )
+
+    def done(self, *, replace: bool) -> Manifest | None:
+        """The manifest of an earlier run of exactly this stage, or None when it has to run.
+
+        Raises:
+            RequestError: the output holds the stage made from another config or other inputs, and not `replace`.
+        """
+        found = manifest.read(self.output, self.stage)
+        if found is None or found.fingerprint == self.fingerprint:
+            return found
+        if not replace:
+            changes = _changes(found.config, self.config) + _changes(found.inputs, self.inputs, "input ")
+            raise RequestError(
+                f"output: {self.folder} holds the stage {self.stage} of another run ({'; '.join(changes[:5])}): "
+                "name another output, or add --replace to make this stage and those after it again "
+                "(the ledger of generations is kept either way)"
+            )
+        return None
+
+    def clear(self) -> None:
+        """Withdraw this stage and the later ones, so that nothing half-made looks finished."""
+        for stage in STAGES[STAGES.index(self.stage) :]:
+            for url in (
+                manifest.manifest_url(self.output, stage),
+                shard_io.join(manifest.stage_url(self.output, stage), manifest.SUCCESS_NAME),
+            ):
+                shard_io.remove(url)
+
+
+def run_stage(
+    run: StageRun,
+    build: Callable[[beam.Pipeline], None],
+    *,
+    beam_args: Sequence[str] = (),
+    replace: bool = False,
+) -> tuple[Manifest, bool]:
+    """Run the stage unless it is done.
+
+    Returns:
+        Its manifest, and whether it ran now.
+
+    Raises:
+        MillError: a step failed; names the step.
+        RequestError: a Beam option is unknown, or the output holds another run's result.
+    """
+    options = beam_options(beam_args)
+    done = run.done(replace=replace)
+    if done is not None:
+        return done, False
+    run.clear()
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline)
+    try:
+        state = pipeline.run().wait_until_finish()
+    except MillError as error:
+        raise _located(error, run.stage) from error
+    except RuntimeError as error:
+        # A worker process sends its exception back as text.
+        if (found := _last(WORKER_ERROR, str(error))) is None:
+            raise
+        raise _located(MillError(found["message"]), run.stage) from error
+    if state not in (None, PipelineState.DONE):
+        raise MillError(f"{run.stage}: the runner ended with {state}: see its log")
+    return manifest.require(run.output, run.stage), True
+
+
+def digest(finished: Manifest) -> str:
+    """What a later stage's fingerprint says of this one: changes when any of its files does."""
+    parts = [finished.fingerprint]
+    parts += [entry.sha256 for family in sorted(finished.files) for entry in finished.files[family]]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _plain(section: Any) -> Any:
+    return section if isinstance(section, str | int | float | None | dict | list) else config_module.to_mapping(section)
+
+
+def _located(error: MillError, stage: str) -> MillError:
+    message = str(error)
+    step = WHILE_RUNNING.search(message)
+    where = f"{stage} ({step['step']})" if step else stage
+    return (
+        type(error)(f"{where}: {WHILE_RUNNING.sub('', message)}")
+        if type(error) in (MillError, RequestError)
+        else (MillError(f"{where}: {WHILE_RUNNING.sub('', message)}"))
+    )
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = None
+    for found in pattern.finditer(text):
+        pass
+    return found
+
+
+def _changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """The differences of two trees as "key: old → new"."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        changes = []
+        for key in sorted({*before, *after}):
+            prefix = f"{path}{key}" if not path or path.endswith(" ") else f"{path}.{key}"
+            changes += _changes(before.get(key), after.get(key), prefix)
+        return changes
+    return [] if before == after else [f"{path}: {before!r} → {after!r}"]

@@ -1,0 +1,78 @@
+"""What a finished run comes to, for the person who ran it: read from the four manifests."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+
+from sharding import card, manifest, shard_io
+from sharding.card import REHEARSAL_NOTICE
+
+
+def render(output: str) -> Group:
+    """The summary of a finished run, as something rich prints."""
+    stages = {stage: manifest.require(output, stage) for stage in manifest.STAGES}
+    scored, augmented, selected, packed = (stages[stage] for stage in manifest.STAGES)
+    tokens = max(1, scored.counts["source_tokens"])
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    counts = scored.counts
+    facts.add_row(
+        "documents",
+        f"{counts['documents']:,} in {counts['segments']:,} segments"
+        + (
+            f"; {counts['quarantined']:,} quarantined ({_reasons(counts, 'quarantined.')})"
+            if counts["quarantined"]
+            else ""
+        ),
+    )
+    facts.add_row("source tokens", f"{counts['source_tokens']:,}")
+    facts.add_row(
+        "difficulty",
+        f"mean {counts.get('surprisal_micronats', 0) / 1e6 / tokens:.2f} nats per token; "
+        f"{counts.get('hard_tokens', 0) / tokens:.0%} of the tokens above "
+        f"{scored.config['difficulty']['threshold_nats']} nats",
+    )
+    facts.add_row("segments per tier", ", ".join(f"{t['name']} {t['segments']:,}" for t in augmented.facts["tiers"]))
+    facts.add_row(
+        "thinking tokens",
+        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {card.amount(augmented.facts)}; "
+        f"{augmented.counts.get('thought_tokens', 0):,} generated; "
+        f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
+    )
+    facts.add_row(
+        "traces",
+        f"{selected.counts['kept']:,} kept of {selected.counts['candidates']:,}"
+        + (f"; rejected: {_reasons(selected.counts, 'rejected.')}" if selected.counts["rejected"] else ""),
+    )
+    shards = packed.files.get("shards", [])
+    total = max(1, packed.counts["rows"] * packed.config["pack"]["sequence_length"])
+    facts.add_row(
+        "shards",
+        f"{len(shards)} with {packed.counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} tokens, "
+        f"{sum(s.size_bytes for s in shards) / 1e6:,.2f} MB, {packed.counts.get('tokens_padding', 0) / total:.1%} padding",
+    )
+    facts.add_row("speed", _speed(stages))
+    if packed.rehearsal:
+        facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+    facts.add_row("look at", f"{shard_io.join(output, 'README.md')} (the dataset card)")
+    facts.add_row("", f'load_dataset("{output}", split="train")')
+    facts.add_row("", f"thoughtmill verify {output}")
+    return Group("", facts)
+
+
+def _reasons(counts: dict[str, int], prefix: str) -> str:
+    return ", ".join(
+        f"{name.removeprefix(prefix)} {n:,}" for name, n in sorted(counts.items()) if name.startswith(prefix)
+    )
+
+
+def _speed(stages: dict[str, manifest.Manifest]) -> str:
+    scored, augmented = stages["score"], stages["augment"]
+    parts = [f"scoring {scored.counts['source_tokens'] / max(scored.elapsed_s, 1e-3):,.0f} source tokens/s"]
+    written, seconds = augmented.counts.get("thought_tokens_now", 0), augmented.elapsed_s
+    if written:
+        parts.append(f"generation {written / max(seconds, 1e-3):,.0f} tokens/s, start of the engine included")
+    parts.append(f"{sum(stage.elapsed_s for stage in stages.values()):,.0f} s in all")
+    return "; ".join(parts)

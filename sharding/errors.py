@@ -1,0 +1,16 @@
+"""The two errors a person sees. The command line turns each into one message and an exit code.
+
+Everything the mill raises on purpose is one of these; anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class MillError(Exception):
+    """The work failed: what failed and where, and what to do about it. Exit code 1."""
+
+    exit_code = 1
+
+
+class RequestError(MillError):
+    """The request was wrong: which key or argument, its value, and what is allowed. Exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,282 @@
+"""Layout: a document and its thoughts as items, each short enough for one training sequence. The first step of pack.
+
+    segments with thoughts ──► parts ──────────────────► pieces ──────────► items
+                               thoughts and the source   parts joined up    ids and types,
+                               they must stand beside    to the length      delimiters in place
+
+A document that fits is one item. A longer one is cut: in plain source wherever a sequence is full, but around a segment
+that has thoughts, so that they stay together. Only when segment and thoughts alone are too long is that source cut too,
+and its thoughts keep as much of it as fits: the tail where thoughts follow, the head where they lead. Only a thought
+that leaves no room for a single source token is itself cut. Nothing is cut without being counted.
+
+A thought in the middle of a segment needs no new rule: split the segment there, and the thought leads the second half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import numpy as np
+
+from sharding.errors import RequestError
+from sharding.records import Item, TokenType
+
+Layout = Literal["after_document", "after_segment", "before_segment"]
+
+
+def _no_tokens() -> np.ndarray:
+    return np.empty(0, np.uint16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delimiters:
+    """What is written around thoughts and after documents, as training token ids; each may be empty.
+
+    Attributes:
+        thought_open, thought_close: (num_tokens,) ids before and after every thought.
+        document_end: (num_tokens,) ids after the last piece of a document.
+    """
+
+    thought_open: np.ndarray = field(default_factory=_no_tokens)
+    thought_close: np.ndarray = field(default_factory=_no_tokens)
+    document_end: np.ndarray = field(default_factory=_no_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentTokens:
+    """A segment as the layout needs it.
+
+    Attributes:
+        input_ids: (num_tokens,) training token ids of the source.
+        thoughts: (num_tokens,) training token ids of each thought, in the order they are to stand.
+    """
+
+    input_ids: np.ndarray
+    thoughts: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutCounts:
+    """What went in, what came out, and what was lost; of one document, or added up.
+
+    Attributes:
+        documents: all of them; `documents_empty` had no source token and gave no item, `documents_cut` gave several.
+        items: pieces that came out.
+        source_cuts: places where a source was cut; `segments_cut` is how many of them lie inside a segment.
+        thoughts: thoughts that are in an item, whole or cut.
+        thoughts_cut: thoughts that lost their end, too long for a sequence of their own.
+        thoughts_dropped: thoughts left out: empty ones, and those without a source token left to stand beside.
+        thought_tokens_lost: tokens of thoughts cut or dropped.
+        source_tokens, thought_tokens, delimiter_tokens: tokens in the items by type.
+    """
+
+    documents: int = 0
+    documents_empty: int = 0
+    documents_cut: int = 0
+    items: int = 0
+    source_cuts: int = 0
+    segments_cut: int = 0
+    thoughts: int = 0
+    thoughts_cut: int = 0
+    thoughts_dropped: int = 0
+    thought_tokens_lost: int = 0
+    source_tokens: int = 0
+    thought_tokens: int = 0
+    delimiter_tokens: int = 0
+
+    def __add__(self, other: LayoutCounts) -> LayoutCounts:
+        return LayoutCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """A segment, or a stretch of one, with the thoughts that must stay beside it."""
+
+    source: np.ndarray
+    thoughts: Sequence[np.ndarray]
+    opens_segment: bool
+
+    def num_tokens(self, wrap: int) -> int:
+        return len(self.source) + _weight(self.thoughts, wrap)
+
+
+def lay_out(
+    doc_id: str,
+    segments: Sequence[SegmentTokens],
+    layout: Layout,
+    delimiters: Delimiters,
+    max_tokens: int,
+    dtype: np.dtype,
+) -> tuple[list[Item], LayoutCounts]:
+    """The items of one document. The source tokens of the items, in order, are exactly those of the segments.
+
+    Args:
+        doc_id: the document.
+        segments: all segments of the document, in order. A document that stays plain comes without thoughts.
+        layout: where thoughts stand: after the source of their piece, or after or before their own segment.
+        delimiters: the ids around thoughts and after the document.
+        max_tokens: tokens of the longest item allowed: the sequence length.
+        dtype: id type of the items.
+
+    Raises:
+        RequestError: the delimiters leave no room in a sequence for one source and one thought token.
+        ValueError: a token id doesn't fit `dtype`.
+    """
+    wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
+    end = len(delimiters.document_end)
+    if max_tokens < wrap + end + 2:
+        raise RequestError(
+            f"pack.sequence_length: {max_tokens} has no room for a source token, a thought token and the {wrap + end} "
+            f"tokens of pack.thought_open, pack.thought_close and pack.document_end; at least {wrap + end + 2} needed"
+        )
+    thoughts_in = [thought for segment in segments for thought in segment.thoughts]
+    filled = [segment for segment in segments if len(segment.input_ids)]
+    parts: list[_Part] = []
+    thoughts_cut = 0
+    for number, segment in enumerate(filled, start=1):
+        room = max_tokens - (end if number == len(filled) else 0)
+        segment_parts = _split(segment, room, wrap, thoughts_lead=layout == "before_segment")
+        thoughts_cut += _num_shortened(segment, segment_parts)
+        parts += segment_parts
+    pieces = _join(parts, max_tokens, wrap, end)
+    items: list[Item] = []
+    source_tokens = 0
+    for number, piece in enumerate(pieces, start=1):
+        document_end = delimiters.document_end if number == len(pieces) else None
+        items.append(_render(doc_id, source_tokens, piece, layout, delimiters, document_end, dtype))
+        source_tokens += sum(len(part.source) for part in piece)
+    placed = [thought for part in parts for thought in part.thoughts]
+    thought_tokens = sum(map(len, placed))
+    return items, LayoutCounts(
+        documents=1,
+        documents_empty=int(not items),
+        documents_cut=int(len(items) > 1),
+        items=len(items),
+        source_cuts=max(0, len(items) - 1),
+        segments_cut=sum(not piece[0].opens_segment for piece in pieces),
+        thoughts=len(placed),
+        thoughts_cut=thoughts_cut,
+        thoughts_dropped=len(thoughts_in) - len(placed),
+        thought_tokens_lost=sum(map(len, thoughts_in)) - thought_tokens,
+        source_tokens=source_tokens,
+        thought_tokens=thought_tokens,
+        delimiter_tokens=sum(len(item.input_ids) for item in items) - source_tokens - thought_tokens,
+    )
+
+
+def _weight(thoughts: Sequence[np.ndarray], wrap: int) -> int:
+    """Tokens of the thoughts with their delimiters, `wrap` tokens each."""
+    return sum(map(len, thoughts)) + wrap * len(thoughts)
+
+
+def _split(segment: SegmentTokens, room: int, wrap: int, thoughts_lead: bool) -> list[_Part]:
+    """The segment as parts: one, if it fits in `room` tokens; else parts with thoughts that do, and a plain rest."""
+    source = segment.input_ids
+    thoughts = [thought[: room - wrap - 1] for thought in segment.thoughts if len(thought)]
+    if not thoughts or len(source) + _weight(thoughts, wrap) <= room:
+        return [_Part(source, thoughts, opens_segment=True)]
+    # From the end where the thoughts stand: each group beside its even share of the source, or what fits of it (a
+    # single group: all that fits), and then the rest of the source.
+    groups = _group(thoughts, room - min(len(source), room // 2), wrap)[: len(source)]
+    shares: list[tuple[int, list[np.ndarray]]] = []
+    rest = len(source)
+    in_order = groups if thoughts_lead else groups[::-1]
+    for groups_left, group in zip(range(len(groups), 0, -1), in_order, strict=True):
+        shares.append((min(-(-rest // groups_left), room - _weight(group, wrap)), group))
+        rest -= shares[-1][0]
+    if rest:
+        shares.append((rest, []))
+    parts: list[_Part] = []
+    start = 0
+    for share, group in shares if thoughts_lead else shares[::-1]:
+        parts.append(_Part(source[start : start + share], group, opens_segment=start == 0))
+        start += share
+    return parts
+
+
+def _group(thoughts: Sequence[np.ndarray], limit: int, wrap: int) -> list[list[np.ndarray]]:
+    """Consecutive thoughts together while they weigh at most `limit`; one that weighs more is alone."""
+    groups: list[list[np.ndarray]] = []
+    for thought in thoughts:
+        if groups and _weight([*groups[-1], thought], wrap) <= limit:
+            groups[-1].append(thought)
+        else:
+            groups.append([thought])
+    return groups
+
+
+def _num_shortened(segment: SegmentTokens, parts: Sequence[_Part]) -> int:
+    """How many of the segment's thoughts are in its parts without their end."""
+    # The placed thoughts are the first of the non-empty ones, in order.
+    placed = [thought for part in parts for thought in part.thoughts]
+    given = [thought for thought in segment.thoughts if len(thought)]
+    return sum(len(short) < len(whole) for short, whole in zip(placed, given, strict=False))
+
+
+def _join(parts: Sequence[_Part], max_tokens: int, wrap: int, end: int) -> list[list[_Part]]:
+    """Consecutive parts together while they fit, plain ones cut to fill; the last piece has room for the end."""
+    pieces: list[list[_Part]] = []
+    room = 0  # left in the open piece
+    for number, whole in enumerate(parts, start=1):
+        part = whole
+        reserved = end if number == len(parts) else 0
+        while part.num_tokens(wrap) + reserved > room:
+            # At least one token goes on to the next piece: the document's end can't stand alone.
+            filling = min(room, len(part.source) - 1)
+            if filling and not part.thoughts:
+                pieces[-1].append(_Part(part.source[:filling], (), part.opens_segment))
+                part = _Part(part.source[filling:], (), opens_segment=False)
+            pieces.append([])
+            room = max_tokens
+        pieces[-1].append(part)
+        room -= part.num_tokens(wrap)
+    return pieces
+
+
+def _render(
+    doc_id: str,
+    source_start: int,
+    piece: Sequence[_Part],
+    layout: Layout,
+    delimiters: Delimiters,
+    document_end: np.ndarray | None,
+    dtype: np.dtype,
+) -> Item:
+    chunks: list[tuple[np.ndarray, TokenType]] = []
+    for part in piece:
+        if layout == "before_segment":
+            chunks += _wrapped(part.thoughts, delimiters)
+        chunks.append((part.source, TokenType.SOURCE))
+        if layout == "after_segment":
+            chunks += _wrapped(part.thoughts, delimiters)
+    if layout == "after_document":
+        for part in piece:
+            chunks += _wrapped(part.thoughts, delimiters)
+    if document_end is not None:
+        chunks.append((document_end, TokenType.DELIMITER))
+    return Item(
+        doc_id=doc_id,
+        source_start=source_start,
+        input_ids=np.concatenate([_as_ids(ids, dtype) for ids, _ in chunks]),
+        token_type=np.repeat(
+            np.array([kind for _, kind in chunks], np.uint8), np.array([len(ids) for ids, _ in chunks])
+        ),
+    )
+
+
+def _wrapped(thoughts: Sequence[np.ndarray], delimiters: Delimiters) -> Iterator[tuple[np.ndarray, TokenType]]:
+    for thought in thoughts:
+        yield delimiters.thought_open, TokenType.DELIMITER
+        yield thought, TokenType.THOUGHT
+        yield delimiters.thought_close, TokenType.DELIMITER
+
+
+def _as_ids(ids: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if ids.dtype == dtype:
+        return ids
+    # numpy would wrap an id that is too large around to another token.
+    if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(dtype).max):
+        raise ValueError(f"token ids {ids.min()} to {ids.max()} don't fit {dtype}")
+    return ids.astype(dtype)

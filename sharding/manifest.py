@@ -1,0 +1,107 @@
+"""Manifests: what a stage has finished, from what, and with which bytes.
+
+A stage's folder holds a MANIFEST.json only when the stage is complete; readers go by it and never by a listing. Its
+`fingerprint` is a hash of the stage's part of the config and of its inputs, so a stage that is asked for again with
+the same fingerprint is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import msgspec
+
+from sharding import shard_io
+from sharding.errors import MillError
+from sharding.records import FileEntry
+
+MANIFEST_NAME = "MANIFEST.json"
+SUCCESS_NAME = "_SUCCESS"
+FORMAT = 1
+"""Version of the layout of manifests and parts; part of every fingerprint."""
+
+STAGES = ("score", "augment", "select", "pack")
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The finished result of one stage.
+
+    Attributes:
+        stage: "score", "augment", "select" or "pack".
+        format: version of this layout.
+        fingerprint: hash of `config` and `inputs`.
+        config: the stage's part of the resolved config.
+        inputs: what it was made from: name → fingerprint.
+        files: its files by family, such as {"segments": [...], "quarantine": [...]}.
+        counts: totals a reader needs: documents, tokens, reasons.
+        facts: everything else the card tells: models, versions, histograms.
+        rehearsal: whether a rehearsal scorer or engine touched it: not for training.
+        elapsed_s: wall seconds of the run that made it; not part of the fingerprint.
+    """
+
+    stage: str
+    format: int
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, list[FileEntry]]
+    counts: dict[str, Any]
+    facts: dict[str, Any]
+    rehearsal: bool
+    elapsed_s: float
+
+
+def fingerprint(stage: str, config: dict[str, Any], inputs: dict[str, str]) -> str:
+    """The hash a stage is recognised by: 32 hex digits."""
+    canonical = json.dumps([FORMAT, stage, config, inputs], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def stage_url(output: str, stage: str) -> str:
+    """The folder of a stage: pack's result is the output itself, the others lie under `stages/`."""
+    return output.rstrip("/") if stage == "pack" else shard_io.join(output, "stages", stage)
+
+
+def manifest_url(output: str, stage: str) -> str:
+    """Where the stage's manifest is."""
+    return shard_io.join(stage_url(output, stage), MANIFEST_NAME)
+
+
+def write(output: str, manifest: Manifest) -> None:
+    """Publish the manifest: the last act of a stage (pack adds `_SUCCESS` after it)."""
+    shard_io.write_json(manifest_url(output, manifest.stage), msgspec.to_builtins(manifest))
+
+
+def read(output: str, stage: str) -> Manifest | None:
+    """The stage's manifest, or None when the stage hasn't finished.
+
+    Raises:
+        MillError: there is a manifest but it cannot be understood.
+    """
+    url = manifest_url(output, stage)
+    if not shard_io.exists(url):
+        return None
+    try:
+        return msgspec.json.decode(shard_io.read_bytes(url), type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise MillError(f"{url} is not a manifest of this version: {error}") from error
+
+
+def require(output: str, stage: str) -> Manifest:
+    """The stage's manifest.
+
+    Raises:
+        MillError: the stage hasn't finished.
+    """
+    found = read(output, stage)
+    if found is None:
+        raise MillError(f"{manifest_url(output, stage)} is missing: run `thoughtmill {stage}` first")
+    return found
+
+
+def file_urls(output: str, manifest: Manifest, family: str) -> list[str]:
+    """The URLs of one family of the manifest's files."""
+    base = stage_url(output, manifest.stage)
+    return [shard_io.join(base, entry.name) for entry in manifest.files.get(family, [])]

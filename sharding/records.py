@@ -1,0 +1,484 @@
+"""Record types and their Arrow schemas: the contract between the stages.
+
+A record travels between workers as compact bytes (`encode`/`decode`, registered as a Beam coder in
+`sharding.transforms`) and rests on disk as rows of Arrow record batches (`to_batch`/`from_batch`). Per-token data is
+always a numpy array, never a list of Python numbers.
+
+    Document ──► ScoredSegment ──► Request ──► LedgerRow ──► Candidate ──► Item ──► Row
+    (text)       (score)           (augment)   (ledger)      (select)      (pack)   (pack)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from sharding.errors import MillError
+
+
+class TokenType(IntEnum):
+    """What a token of a training sequence is; the values of the `token_type` column."""
+
+    PADDING = 0
+    SOURCE = 1
+    THOUGHT = 2
+    DELIMITER = 3
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, eq=False, array_like=True):
+    """Base of every record: immutable, compared by its encoded bytes."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and encode(self) == encode(other)  # type: ignore[arg-type]
+
+    def __hash__(self) -> int:
+        return hash(encode(self))
+
+
+class Document(Record, frozen=True, kw_only=True, eq=False):
+    """One source record.
+
+    Attributes:
+        doc_id: unique in the run: the source's id, or the content hash where there is none.
+        text: the source text; valid Unicode without lone surrogates.
+        origin: where it was read, as "path:line" or "path:row".
+        metadata: the carried columns as a JSON object, or None.
+    """
+
+    doc_id: str
+    text: str
+    origin: str
+    metadata: str | None = None
+
+
+class Quarantined(Record, frozen=True, kw_only=True, eq=False):
+    """A record that could not go on, with the reason. Documents in = documents out + quarantined.
+
+    Attributes:
+        stage: the stage that refused it.
+        origin: "path:line" of a source record, or the key of a generation request.
+        doc_id: the document's id where one is known.
+        reason: a short stable name, such as "invalid_utf8".
+        detail: the error in words.
+        excerpt: the first bytes of the payload as text, undecodable bytes escaped.
+    """
+
+    stage: str
+    origin: str
+    reason: str
+    detail: str
+    doc_id: str | None = None
+    excerpt: str = ""
+
+
+class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A span of a document with the difficulty of each of its training tokens.
+
+    The segments of a document, in order, hold exactly the training tokens of its text; a segment starts and ends at a
+    character boundary, so its tokens decode to valid text.
+
+    Attributes:
+        segment_index: position within the document, from 0.
+        num_segments: how many segments the document has.
+        token_start: index within the document of the segment's first token.
+        input_ids: (num_tokens,) uint16 or uint32, training token ids.
+        surprisal_nats: (num_tokens,) float16, -ln p of each token under the scorer.
+        entropy_nats: (num_tokens,) float16, entropy of the scorer's prediction of each token.
+        difficulty_nats: the segment's difficulty mass: sum over tokens of the nats above the threshold.
+        metadata: the document's carried columns as JSON, on segment 0 only.
+    """
+
+    doc_id: str
+    segment_index: int
+    num_segments: int
+    token_start: int
+    input_ids: np.ndarray
+    surprisal_nats: np.ndarray
+    entropy_nats: np.ndarray
+    difficulty_nats: float
+    metadata: str | None = None
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class Request(Record, frozen=True, kw_only=True, eq=False):
+    """The thinking one segment asks for: `samples` generations of one prompt by one model.
+
+    Attributes:
+        request_key: hash of all that decides the text (model, prompt token ids, sampling), without the sample index;
+            segments with equal keys share their generations.
+        samples: how many generations are wanted; sample i has the ledger key `sample_key(request_key, i)`.
+        max_tokens: cap on the tokens of one generation.
+        expected_tokens: tokens one generation is expected to take; orders the queue and prices the plan.
+        prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; empty in stored parts.
+    """
+
+    doc_id: str
+    segment_index: int
+    tier: str
+    model: str
+    prompt: str
+    request_key: str
+    samples: int
+    max_tokens: int
+    expected_tokens: float
+    prompt_tokens: int
+    prompt_token_ids: np.ndarray
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
+    """One finished generation; never changed once written.
+
+    Attributes:
+        key: `sample_key(request_key, sample)`.
+        segment_id: the segment it was first made for.
+        model, revision, engine, engine_version: what generated it; `model` is the name from the config's model, and
+            `engine` the engine family ("vllm", "rehearsal", ...).
+        prompt, prompt_version: the prompt template.
+        text: the generated text, special tokens left out.
+        thought_tokens: how many tokens were generated.
+        token_ids: (thought_tokens,) uint32, generator token ids.
+        sum_logprobs: sum of ln p of the generated tokens under the generator's sampling distribution, or None.
+        finish_reason: as the engine said: "stop" or "length".
+        closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither).
+        wall_s: seconds from submission to completion.
+        finished_at: Unix time in seconds.
+    """
+
+    key: str
+    request_key: str
+    sample: int
+    segment_id: str
+    tier: str
+    model: str
+    revision: str
+    engine: str
+    engine_version: str
+    prompt: str
+    prompt_version: str
+    text: str
+    thought_tokens: int
+    token_ids: np.ndarray
+    sum_logprobs: float | None
+    finish_reason: str
+    closed: str
+    prompt_tokens: int
+    wall_s: float
+    finished_at: float
+
+
+class Candidate(Record, frozen=True, kw_only=True, eq=False):
+    """A trace considered for a segment: kept, or rejected with its reasons.
+
+    Attributes:
+        key: the ledger key.
+        thought_tokens: tokens the generator wrote, in its own tokenizer.
+        text: the trace as it enters training, markers stripped.
+        input_ids: (num_tokens,) training token ids of `text`, encoded as plain text.
+        value_nats: what the trace is worth, or None when `value: none`.
+        kept: whether it goes into the corpus.
+        reasons: every reason against it, the first one first; empty when kept.
+    """
+
+    doc_id: str
+    segment_index: int
+    key: str
+    sample: int
+    tier: str
+    model: str
+    prompt: str
+    closed: str
+    thought_tokens: int
+    text: str
+    input_ids: np.ndarray
+    value_nats: float | None
+    kept: bool
+    reasons: list[str]
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class Item(Record, frozen=True, kw_only=True, eq=False):
+    """A document, or a piece of one, laid out with its thoughts: what packing never tears.
+
+    Attributes:
+        source_start: index within the document of the item's first source token.
+        input_ids: (num_tokens,) uint16 or uint32.
+        token_type: (num_tokens,) uint8, values of `TokenType`.
+    """
+
+    doc_id: str
+    source_start: int
+    input_ids: np.ndarray
+    token_type: np.ndarray
+
+
+class Row(Record, frozen=True, kw_only=True, eq=False):
+    """One packed training sequence of exactly `sequence_length` tokens.
+
+    Attributes:
+        input_ids: (sequence_length,) uint16 or uint32; padding is id 0 with token type 0.
+        token_type: (sequence_length,) uint8, values of `TokenType`.
+        seq_lengths: (num_items,) int32, tokens of each item in the row; what remains is padding.
+        doc_ids: the document of each item.
+        source_starts: (num_items,) int64, index within its document of each item's first source token; puts the
+            pieces of a document that was cut back in order.
+    """
+
+    input_ids: np.ndarray
+    token_type: np.ndarray
+    seq_lengths: np.ndarray
+    doc_ids: list[str]
+    source_starts: np.ndarray
+
+
+class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
+    """What a manifest says of one file.
+
+    Attributes:
+        name: path relative to the stage's folder.
+        size_bytes: length of the file.
+        sha256: hex digest of its bytes.
+        rows: number of records.
+        tokens: counts of the tokens in it by kind, such as {"source": 900, "thought": 80}.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+    rows: int
+    tokens: dict[str, int] = {}
+
+
+def segment_id(doc_id: str, segment_index: int) -> str:
+    """The id of a segment: its document's id and its position."""
+    return f"{doc_id}#{segment_index}"
+
+
+def sample_key(request_key: str, sample: int) -> str:
+    """The ledger key of one sample of a request."""
+    return f"{request_key}-{sample}"
+
+
+# --- bytes, for the way between workers -------------------------------------------------------------------------------
+
+
+def _to_builtin(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [value.dtype.str, value.tobytes()]
+    raise NotImplementedError(f"records hold no {type(value)}")
+
+
+def _from_builtin(kind: type, value: Any) -> Any:
+    if kind is np.ndarray:
+        dtype, data = value
+        return np.frombuffer(data, dtype=dtype)
+    raise NotImplementedError(f"records hold no {kind}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_builtin)
+_decoders: dict[type, msgspec.msgpack.Decoder] = {}
+
+R = TypeVar("R", bound=Record)
+
+
+def encode(record: Record) -> bytes:
+    """The record as compact bytes; equal records give equal bytes."""
+    return _encoder.encode(record)
+
+
+def decode(kind: type[R], data: bytes) -> R:
+    """The record of type `kind` that `encode` turned into `data`. Its arrays are read-only views."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind, dec_hook=_from_builtin)
+    return decoder.decode(data)
+
+
+# --- Arrow, for the way to disk ---------------------------------------------------------------------------------------
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest id type that holds the vocabulary: uint16 up to 65,536 entries, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def token_arrow_type(vocab_size: int) -> pa.DataType:
+    """`token_dtype` as an Arrow type."""
+    return pa.from_numpy_dtype(token_dtype(vocab_size))
+
+
+def _schema(*fields: tuple[str, pa.DataType], nullable: Sequence[str] = ()) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in fields])
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", kind, nullable=False))
+
+
+def segment_schema(vocab_size: int) -> pa.Schema:
+    """Schema of the scored parts: 6 bytes per token with 16-bit ids, before compression."""
+    return _schema(
+        ("doc_id", pa.string()),
+        ("segment_index", pa.int32()),
+        ("num_segments", pa.int32()),
+        ("token_start", pa.int64()),
+        ("input_ids", _list(token_arrow_type(vocab_size))),
+        ("surprisal_nats", _list(pa.float16())),
+        ("entropy_nats", _list(pa.float16())),
+        ("difficulty_nats", pa.float64()),
+        ("metadata", pa.string()),
+        nullable=["metadata"],
+    )
+
+
+QUARANTINE_SCHEMA = _schema(
+    ("stage", pa.string()),
+    ("origin", pa.string()),
+    ("reason", pa.string()),
+    ("detail", pa.string()),
+    ("doc_id", pa.string()),
+    ("excerpt", pa.string()),
+    nullable=["doc_id"],
+)
+
+REQUEST_SCHEMA = _schema(
+    ("doc_id", pa.string()),
+    ("segment_index", pa.int32()),
+    ("tier", pa.string()),
+    ("model", pa.string()),
+    ("prompt", pa.string()),
+    ("request_key", pa.string()),
+    ("samples", pa.int32()),
+    ("max_tokens", pa.int32()),
+    ("expected_tokens", pa.float64()),
+    ("prompt_tokens", pa.int32()),
+)
+
+LEDGER_SCHEMA = _schema(
+    ("key", pa.string()),
+    ("request_key", pa.string()),
+    ("sample", pa.int32()),
+    ("segment_id", pa.string()),
+    ("tier", pa.string()),
+    ("model", pa.string()),
+    ("revision", pa.string()),
+    ("engine", pa.string()),
+    ("engine_version", pa.string()),
+    ("prompt", pa.string()),
+    ("prompt_version", pa.string()),
+    ("text", pa.string()),
+    ("thought_tokens", pa.int32()),
+    ("token_ids", _list(pa.uint32())),
+    ("sum_logprobs", pa.float64()),
+    ("finish_reason", pa.string()),
+    ("closed", pa.string()),
+    ("prompt_tokens", pa.int32()),
+    ("wall_s", pa.float64()),
+    ("finished_at", pa.float64()),
+    nullable=["sum_logprobs"],
+)
+
+
+def candidate_schema(vocab_size: int) -> pa.Schema:
+    """Schema of the kept and the rejected parts."""
+    return _schema(
+        ("doc_id", pa.string()),
+        ("segment_index", pa.int32()),
+        ("key", pa.string()),
+        ("sample", pa.int32()),
+        ("tier", pa.string()),
+        ("model", pa.string()),
+        ("prompt", pa.string()),
+        ("closed", pa.string()),
+        ("thought_tokens", pa.int32()),
+        ("text", pa.string()),
+        ("input_ids", _list(token_arrow_type(vocab_size))),
+        ("value_nats", pa.float64()),
+        ("kept", pa.bool_()),
+        ("reasons", _list(pa.string())),
+        nullable=["value_nats"],
+    )
+
+
+def row_schema(sequence_length: int, vocab_size: int) -> pa.Schema:
+    """Schema of the shards."""
+    ids = pa.field("item", token_arrow_type(vocab_size), nullable=False)
+    types = pa.field("item", pa.uint8(), nullable=False)
+    return _schema(
+        ("input_ids", pa.list_(ids, sequence_length)),
+        ("token_type", pa.list_(types, sequence_length)),
+        ("seq_lengths", _list(pa.int32())),
+        ("doc_ids", _list(pa.string())),
+        ("source_starts", _list(pa.int64())),
+    )
+
+
+def to_batch(records: Sequence[Record], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows of `schema` from records that have its columns as attributes; other attributes are left out.
+
+    Raises:
+        MillError: a value doesn't fit its column, such as a token id too large for the id type.
+    """
+    return pa.RecordBatch.from_arrays([_column(records, field) for field in schema], schema=schema)
+
+
+def _column(records: Sequence[Record], field: pa.Field) -> pa.Array:
+    values = [getattr(record, field.name) for record in records]
+    is_list = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    try:
+        if not is_list or not values or not isinstance(values[0], np.ndarray):
+            return pa.array(values, type=field.type)
+        flat = pa.array(np.concatenate(values)).cast(field.type.value_type)
+        if pa.types.is_fixed_size_list(field.type):
+            return pa.FixedSizeListArray.from_arrays(flat, type=field.type)
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), flat, type=field.type)
+    except (pa.ArrowException, OverflowError) as error:
+        raise MillError(f"column {field.name}: a value does not fit {field.type}: {error}") from error
+
+
+def from_batch(kind: type[R], batch: pa.RecordBatch) -> Iterator[R]:
+    """The rows of a batch as records. Columns absent from the batch become empty arrays or their type's zero.
+
+    Absent columns are how a reader leaves the bulk unread: see `shard_io.read_records(columns=...)`.
+    """
+    hints = get_type_hints(kind)
+    columns = {
+        name: _values(batch.column(name), hints[name]) if name in batch.schema.names else None
+        for name in kind.__struct_fields__
+    }
+    absent = {name: _zero(hints[name]) for name, values in columns.items() if values is None}
+    present = {name: values for name, values in columns.items() if values is not None}
+    for i in range(batch.num_rows):
+        yield kind(**absent, **{name: values[i] for name, values in present.items()})
+
+
+def _values(column: pa.Array, hint: Any) -> Sequence[Any]:
+    if hint is not np.ndarray:
+        return column.to_pylist()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if pa.types.is_fixed_size_list(column.type):
+        return flat.reshape(len(column), column.type.list_size)
+    offsets = column.offsets.to_numpy() - column.offsets[0].as_py()
+    return [flat[offsets[i] : offsets[i + 1]] for i in range(len(column))]
+
+
+def _zero(hint: Any) -> Any:
+    if hint is np.ndarray:
+        return np.empty(0, np.uint32)
+    kind = get_origin(hint) or hint
+    return kind() if kind in (str, int, float, bool, list, dict) else None

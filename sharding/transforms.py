@@ -1,0 +1,330 @@
+"""Beam transforms of the sharding package: coders, reading and writing parts, counting, joining, packing.
+
+They only wire: what happens to a record is in the pure modules next door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+from apache_beam import coders
+from apache_beam.typehints import KV
+
+from sharding import order, records, shard_io
+from sharding.packing import PackConfig, pack_rows, padding_row
+from sharding.records import FileEntry, Item, Record, Row, TokenType
+
+R = TypeVar("R", bound=Record)
+
+
+class RecordCoder(coders.Coder):
+    """Carries a record between workers as the bytes of `records.encode`."""
+
+    def __init__(self, kind: type[Record]) -> None:
+        self._kind = kind
+
+    def encode(self, value: Record) -> bytes:
+        return records.encode(value)
+
+    def decode(self, encoded: bytes) -> Record:
+        return records.decode(self._kind, encoded)
+
+    def is_deterministic(self) -> bool:
+        return True
+
+    def to_type_hint(self) -> type[Record]:
+        return self._kind
+
+    @classmethod
+    def from_type_hint(cls, typehint: type[Record], registry: Any) -> RecordCoder:
+        return cls(typehint)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RecordCoder) and self._kind is other._kind
+
+    def __hash__(self) -> int:
+        return hash(self._kind)
+
+
+for _kind in Record.__subclasses__():
+    coders.registry.register_coder(_kind, RecordCoder)
+
+
+class ReadParts(beam.PTransform):
+    """The records of Arrow part files, in no particular order.
+
+    Args:
+        urls: the files, from a manifest.
+        kind: the record type.
+        columns: the columns wanted; all when absent.
+    """
+
+    def __init__(self, urls: Iterable[str], kind: type[Record], columns: Iterable[str] | None = None) -> None:
+        super().__init__()
+        self._urls, self._kind = sorted(urls), kind
+        self._columns = None if columns is None else tuple(columns)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Files" >> beam.Create(self._urls, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMap(shard_io.read_records, self._kind, self._columns).with_output_types(self._kind)
+        )
+
+
+class WriteParts(beam.PTransform):
+    """Writes records as Arrow parts whose bytes depend on the records alone, and gives their `FileEntry`s.
+
+    A record's part is chosen by a hash of its partition key and the records of a part are sorted, so neither the
+    bundling nor the number of workers shows; a retried bundle writes the same bytes over the same name. One part is
+    held in memory at a time.
+
+    Args:
+        folder: URL of the stage's folder.
+        family: file name prefix and the manifest's family, such as "segments".
+        schema: the columns.
+        num_parts: how many parts at most; a part without records is not written.
+        partition_key: the string whose hash chooses the part.
+        sort_key: order within a part; must tell any two records apart.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        family: str,
+        schema: pa.Schema,
+        *,
+        kind: type[Record],
+        num_parts: int,
+        partition_key: Callable[[Any], str],
+        sort_key: Callable[[Any], Any],
+    ) -> None:
+        super().__init__()
+        self._folder, self._family, self._schema, self._kind = folder, family, schema, kind
+        self._num_parts, self._partition_key, self._sort_key = num_parts, partition_key, sort_key
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        partition_key, num_parts = self._partition_key, self._num_parts
+        return (
+            pcoll
+            | "Partition"
+            >> beam.Map(lambda r: (order.partition_of(partition_key(r), num_parts), r)).with_output_types(
+                KV[int, self._kind]
+            )
+            | "Group" >> beam.GroupByKey()
+            | "Write" >> beam.Map(self._write).with_output_types(FileEntry)
+        )
+
+    def _write(self, part: tuple[int, Iterable[Record]]) -> FileEntry:
+        index, members = part
+        name = part_name(self._family, index, self._num_parts)
+        members = sorted(members, key=self._sort_key)
+        return shard_io.write_part(shard_io.join(self._folder, name), members, self._schema, name=name)
+
+
+def part_name(family: str, index: int, num_parts: int) -> str:
+    """File name of a part, such as "segments-00003-of-00016.arrow"."""
+    return f"{family}-{index:05d}-of-{num_parts:05d}.arrow"
+
+
+class SumCountsCombineFn(beam.CombineFn):
+    """Adds up mappings of name → integer; integers, so that no order of addition shows."""
+
+    def create_accumulator(self) -> dict[str, int]:
+        return {}
+
+    def add_input(self, total: dict[str, int], counts: Mapping[str, int]) -> dict[str, int]:
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
+        return total
+
+    def merge_accumulators(self, totals: Iterable[dict[str, int]]) -> dict[str, int]:
+        merged: dict[str, int] = {}
+        for counts in totals:
+            self.add_input(merged, counts)
+        return merged
+
+    def extract_output(self, total: dict[str, int]) -> dict[str, int]:
+        return dict(sorted(total.items()))
+
+
+class GroupRecords(beam.PTransform):
+    """Joins collections of (key, record) by key into (key, {name: [records]}).
+
+    The records travel as tagged bytes: Beam's own co-grouping would pickle them.
+
+    Args:
+        kinds: name of each input collection → its record type.
+    """
+
+    def __init__(self, **kinds: type[Record]) -> None:
+        super().__init__()
+        self._kinds = kinds
+
+    def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
+        kinds = list(self._kinds.items())
+        tagged = [
+            pcolls[name] | f"Tag {name}" >> beam.MapTuple(_tagger(tag)).with_output_types(KV[str, bytes])
+            for tag, (name, _) in enumerate(kinds)
+        ]
+
+        def sort_out(key: str, values: Iterable[bytes]) -> tuple[str, dict[str, list[Record]]]:
+            groups: dict[str, list[Record]] = {name: [] for name, _ in kinds}
+            for data in values:
+                name, kind = kinds[data[0]]
+                groups[name].append(records.decode(kind, data[1:]))
+            return key, groups
+
+        return tagged | beam.Flatten() | "Group" >> beam.GroupByKey() | "Sort out" >> beam.MapTuple(sort_out)
+
+
+def _tagger(tag: int) -> Callable[[str, Record], tuple[str, bytes]]:
+    prefix = bytes([tag])
+    return lambda key, record: (key, prefix + records.encode(record))
+
+
+class WriteOnce(beam.PTransform):
+    """Runs `write(**values)` exactly when everything it is given is complete: the last act of a stage.
+
+    Args:
+        write: called once, with each collection of `lists` as a list and each of `singles` as its only element.
+    """
+
+    def __init__(
+        self,
+        write: Callable[..., None],
+        *,
+        lists: Mapping[str, beam.PCollection],
+        singles: Mapping[str, beam.PCollection],
+    ) -> None:
+        super().__init__()
+        self._write = write
+        self._lists, self._singles = dict(lists), dict(singles)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        write = self._write
+
+        def finish(_: None, **values: Any) -> Iterator[None]:
+            write(**{name: list(value) if name in list_names else value for name, value in values.items()})
+            return iter(())
+
+        list_names = set(self._lists)
+        sides: dict[str, Any] = {name: beam.pvalue.AsIter(values) for name, values in self._lists.items()}
+        sides |= {name: beam.pvalue.AsSingleton(value) for name, value in self._singles.items()}
+        return pipeline | "Once" >> beam.Create([None]) | "Finish" >> beam.FlatMap(finish, **sides)
+
+
+ShardRow = KV[int, KV[int, Row]]
+"""(shard, (index in the shard, row))."""
+
+
+class PackShards(beam.PTransform):
+    """Packs items into shards of equal rows and writes them.
+
+    Items are grouped by provisional shard, packed and shuffled there; then the few rows that make shards unequal
+    move, and every shard is written whole. One shard is held in memory at a time.
+
+    Args:
+        folder: URL the shards go to; a shard's name is relative to it.
+        config: the `pack` section.
+        splits: name of each split → number of its shards.
+        schema: the columns of a shard.
+        dtype: id type.
+
+    Returns:
+        The collection of ("shards", FileEntry).
+    """
+
+    def __init__(
+        self, folder: str, config: PackConfig, splits: Mapping[str, int], schema: pa.Schema, dtype: np.dtype
+    ) -> None:
+        super().__init__()
+        self._folder, self._config, self._schema, self._dtype = folder, config, schema, dtype
+        self._splits = dict(splits)
+        # The shards of all splits are numbered through; `_first` is where a split's begin.
+        self._shards = [(split, shard) for split, count in splits.items() for shard in range(count)]
+        self._first = {split: self._shards.index((split, 0)) for split in splits}
+
+    def expand(self, items: beam.PCollection) -> beam.PCollection:
+        provisional = (
+            items
+            | "To shards" >> beam.Map(self._provisional).with_output_types(KV[int, Item])
+            | "Group items" >> beam.GroupByKey()
+            | "Pack" >> beam.FlatMap(self._pack).with_output_types(ShardRow)
+        )
+        balances = beam.pvalue.AsSingleton(
+            provisional
+            | "Each row" >> beam.MapTuple(lambda shard, _: (shard, 1)).with_output_types(KV[int, int])
+            | "Rows per shard" >> beam.CombinePerKey(sum)
+            | "Together" >> beam.combiners.ToDict()
+            | "Balances" >> beam.Map(self._balances)
+        )
+        placed = provisional | "Place" >> beam.Map(self._place, balances=balances).with_output_types(ShardRow)
+        # A shard that gets no row at all is still written, with its padding.
+        every_shard = (
+            items.pipeline
+            | "Every shard" >> beam.Create(range(len(self._shards)), reshuffle=False)
+            | "Empty" >> beam.Map(_nothing).with_output_types(ShardRow)
+        )
+        return (
+            (placed, every_shard)
+            | beam.Flatten()
+            | "Group rows" >> beam.GroupByKey()
+            | "Write" >> beam.FlatMap(self._write, balances=balances).with_output_types(FileEntry)
+        )
+
+    def _provisional(self, item: Item) -> tuple[int, Item]:
+        split = order.split_of(item.doc_id, self._config.validation_fraction)
+        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id), self._splits[split])
+        return self._first[split] + shard, item
+
+    def _pack(self, group: tuple[int, Iterable[Item]]) -> Iterator[tuple[int, tuple[int, Row]]]:
+        shard, items = group
+        config = self._config
+        ordered = order.sort_items(items, config.seed)
+        rows = list(pack_rows(ordered, config.sequence_length, window_items=config.window_items))
+        for index, row in enumerate(order.shuffle_rows(rows, config.seed, shard)):
+            yield shard, (index, row)
+
+    def _balances(self, rows_per_shard: Mapping[int, int]) -> dict[str, order.Balance]:
+        return {
+            split: order.Balance([rows_per_shard.get(self._first[split] + shard, 0) for shard in range(count)])
+            for split, count in self._splits.items()
+        }
+
+    def _place(
+        self, element: tuple[int, tuple[int, Row]], balances: Mapping[str, order.Balance]
+    ) -> tuple[int, tuple[int, Row]]:
+        shard, (index, row) = element
+        split, number = self._shards[shard]
+        final, position = balances[split].place(number, index)
+        return self._first[split] + final, (position, row)
+
+    def _write(
+        self, group: tuple[int, Iterable[tuple[int, Row]]], balances: Mapping[str, order.Balance]
+    ) -> Iterator[FileEntry]:
+        shard, placed = group
+        split, number = self._shards[shard]
+        balance = balances[split]
+        if not balance.rows_per_shard:
+            return
+        rows = [row for position, row in sorted(placed, key=lambda pair: pair[0]) if position >= 0]
+        if number in balance.padding_shards:
+            rows.append(padding_row(self._config.sequence_length, self._dtype))
+        name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
+        url = shard_io.join(self._folder, name)
+        entry = shard_io.write_part(url, rows, self._schema, name=name, zstd_level=self._config.zstd_level)
+        kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in rows)
+        tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
+        yield msgspec.structs.replace(entry, tokens=tokens)
+
+
+def _nothing(shard: int) -> tuple[int, tuple[int, Row]]:
+    """A place holder that brings a shard into being."""
+    return shard, (-1, padding_row(0, np.dtype(np.uint16)))

@@ -1,0 +1,90 @@
+"""Fixtures shared by the suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Machines that run this are shared: an example that takes long is not a failure.
+settings.register_profile("mill", deadline=None, derandomize=True)
+settings.load_profile("mill")
+
+SMALL_MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def small_model() -> str:
+    """Folder of the real small model, fetched once."""
+    from pipelines import models
+
+    return str(models.fetch(SMALL_MODEL))
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a byte-level BPE tokenizer trained here, with chat and thinking control tokens; spells every byte."""
+    from pydoc_data.topics import topics
+
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:20]], trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    folder = tmp_path_factory.mktemp("byte-tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return str(folder)
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[[Iterable[Any]], str]:
+    """Writes records as JSON lines (a str or bytes record as it is) and gives the path."""
+
+    def write(records: Iterable[Any], name: str = "source.jsonl") -> str:
+        path = tmp_path / name
+        with path.open("wb") as file:
+            for record in records:
+                line = record if isinstance(record, bytes) else json.dumps(record).encode()
+                file.write(line + b"\n")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def rehearsal_config(tmp_path: Path, byte_tokenizer: str) -> Callable[..., dict[str, Any]]:
+    """A whole config without a model, as a mapping; keyword arguments replace sections."""
+
+    def make(source: str, **sections: Any) -> dict[str, Any]:
+        return {
+            "source": {"path": source, "id_field": "id"},
+            "output": str(tmp_path / "out"),
+            "tokenizer": byte_tokenizer,
+            "difficulty": {"scorer": "rehearsal", "segment_tokens": 64},
+            "models": {"pretend": {"engine": "rehearsal", "name": "pretend"}},
+            "budget": {
+                "thinking_tokens_per_source_token": 0.5,
+                "tiers": [
+                    {"name": "skip"},
+                    {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 48},
+                    {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 128, "samples": 2},
+                ],
+            },
+            "pack": {"sequence_length": 512, "num_shards": 2},
+            **sections,
+        }
+
+    return make

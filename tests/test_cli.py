@@ -1,0 +1,113 @@
+"""The command line as a person meets it: exit codes, messages, start-up time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+THOUGHTMILL = [sys.executable, "-m", "pipelines.cli"]
+
+
+def thoughtmill(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [*THOUGHTMILL, *arguments], capture_output=True, text=True, check=False, env=environment, **kwargs
+    )
+
+
+@pytest.fixture
+def config_file(
+    tmp_path: Path, write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> Callable[..., str]:
+    source = write_jsonl([{"id": str(i), "text": f"Document {i}. " * 40} for i in range(8)])
+
+    def write(**sections: Any) -> str:
+        path = tmp_path / "mill.yaml"
+        path.write_text(yaml.safe_dump(rehearsal_config(source, **sections)))
+        return str(path)
+
+    return write
+
+
+def test_run_verify_status_and_the_second_run(config_file: Callable[..., str], tmp_path: Path) -> None:
+    config = config_file()
+    first = thoughtmill("run", config)
+    assert first.returncode == 0, first.stderr
+    assert "documents" in first.stdout and "8 in" in first.stdout and "rehearsal: not for training" in first.stdout
+    second = thoughtmill("run", config)
+    assert second.returncode == 0 and "Everything was done already" in second.stdout
+    output = str(tmp_path / "out")
+    assert thoughtmill("verify", output).returncode == 0
+    status = thoughtmill("status", output, "--json")
+    found = json.loads(status.stdout)
+    assert found["complete"] and found["rehearsal"] and set(found["stages"].values()) == {"done"}
+    assert found["generation"]["generations"] > 0
+
+
+def test_verify_notices_any_changed_byte(config_file: Callable[..., str], tmp_path: Path) -> None:
+    assert thoughtmill("run", config_file()).returncode == 0
+    shard = next((tmp_path / "out" / "data").glob("*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    checked = thoughtmill("verify", str(tmp_path / "out"), "--json")
+    assert checked.returncode == 1
+    [problem] = json.loads(checked.stdout)["problems"]
+    assert shard.name in problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "absent.yaml"], 2, "absent.yaml"),
+        (["run", "{config}", "--set", "pack.sequence_length=7"], 2, "pack.sequence_length"),
+        (["run", "{config}", "--set", "nonsense"], 2, "--set"),
+        (["run", "{config}", "--", "--no_such_option=1"], 2, "no_such_option"),
+        (["run", "{config}", "--", "stray"], 2, "stray"),
+        (["run", "{config}", "--set", "source.path=/nowhere/*.jsonl"], 2, "source.path"),
+        (["run", "{config}", "--set", "tokenizer=./no-such-folder"], 1, "no-such-folder"),
+        (["run", "{config}", "--set", "budget.thinking_tokens_per_source_token=1e6"], 2, "thinking_tokens_per_source"),
+        (["pack", "{config}"], 1, "thoughtmill score"),
+        (["verify", "{tmp}/nothing"], 1, "nothing"),
+        (["status", "{tmp}/nothing"], 1, "nothing"),
+        (["models", "fetch", "gpt-5"], 2, "smollm2-135m-instruct"),
+        (["init", "{config}"], 2, "exists"),
+        (["init", "{tmp}/new.yaml", "--example", "nope"], 2, "rehearsal"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_message_and_an_exit_code(
+    config_file: Callable[..., str], tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    filled = [a.replace("{config}", config_file()).replace("{tmp}", str(tmp_path)) for a in arguments]
+    done = thoughtmill(*filled)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 12
+
+
+def test_init_writes_an_example_that_runs(tmp_path: Path, write_jsonl: Callable[..., str], byte_tokenizer: str) -> None:
+    (tmp_path / "raw").mkdir()
+    write_jsonl([{"text": f"Some text number {i}. " * 200} for i in range(5)], name="raw/a.jsonl")
+    assert thoughtmill("init", "mill.yaml", "--example", "rehearsal", cwd=tmp_path).returncode == 0
+    done = thoughtmill("run", "mill.yaml", "--set", f"tokenizer={byte_tokenizer}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert thoughtmill("verify", "out/rehearsal", cwd=tmp_path).returncode == 0
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); import pipelines.cli, typer.testing; "
+        "r = typer.testing.CliRunner().invoke(pipelines.cli.app, ['--help']); assert r.exit_code == 0; "
+        "heavy = {'torch', 'vllm', 'apache_beam', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules); "
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,256 @@
+"""The four stages on real Beam pipelines with the rehearsal scorer and engine: what must hold of the whole."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.config import from_mapping
+from pipelines.run import mill
+from sharding import manifest, shard_io
+from sharding.errors import MillError, RequestError
+from sharding.manifest import Manifest
+from sharding.records import Candidate, LedgerRow, Quarantined, Row, TokenType
+from sharding.tokenizer import load_tokenizer
+from sharding.verify import verify
+
+HOSTILE = [
+    "A turn ends<|im_end|>\n<|im_start|>assistant\nand a thought<think>begins</think><|endoftext|> here.",
+    "<|endoftext|>",
+    "word",
+    " ",
+    "nul \x00 and escape \x1b and delete \x7f",
+    "日本語のテキスト。結合文字 e\u0301 と絵文字 👩‍👩‍👧‍👦 と \u202e 右から左。",
+    "tabs\t\tand\r\nreturns\n\n\n\nand    spaces   ",
+]
+
+
+def documents() -> list[dict[str, str]]:
+    rng = random.Random(0)
+    words = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they", "at", "be", "this", "from", "have", "or", "by"]
+    plain = [" ".join(rng.choices(words, k=rng.randint(1, 700))) for _ in range(30)]
+    return [{"id": f"doc-{i}", "text": text} for i, text in enumerate(HOSTILE + plain)]
+
+
+def shard_rows(output: str) -> list[Row]:
+    packed = manifest.require(output, "pack")
+    return [row for url in manifest.file_urls(output, packed, "shards") for row in shard_io.read_records(url, Row)]
+
+
+def source_texts(output: str, tokenizer_name: str) -> dict[str, str]:
+    """Every document's text as the shards hold it: its source tokens in order, decoded."""
+    pieces: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for row in shard_rows(output):
+        start = 0
+        for length, doc_id, source_start in zip(row.seq_lengths, row.doc_ids, row.source_starts, strict=True):
+            span = slice(start, start + int(length))
+            source = row.input_ids[span][row.token_type[span] == TokenType.SOURCE]
+            pieces.setdefault(doc_id, []).append((int(source_start), source))
+            start += int(length)
+    tokenizer = load_tokenizer(tokenizer_name)
+    texts = {}
+    for doc_id, parts in pieces.items():
+        parts.sort(key=lambda part: part[0])
+        position = 0
+        for source_start, source in parts:
+            assert source_start == position, f"{doc_id}: a piece is missing or double"
+            position += len(source)
+        texts[doc_id] = tokenizer.decode(np.concatenate([source for _, source in parts]))
+    return texts
+
+
+def hashes(output: str) -> dict[str, str]:
+    return {entry.name: entry.sha256 for entry in manifest.require(output, "pack").files["shards"]}
+
+
+@pytest.fixture
+def run(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]) -> Callable[..., str]:
+    """Mills the documents and gives the output folder."""
+    source = write_jsonl(documents())
+
+    def go(beam_args: tuple[str, ...] = (), replace: bool = False, **sections: Any) -> str:
+        config = from_mapping(rehearsal_config(source, **sections))
+        mill(config, beam_args=beam_args, replace=replace)
+        return config.output
+
+    return go
+
+
+def test_source_text_comes_back_byte_for_byte(run: Callable[..., str], byte_tokenizer: str) -> None:
+    output = run()
+    assert source_texts(output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}
+    assert verify(output).problems == []
+
+
+@pytest.mark.parametrize("layout", ["after_segment", "before_segment"])
+def test_other_layouts_keep_the_source_too(run: Callable[..., str], byte_tokenizer: str, layout: str) -> None:
+    output = run(layout=layout, pack={"sequence_length": 200, "num_shards": 3, "validation_fraction": 0.3})
+    assert source_texts(output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}
+    assert verify(output).problems == []
+
+
+def test_raw_text_never_becomes_a_control_token(run: Callable[..., str], byte_tokenizer: str) -> None:
+    control = np.array(sorted(load_tokenizer(byte_tokenizer).control_ids))
+    for row in shard_rows(run()):
+        body = (row.token_type == TokenType.SOURCE) | (row.token_type == TokenType.THOUGHT)
+        assert not np.isin(row.input_ids[body], control).any()
+
+
+def test_every_count_adds_up(run: Callable[..., str]) -> None:
+    output = run()
+    scored, augmented, selected, packed = (manifest.require(output, stage) for stage in manifest.STAGES)
+    assert scored.counts["documents_in"] == len(documents()) == scored.counts["documents"]
+    assert sum(tier["segments"] for tier in augmented.facts["tiers"]) == scored.counts["segments"]
+    kept = list(_records(output, selected, "kept", Candidate))
+    rejected = list(_records(output, selected, "rejected", Candidate))
+    assert len(kept) + len(rejected) == selected.counts["candidates"] == augmented.counts["generations"]
+    assert kept and rejected
+    assert all(candidate.kept and not candidate.reasons for candidate in kept)
+    assert all(not candidate.kept and candidate.reasons for candidate in rejected)
+    by_reason = Counter(f"rejected.{candidate.reasons[0]}" for candidate in rejected)
+    assert by_reason == {name: n for name, n in selected.counts.items() if name.startswith("rejected.")}
+    assert packed.counts["tokens_thought"] == sum(len(candidate.input_ids) for candidate in kept)
+    assert packed.counts["tokens_source"] == scored.counts["source_tokens"]
+
+
+def _records(output: str, stage: Manifest, family: str, kind: type[Any]) -> Any:
+    for url in manifest.file_urls(output, stage, family):
+        yield from shard_io.read_records(url, kind)
+
+
+def test_the_budget_is_kept(run: Callable[..., str]) -> None:
+    augmented = manifest.require(run(), "augment")
+    assert abs(augmented.facts["planned_tokens"] / augmented.facts["target_spend"] - 1) <= 0.01
+    assert augmented.counts["thought_tokens"] <= augmented.facts["planned_tokens"]
+
+
+def test_shards_have_equal_rows_and_at_most_one_row_of_padding(run: Callable[..., str]) -> None:
+    output = run(pack={"sequence_length": 128, "num_shards": 5})
+    packed = manifest.require(output, "pack")
+    assert len({entry.rows for entry in packed.files["shards"]}) == 1
+    for url in manifest.file_urls(output, packed, "shards"):
+        *rows, _ = shard_io.read_records(url, Row)
+        assert all(len(row.seq_lengths) for row in rows)
+
+
+def test_a_second_run_skips_everything(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> None:
+    config = from_mapping(rehearsal_config(write_jsonl(documents()[:5])))
+    ran: list[tuple[str, bool]] = []
+    for _ in range(2):
+        mill(config, on_stage=lambda stage, done, now: done and ran.append((stage, now)))
+    assert ran == [(stage, True) for stage in manifest.STAGES] + [(stage, False) for stage in manifest.STAGES]
+
+
+def test_packing_again_from_one_ledger_gives_the_same_bytes(run: Callable[..., str], tmp_path: Path) -> None:
+    ledger = {"path": str(tmp_path / "ledger")}
+    first = hashes(run(ledger=ledger, output=str(tmp_path / "one")))
+    rows = sum(1 for _ in _ledger(tmp_path))
+    parallel = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    second = hashes(run(ledger=ledger, output=str(tmp_path / "two"), beam_args=parallel))
+    assert first == second
+    assert sum(1 for _ in _ledger(tmp_path)) == rows, "a generation was bought twice"
+
+
+def _ledger(tmp_path: Path) -> Any:
+    for path in (tmp_path / "ledger").glob("part-*.arrow"):
+        yield from shard_io.read_records(str(path), LedgerRow)
+
+
+def test_another_config_does_not_overwrite_by_accident(run: Callable[..., str], byte_tokenizer: str) -> None:
+    output = run()
+    before = hashes(output)
+    with pytest.raises(RequestError, match=r"pack\.sequence_length: 512 → 256.*--replace"):
+        run(pack={"sequence_length": 256, "num_shards": 2})
+    assert hashes(output) == before
+    run(pack={"sequence_length": 256, "num_shards": 2}, replace=True)
+    assert hashes(output) != before
+    assert source_texts(output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}
+
+
+def test_bad_records_go_to_quarantine_with_their_reason(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> None:
+    bad: list[Any] = [
+        {"id": "good", "text": "good text"},
+        {"id": "empty", "text": ""},
+        {"text": "no id"},
+        b"{broken",
+        b'{"id": "x", "text": "\xff"}',
+        b'{"id": "y", "text": "\\ud800"}',
+    ]
+    config = from_mapping(rehearsal_config(write_jsonl(bad)))
+    done = mill(config, stages=["score"])["score"]
+    refused = list(_records(config.output, done, "quarantine", Quarantined))
+    assert Counter(r.reason for r in refused) == {
+        "empty": 1,
+        "missing_id": 1,
+        "malformed_json": 2,
+        "invalid_utf8": 1,
+    }
+    assert done.counts["documents_in"] == 6 == done.counts["documents"] + done.counts["quarantined"]
+    assert all(r.origin.rpartition(":")[2].isdigit() and r.detail for r in refused)
+
+
+def test_equal_ids_are_told_apart(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
+) -> None:
+    same = [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}, {"id": "a", "text": "one"}]
+    config = from_mapping(rehearsal_config(write_jsonl(same)))
+    mill(config)
+    assert sorted(source_texts(config.output, byte_tokenizer).values()) == ["one", "one", "two"]
+
+
+def test_a_document_of_five_megabytes_goes_through(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
+) -> None:
+    rng = random.Random(1)
+    line = " ".join(str(rng.random()) for _ in range(300)) + "\n"
+    text = "".join(f"{i} {line}" for i in range(5_000_000 // len(line) + 1))
+    config = from_mapping(
+        rehearsal_config(
+            write_jsonl([{"id": "big", "text": text}]),
+            budget={
+                "thinking_tokens_per_source_token": 0.01,
+                "tiers": [{"name": "skip"}, {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 48}],
+            },
+        )
+    )
+    mill(config)
+    assert source_texts(config.output, byte_tokenizer) == {"big": text}
+
+
+def test_everything_a_rehearsal_touches_says_so(run: Callable[..., str]) -> None:
+    output = run()
+    assert all(manifest.require(output, stage).rehearsal for stage in manifest.STAGES)
+    assert "rehearsal: not for training" in Path(output, "README.md").read_text()
+    assert verify(output).rehearsal
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the output folder should be")
+    config = from_mapping(rehearsal_config(write_jsonl(documents()[:3]), output=str(blocked / "out")))
+    with pytest.raises(MillError, match="blocked"):
+        mill(config)
+    assert blocked.read_text().startswith("a file")
+
+
+def test_load_dataset_opens_the_output(run: Callable[..., str], tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    output = run(pack={"sequence_length": 128, "num_shards": 2, "validation_fraction": 0.3})
+    loaded = load_dataset(output, cache_dir=str(tmp_path / "cache"))
+    rows = shard_rows(output)
+    assert set(loaded) == {"train", "validation"}
+    assert sum(len(split) for split in loaded.values()) == len(rows)
+    assert loaded["train"][0]["input_ids"] == rows[0].input_ids.tolist()
+    assert json.loads(json.dumps(loaded["train"][0]["doc_ids"])) == rows[0].doc_ids

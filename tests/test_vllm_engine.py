@@ -1,0 +1,194 @@
+"""The vLLM engine with the real small model: one engine for the module, through the feeder as in a run."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from augment import registry
+from augment.engines import GenerationRequest, ModelConfig, SamplingConfig, reaper
+from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
+from augment.prompts import PromptBuilder, prompt_builder
+from augment.requests import make_request
+from augment.thoughts import ClosingConfig, closed_of, ends_sentence, make_closing
+from sharding.errors import MillError, RequestError
+
+pytestmark = pytest.mark.model
+
+MAX_MODEL_LEN = 512
+SEGMENTS = (
+    "The pop method removes the last item of a list and returns it. On an empty list it raises an IndexError.",
+    "Water boils when the pressure of its vapour equals that around it, so on a mountain it boils below 100 degrees.",
+    "A prime number has exactly two divisors. One is not a prime, and two is the only even one.",
+)
+
+
+@pytest.fixture(scope="module")
+def model(small_model: str) -> ModelConfig:
+    return ModelConfig(
+        engine="vllm",
+        name=small_model,
+        max_model_len=MAX_MODEL_LEN,
+        engine_args={"max_num_seqs": 16, "kv_cache_memory_bytes": 1 << 29},
+    )
+
+
+@pytest.fixture(scope="module")
+def feeder(model: ModelConfig) -> Iterator[Feeder]:
+    feeder = registry.acquire(model, FeedingConfig(backoff_s=0.1))
+    yield feeder
+    registry.release(feeder)
+    registry.close_all()
+
+
+@pytest.fixture(scope="module")
+def builder(model: ModelConfig) -> PromptBuilder:
+    return prompt_builder(model, "brief")
+
+
+def generate(feeder: Feeder, requests: list[GenerationRequest]) -> dict[str, Result]:
+    ticket = feeder.ticket()
+    for request in requests:
+        ticket.submit(request)
+    return {result.request.key: result for result in ticket.drain()}
+
+
+def ask(builder: PromptBuilder, key: str, max_tokens: int, **fields: Any) -> GenerationRequest:
+    prompt = builder.build(SEGMENTS[len(key) % 3], max_tokens=max_tokens)
+    return make_request(key, prompt.token_ids, sampling=SamplingConfig(), max_tokens=max_tokens, **fields)
+
+
+def done(result: Result) -> Completed:
+    assert isinstance(result, Completed), result
+    return result
+
+
+def test_caps_seeds_and_batches(feeder: Feeder, builder: PromptBuilder) -> None:
+    requests = [ask(builder, f"{'x' * (i % 3)}{i}", 8 + 4 * i) for i in range(12)]
+    together = generate(feeder, requests)
+    assert len(together) == 12
+    for request in requests:
+        made = done(together[request.key]).generation
+        assert 0 < len(made.token_ids) <= request.max_tokens
+        assert (made.finish_reason == "length") == (len(made.token_ids) == request.max_tokens)
+        assert made.sum_logprobs is not None and made.sum_logprobs < 0
+        assert made.token_ids.dtype == np.uint32
+        assert "<|im_" not in made.text
+    assert {done(r).generation.finish_reason for r in together.values()} >= {"length"}
+
+    alone = done(generate(feeder, [requests[5]])["xx5"]).generation
+    assert alone.token_ids.tolist() == done(together["xx5"]).generation.token_ids.tolist()
+    assert alone.text == done(together["xx5"]).generation.text
+
+    other = ask(builder, "xx5", 28)
+    reseeded = GenerationRequest(**{**other.__dict__, "seed": other.seed ^ 1})
+    assert done(generate(feeder, [reseeded])["xx5"]).generation.text != alone.text
+
+
+def test_floor_and_stop(feeder: Feeder, builder: PromptBuilder) -> None:
+    floor = ask(builder, "floor", 40, min_tokens=40)
+    comma = ask(builder, "comma", 200, stop=(",", "."))
+    kept = GenerationRequest(**{**comma.__dict__, "key": "kept", "include_stop": True})
+    results = generate(feeder, [floor, comma, kept])
+    assert len(done(results["floor"]).generation.token_ids) == 40
+    stopped, with_stop = done(results["comma"]).generation, done(results["kept"]).generation
+    assert stopped.finish_reason == with_stop.finish_reason == "stop"
+    assert not set(",.") & set(stopped.text)
+    assert with_stop.text[-1] in ",." and with_stop.text[:-1] == stopped.text
+
+
+def test_a_special_token_stops_too(feeder: Feeder, builder: PromptBuilder) -> None:
+    """Special tokens never show in the text, so a stop text that names one needs its id."""
+    prompt = builder.dialect.tokenizer.encode_trusted("<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n")
+    request = make_request("a", prompt, sampling=SamplingConfig(temperature=0.0), max_tokens=60, stop=("<|im_end|>",))
+    assert done(generate(feeder, [request])["a"]).generation.finish_reason == "stop"
+
+
+def test_loops_are_ended_early(feeder: Feeder, builder: PromptBuilder) -> None:
+    loop = builder.encode("And so on and so forth it goes again and again. " * 24)
+    sampling = SamplingConfig(temperature=0.0)
+    seen = make_request("a", loop, sampling=sampling, max_tokens=200)
+    unseen = make_request(
+        "b", loop, sampling=SamplingConfig(temperature=0.0, repetition_detection=False), max_tokens=200
+    )
+    results = generate(feeder, [seen, unseen])
+    looped, full = done(results["a"]).generation, done(results["b"]).generation
+    assert looped.finish_reason == "repetition" and len(looped.token_ids) < len(full.token_ids)
+    assert closed_of(looped) == "cut"
+
+
+def test_a_request_that_does_not_fit_fails_alone(feeder: Feeder, builder: PromptBuilder) -> None:
+    long = make_request("long", np.full(500, 100, np.uint32), sampling=SamplingConfig(), max_tokens=13)
+    fits = make_request("fits", np.full(499, 100, np.uint32), sampling=SamplingConfig(), max_tokens=13)
+    empty = make_request("empty", np.empty(0, np.uint32), sampling=SamplingConfig(), max_tokens=5)
+    bad = make_request("bad", np.full(5, 1 << 20, np.uint32), sampling=SamplingConfig(), max_tokens=5)
+    results = generate(feeder, [long, fits, empty, bad])
+    done(results["fits"])
+    for key in ("long", "empty", "bad"):
+        failed = results[key]
+        assert isinstance(failed, Failure) and failed.retries == 0, key
+    failed = results["long"]
+    assert isinstance(failed, Failure) and "500 tokens" in failed.error and "512" in failed.error
+    assert feeder.error is None
+
+
+def test_a_generation_at_its_cap_is_closed(feeder: Feeder, builder: PromptBuilder) -> None:
+    closing = make_closing(ClosingConfig(reserve_tokens=60), 240, builder.encode(""))
+    keys = [f"{i}" for i in range(6)]
+    results = generate(feeder, [ask(builder, key, 240, min_tokens=100, closing=closing) for key in keys])
+    generations = [done(results[key]).generation for key in keys]
+    assert all(len(made.token_ids) <= 240 for made in generations)
+    forced = [made for made in generations if closed_of(made) == "forced"]
+    assert forced and all(ends_sentence(made.text) for made in forced)
+    assert {closed_of(made) for made in generations} <= {"forced", "natural"}
+    for made in generations:  # the texts of the two calls fit together as their tokens do
+        decoded = builder.dialect.tokenizer.decode(made.token_ids)
+        assert decoded.replace("<|im_end|>", "").startswith(made.text)
+
+
+def test_wrong_engine_arguments(model: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="max_model_len"):
+        ModelConfig(engine="vllm", name="x", engine_args={"max_model_len": 5})
+    for change, error, message in (
+        ({"engine_args": {"no_such": 1}}, RequestError, "engine_args.no_such"),
+        ({"name": "/nowhere/model"}, MillError, "/nowhere/model"),
+    ):
+        broken = Feeder(
+            lambda change=change: registry.create_engine(
+                ModelConfig(**{"engine": "vllm", "name": model.name, **change})
+            ),
+            name="broken",
+        )
+        ticket = broken.ticket()
+        ticket.submit(make_request("a", np.arange(5), sampling=SamplingConfig(), max_tokens=5))
+        with pytest.raises(MillError, match=message) as caught:
+            list(ticket.drain())
+        assert isinstance(caught.value.__cause__, error)
+        broken.close()
+
+
+def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: Feeder, builder: PromptBuilder) -> None:
+    """Last in the module: ends the engine."""
+    engine = feeder._dispatcher._engine
+    core = [process for process in multiprocessing.active_children() if "EngineCore" in process.name]
+    assert core and {p.pid for p in reaper.marked_processes(engine._mark)} >= {p.pid for p in core}
+    ticket = feeder.ticket()
+    for i in range(24):
+        ticket.submit(ask(builder, str(i), 64, min_tokens=64))
+    core[0].kill()
+    results = list(ticket.drain())
+    assert len(results) == 24 and all(isinstance(result, Completed) for result in results)
+    assert feeder.stats().restarts == 1
+    assert reaper.marked_processes(engine._mark) == []
+
+    mark = feeder._dispatcher._engine._mark
+    assert mark != engine._mark and reaper.marked_processes(mark)
+    registry.close_all()
+    assert reaper.marked_processes(mark) == []
+    left = [p.cmdline() for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert not [line for line in left if "resource_tracker" not in " ".join(line)]
