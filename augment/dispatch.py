@@ -29,8 +29,8 @@ from sharding.errors import MillError
 logger = logging.getLogger(__name__)
 
 _SHRINK = 8
-"""After a death at most one in so many of the requests that were in flight go to the new engine together: the one that
-kills engines is alone after a few deaths, and the others are not blamed for it."""
+"""When a request sees its second death, at most one in so many of those that were in flight go to the next engine
+together, the ones with most deaths first: what kills engines is soon alone, and the others are not blamed for it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -284,10 +284,12 @@ class Dispatcher:
         jobs = list(self._in_flight)
         self._cancel_in_flight()
         logger.warning("the engine of %s died with %d requests in flight: %s", self._name, len(jobs), error)
-        self._recovery_limit = max(1, len(jobs) // _SHRINK)
         self._starting = self._spawn(self._restart(engine, error))
         for job in jobs:
             job.deaths += 1
+        if max((job.deaths for job in jobs), default=0) > 1:
+            self._recovery_limit = max(1, len(jobs) // _SHRINK)
+        for job in jobs:
             if len(jobs) == 1 and job.deaths > 1:
                 self._fail_alone(job, f"the engine died with this request alone in flight: {error}")
             else:

@@ -201,7 +201,7 @@ class TracePlanner:
     def warnings(self) -> list[str]:
         """What the owner of the run should know of its generators."""
         return [
-            f"model {tier.model} ({self.models[tier.model].name}) has no thinking mode: more tokens will not make up for it"
+            f"model {tier.model} ({self.models[tier.model].name}) has no thinking mode; more tokens don't replace it"
             for tier in {tier.model: tier for tier in self.tiers if tier is not None}.values()
             if self._builder(tier).dialect.has_thinking_mode is False
         ]

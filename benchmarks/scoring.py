@@ -4,10 +4,9 @@
     python -m benchmarks.scoring --model PATH --documents 64 --no-vllm
 
 The bare forward runs the same batches, window by window, up to the logits and drops them; ours also turns them into
-surprisal and entropy. Both take turns, and the quickest turn of
-each counts, so that a busy machine disturbs little. vLLM reads the same windows and gives
-logprobs alone. The reference reads each window by itself with plain transformers and its own tokenizer. The last line
-is one JSON object with the figures.
+surprisal and entropy. Both take turns, and the quickest turn of each counts, so that a busy machine disturbs little.
+vLLM reads the same windows and gives logprobs alone. The reference reads each window by itself with plain transformers
+and its own tokenizer. The last line is one JSON object with the figures.
 """
 
 import argparse

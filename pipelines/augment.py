@@ -213,8 +213,8 @@ def finisher(
         if totals["failed"] > ledger.max_failed_fraction * totals["generations"]:
             raise MillError(
                 f"{totals['failed']} of {totals['generations']} generations failed, more than "
-                f"ledger.max_failed_fraction={ledger.max_failed_fraction}: see {run.folder}/quarantine-*.arrow; what was "
-                "generated is in the ledger, run again to try the rest"
+                f"ledger.max_failed_fraction={ledger.max_failed_fraction}: see {run.folder}/quarantine-*.arrow; what "
+                "was generated is in the ledger, run again to try the rest"
             )
         totals["thought_tokens"] = totals["thought_tokens_found"] + totals["thought_tokens_now"]
         augmented = run.manifest(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -18,12 +20,20 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         RequestError: an option that Beam does not know, which Beam itself would only warn about.
     """
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        if not word.startswith("--") and (not before.startswith("--") or "=" in before):
+            raise RequestError(
+                f"{word!r} is no option: after the config come Beam options only, such as -- --runner=..."
+            )
+    said = io.StringIO()
     try:
-        options = PipelineOptions(list(arguments))
-        known = options.get_all_options(drop_default=True)
-        everything = options.get_all_options(drop_default=True, retain_unknown_options=True)
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(list(arguments))
+            known = options.get_all_options(drop_default=True)
+            everything = options.get_all_options(drop_default=True, retain_unknown_options=True)
     except SystemExit as error:
-        raise RequestError(f"Beam does not accept the options {' '.join(arguments)}") from error
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise RequestError(f"Beam does not accept the options {' '.join(arguments)}: {reason}") from error
     if unknown := sorted(set(everything) - set(known)):
         raise RequestError(f"Beam does not know --{', --'.join(unknown)}: see `--help` of your runner's options")
     standard = options.view_as(StandardOptions)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +30,14 @@ app.add_typer(models_app, name="models")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-NOISY_LOGGERS = ("apache_beam", "root", "vllm", "transformers", "httpx")
+NOISY_LOGGERS = ("apache_beam", "vllm", "transformers", "httpx")
+QUIET_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "CRITICAL",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""What keeps the processes of an engine quiet, unless the user has set it."""
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
 BeamArgument = Annotated[
@@ -53,7 +62,12 @@ def options(
     DEBUG["on"] = debug
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, stream=sys.stderr)
     if not debug:
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # A failure reaches the user as one message; these would tell it as pages of traceback.
+        for name in NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for name, value in QUIET_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        warnings.simplefilter("ignore")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class MillConfig:
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     layout: Layout = Field(default="after_document", description="Where thoughts stand relative to the source.")
-    pack: PackConfig = Field(default_factory=PackConfig)
+    pack: PackConfig
     card: CardConfig = Field(default_factory=CardConfig)
 
     @property
@@ -243,18 +244,8 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
     kind: Any = MillConfig
     for part in location:
         if dataclasses.is_dataclass(kind):
-            kind = {field.name: field for field in dataclasses.fields(kind)}[part].type
-            kind = _resolve(kind)
+            kind = typing.get_type_hints(kind)[part]
         elif isinstance(part, int | str):
             arguments = [a for a in getattr(kind, "__args__", ()) if dataclasses.is_dataclass(a)]
             kind = arguments[0] if arguments else kind
     return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-
-
-def _resolve(annotation: Any) -> Any:
-    import typing
-
-    if not isinstance(annotation, str):
-        return annotation
-    scope = {**vars(typing), **globals(), **vars(__import__("difficulty.budget", fromlist=["budget"]))}
-    return eval(annotation, scope)

@@ -1,4 +1,4 @@
-"""What the four stages share: skip what is done, refuse to overwrite by accident, run, and report errors in one line."""
+"""What the four stages share: skip what is done, refuse to overwrite by accident, run, report errors in one line."""
 
 from __future__ import annotations
 
@@ -155,10 +155,7 @@ def _located(error: MillError, stage: str) -> MillError:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):
-        pass
-    return found
+    return next(reversed(list(pattern.finditer(text))), None)
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:

@@ -50,8 +50,9 @@ def render(output: str) -> Group:
     total = max(1, packed.counts["rows"] * packed.config["pack"]["sequence_length"])
     facts.add_row(
         "shards",
-        f"{len(shards)} with {packed.counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} tokens, "
-        f"{sum(s.size_bytes for s in shards) / 1e6:,.2f} MB, {packed.counts.get('tokens_padding', 0) / total:.1%} padding",
+        f"{len(shards)} with {packed.counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} "
+        f"tokens, {sum(s.size_bytes for s in shards) / 1e6:,.2f} MB, "
+        f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding",
     )
     facts.add_row("speed", _speed(stages))
     if packed.rehearsal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sharding.manifest import Manifest
@@ -92,7 +92,7 @@ def _notice(packed: Manifest) -> str:
     )
 
 
-def _table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+def _table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -164,12 +164,12 @@ def _packing(packed: Manifest) -> str:
         "## Packing\n\n"
         f"Layout `{packed.config['layout']}`; thoughts stand between `{config['thought_open']!r}` and "
         f"`{config['thought_close']!r}`. Best-fit packing; {counts.get('tokens_padding', 0) / total:.2%} padding; "
-        f"{counts.get('documents_cut', 0):,} documents longer than a sequence were cut, {counts.get('thoughts_cut', 0):,} "
-        f"thoughts lost their end. Tokenizer `{packed.config['tokenizer']}`, "
+        f"{counts.get('documents_cut', 0):,} documents longer than a sequence were cut, "
+        f"{counts.get('thoughts_cut', 0):,} thoughts lost their end. Tokenizer `{packed.config['tokenizer']}`, "
         f"sha256 `{packed.facts['tokenizer_fingerprint']}`.\n\n"
-        "Columns: `input_ids`; `token_type` (0 padding, 1 source, 2 thought, 3 delimiter); `seq_lengths`, the tokens of "
-        "each document in the row, for variable-length attention; `doc_ids`; `source_starts`, the place of each item's "
-        "first source token in its document."
+        "Columns: `input_ids`; `token_type` (0 padding, 1 source, 2 thought, 3 delimiter); `seq_lengths`, the tokens "
+        "of each document in the row, for variable-length attention; `doc_ids`; `source_starts`, the place of each "
+        "item's first source token in its document."
     )
 
 

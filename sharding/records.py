@@ -34,7 +34,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, eq=False, array_like=Tru
     """Base of every record: immutable, compared by its encoded bytes."""
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and encode(self) == encode(other)  # type: ignore[arg-type]
+        return type(self) is type(other) and encode(self) == encode(other)
 
     def __hash__(self) -> int:
         return hash(encode(self))

@@ -320,7 +320,7 @@ class PackShards(beam.PTransform):
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
         url = shard_io.join(self._folder, name)
         entry = shard_io.write_part(url, rows, self._schema, name=name, zstd_level=self._config.zstd_level)
-        kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in rows)
+        kinds = np.sum([np.bincount(row.token_type, minlength=len(TokenType)) for row in rows], axis=0)
         tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
         yield msgspec.structs.replace(entry, tokens=tokens)
 

@@ -118,7 +118,8 @@ def _check_bytes(url: str, entry: FileEntry) -> Iterator[str]:
     if size_bytes != entry.size_bytes:
         yield f"{url}: {size_bytes} bytes, its manifest says {entry.size_bytes}"
     elif sha.hexdigest() != entry.sha256:
-        yield f"{url}: its bytes are not those of its manifest (sha256 {sha.hexdigest()[:12]}..., not {entry.sha256[:12]}...)"
+        found, expected = sha.hexdigest()[:12], entry.sha256[:12]
+        yield f"{url}: its bytes are not those of its manifest (sha256 {found}..., not {expected}...)"
 
 
 def _check_shard(url: str, entry: FileEntry, packed: Manifest, doc_ids: set[str]) -> Iterator[str]:

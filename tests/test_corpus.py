@@ -66,7 +66,7 @@ def test_a_cut_compressed_file_is_an_error_that_names_it(tmp_path: Path, ending:
     path = tmp_path / f"cut.jsonl{ending}"
     path.write_bytes(packed[: len(packed) // 2])
     config = SourceConfig(path=str(path))
-    with pytest.raises(MillError, match="cut.jsonl"):
+    with pytest.raises(MillError, match=r"cut\.jsonl"):
         list(read_documents(ReadUnit(url=str(path)), config))
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from difficulty.config import DifficultyConfig
 from difficulty.scorers import TokenScores, describe_scorer, make_scorer, score_documents, score_tokens
+from difficulty.scorers.causal_lm import CausalLMScorer
 from difficulty.scorers.excess import ExcessLossScorer
 from difficulty.scorers.rehearsal import RehearsalScorer
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
@@ -267,8 +268,10 @@ def test_scores_do_not_depend_on_company_order_or_chunks(tiny_model: str, monkey
     backwards = scorer.score(DOCUMENTS[::-1])[::-1]
     monkeypatch.setattr("difficulty.scorers.causal_lm._MAX_CHUNK_ROWS", 3)
     seen = []
-    head = scorer.model.get_output_embeddings()  # type: ignore[attr-defined]
-    head.register_forward_hook(lambda _module, _inputs, output: seen.append(len(output)))
+    write = CausalLMScorer._write_logits
+    monkeypatch.setattr(
+        CausalLMScorer, "_write_logits", lambda self, hidden, out: (seen.append(len(out)), write(self, hidden, out))
+    )
     in_threes = scorer.score(DOCUMENTS)
     assert max(seen) == 3, "more than a chunk of the [tokens x vocabulary] matrix"
     other_batches = make_scorer(DifficultyConfig(model=tiny_model, **{**CONTEXT, "batch_tokens": 4096}))
@@ -296,7 +299,7 @@ def test_impossible_logits_have_no_part_in_the_entropy() -> None:
     from difficulty.scorers.causal_lm import _nats
 
     logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf], [0.0, -200.0, -torch.inf, -torch.inf]])
-    surprisal, entropy = _nats(logits, torch.tensor([0, 1]))
+    surprisal, entropy = _nats(logits, torch.tensor([0, 1]), torch.empty_like(logits))
     np.testing.assert_allclose(surprisal, [np.log(2), 200.0], rtol=1e-6)
     np.testing.assert_allclose(entropy, [np.log(2), 0.0], atol=1e-6)
 

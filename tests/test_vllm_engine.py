@@ -174,12 +174,13 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
 
 def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: Feeder, builder: PromptBuilder) -> None:
     """Last in the module: ends the engine."""
+    generate(feeder, [ask(builder, "warm", 2)])
     engine = feeder._dispatcher._engine
     core = [process for process in multiprocessing.active_children() if "EngineCore" in process.name]
     assert core and {p.pid for p in reaper.marked_processes(engine._mark)} >= {p.pid for p in core}
     ticket = feeder.ticket()
     for i in range(24):
-        ticket.submit(ask(builder, str(i), 64, min_tokens=64))
+        ticket.submit(ask(builder, str(i), 24, min_tokens=24))
     core[0].kill()
     results = list(ticket.drain())
     assert len(results) == 24 and all(isinstance(result, Completed) for result in results)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of float32 logits; on a CPU a chunk should stay in the cache
+_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # of float32 logits; twice as much is held
 _MAX_CHUNK_ROWS = 512
 _FLOOR_NATS = -80.0  # exp of it is still a normal float32, and nothing against 1
 _CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of logits, in nats: what separates rounding from another head
@@ -166,20 +166,33 @@ class CausalLMScorer:
             scored[row, window.score_from - window.start : window.end - window.start] = True
         scored = scored.to(self.device)
         if not self.chunked:
-            logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[scored]
-            return _nats(logits.float(), target_ids)
+            logits = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[scored].float()
+            return _nats(logits, target_ids, torch.empty_like(logits))
         hidden = self._body(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state[scored]
-        out = torch.empty((2, len(hidden)), dtype=torch.float32, device=hidden.device)
-        step = self.chunk_rows
-        for at in range(0, len(hidden), step):
-            out[:, at : at + step] = _nats(self._head(hidden[at : at + step]).float(), target_ids[at : at + step])
-        return out
+        nats = torch.empty((2, len(hidden)), dtype=torch.float32, device=hidden.device)
+        # Written over chunk after chunk: fresh memory for each would cost a CPU more time than the arithmetic.
+        logits = torch.empty((self.chunk_rows, self._vocab_size), dtype=torch.float32, device=hidden.device)
+        weights = torch.empty_like(logits)
+        for at in range(0, len(hidden), self.chunk_rows):
+            chunk = slice(at, at + self.chunk_rows)
+            rows_here = len(hidden[chunk])
+            self._write_logits(hidden[chunk], logits[:rows_here])
+            nats[:, chunk] = _nats(logits[:rows_here], target_ids[chunk], weights[:rows_here])
+        return nats
+
+    def _write_logits(self, hidden: "torch.Tensor", out: "torch.Tensor") -> None:
+        """The head's logits of some hidden states, into (rows, vocabulary) float32."""
+        import torch
+
+        if type(self._head) is torch.nn.Linear and self._head.bias is None and hidden.dtype == out.dtype:
+            torch.mm(hidden, self._head.weight.T, out=out)
+        else:
+            out.copy_(self._head(hidden))
 
     @property
     def chunk_rows(self) -> int:
         """Rows of the [tokens x vocabulary] matrix that exist at once."""
-        rows = _CHUNK_BYTES[self.device] // (4 * int(self._head.weight.shape[0]))
-        return max(1, min(rows, _MAX_CHUNK_ROWS))
+        return max(1, min(_CHUNK_BYTES[self.device] // (4 * self._vocab_size), _MAX_CHUNK_ROWS))
 
     def _check_limits(self) -> None:
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -210,17 +223,21 @@ class CausalLMScorer:
         tolerance = _CHECK_TOLERANCE[self._dtype]
         if not torch.allclose(logits[0, :-1], logits[1, :-1], atol=tolerance, rtol=tolerance):
             raise MillError(f"model {self._where} is no causal language model: it looks ahead; name a decoder model")
+        self._vocab_size = int(logits.shape[-1])
         if self._head is None or self._body is self.model:
             return False
         hidden = getattr(self._body(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
-        if hidden is None:
+        if hidden is None or self._head(hidden[0]).shape != logits[0].shape:
             return False
-        chunked = self._head(hidden).float()
-        return chunked.shape == logits.shape and torch.allclose(chunked, logits, atol=tolerance, rtol=tolerance)
+        chunked = torch.empty_like(logits[0])
+        self._write_logits(hidden[0], chunked)
+        return torch.allclose(chunked, logits[0], atol=tolerance, rtol=tolerance)
 
 
-def _nats(logits: "torch.Tensor", target_ids: "torch.Tensor") -> "torch.Tensor":
-    """Surprisal of the targets and entropy of the predictions, (2, rows) float32; overwrites `logits`.
+def _nats(logits: "torch.Tensor", target_ids: "torch.Tensor", scratch: "torch.Tensor") -> "torch.Tensor":
+    """Surprisal of the targets and entropy of the predictions, (2, rows) float32.
+
+    Overwrites `logits` and `scratch`, both (rows, vocabulary) float32.
 
     With z the logits less their maximum and Z the sum of exp(z): surprisal = ln Z - z[target] and
     entropy = ln Z - sum(z exp(z)) / Z.
@@ -230,10 +247,10 @@ def _nats(logits: "torch.Tensor", target_ids: "torch.Tensor") -> "torch.Tensor":
     logits -= logits.amax(dim=-1, keepdim=True)
     target = logits.gather(1, target_ids[:, None])[:, 0]
     logits.clamp_(min=_FLOOR_NATS)  # -inf would make 0 * inf below, and denormals are slow
-    weights = logits.exp()
+    weights = torch.exp(logits, out=scratch)
     total = weights.sum(dim=-1)
     log_total = total.log()
-    mean = torch.linalg.vecdot(weights, logits) / total
+    mean = weights.mul_(logits).sum(dim=-1) / total
     return torch.stack([log_total - target, (log_total - mean).clamp_(min=0.0)])
 
 

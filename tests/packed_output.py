@@ -1,0 +1,91 @@
+"""A finished output without a run: packed rows of made-up documents, for what reads shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import msgspec
+import numpy as np
+
+from sharding import manifest, order, shard_io
+from sharding.manifest import Manifest
+from sharding.packing import pack_rows, padding_row
+from sharding.records import Item, Row, TokenType, row_schema, token_dtype
+
+FINGERPRINT = "f" * 32
+
+
+@dataclass(frozen=True)
+class PackedOutput:
+    """The folder, and what is in it: by split, the rows of every shard, the padding rows left out."""
+
+    url: str
+    shards: dict[str, list[list[Row]]]
+
+    def rows(self, split: str) -> list[Row]:
+        return [row for shard in self.shards[split] for row in shard]
+
+
+def items(split: str, count: int, sequence_length: int, vocab_size: int, end_id: int) -> Iterator[Item]:
+    """Documents of 1 to `sequence_length` tokens, most of them short, with thoughts and an end; some cut in two."""
+    rng = np.random.default_rng([len(split), count, vocab_size])
+    dtype = token_dtype(vocab_size)
+    for number in range(count):
+        tokens = int(min(sequence_length, max(1, rng.pareto(1.2) * 8)))
+        if number == 0:
+            tokens = sequence_length
+        kinds = np.sort(rng.integers(TokenType.SOURCE, TokenType.DELIMITER, tokens, endpoint=True)).astype(np.uint8)
+        input_ids = rng.integers(0, vocab_size, tokens).astype(dtype)
+        if number % 5:  # the others are pieces that go on elsewhere
+            input_ids[-1], kinds[-1] = end_id, TokenType.DELIMITER
+        yield Item(doc_id=f"{split}-{number // 2}", source_start=number % 2 * 7, input_ids=input_ids, token_type=kinds)
+
+
+def write_output(
+    folder: str,
+    *,
+    sequence_length: int = 64,
+    vocab_size: int = 50_000,
+    documents: int = 204,
+    train_shards: int = 3,
+    batch_bytes: int = 2_000,
+    empty_split: bool = False,
+) -> PackedOutput:
+    """Write shards of equal rows in small batches, their padding rows, manifest and `_SUCCESS`."""
+    end_id = vocab_size - 1
+    schema = row_schema(sequence_length, vocab_size)
+    dtype = token_dtype(vocab_size)
+    entries, written = [], {}
+    for split, shards in (("train", train_shards), ("validation", 1)):
+        count = 0 if empty_split and split == "validation" else documents if split == "train" else 9
+        packed = pack_rows(items(split, count, sequence_length, vocab_size, end_id), sequence_length)
+        rows = order.shuffle_rows(list(packed), 0, 0)
+        rows_per_shard = -(-len(rows) // shards) if count else 1
+        written[split] = [rows[i * rows_per_shard : (i + 1) * rows_per_shard] for i in range(shards)]
+        for number, shard in enumerate(written[split]):
+            name = f"data/{split}-{number:05d}-of-{shards:05d}.arrow"
+            padded = shard + [padding_row(sequence_length, dtype)] * (rows_per_shard - len(shard))
+            with mock.patch.object(shard_io, "BATCH_BYTES", batch_bytes):
+                entry = shard_io.write_part(shard_io.join(folder, name), padded, schema, name=name)
+            kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in padded)
+            tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
+            entries.append(msgspec.structs.replace(entry, tokens=tokens))
+    manifest.write(
+        folder,
+        Manifest(
+            stage="pack",
+            format=manifest.FORMAT,
+            fingerprint=FINGERPRINT,
+            config={"tokenizer": "acme/tokenizer", "pack": {"sequence_length": sequence_length}},
+            inputs={},
+            files={"shards": entries},
+            counts={"rows": sum(entry.rows for entry in entries)},
+            facts={"vocab_size": vocab_size, "tokenizer_fingerprint": "abc", "document_end_ids": [end_id]},
+            rehearsal=True,
+            elapsed_s=1.0,
+        ),
+    )
+    shard_io.write_bytes(shard_io.join(folder, manifest.SUCCESS_NAME), b"")
+    return PackedOutput(folder, written)
