@@ -28,7 +28,7 @@ from sharding.transforms import GroupRecords
 FAILED = "failed"
 COUNTS = "counts"
 
-SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids", "surprisal_nats", "difficulty_nats")
+SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids", "surprisal_nats", "memory_nats", "difficulty_nats")
 
 TierOf = Callable[[str, float], int]
 FocusOf = Callable[[ScoredSegment, str], Sequence[str]]

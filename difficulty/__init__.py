@@ -1,1 +1,29 @@
-"""Difficulty: how hard each token is, and what each segment gets for it."""
+"""Difficulty: how hard each token is, and what each segment gets for it.
+
+The score stage in five lines, on a list of strings:
+
+    from difficulty import DifficultyConfig, score_texts
+
+    config = DifficultyConfig(model="smollm2-135m-instruct")
+    for segment in score_texts(["Some text.", "Some more."], config):
+        print(segment.segment_id, segment.difficulty_nats, segment.surprisal_nats)
+"""
+
+from difficulty.budget import allocate
+from difficulty.config import DifficultyConfig
+from difficulty.histogram import DifficultyHistogram
+from difficulty.scoring import score_texts
+from difficulty.surprisal import align_nats, hard_spans
+from difficulty.tiers import BudgetConfig, ModelPrice, TierConfig
+
+__all__ = [
+    "BudgetConfig",
+    "DifficultyConfig",
+    "DifficultyHistogram",
+    "ModelPrice",
+    "TierConfig",
+    "align_nats",
+    "allocate",
+    "hard_spans",
+    "score_texts",
+]

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from difficulty.ngrams import MemoryConfig
 from sharding.config import STRICT
 
 
@@ -23,6 +24,12 @@ class DifficultyConfig:
         default=None,
         min_length=1,
         description="A stronger model; difficulty is then the loss in excess of its (Rho-1), in nats.",
+    )
+    memory: MemoryConfig | None = Field(
+        default=None, description="Count the corpus's n-grams: a token they predict is not hard; null: no memory."
+    )
+    memory_path: str | None = Field(
+        default=None, min_length=1, description="Use the memory that an earlier run stored here, instead of counting."
     )
     threshold_nats: float = Field(default=2.0, ge=0, description="Surprisal above which a token is hard, in nats.")
     segment_tokens: int = Field(default=512, ge=16, description="Longest segment, in training tokens.")
@@ -43,6 +50,8 @@ class DifficultyConfig:
             raise ValueError("scorer causal_lm needs difficulty.model; only scorer rehearsal works without")
         if self.scorer == "rehearsal" and self.reference_model is not None:
             raise ValueError("difficulty.reference_model needs scorer causal_lm; leave it out for a rehearsal")
+        if self.memory is not None and self.memory_path is not None:
+            raise ValueError("difficulty.memory counts anew and difficulty.memory_path reuses; set one of them")
         if self.min_context >= self.context_tokens:
             raise ValueError(
                 f"difficulty.min_context ({self.min_context}) must be below "

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import Scorer, TokenScores, score_documents
+from difficulty.memory import NgramMemory
+from difficulty.scorers import Scorer, TokenScores, make_scorer, score_documents
 from difficulty.segments import cut_segments
-from difficulty.surprisal import difficulty_nats
-from sharding.errors import MillError
+from difficulty.surprisal import difficulty_nats, token_difficulty_nats
+from sharding.errors import MillError, RequestError
 from sharding.records import Document, ScoredSegment
-from sharding.tokenizer import TextTokenizer
+from sharding.tokenizer import TextTokenizer, load_tokenizer
 
 
 def score_segments(
@@ -20,6 +21,7 @@ def score_segments(
     tokenizer: TextTokenizer,
     scorer: Scorer,
     config: DifficultyConfig,
+    memory: NgramMemory | None = None,
 ) -> Iterator[ScoredSegment]:
     """The segments of documents, each with the nats of its training tokens.
 
@@ -29,22 +31,33 @@ def score_segments(
         tokenizer: the training tokenizer that made the ids.
         scorer: scores the texts in its own tokenization; its nats move over by bytes.
         config: segment length and threshold.
+        memory: the n-gram memory of the corpus, in training tokens; a token it predicts is not hard.
 
     Raises:
         MillError: the scorer gave a document a surprisal or entropy that is not a number.
     """
     byte_ends = [tokenizer.byte_ends(ids) for _, ids in encoded]
     scores = score_documents(scorer, [document.text for document, _ in encoded], byte_ends)
-    for (document, ids), ends, scored in zip(encoded, byte_ends, scores, strict=True):
-        yield from _segments(document, ids, ends, scored, config)
+    if memory is None:
+        remembered = [np.empty(0, np.float32)] * len(encoded)
+    else:
+        remembered = memory.surprisal_many([(document.doc_id, ids) for document, ids in encoded])
+    for (document, ids), ends, scored, memory_nats in zip(encoded, byte_ends, scores, remembered, strict=True):
+        yield from _segments(document, ids, ends, scored, _half(memory_nats), config)
 
 
 def _segments(
-    document: Document, ids: np.ndarray, byte_ends: np.ndarray, scored: TokenScores, config: DifficultyConfig
+    document: Document,
+    ids: np.ndarray,
+    byte_ends: np.ndarray,
+    scored: TokenScores,
+    memory: np.ndarray,
+    config: DifficultyConfig,
 ) -> Iterator[ScoredSegment]:
     surprisal, entropy = _half(scored.surprisal_nats), _half(scored.entropy_nats)
     if not (np.isfinite(surprisal).all() and np.isfinite(entropy).all()):
         raise MillError(f"the scorer gave document {document.doc_id!r} nats that are not finite numbers")
+    difficulty = token_difficulty_nats(surprisal, memory)
     spans = cut_segments(byte_ends, document.text.encode(), config.segment_tokens)
     for index, (start, end) in enumerate(spans):
         yield ScoredSegment(
@@ -55,8 +68,9 @@ def _segments(
             input_ids=ids[start:end],
             surprisal_nats=surprisal[start:end],
             entropy_nats=entropy[start:end],
+            memory_nats=memory[start:end],
             # From the stored nats, so that whoever reads the parts gets the same mass.
-            difficulty_nats=difficulty_nats(surprisal[start:end], config.threshold_nats),
+            difficulty_nats=difficulty_nats(difficulty[start:end], config.threshold_nats),
             metadata=document.metadata if index == 0 else None,
         )
 
@@ -64,3 +78,29 @@ def _segments(
 def _half(nats: np.ndarray) -> np.ndarray:
     """As float16; where several scorer tokens fall on one training token, the sum may exceed what float16 holds."""
     return np.minimum(nats, np.finfo(np.float16).max).astype(np.float16)
+
+
+def score_texts(texts: Sequence[str], config: DifficultyConfig, tokenizer: str | None = None) -> list[ScoredSegment]:
+    """The scored segments of some texts: what the score stage does to a corpus, without Beam or files.
+
+    Args:
+        texts: the texts; the document id of each is its position, "0", "1", ...
+        config: the scorer, its model, segment length and threshold.
+        tokenizer: the training tokenizer; the scoring model's own when absent.
+
+    Returns:
+        The segments of all texts, in order.
+
+    Raises:
+        UnencodableText: the tokenizer can't spell a text.
+        MillError: the model can't be loaded.
+        RequestError: there is no tokenizer to take.
+    """
+    name = tokenizer or config.model
+    if name is None:
+        raise RequestError("score_texts: a scorer without a model needs the name of a tokenizer")
+    training_tokenizer = load_tokenizer(name)
+    documents = [Document(doc_id=str(i), text=text, origin=f"texts[{i}]") for i, text in enumerate(texts)]
+    ids = training_tokenizer.encode_batch(texts)
+    scorer = make_scorer(config)
+    return list(score_segments(list(zip(documents, ids, strict=True)), training_tokenizer, scorer, config))

@@ -10,7 +10,9 @@ import re
 import numpy as np
 
 MIN_SEGMENT_TOKENS = 16
-_INSIDE_CHARACTER, _ANYWHERE, _SPACE, _SENTENCE, _LINE, _PARAGRAPH = range(-1, 5)
+_INSIDE_CHARACTER = -1
+_ANYWHERE, _SPACE, _SENTENCE, _LINE, _PARAGRAPH = range(0, 10, 2)
+_BEFORE_INDENTATION = 1  # on top: a cut right after the newline, not within the white space that begins the next line
 
 
 def _any_of(characters: str) -> bytes:
@@ -64,25 +66,23 @@ def _cut_kinds(byte_ends: np.ndarray, text_bytes: bytes) -> np.ndarray:
     """What a cut after each token would be: (num_tokens,) int8, the higher the better, -1 inside a character."""
     text = np.frombuffer(text_bytes, np.uint8)
     size = len(text)
-    index = np.arange(size, dtype=np.int64)
     is_newline = text == ord("\n")
     is_space = is_newline | (text == ord(" ")) | (text == ord("\t")) | (text == ord("\r"))
-    last_solid = np.maximum.accumulate(np.where(is_space, -1, index))
+    last_solid = np.maximum.accumulate(np.where(is_space, -1, np.arange(size)))
     newlines_until = np.concatenate([[0], np.cumsum(is_newline)])
-    next_solid = np.minimum.accumulate(np.where(is_space, size, index)[::-1])[::-1]
     ends_sentence = np.zeros(size, bool)
     ends_sentence[[match.end() - 1 for match in _SENTENCE_END.finditer(text_bytes)]] = True
 
-    # Of the white space around a cut: how many newlines stand before it, and whether one stands after it.
     cut = byte_ends
     before = np.maximum(cut - 1, 0)
     after = np.minimum(cut, size - 1)
+    # Of the newlines in the white space around a cut only those before it count: the latest cut has them all.
     newlines_before = newlines_until[cut] - newlines_until[last_solid[before] + 1]
-    newline_after = (cut < size) & (newlines_until[next_solid[after]] > newlines_until[after])
     kinds = np.full(len(cut), _ANYWHERE, np.int8)
     kinds[is_space[before] | is_space[after]] = _SPACE
     kinds[ends_sentence[last_solid[before]] & (last_solid[before] >= 0)] = _SENTENCE
-    kinds[(newlines_before == 1) & ~newline_after] = _LINE
-    kinds[(newlines_before >= 2) & ~newline_after] = _PARAGRAPH
+    kinds[newlines_before == 1] = _LINE
+    kinds[newlines_before >= 2] = _PARAGRAPH
+    kinds[is_newline[before]] += _BEFORE_INDENTATION
     kinds[(cut < size) & ((text[after] & 0xC0) == 0x80)] = _INSIDE_CHARACTER
     return kinds

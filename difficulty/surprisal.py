@@ -48,6 +48,19 @@ def align_nats(source_byte_ends: np.ndarray, source_nats: np.ndarray, target_byt
     return np.maximum(aligned, 0.0) if (nats >= 0).all() else aligned  # rounding must not make a surprisal negative
 
 
+def token_difficulty_nats(surprisal_nats: np.ndarray, memory_nats: np.ndarray) -> np.ndarray:
+    """How hard each token is: the smaller of its surprisals under the scorer and, where there is one, the memory.
+
+    Args:
+        surprisal_nats: (num_tokens,) nats.
+        memory_nats: (num_tokens,) nats, or (0,) without a memory.
+
+    Returns:
+        (num_tokens,) nats.
+    """
+    return np.minimum(surprisal_nats, memory_nats) if len(memory_nats) else surprisal_nats
+
+
 def difficulty_nats(surprisal_nats: np.ndarray, threshold_nats: float) -> float:
     """The difficulty mass of some tokens: the sum of their nats above the threshold, in float64."""
     return float(np.maximum(np.asarray(surprisal_nats, np.float64) - threshold_nats, 0.0).sum())

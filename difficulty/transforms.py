@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
@@ -13,6 +16,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from difficulty.config import DifficultyConfig
 from difficulty.histogram import DifficultyHistogram
+from difficulty.memory import NgramMemory
+from difficulty.ngrams import MemoryConfig, NgramCounts, starting_level
 from difficulty.scorers import Scorer, make_scorer
 from difficulty.scoring import score_segments
 from sharding.records import Document, Quarantined, ScoredSegment
@@ -32,19 +37,20 @@ class ScoreDocuments(beam.PTransform):
     Args:
         config: the `difficulty` section.
         tokenizer: name of the training tokenizer.
+        memory_url: singleton collection of the URL of the n-gram memory, "" for none.
 
     Returns:
         The collections `segments` (ScoredSegment) and `quarantined` (Quarantined: text the tokenizer can't spell).
     """
 
-    def __init__(self, config: DifficultyConfig, tokenizer: str) -> None:
+    def __init__(self, config: DifficultyConfig, tokenizer: str, memory_url: beam.PCollection) -> None:
         super().__init__()
-        self._config, self._tokenizer = config, tokenizer
+        self._config, self._tokenizer, self._memory_url = config, tokenizer, memory_url
 
     def expand(self, documents: beam.PCollection) -> Any:
-        outputs = documents | beam.ParDo(_ScoreFn(self._config, self._tokenizer)).with_outputs(
-            QUARANTINED, main="segments"
-        )
+        outputs = documents | beam.ParDo(
+            _ScoreFn(self._config, self._tokenizer), beam.pvalue.AsSingleton(self._memory_url)
+        ).with_outputs(QUARANTINED, main="segments")
         outputs["segments"].element_type = ScoredSegment
         outputs[QUARANTINED].element_type = Quarantined
         return outputs
@@ -61,8 +67,10 @@ class _ScoreFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._waiting: list[Document] = []
         self._waiting_bytes = 0
+        self._memory: NgramMemory | None = None
 
-    def process(self, document: Document) -> Iterator[Any]:
+    def process(self, document: Document, memory_url: str) -> Iterator[Any]:
+        self._memory = _load_memory(memory_url)
         self._waiting.append(document)
         self._waiting_bytes += len(document.text)
         if self._waiting_bytes >= BATCH_BYTES:
@@ -82,7 +90,7 @@ class _ScoreFn(beam.DoFn):
                 encoded.append((document, self._tokenizer.encode(document.text)))
             except UnencodableText as error:
                 yield beam.pvalue.TaggedOutput(QUARANTINED, _refused(document, error))
-        yield from score_segments(encoded, self._tokenizer, self._scorer, self._config)
+        yield from score_segments(encoded, self._tokenizer, self._scorer, self._config, self._memory)
 
 
 def _refused(document: Document, error: UnencodableText) -> Quarantined:
@@ -94,6 +102,71 @@ def _refused(document: Document, error: UnencodableText) -> Quarantined:
         detail=str(error),
         excerpt=document.text[:400].encode(errors="backslashreplace").decode(),
     )
+
+
+@lru_cache(maxsize=1)
+def _load_memory(url: str) -> NgramMemory | None:
+    return NgramMemory.load(url) if url else None
+
+
+class CountNgrams(beam.PTransform):
+    """Documents → the URL of their n-gram memory, once it is stored.
+
+    Args:
+        config: order and size.
+        tokenizer: name of the training tokenizer.
+        url: where the memory goes.
+        corpus_tokens: about how many tokens the corpus has; all counts that are merged have to start alike.
+    """
+
+    def __init__(self, config: MemoryConfig, tokenizer: str, url: str, corpus_tokens: float) -> None:
+        super().__init__()
+        self._config, self._tokenizer, self._url = config, tokenizer, url
+        self._min_level = starting_level(config, corpus_tokens)
+
+    def expand(self, documents: beam.PCollection) -> beam.PCollection:
+        return (
+            documents
+            | "Tokenize" >> beam.ParDo(_TokenizeFn(self._tokenizer))
+            | "Count" >> beam.CombineGlobally(_NgramCountsCombineFn(self._config, self._min_level))
+            | "Store" >> beam.Map(_store_memory, self._url)
+        )
+
+
+class _TokenizeFn(beam.DoFn):
+    def __init__(self, tokenizer: str) -> None:
+        self._tokenizer_name = tokenizer
+
+    def process(self, document: Document) -> Iterator[tuple[str, np.ndarray]]:
+        # Text that can't be encoded goes to quarantine where it is scored.
+        with contextlib.suppress(UnencodableText):
+            yield document.doc_id, load_tokenizer(self._tokenizer_name).encode(document.text)
+
+
+class _NgramCountsCombineFn(beam.CombineFn):
+    def __init__(self, config: MemoryConfig, min_level: int) -> None:
+        self._config, self._min_level = config, min_level
+
+    def create_accumulator(self) -> NgramCounts:
+        return NgramCounts(self._config, self._min_level)
+
+    def add_input(self, counts: NgramCounts, document: tuple[str, np.ndarray]) -> NgramCounts:
+        counts.add(*document)
+        return counts
+
+    def merge_accumulators(self, parts: Iterable[NgramCounts]) -> NgramCounts:
+        merged = self.create_accumulator()
+        for counts in parts:
+            merged = merged.merge(counts)
+        return merged
+
+    def extract_output(self, counts: NgramCounts) -> NgramCounts:
+        return counts
+
+
+def _store_memory(counts: NgramCounts, url: str) -> str:
+    NgramMemory.from_counts(counts).save(url)
+    return url
 
 
 class DifficultyHistogramCombineFn(beam.CombineFn):

@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.typehints import KV
 
+from augment import registry
 from augment.engines import ModelConfig
 from augment.generation import TierRequest, TracePlanner
 from augment.ledger import ledger_parts
@@ -20,7 +21,7 @@ from augment.transforms import FAILED, FindMissing, GenerateTraces, LedgerTarget
 from difficulty.allocation import Allocation
 from difficulty.budget import allocate
 from difficulty.histogram import DifficultyHistogram
-from difficulty.surprisal import hard_spans
+from difficulty.surprisal import hard_spans, token_difficulty_nats
 from pipelines import config as config_module
 from pipelines.config import LedgerConfig, MillConfig
 from pipelines.stage import StageRun, digest, run_stage
@@ -31,6 +32,9 @@ from sharding.manifest import Manifest
 from sharding.records import FileEntry, LedgerRow, Quarantined, Request, ScoredSegment
 from sharding.tokenizer import load_tokenizer
 from sharding.transforms import ReadParts, SumCountsCombineFn, WriteOnce, WriteParts
+
+DIFFICULTY_NAME = "difficulty.json"
+"""In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
 
 FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 
@@ -57,7 +61,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
     num_parts = max(1, len(scored.files.get("segments", [])))
 
     def build(pipeline: beam.Pipeline) -> None:
-        write_plan(run, config, allocation, _is_rehearsal(scored, planner))
+        write_plan(run, config, scored, allocation, _is_rehearsal(scored, planner))
         made = pipeline | "Requests" >> MakeRequests(
             manifest.file_urls(config.output, scored, "segments"),
             planner,
@@ -111,7 +115,11 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             singles={"counts": totals},
         )
 
-    return run_stage(run, build, beam_args=beam_args, replace=replace)
+    try:
+        return run_stage(run, build, beam_args=beam_args, replace=replace)
+    finally:
+        # An engine of this process would hold its memory through the stages that don't generate.
+        registry.close_all()
 
 
 def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
@@ -163,13 +171,14 @@ class Focus:
 
     def __call__(self, segment: ScoredSegment, text: str) -> list[str]:
         byte_ends = load_tokenizer(self.tokenizer).byte_ends(segment.input_ids)
-        spans = hard_spans(text, byte_ends, segment.surprisal_nats, threshold_nats=self.threshold_nats)
+        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
+        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.threshold_nats)
         hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
         return [text[span.char_start : span.char_end] for span in hardest_first]
 
 
-def write_plan(run: StageRun, config: MillConfig, allocation: Allocation, rehearsal: bool) -> None:
-    """What is about to be generated, for `thoughtmill status`, and the whole plan of the budget."""
+def write_plan(run: StageRun, config: MillConfig, scored: Manifest, allocation: Allocation, rehearsal: bool) -> None:
+    """What is about to be generated, for `thoughtmill status`; and the difficulty with the plan that spends on it."""
     generations = sum(
         t.segments * c.samples for t, c in zip(allocation.tiers, config.budget.tiers, strict=True) if c.model
     )
@@ -182,8 +191,11 @@ def write_plan(run: StageRun, config: MillConfig, allocation: Allocation, rehear
             "target": allocation.target_spend,
             "unit": allocation.unit,
             "rehearsal": rehearsal,
-            "allocation": allocation.to_json(),
         },
+    )
+    shard_io.write_json(
+        shard_io.join(config.output, DIFFICULTY_NAME),
+        {"histogram": scored.facts["histogram"], "allocation": allocation.to_json()},
     )
 
 

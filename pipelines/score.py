@@ -15,13 +15,14 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.typehints import KV
 
-from difficulty.config import DifficultyConfig
 from difficulty.histogram import DifficultyHistogram
+from difficulty.memory import NgramMemory
 from difficulty.scorers import describe_scorer
-from difficulty.transforms import QUARANTINED, DifficultyHistogramCombineFn, ScoreDocuments
+from difficulty.surprisal import token_difficulty_nats
+from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
-from sharding import corpus, manifest, records
+from sharding import corpus, manifest, records, shard_io
 from sharding.manifest import Manifest
 from sharding.records import Document, FileEntry, Quarantined, ScoredSegment
 from sharding.tokenizer import load_tokenizer
@@ -33,6 +34,12 @@ PART_SOURCE_BYTES = 64 << 20
 MAX_PARTS = 4096
 COMPRESSION_RATIO = 4
 """What a compressed byte of text is taken to hold when the number of parts is chosen."""
+
+BYTES_PER_TOKEN = 4
+"""Of text, about; decides only where the sampling of a large corpus's n-grams begins."""
+
+MEMORY_NAME = "memory.arrow"
+"""The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
 
 MICRO = 1_000_000
 """Nats are added up as whole millionths, so that the order of addition never shows."""
@@ -53,7 +60,8 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
 
     def build(pipeline: beam.Pipeline) -> None:
         read = pipeline | "Source" >> ReadDocuments(config, corpus.read_units(files))
-        scored = read["documents"] | "Score" >> ScoreDocuments(config.difficulty, config.tokenizer)
+        memory = build_memory(pipeline, read["documents"], config, memory_url(config, run), source_bytes(files))
+        scored = read["documents"] | "Score" >> ScoreDocuments(config.difficulty, config.tokenizer, memory)
         quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
 
         segment_files = scored["segments"] | "Write segments" >> WriteParts(
@@ -85,12 +93,30 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
             | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
         )
         pipeline | "Finish" >> WriteOnce(
-            finisher(run, config.difficulty, scorer, tokenizer.vocab_size),
+            finisher(run, config, scorer, tokenizer.vocab_size),
             lists={"segment_files": segment_files, "quarantine_files": quarantine_files},
             singles={"histogram": histogram, "counts": counts},
         )
 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
+
+
+def memory_url(config: MillConfig, run: StageRun) -> str:
+    """Where the n-gram memory is or will be; "" without one."""
+    if config.difficulty.memory is not None:
+        return shard_io.join(run.folder, MEMORY_NAME)
+    return config.difficulty.memory_path or ""
+
+
+def build_memory(
+    pipeline: beam.Pipeline, documents: beam.PCollection, config: MillConfig, url: str, size_bytes: int
+) -> beam.PCollection:
+    """A singleton of the memory's URL, there when the memory is: counted first, or there already, or "" for none."""
+    if config.difficulty.memory is None:
+        return pipeline | "Memory" >> beam.Create([url])
+    return documents | "Memory" >> CountNgrams(
+        config.difficulty.memory, config.tokenizer, url, corpus_tokens=size_bytes / BYTES_PER_TOKEN
+    )
 
 
 class ReadDocuments(beam.PTransform):
@@ -147,7 +173,7 @@ def segment_counts(segment: ScoredSegment, threshold_nats: float) -> dict[str, i
         "documents": int(segment.segment_index == 0),
         "segments": 1,
         "source_tokens": len(segment.input_ids),
-        "hard_tokens": int((surprisal > threshold_nats).sum()),
+        "hard_tokens": int((token_difficulty_nats(surprisal, segment.memory_nats) > threshold_nats).sum()),
         "surprisal_micronats": round(float(surprisal.sum()) * MICRO),
         "entropy_micronats": round(float(entropy.sum()) * MICRO),
         "difficulty_micronats": round(segment.difficulty_nats * MICRO),
@@ -161,13 +187,15 @@ def quarantine_counts(refused: Quarantined) -> dict[str, int]:
 
 def num_score_parts(files: Sequence[tuple[str, int, str]]) -> int:
     """How many scored parts a source of these files gets; from their sizes alone, so that it is the same every time."""
-    size = sum(s * (COMPRESSION_RATIO if url.endswith((".gz", ".zst")) else 1) for url, s, _ in files)
-    return min(MAX_PARTS, max(1, math.ceil(size / PART_SOURCE_BYTES)))
+    return min(MAX_PARTS, max(1, math.ceil(source_bytes(files) / PART_SOURCE_BYTES)))
 
 
-def finisher(
-    run: StageRun, difficulty: DifficultyConfig, scorer: dict[str, Any], vocab_size: int
-) -> Callable[..., None]:
+def source_bytes(files: Sequence[tuple[str, int, str]]) -> int:
+    """About how many bytes of text the files hold."""
+    return sum(size * (COMPRESSION_RATIO if url.endswith((".gz", ".zst")) else 1) for url, size, _ in files)
+
+
+def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_size: int) -> Callable[..., None]:
     """What the last step does: check the account of documents and publish the manifest."""
 
     def finish(
@@ -179,11 +207,17 @@ def finisher(
         totals = dict.fromkeys(("documents_in", "documents", "segments", "source_tokens", "quarantined"), 0) | counts
         if totals["documents_in"] != totals["documents"] + totals["quarantined"]:
             raise AssertionError(f"documents in do not equal documents out and quarantined: {totals}")
+        url = memory_url(config, run)
         scored = run.manifest(
             files=[("segments", f) for f in segment_files] + [("quarantine", f) for f in quarantine_files],
             counts=totals,
-            facts={"histogram": histogram.to_json(), "scorer": scorer, "vocab_size": vocab_size},
-            rehearsal=difficulty.scorer == "rehearsal",
+            facts={
+                "histogram": histogram.to_json(),
+                "scorer": scorer,
+                "vocab_size": vocab_size,
+                "memory": {"url": url, **NgramMemory.load(url).to_json()} if url else None,
+            },
+            rehearsal=config.difficulty.scorer == "rehearsal",
         )
         manifest.write(run.output, scored)
 

@@ -88,10 +88,9 @@ def finisher(run: StageRun, augmented: Manifest) -> Callable[..., None]:
         }
         if any(written[name] != totals[name] for name in written) or totals["candidates"] != sum(written.values()):
             raise AssertionError(f"candidates in do not equal kept and rejected: {totals}, written {written}")
-        if totals["missing"] > augmented.counts["failed"]:
-            raise AssertionError(
-                f"{totals['missing']} generations are missing from the ledger, {augmented.counts['failed']} had failed"
-            )
+        # Not compared by number: segments of one text share a generation, and its failure.
+        if totals["missing"] and not augmented.counts["failed"]:
+            raise AssertionError(f"{totals['missing']} generations are missing from the ledger, though none had failed")
         selected = run.manifest(
             files=[("kept", entry) for entry in kept_files] + [("rejected", entry) for entry in rejected_files],
             counts=totals,

@@ -91,7 +91,7 @@ class PackedDataset:
         self._epochs, self._policy, self._shuffle = epochs, loss_mask, shuffle
         self.sequence_length = int(packed.config["pack"]["sequence_length"])
         self.vocab_size = int(packed.facts["vocab_size"])
-        with ThreadPoolExecutor(_OPENERS) as pool:
+        with ThreadPoolExecutor(min(_OPENERS, len(self._entries))) as pool:
             self._rows_of_shards = list(pool.map(self._count_rows, range(len(self._entries))))
         self.rows = sum(self._rows_of_shards)
         self._forget()

@@ -89,7 +89,9 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
         input_ids: (num_tokens,) uint16 or uint32, training token ids.
         surprisal_nats: (num_tokens,) float16, -ln p of each token under the scorer.
         entropy_nats: (num_tokens,) float16, entropy of the scorer's prediction of each token.
-        difficulty_nats: the segment's difficulty mass: sum over tokens of the nats above the threshold.
+        memory_nats: (num_tokens,) float16, -ln p of each token under the n-gram memory; (0,) without a memory.
+        difficulty_nats: the segment's difficulty mass: sum over tokens of the nats above the threshold, where a token's
+            nats are the smaller of surprisal and memory.
         metadata: the document's carried columns as JSON, on segment 0 only.
     """
 
@@ -100,6 +102,7 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
     input_ids: np.ndarray
     surprisal_nats: np.ndarray
     entropy_nats: np.ndarray
+    memory_nats: np.ndarray
     difficulty_nats: float
     metadata: str | None = None
 
@@ -330,7 +333,7 @@ def _list(kind: pa.DataType) -> pa.DataType:
 
 
 def segment_schema(vocab_size: int) -> pa.Schema:
-    """Schema of the scored parts: 6 bytes per token with 16-bit ids, before compression."""
+    """Schema of the scored parts: with 16-bit ids 6 bytes per token before compression, 8 with a memory."""
     return _schema(
         ("doc_id", pa.string()),
         ("segment_index", pa.int32()),
@@ -339,6 +342,7 @@ def segment_schema(vocab_size: int) -> pa.Schema:
         ("input_ids", _list(token_arrow_type(vocab_size))),
         ("surprisal_nats", _list(pa.float16())),
         ("entropy_nats", _list(pa.float16())),
+        ("memory_nats", _list(pa.float16())),
         ("difficulty_nats", pa.float64()),
         ("metadata", pa.string()),
         nullable=["metadata"],

@@ -23,6 +23,7 @@ def scored_segments(draw: st.DrawFn) -> ScoredSegment:
         input_ids=np.array(ids, np.uint16),
         surprisal_nats=nats,
         entropy_nats=nats[::-1].copy(),
+        memory_nats=nats[: draw(st.sampled_from([0, len(nats)]))],
         difficulty_nats=draw(st.floats(0, 1e6)),
         metadata=draw(st.none() | st.just('{"a": 1}')),
     )
@@ -90,6 +91,7 @@ def test_an_id_that_does_not_fit_is_an_error_that_names_the_column() -> None:
         input_ids=np.array([70_000], np.uint32),
         surprisal_nats=np.zeros(1, np.float16),
         entropy_nats=np.zeros(1, np.float16),
+        memory_nats=np.empty(0, np.float16),
         difficulty_nats=0.0,
     )
     with pytest.raises(MillError, match="input_ids"):
@@ -113,6 +115,7 @@ def test_scored_parts_take_at_most_six_bytes_per_token(tmp_path: object) -> None
         input_ids=rng.integers(0, 49_152, n).astype(np.uint16),
         surprisal_nats=rng.gamma(1, 3, n).astype(np.float16),
         entropy_nats=rng.gamma(1, 3, n).astype(np.float16),
+        memory_nats=np.empty(0, np.float16),
         difficulty_nats=1.0,
     )
     entry = shard_io.write_part(f"{tmp_path}/p.arrow", [segment], records.segment_schema(49_152))

@@ -285,8 +285,10 @@ def test_scores_do_not_depend_on_company_order_or_chunks(tiny_model: str, monkey
 def test_a_model_with_more_than_a_linear_head_is_run_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_model(tmp_path, "soft capped")
     scorer = make_scorer(DifficultyConfig(model=folder, **CONTEXT))
+    assert isinstance(scorer, CausalLMScorer)
     assert not scorer.chunked
     assert "more to its logits than a linear head" in caplog.text
+    assert {len(rows) for rows in scorer.batches([np.arange(40), np.arange(40)])} == {1}
     (scores,) = scorer.score([DOCUMENTS[2]])
     surprisal, entropy = reference(folder, DOCUMENTS[2], 32, 8)
     np.testing.assert_allclose(scores.surprisal_nats, surprisal, atol=1e-4)

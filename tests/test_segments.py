@@ -54,6 +54,7 @@ CASES = {
     "paragraph with spaces in the blank line": ("a" * 22 + "\n \t\r\n" + "b\nc " + "d" * 60, 27),
     "paragraph, all blank lines before the cut": ("a" * 20 + "\n\n\n\n" + "b" * 80, 24),
     "latest paragraph": ("a" * 20 + "\n\n" + "b" * 6 + "\n\n" + "c" * 80, 30),
+    "indentation goes with its line": ("a" * 22 + "\n    if b:" + "c" * 60, 23),
     "line before sentence": ("a" * 22 + "\n" + "b. c d" + "e" * 60, 23),
     "sentence before space": ("a" * 22 + ". b c" + "d" * 60, 24),
     "sentence with closing marks": ("a" * 22 + '?") b c' + "d" * 60, 26),

@@ -15,7 +15,7 @@ from pipelines.run import mill
 from sharding import manifest, shard_io
 from sharding.errors import MillError, RequestError
 from sharding.manifest import Manifest
-from sharding.records import Candidate, LedgerRow, Quarantined, Row, TokenType
+from sharding.records import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
 from sharding.tokenizer import load_tokenizer
 from sharding.verify import verify
 
@@ -196,6 +196,35 @@ def test_bad_records_go_to_quarantine_with_their_reason(
     }
     assert done.counts["documents_in"] == 6 == done.counts["documents"] + done.counts["quarantined"]
     assert all(r.origin.rpartition(":")[2].isdigit() and r.detail for r in refused)
+
+
+def test_what_the_corpus_repeats_is_not_hard(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    rng = random.Random(2)
+    licence = " ".join(f"licence{rng.randrange(10_000)}" for _ in range(40))
+    source = write_jsonl(
+        [
+            {"id": str(i), "text": " ".join(f"own{rng.randrange(10_000)}" for _ in range(40)) + "\n\n" + licence}
+            for i in range(16)
+        ]
+    )
+
+    def difficulties(**keys: Any) -> tuple[Manifest, dict[str, float]]:
+        difficulty = {"scorer": "rehearsal", "threshold_nats": 2.0, **keys}
+        config = from_mapping(rehearsal_config(source, difficulty=difficulty, output=str(tmp_path / str(len(keys)))))
+        done = mill(config, stages=["score"])["score"]
+        segments = list(_records(config.output, done, "segments", ScoredSegment))
+        return done, {segment.segment_id: segment.difficulty_nats for segment in segments}
+
+    _, alone = difficulties()
+    done, remembered = difficulties(memory={"order": 4})
+    last = [name for name in alone if f"{name.split('#')[0]}#{int(name.split('#')[1]) + 1}" not in alone]
+    first = [name for name in alone if name.endswith("#0")]
+    assert sum(remembered[name] for name in last) < 0.2 * sum(alone[name] for name in last)
+    assert sum(remembered[name] for name in first) > 0.9 * sum(alone[name] for name in first)
+    _, reused = difficulties(memory_path=done.facts["memory"]["url"], model=None)
+    assert reused == remembered
 
 
 def test_equal_ids_are_told_apart(

@@ -42,7 +42,7 @@ class HashedFile:
             size_bytes=self.size_bytes,
             sha256=self._sha.hexdigest(),
             rows=rows,
-            tokens=tokens or {},
+            tokens=dict(sorted((tokens or {}).items())),  # as JSON gives it back: entries are compared as bytes
         )
 
 

@@ -1,0 +1,91 @@
+"""Every command and every Python example in the documentation runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.config import from_mapping
+from pipelines.run import mill
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(page.read_text()) if found == language]
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path,
+    write_jsonl: Callable[..., str],
+    rehearsal_config: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A folder with a finished run in out/demo and the config mill.yaml, which stands in for what `init` writes."""
+    source = write_jsonl([{"id": str(i), "text": f"Document number {i} says this. " * 60} for i in range(6)])
+    tree = rehearsal_config(source, output="out/demo")
+    monkeypatch.chdir(tmp_path)
+    mill(from_mapping(tree))
+    (tmp_path / "stand-in.yaml").write_text(yaml.safe_dump({**tree, "output": "out/mill"}))
+    return tmp_path
+
+
+def run(line: str, workspace: Path) -> None:
+    words = shlex.split(line, comments=True)
+    environment = {**os.environ, "NO_COLOR": "1"}
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    else:
+        assert words[0] in ("thoughtmill", ".venv/bin/thoughtmill"), f"no test knows how to run: {line}"
+        if words[1] == "run":
+            # The first run made an output that the second one, with another budget, is told to replace.
+            words.insert(2, "--replace")
+        command = [sys.executable, "-m", "pipelines.cli", *words[1:]]
+        done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False, env=environment)
+        if words[1] == "init":
+            (workspace / "stand-in.yaml").replace(workspace / words[2])
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash")], ids=lambda page: page.name)
+def test_commands_run(page: Path, workspace: Path) -> None:
+    for block in blocks(page, "bash"):
+        for line in block.splitlines():
+            if line.strip():
+                run(line, workspace)
+
+
+PYTHON_BLOCKS = [
+    pytest.param(
+        block,
+        id=f"{page.name}-{number}",
+        marks=[pytest.mark.model] if "smollm2" in block else [pytest.mark.slow],
+    )
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS)
+def test_python_runs(block: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(workspace / "cache"))
+    done = subprocess.run([sys.executable, "-c", block], cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which isn't there"
