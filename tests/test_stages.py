@@ -2,6 +2,7 @@
 
 import json
 import random
+import string
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -202,16 +203,15 @@ def test_what_the_corpus_repeats_is_not_hard(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     rng = random.Random(2)
-    licence = " ".join(f"licence{rng.randrange(10_000)}" for _ in range(40))
-    source = write_jsonl(
-        [
-            {"id": str(i), "text": " ".join(f"own{rng.randrange(10_000)}" for _ in range(40)) + "\n\n" + licence}
-            for i in range(16)
-        ]
-    )
+
+    def words(count: int) -> str:
+        return " ".join("".join(rng.choices(string.ascii_lowercase, k=7)) for _ in range(count))
+
+    licence = words(40)
+    source = write_jsonl([{"id": str(i), "text": f"{words(60)}\n\n{licence}"} for i in range(16)])
 
     def difficulties(**keys: Any) -> tuple[Manifest, dict[str, float]]:
-        difficulty = {"scorer": "rehearsal", "threshold_nats": 2.0, **keys}
+        difficulty = {"scorer": "rehearsal", "threshold_nats": 0.5, **keys}
         config = from_mapping(rehearsal_config(source, difficulty=difficulty, output=str(tmp_path / str(len(keys)))))
         done = mill(config, stages=["score"])["score"]
         segments = list(_records(config.output, done, "segments", ScoredSegment))
@@ -222,7 +222,7 @@ def test_what_the_corpus_repeats_is_not_hard(
     last = [name for name in alone if f"{name.split('#')[0]}#{int(name.split('#')[1]) + 1}" not in alone]
     first = [name for name in alone if name.endswith("#0")]
     assert sum(remembered[name] for name in last) < 0.2 * sum(alone[name] for name in last)
-    assert sum(remembered[name] for name in first) > 0.9 * sum(alone[name] for name in first)
+    assert sum(remembered[name] for name in first) > 0.7 * sum(alone[name] for name in first)
     _, reused = difficulties(memory_path=done.facts["memory"]["url"], model=None)
     assert reused == remembered
 
