@@ -210,6 +210,9 @@ class Dispatcher:
         self._on_settled()
 
     def _retry(self, job: Job, error: GenerationFailed) -> None:
+        if error.retry_after_s is not None:  # spread a little, so that they don't all come back at once
+            self._back_off(job, error.retry_after_s * (1 + fraction_of(job.request.key) / 4))
+            return
         if job.retries + 1 >= self._config.max_attempts:
             self._fail_alone(job, str(error))
             return
@@ -217,7 +220,9 @@ class Dispatcher:
         delay_s = longest_s * (0.5 + fraction_of(f"{job.request.key}/{job.retries}") / 2)
         job.retries += 1
         self.account.retries += 1
+        self._back_off(job, delay_s)
 
+    def _back_off(self, job: Job, delay_s: float) -> None:
         def again() -> None:
             del self._backing_off[job]
             self._enqueue(job)

@@ -7,19 +7,35 @@ from pydantic.dataclasses import dataclass
 
 from difficulty.ngrams import MemoryConfig
 from sharding.config import STRICT
+from sharding.http import check_urls
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DifficultyConfig:
     """How every token gets its nats, and how documents are cut into segments."""
 
-    scorer: Literal["causal_lm", "rehearsal"] = Field(
-        default="causal_lm", description="What scores the text; rehearsal needs no model and its scores mean nothing."
+    scorer: Literal["causal_lm", "endpoint", "rehearsal"] = Field(
+        default="causal_lm",
+        description="What scores the text: a model in this process, one on servers, or none, and scores mean nothing.",
     )
     model: str | None = Field(
         default=None, min_length=1, description="The scoring model: a folder, a fetched model's name or a hub id."
     )
     revision: str | None = Field(default=None, description="Hub revision of the scoring model.")
+    urls: tuple[str, ...] = Field(default=(), description="Servers of scorer endpoint (vLLM): http://host:port.")
+    served_name: str | None = Field(
+        default=None, min_length=1, description="What the servers call the model; null: its name."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Environment variable with the key of the servers; null: they need none.",
+    )
+    timeout_s: float = Field(default=600.0, gt=0, description="For a whole answer of a server, seconds.")
+    max_in_flight: int | None = Field(default=None, gt=0, description="Windows at the servers at once; null: 16 each.")
+    top_logprobs: int = Field(
+        default=0, ge=0, description="Most likely tokens that servers report, for the entropy; 0: the token itself."
+    )
     reference_model: str | None = Field(
         default=None,
         min_length=1,
@@ -46,10 +62,11 @@ class DifficultyConfig:
 
     @model_validator(mode="after")
     def _check(self) -> "DifficultyConfig":
-        if self.scorer == "causal_lm" and self.model is None:
-            raise ValueError("scorer causal_lm needs difficulty.model; only scorer rehearsal works without")
-        if self.scorer == "rehearsal" and self.reference_model is not None:
-            raise ValueError("difficulty.reference_model needs scorer causal_lm; leave it out for a rehearsal")
+        if self.scorer != "rehearsal" and self.model is None:
+            raise ValueError(f"scorer {self.scorer} needs difficulty.model; only scorer rehearsal works without")
+        if self.scorer != "causal_lm" and self.reference_model is not None:
+            raise ValueError(f"difficulty.reference_model needs scorer causal_lm; leave it out for {self.scorer}")
+        self._check_servers()
         if self.memory is not None and self.memory_path is not None:
             raise ValueError("difficulty.memory counts anew and difficulty.memory_path reuses; set one of them")
         if self.min_context >= self.context_tokens:
@@ -63,3 +80,13 @@ class DifficultyConfig:
                 f"difficulty.context_tokens ({self.context_tokens})"
             )
         return self
+
+    def _check_servers(self) -> None:
+        if self.scorer == "endpoint":
+            if not self.urls:
+                raise ValueError("scorer endpoint needs difficulty.urls, such as [http://localhost:8000]")
+            check_urls(self.urls)
+            return
+        for name in ("urls", "served_name", "api_key_env", "max_in_flight", "top_logprobs"):
+            if getattr(self, name):
+                raise ValueError(f"difficulty.{name} is for scorer endpoint; scorer {self.scorer} asks no server")

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -155,6 +155,33 @@ def verify(
             out.print("rehearsal: not for training")
     if report.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    output: OutputArgument,
+    to: Annotated[str, typer.Option("--to", help="megatron, datatrove, mds, olmo, parquet, or hub.")],
+    target: Annotated[str, typer.Option("--target", help="Folder in any store; for hub the repository, ORG/NAME.")],
+    loss_mask: Annotated[
+        str | None, typer.Option(help="What is trained on: all, source_only, thoughts_only or no_delimiters.")
+    ] = None,
+    splits: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Shards read at the same time.")] = 4,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite another export in the target.")] = False,
+) -> None:
+    """Write the shards in the form another trainer reads, or upload them to the hub."""
+    from sharding import export as formats
+    from sharding.export import hub
+
+    if to == "hub":
+        out.print(f"uploaded to {hub.upload(output, target)}")
+        return
+    done, ran = formats.export(
+        output, to, target, splits=splits or None, loss_mask=cast(Any, loss_mask), workers=workers, replace=replace
+    )
+    files = [file for split in done.files.values() for file in split]
+    size_bytes = sum(file.size_bytes for file in files)
+    out.print(f"{target}: {len(files)} files, {size_bytes:,} bytes" + ("" if ran else ", there already"))
 
 
 @app.command()

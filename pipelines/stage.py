@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,12 +87,19 @@ class StageRun:
         return None
 
     def clear(self) -> None:
-        """Withdraw this stage and the later ones, so that nothing half-made looks finished."""
+        """Withdraw this stage and the later ones, so that nothing half-made looks finished.
+
+        The files that their manifests name go too; the ledger is no stage's file and stays.
+        """
         for stage in STAGES[STAGES.index(self.stage) :]:
+            finished = manifest.read(self.output, stage)
+            stale = [manifest.file_urls(self.output, finished, family) for family in finished.files] if finished else []
             for url in (
                 manifest.manifest_url(self.output, stage),
                 shard_io.join(manifest.stage_url(self.output, stage), manifest.SUCCESS_NAME),
             ):
+                shard_io.remove(url)
+            for url in itertools.chain.from_iterable(stale):
                 shard_io.remove(url)
 
 

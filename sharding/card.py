@@ -55,6 +55,12 @@ def splits(packed: Manifest) -> list[str]:
     return sorted(names, key=lambda name: (name != "train", name))
 
 
+def _glob(packed: Manifest, split: str) -> str:
+    """A pattern for the shards of a split, their number in it: shards of another run in the folder don't match."""
+    name = next(entry.name for entry in packed.files["shards"] if entry.name.startswith(f"data/{split}-"))
+    return f"data/{split}-*-of-{name.rpartition('-of-')[2]}"
+
+
 def amount(facts: Mapping[str, Any]) -> str:
     """A budget with its unit, from the facts of the augment stage."""
     unit = {"tokens": "thinking tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}[facts["unit"]]
@@ -77,7 +83,7 @@ def _front_matter(packed: Manifest) -> str:
         configs=[
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.arrow"} for split in splits(packed)],
+                "data_files": [{"split": split, "path": _glob(packed, split)} for split in splits(packed)],
             }
         ],
     )

@@ -292,7 +292,7 @@ def _from_builtin(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"records hold no {kind}")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_to_builtin)
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_builtin, order="deterministic")
 _decoders: dict[type, msgspec.msgpack.Decoder] = {}
 
 R = TypeVar("R", bound=Record)

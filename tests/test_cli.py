@@ -50,6 +50,18 @@ def test_run_verify_status_and_the_second_run(config_file: Callable[..., str], t
     assert found["generation"]["generations"] > 0
 
 
+@pytest.mark.parametrize("to", ["megatron", "parquet"])
+def test_export(config_file: Callable[..., str], tmp_path: Path, to: str) -> None:
+    assert thoughtmill("run", config_file()).returncode == 0
+    target = str(tmp_path / to)
+    assert "files" in thoughtmill("export", str(tmp_path / "out"), "--to", to, "--target", target).stdout
+    again = thoughtmill("export", str(tmp_path / "out"), "--to", to, "--target", target)
+    assert again.returncode == 0 and "there already" in again.stdout
+    for wrong in (["--to", "csv"], ["--to", to, "--loss-mask", "none"], ["--to", to, "--split", "test"]):
+        refused = thoughtmill("export", str(tmp_path / "out"), "--target", target, *wrong)
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
+
+
 def test_verify_notices_any_changed_byte(config_file: Callable[..., str], tmp_path: Path) -> None:
     assert thoughtmill("run", config_file()).returncode == 0
     shard = next((tmp_path / "out" / "data").glob("*.arrow"))

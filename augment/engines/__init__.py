@@ -15,8 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
 from sharding.errors import MillError
+from sharding.http import check_urls
 
-EngineFamily = Literal["vllm", "rehearsal"]
+EngineFamily = Literal["vllm", "endpoint", "rehearsal"]
 
 _OWN_FIELD = {"model": "name", "revision": "revision", "max_model_len": "max_model_len"}
 """What prompts and keys depend on has a field of its own and can't be changed behind its back."""
@@ -26,7 +27,9 @@ _OWN_FIELD = {"model": "name", "revision": "revision", "max_model_len": "max_mod
 class ModelConfig:
     """One generator: which model, on which engine, and what it costs."""
 
-    engine: EngineFamily = Field(description='Engine family: "vllm" (in this process) or "rehearsal" (no model).')
+    engine: EngineFamily = Field(
+        description='Engine family: "vllm" (in this process), "endpoint" (servers) or "rehearsal" (no model).'
+    )
     name: str = Field(min_length=1, description="Local folder, fetched model or hub id.")
     revision: str | None = Field(default=None, description="Revision on the hub; null: its main branch.")
     accelerator: str | None = Field(default=None, description='Beam resource hint, such as "type:nvidia-l4;count:1".')
@@ -38,6 +41,16 @@ class ModelConfig:
         default=None, description="Use the model's thinking mode; null: if its template has one."
     )
     engine_args: dict[str, Any] = Field(default_factory=dict, description="Passed to the engine as they are.")
+    urls: tuple[str, ...] = Field(default=(), description="OpenAI-compatible servers of the model: http://host:port.")
+    served_name: str | None = Field(
+        default=None, min_length=1, description="What the servers call the model; null: its name."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Environment variable with the key of the servers; null: they need none.",
+    )
+    timeout_s: float = Field(default=1800.0, gt=0, description="For a whole answer of a server, seconds.")
     dollars_per_million_tokens: float | None = Field(
         default=None, ge=0, description="Price of generated tokens, dollars."
     )
@@ -48,6 +61,18 @@ class ModelConfig:
         for taken, field in _OWN_FIELD.items():
             if taken in self.engine_args:
                 raise ValueError(f"engine_args.{taken} is not allowed: set `{field}` of the model instead")
+        return self
+
+    @model_validator(mode="after")
+    def _servers_are_an_endpoint_s(self) -> ModelConfig:
+        if self.engine == "endpoint":
+            if not self.urls:
+                raise ValueError("engine endpoint needs `urls`, where its servers are, such as [http://localhost:8000]")
+            check_urls(self.urls)
+            return self
+        for name in ("urls", "served_name", "api_key_env"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for engine endpoint; engine {self.engine} asks no server")
         return self
 
 
@@ -126,7 +151,16 @@ class Generation:
 
 
 class GenerationFailed(MillError):
-    """This request failed this time; it may succeed when it is tried again."""
+    """This request failed this time; it may succeed when it is tried again.
+
+    Attributes:
+        retry_after_s: the engine has no room for so many seconds; it is tried again then, and this counts as no try.
+            The engine sees to it that this doesn't go on for ever. None: the request was tried and failed.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RequestRejected(MillError):
@@ -185,6 +219,10 @@ def create_engine(model: ModelConfig) -> Engine:
         from augment.engines.vllm import VllmEngine
 
         return VllmEngine(model)
+    if model.engine == "endpoint":
+        from augment.engines.endpoint import EndpointEngine
+
+        return EndpointEngine(model)
     from augment.engines.rehearsal import RehearsalEngine
 
     return RehearsalEngine(model)

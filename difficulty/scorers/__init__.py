@@ -55,6 +55,10 @@ def make_scorer(config: DifficultyConfig) -> Scorer:
         from difficulty.scorers.rehearsal import RehearsalScorer
 
         return RehearsalScorer()
+    if config.scorer == "endpoint":
+        from difficulty.scorers.endpoint import EndpointScorer
+
+        return EndpointScorer(config)
     from difficulty.scorers.causal_lm import CausalLMScorer
     from difficulty.scorers.excess import ExcessLossScorer
 
@@ -77,6 +81,10 @@ def describe_scorer(config: DifficultyConfig) -> dict[str, Any]:
         from difficulty.scorers.rehearsal import describe_rehearsal
 
         return describe_rehearsal()
+    if config.scorer == "endpoint":
+        from difficulty.scorers.endpoint import describe_endpoint
+
+        return describe_endpoint(config)
     from difficulty.scorers.causal_lm import describe_causal_lm
 
     assert config.model is not None  # the config's validator has seen to it

@@ -1,0 +1,214 @@
+"""Servers of a model as an engine: completions from one or several OpenAI-compatible URLs (vLLM, SGLang, a router).
+
+Sends prompt token ids, so that what was asked is what the prompt says, and every sampling parameter, so that no default
+of a server's own changes the text. Which server gets a request, and what happens when one fails, is the business of
+`sharding.endpoints`. Written against vLLM 0.32; the fields that SGLang names otherwise are sent in both ways.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from augment.engines import EngineDead, Generation, GenerationFailed, GenerationRequest, ModelConfig, RequestRejected
+from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
+from augment.thoughts import THINK_MARKERS
+from sharding.endpoints import COMPLETIONS, EndpointPool, Served
+from sharding.errors import RequestError
+from sharding.http import EndpointFailed, EndpointFull, EndpointRefused
+from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+
+IN_FLIGHT_PER_URL = 64
+
+PROCESSED_LOGPROBS = "processed_logprobs"
+"""vLLM's `--logprobs-mode` whose log probabilities are those of the distribution that was sampled from."""
+
+_NOT_SENT = ("tokenizer", "trust_remote_code", "logprobs_mode")
+"""Engine arguments for this side of the wire."""
+
+_ASKED_ELSEWHERE = frozenset(
+    {"model", "prompt", "max_tokens", "min_tokens", "temperature", "top_p", "seed", "stop"}
+    | {"n", "echo", "stream", "logprobs", "prompt_logprobs", "return_token_ids"}
+)
+"""What the request, its key and the reading of the answer depend on."""
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    token_logprobs: list[float | None] = []
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    message: _Message | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    finish_reason: str | None = None
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]] | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    system_fingerprint: str | None = None
+
+
+class EndpointEngine:
+    """Completions of the model's `urls`.
+
+    `engine_args` are sent with each request, on top of what is sent anyway; null takes a field out, for a server that
+    doesn't know it. `tokenizer` and `trust_remote_code` are about the prompt and stay here. So does `logprobs_mode`:
+    what a server's log probabilities are of, it doesn't say, so `Generation.sum_logprobs` is None unless the sampling
+    leaves the distribution as it is, or this says that the server runs with "processed_logprobs".
+
+    Raises:
+        RequestError: `engine_args` has a key that another field of the config sets.
+    """
+
+    family = "endpoint"
+    memory_share = 0.0
+
+    def __init__(self, model: ModelConfig) -> None:
+        for name in model.engine_args:
+            if name in _ASKED_ELSEWHERE:
+                raise RequestError(f"engine_args.{name} of {model.name}: is set by the config's other sections")
+        self._model = model
+        self._served_name = model.served_name or model.name
+        self._tokenizer: TextTokenizer | None = None
+        self._pool: EndpointPool | None = None
+
+    def __repr__(self) -> str:
+        return f"EndpointEngine({self._model.name!r}, urls={self._model.urls!r})"
+
+    @property
+    def version(self) -> str:
+        return self._pool.software if self._pool is not None else ""
+
+    @property
+    def capacity(self) -> int:
+        return IN_FLIGHT_PER_URL * len(self._model.urls)
+
+    async def start(self) -> None:
+        model = self._model
+        self._tokenizer = load_tokenizer(str(model.engine_args.get("tokenizer", model.name)), model.revision)
+        self._pool = EndpointPool(
+            model.urls,
+            model=self._served_name,
+            api_key_env=model.api_key_env,
+            timeout_s=model.timeout_s,
+            check=self._check_room,
+        )
+        await self._pool.start()
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        if self._pool is None or self._tokenizer is None:
+            raise EngineDead(f"the endpoints of {self._model.name} are closed")
+        if len(request.prompt_token_ids) + request.max_tokens > self._model.max_model_len:
+            raise RequestRejected(
+                f"a prompt of {len(request.prompt_token_ids)} tokens and max_tokens {request.max_tokens} do not fit "
+                f"max_model_len {self._model.max_model_len} of {self._model.name}"
+            )
+        with_logprobs = self._logprobs_are_of_the_sampled(request)
+        try:
+            body = self._body(request, self._tokenizer, with_logprobs)
+            completion, served = await self._pool.post(COMPLETIONS, body, _Completion)
+        except EndpointFull as error:
+            raise GenerationFailed(str(error), retry_after_s=error.retry_after_s) from error
+        except EndpointFailed as error:
+            raise GenerationFailed(str(error)) from error
+        except EndpointRefused as error:
+            raise RequestRejected(str(error)) from error
+        choice = completion.choices[0]
+        if choice.finish_reason not in ("stop", "length", "repetition"):
+            raise GenerationFailed(f"{self._model.name}: the server ended the request with {choice.finish_reason!r}")
+        text = _text_of(choice)
+        return Generation(
+            text=text,
+            token_ids=self._token_ids(choice, text, self._tokenizer),
+            sum_logprobs=_sum(choice.logprobs) if with_logprobs else None,
+            finish_reason=choice.finish_reason,
+            engine_version=served.software or completion.system_fingerprint or "unknown",
+        )
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    def _body(self, request: GenerationRequest, tokenizer: TextTokenizer, with_logprobs: bool) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._served_name,
+            "prompt": request.prompt_token_ids.tolist(),
+            "max_tokens": request.max_tokens,
+            "min_tokens": request.min_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            # Servers take the defaults of what isn't said from the model's generation_config.json.
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "return_token_ids": True,
+        }
+        if request.stop:
+            body["stop"] = list(request.stop)
+            # Special tokens never show in the text, so as stop texts they would not be found.
+            ids = (tokenizer.token_id(text) for text in request.stop)
+            body["stop_token_ids"] = [i for i in ids if i in tokenizer.control_ids]
+        if request.include_stop:
+            body |= {"include_stop_str_in_output": True, "no_stop_trim": True}  # vLLM's name and SGLang's
+        if request.repetition_detection:
+            body["repetition_detection"] = {
+                "min_pattern_size": LOOP_MIN_TOKENS,
+                "max_pattern_size": LOOP_MAX_TOKENS,
+                "min_count": LOOP_COUNT,
+            }
+        if with_logprobs:
+            body["logprobs"] = 0  # of the sampled tokens only
+        body |= {name: value for name, value in self._model.engine_args.items() if name not in _NOT_SENT}
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _check_room(self, url: str, served: Served) -> None:
+        if served.max_model_len is not None and served.max_model_len < self._model.max_model_len:
+            raise RequestError(
+                f"max_model_len {self._model.max_model_len} of {self._model.name}: {url} takes at most "
+                f"{served.max_model_len} tokens of prompt and generation together"
+            )
+
+    def _logprobs_are_of_the_sampled(self, request: GenerationRequest) -> bool:
+        plain = request.temperature == 1 and request.top_p == 1
+        return plain or self._model.engine_args.get("logprobs_mode") == PROCESSED_LOGPROBS
+
+    def _token_ids(self, choice: _Choice, text: str, tokenizer: TextTokenizer) -> np.ndarray:
+        """The generated tokens; from the text, special tokens left out, where the server doesn't tell them."""
+        if choice.token_ids is not None:
+            return np.array(choice.token_ids, dtype=np.uint32)
+        try:
+            return tokenizer.encode_for_scoring(text).astype(np.uint32)
+        except UnencodableText as error:
+            raise GenerationFailed(f"{self._model.name}: the server sent text that has no tokens: {error}") from error
+
+
+def _text_of(choice: _Choice) -> str:
+    """What was generated. Servers that part the thinking from the answer call it `reasoning` or `reasoning_content`."""
+    parts = choice.message or choice
+    thinking = parts.reasoning or parts.reasoning_content or ""
+    answer = (choice.text if isinstance(parts, _Choice) else parts.content) or ""
+    if not thinking or not answer.strip():
+        return thinking or answer
+    begin, end = THINK_MARKERS[0]
+    return f"{begin}{thinking}{end}{answer}"
+
+
+def _sum(logprobs: _Logprobs | None) -> float | None:
+    known = [nats for nats in logprobs.token_logprobs if nats is not None] if logprobs is not None else []
+    return float(sum(known)) if known else None

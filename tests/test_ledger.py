@@ -1,0 +1,380 @@
+"""The ledger: durable when it says so, whole or skipped, one row per key whatever happened."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from augment import ledger
+from augment.engines import Closing, SamplingConfig
+from augment.ledger import (
+    LedgerWriter,
+    choose,
+    collapse_duplicates,
+    compact,
+    finished_keys,
+    ledger_parts,
+    read_ledger,
+    read_part,
+)
+from augment.requests import fraction_of, make_request, request_key, seed_of
+from sharding.errors import MillError
+from sharding.records import LEDGER_SCHEMA, LedgerRow, encode, sample_key
+from sharding.shard_io import write_part
+
+
+def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
+    values = {
+        "key": sample_key(f"{n:032x}", sample),
+        "request_key": f"{n:032x}",
+        "sample": sample,
+        "segment_id": f"doc{n}#0",
+        "tier": "deep",
+        "model": "model",
+        "revision": "main",
+        "engine": "rehearsal",
+        "engine_version": "1",
+        "prompt": "expert",
+        "prompt_version": "abc",
+        "text": f"thought {n} " * 20,
+        "thought_tokens": 5,
+        "token_ids": np.arange(n, n + 5, dtype=np.uint32),
+        "sum_logprobs": None if n % 2 else -1.5,
+        "finish_reason": "stop",
+        "closed": "natural",
+        "prompt_tokens": 7,
+        "wall_s": 0.5,
+        "finished_at": 1000.0 + n,
+    }
+    return LedgerRow(**{**values, **fields})
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path / "ledger")
+    else:
+        yield "memory://bucket/ledger"
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def put(url: str, name: str, rows: list[LedgerRow]) -> str:
+    path = f"{url}/part-{name}.arrow"
+    write_part(path, rows, LEDGER_SCHEMA)
+    return path
+
+
+def keys(rows: Any) -> list[str]:
+    return sorted(r.key for r in rows)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_flushed_can_be_read_by_others(url: str) -> None:
+    writer = LedgerWriter(url, flush_seconds=1000)
+    assert list(read_ledger(url)) == []
+    rows = [row(n) for n in range(10)]
+    for one in rows:
+        writer.add(one)
+    assert list(read_ledger(url)) == []
+    writer.flush()
+    assert sorted(read_ledger(url), key=lambda r: r.key) == rows
+    writer.flush()
+    assert len(ledger_parts(url)) == 1
+    writer.close()
+
+
+def test_parts_are_written_by_count(tmp_path: Path) -> None:
+    url = str(tmp_path / "ledger")
+    writer = LedgerWriter(url, flush_rows=10, flush_seconds=1000)
+    for n in range(10):
+        writer.add(row(n))
+    deadline = time.monotonic() + 5
+    while len(finished_keys(url)) < 10:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for n in range(10, 15):
+        writer.add(row(n))
+    time.sleep(0.05)
+    assert len(finished_keys(url)) == 10
+    writer.close()
+    assert len(finished_keys(url)) == 15
+
+
+def test_parts_are_written_by_time(tmp_path: Path) -> None:
+    url = str(tmp_path / "ledger")
+    writer = LedgerWriter(url, flush_rows=1000, flush_seconds=0.05)
+    for n in range(3):
+        writer.add(row(n))
+        deadline = time.monotonic() + 5
+        while len(finished_keys(url)) <= n:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    writer.close()
+    with pytest.raises(MillError, match="closed"):
+        writer.add(row(9))
+    writer.close()
+
+
+def test_threads_share_a_writer(tmp_path: Path) -> None:
+    url = str(tmp_path / "ledger")
+    writer = LedgerWriter(url, flush_rows=7, flush_seconds=0.01)
+
+    def work(worker: int) -> None:
+        for n in range(100):
+            writer.add(row(worker * 100 + n))
+            if n % 30 == 0:
+                writer.flush()
+                assert sample_key(f"{worker * 100 + n:032x}", 0) in finished_keys(url)
+        writer.flush()
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert keys(read_ledger(url)) == keys(row(n) for n in range(400))
+
+
+def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "ledger")
+    real, full = ledger.write_part, True
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        if full:
+            raise MillError("no space left")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ledger, "write_part", write)
+    writer = LedgerWriter(url, flush_rows=2, flush_seconds=0.05)
+    for n in range(2 * 16):
+        writer.add(row(n))
+    for _ in range(2):
+        with pytest.raises(MillError, match="no space left"):
+            writer.flush()
+    with pytest.raises(MillError, match="no space left"):
+        writer.add(row(99))
+    full = False
+    writer.flush()
+    writer.add(row(32))
+    writer.close()
+    assert keys(read_ledger(url)) == keys(row(n) for n in range(33))
+
+
+def test_closing_a_writer_whose_store_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("a bug in a filesystem")
+
+    monkeypatch.setattr(ledger, "write_part", write)
+    writer = LedgerWriter(str(tmp_path))
+    writer.add(row(1))
+    with pytest.raises(MillError, match="a bug in a filesystem"):
+        writer.close()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped"])
+def test_a_part_that_cannot_be_read_is_skipped(url: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    put(url, "1-a", [row(1), row(2)])
+    broken = put(url, "2-b", [row(n) for n in range(3, 60)])
+    put(url, "3-c", [row(60)])
+    data = fsspec.open(broken).open().read()
+    if damage == "cut":
+        data = data[: len(data) * 2 // 3]
+    elif damage == "empty":
+        data = b""
+    elif damage == "garbage":
+        data = random.Random(0).randbytes(len(data))
+    else:
+        middle = len(data) // 2
+        data = data[:middle] + bytes(b ^ 0xFF for b in data[middle : middle + 64]) + data[middle + 64 :]
+    with fsspec.open(broken, "wb") as file:
+        file.write(data)
+    found = keys(read_ledger(url))
+    assert found == keys([row(1), row(2), row(60)])
+    assert any(broken in record.getMessage() for record in caplog.records)
+    assert read_part(broken) is None
+
+
+def test_other_files_in_the_folder_are_not_parts(tmp_path: Path) -> None:
+    put(str(tmp_path), "1-a", [row(1)])
+    (tmp_path / ".part-2-b.arrow.0123.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert len(ledger_parts(str(tmp_path))) == 1
+
+
+def test_only_the_columns_asked_for_are_read(url: str) -> None:
+    put(url, "1-a", [row(1)])
+    (found,) = read_ledger(url, columns=["key", "thought_tokens"])
+    assert (found.key, found.thought_tokens, found.text) == (row(1).key, 5, "")
+    assert found.token_ids.size == 0
+    assert finished_keys(url) == {row(1).key}
+
+
+def test_a_store_that_cannot_be_read_is_no_empty_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(str(tmp_path), "1-a", [row(1)])
+
+    def refuse(url: str, columns: Any = None) -> Any:
+        raise MillError(f"cannot read {url}: permission denied")
+
+    monkeypatch.setattr(ledger, "read_batches", refuse)
+    monkeypatch.setattr(ledger, "read_bytes", refuse)
+    with pytest.raises(MillError, match="permission denied"):
+        list(read_ledger(str(tmp_path)))
+
+
+def test_a_part_that_was_compacted_while_we_read_is_found_again(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n)])
+    reader = read_ledger(url)
+    first = next(reader)
+    compact(url)
+    assert set(keys([first, *reader])) == set(keys(row(n) for n in range(4)))
+
+
+# --- duplicates -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.builds(row, st.integers(0, 3), st.integers(0, 1), text=st.sampled_from("abc"), finished_at=st.floats(0, 2)),
+        max_size=12,
+    ),
+    st.randoms(),
+)
+def test_duplicates_collapse_the_same_way_in_any_order(rows: list[LedgerRow], rng: random.Random) -> None:
+    collapsed = collapse_duplicates(rows)
+    shuffled = rows[:]
+    rng.shuffle(shuffled)
+    assert [encode(r) for r in collapse_duplicates(shuffled)] == [encode(r) for r in collapsed]
+    assert [r.key for r in collapsed] == sorted({r.key for r in rows})
+    assert collapse_duplicates(collapsed) == collapsed
+    for one in collapsed:
+        same = [r for r in rows if r.key == one.key]
+        assert one in same and one.finished_at == min(r.finished_at for r in same)
+        assert choose(same) == one
+
+
+def test_compaction_keeps_every_row_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row(n) for n in range(50)]
+    later = [row(n, finished_at=9999.0, text="a rerun") for n in range(10)]
+    for i in range(10):
+        put(url, f"{i}-a", rows[i * 5 : i * 5 + 5])
+    put(url, "10-b", later)
+    broken = put(url, "11-c", [])
+    with fsspec.open(broken, "wb") as file:
+        file.write(b"half")
+    done = compact(url, rows_per_part=20)
+    assert (done.parts_before, done.parts_after, done.rows_before, done.rows_after) == (11, 3, 60, 50)
+    assert sorted(read_ledger(url), key=lambda r: r.key) == rows
+    assert broken in ledger_parts(url)
+    again = compact(url, rows_per_part=60)
+    assert (again.parts_after, again.rows_after) == (1, 50)
+    assert compact(url) == compact(url)
+    assert sorted(read_ledger(url), key=lambda r: r.key) == rows
+
+
+def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path)
+    for n in range(6):
+        put(url, f"{n}-a", [row(n), row(0)])
+    real, calls = ledger.write_part, 0
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MillError("no space left")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ledger, "write_part", write)
+    with pytest.raises(MillError, match="no space left"):
+        compact(url, rows_per_part=2)
+    assert collapse_duplicates(read_ledger(url)) == [row(n) for n in range(6)]
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+PROMPT = np.array([1, 2, 3], np.uint32)
+BASE: dict[str, Any] = {
+    "model": "m",
+    "revision": "main",
+    "engine": "vllm",
+    "prompt_token_ids": PROMPT,
+    "sampling": SamplingConfig(),
+    "max_tokens": 100,
+}
+CLOSING = Closing(reserve_tokens=8, phrase="", phrase_token_ids=np.empty(0, np.uint32))
+
+
+def test_the_key_covers_everything_that_changes_the_text() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"model": "n"},
+        {"revision": "v2"},
+        {"engine": "rehearsal"},
+        {"prompt_token_ids": np.array([1, 2], np.uint32)},
+        {"prompt_token_ids": np.array([1, 2, 4], np.uint32)},
+        {"max_tokens": 101},
+        {"min_tokens": 1},
+        {"stop": ("</think>",)},
+        {"closing": CLOSING},
+        {"closing": Closing(reserve_tokens=9, phrase="", phrase_token_ids=np.empty(0, np.uint32))},
+        {"closing": Closing(reserve_tokens=8, phrase="So", phrase_token_ids=PROMPT)},
+        *(
+            {"sampling": SamplingConfig(**change)}
+            for change in (
+                {"temperature": 0.7},
+                {"top_p": 0.8},
+                {"seed": 1},
+                {"stop": ("\n\n",)},
+                {"repetition_detection": False},
+            )
+        ),
+    ]
+    found = [request_key(**{**BASE, **change}) for change in changes]
+    assert len(set(found)) == len(changes)
+    assert all(len(key) == 32 for key in found)
+
+
+def test_the_key_does_not_depend_on_how_things_are_written() -> None:
+    key = request_key(**BASE)
+    assert key == request_key(**{**BASE, "prompt_token_ids": PROMPT.astype(np.int64)})
+    assert key == request_key(**{**BASE, "sampling": SamplingConfig(temperature=0.60, seed=0)})
+    twice = {**BASE, "sampling": SamplingConfig(stop=("a",)), "stop": ("a", "b")}
+    assert request_key(**twice) == request_key(**{**BASE, "stop": ("a", "b")})
+    # Fixed for good: another key would buy every generation in existence again.
+    assert key == "1c77e09f352db1416d426de3856b8508"
+
+
+@given(st.lists(st.text(max_size=40), unique=True, max_size=30))
+def test_seeds_follow_from_keys(names: list[str]) -> None:
+    seeds = [seed_of(name) for name in names]
+    assert seeds == [seed_of(name) for name in names]
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert all(0 <= fraction_of(name) < 1 for name in names)
+
+
+def test_requests_of_a_prompt_differ_by_sample() -> None:
+    key = request_key(**BASE)
+    one, two = (
+        make_request(sample_key(key, i), PROMPT, sampling=SamplingConfig(stop=("x",)), max_tokens=9, stop=("</think>",))
+        for i in range(2)
+    )
+    assert one.seed != two.seed
+    assert one.stop == ("x", "</think>")
+    assert (one.temperature, one.top_p, one.max_tokens) == (0.6, 0.9, 9)
