@@ -83,6 +83,8 @@ class Dispatcher:
         owner: stands for this dispatcher at `memory`.
         on_dispatched: called with how many jobs have left the waiting ones for the first time.
         on_settled: called after a job's ticket has its result.
+        on_started: called when an engine has started.
+        on_broken: called with the error that stopped everything.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Dispatcher:
         owner: EngineOwner,
         on_dispatched: Callable[[int], None],
         on_settled: Callable[[], None],
+        on_started: Callable[[], None],
         on_broken: Callable[[BaseException], None],
     ) -> None:
         self._name = name
@@ -106,6 +109,7 @@ class Dispatcher:
         self._owner = owner
         self._on_dispatched = on_dispatched
         self._on_settled = on_settled
+        self._on_started = on_started
         self._on_broken = on_broken
         self.account = Account(name)
         self._engine: Engine | None = None
@@ -273,6 +277,7 @@ class Dispatcher:
             self._break(error)
         else:
             self._engine = engine
+            self._on_started()
             self.account.capacity = self._max_in_flight or engine.capacity
             self._watch_stall()
         finally:

@@ -15,6 +15,7 @@ to their ticket at once, exactly once.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class Feeder:
             owner=self,
             on_dispatched=self._dispatched,
             on_settled=self._settled,
+            on_started=self._started,
             on_broken=self._broken,
         )
 
@@ -108,6 +110,7 @@ class Feeder:
             first, self._closing = not self._closing, True
             thread = self._thread
             self._changed.notify_all()
+        atexit.unregister(self.close)
         if thread is None:
             if first:
                 self._loop.close()
@@ -148,6 +151,12 @@ class Feeder:
     def _settled(self) -> None:
         with self._changed:
             self._unfinished -= 1
+
+    def _started(self) -> None:
+        # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
+        # before they tear it down under its feet.
+        atexit.unregister(self.close)
+        atexit.register(self.close)
 
     def _broken(self, error: BaseException) -> None:
         with self._changed:

@@ -9,7 +9,6 @@ machine.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import threading
 
 from pydantic import TypeAdapter
@@ -95,13 +94,10 @@ def release(feeder: Feeder) -> None:
 
 
 def close_all() -> None:
-    """End every engine of this process; what is in flight fails. Runs by itself when the interpreter exits."""
+    """End every engine of this process; what is in flight fails. Engines end by themselves when the interpreter exits."""
     with _lock:
         feeders = {*_feeders.values(), *_users}
         _feeders.clear()
         _users.clear()
     for feeder in feeders:
         feeder.close()
-
-
-atexit.register(close_all)

@@ -55,6 +55,8 @@ def render(output: str) -> Group:
         f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding",
     )
     facts.add_row("speed", _speed(stages))
+    for warning in augmented.facts["warnings"]:
+        facts.add_row("warning", f"[yellow]{warning}[/yellow]")
     if packed.rehearsal:
         facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
     facts.add_row("look at", f"{shard_io.join(output, 'README.md')} (the dataset card)")

@@ -145,6 +145,7 @@ def _generation(augmented: Manifest) -> str:
         f"Budget: {amount(facts)}, spread {augmented.config['budget']['policy']}; "
         f"{facts['planned_tokens']:,.0f} thinking tokens planned, {augmented.counts['thought_tokens']:,} generated.\n\n"
         + _table(rows, ("tier", "segments", "generations", "tokens planned"))
+        + "".join(f"\n\n> Warning: {warning}." for warning in facts["warnings"])
     )
 
 

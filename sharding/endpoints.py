@@ -197,18 +197,24 @@ class EndpointPool:
             opened = [endpoint for endpoint in self._endpoints if endpoint.is_open(now)]
             if opened:
                 return min(opened, key=lambda endpoint: (endpoint.outstanding, endpoint.used_at))
-            if self._shut_since is None:
-                self._shut_since = now
+            shut_since = self._note_shut(now)
             wake_at = min((e.closed_until for e in self._endpoints if e.closed_until > now), default=math.inf)
             if not any(endpoint.outstanding for endpoint in self._endpoints):
-                give_up_at = self._shut_since + limit_s
-                if now >= give_up_at:
-                    errors = "; ".join(endpoint.last_error for endpoint in self._endpoints)
-                    raise MillError(f"no endpoint of {self._model} took a request for {limit_s:g} s: {errors}")
-                wake_at = min(wake_at, give_up_at)
+                if now >= shut_since + limit_s:
+                    raise self._outage(limit_s)
+                wake_at = min(wake_at, shut_since + limit_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(wake_at if wake_at < math.inf else None):
                     await self._changed.wait()
+
+    def _note_shut(self, now: float) -> float:
+        """Since when no endpoint has been taking requests, if none is."""
+        self._shut_since = now if self._shut_since is None else self._shut_since
+        return self._shut_since
+
+    def _outage(self, lasted_s: float) -> MillError:
+        errors = "; ".join(endpoint.last_error for endpoint in self._endpoints)
+        return MillError(f"no endpoint of {self._model} took a request for {lasted_s:g} s: {errors}")
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -229,13 +235,22 @@ class EndpointPool:
             self._rest(endpoint, error)
 
     def _full(self, endpoint: _Endpoint, error: EndpointFull) -> float:
-        """Close an endpoint that has no room, for as long as it says; returns for how long, in seconds."""
+        """Close an endpoint that has no room, for as long as it says; returns for how long, in seconds.
+
+        Raises:
+            MillError: for too long now no endpoint has done anything but send requests away.
+        """
         endpoint.last_error = str(error)
         now = _now()
-        wait_s = _pause_s(endpoint.times_full) if error.retry_after_s is None else error.retry_after_s
+        said_s = error.retry_after_s
+        wait_s = _pause_s(endpoint.times_full) if said_s is None else max(said_s, FIRST_PAUSE_S)
         if endpoint.closed_until <= now:  # of many requests that it sends away at once, one is counted
             endpoint.times_full += 1
         endpoint.closed_until = max(endpoint.closed_until, now + wait_s)
+        if not any(other.is_open(now) for other in self._endpoints):
+            lasted_s = now - self._note_shut(now)
+            if lasted_s >= OUTAGE_S and sum(other.outstanding for other in self._endpoints) == 1:  # this request
+                raise self._outage(OUTAGE_S) from error
         return wait_s
 
     def _rest(self, endpoint: _Endpoint, error: EndpointFailed) -> None:

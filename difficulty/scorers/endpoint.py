@@ -7,6 +7,7 @@ Windows and start token are those of `causal_lm`; each window is one request, se
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -97,7 +98,8 @@ class EndpointScorer:
             check=self._check_room,
         )
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="endpoint-scorer", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint-scorer", daemon=True)
+        self._thread.start()
         try:
             self._wait_for(self._pool.start())
         except BaseException:
@@ -120,9 +122,12 @@ class EndpointScorer:
 
     def close(self) -> None:
         """End the connections. Safe to call twice."""
-        if not self._loop.is_closed() and self._loop.is_running():
-            self._wait_for(self._pool.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._loop.is_closed():
+            return
+        self._wait_for(self._pool.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def _wait_for(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -169,7 +174,7 @@ class EndpointScorer:
             "max_tokens": 1,
             "temperature": 0.0,
             "prompt_logprobs": self._config.top_logprobs,
-            # Of what two prompts share, vLLM would report the logprobs of one for the other (issue 42019 of its own).
+            # With a cached prefix, what vLLM reports depends on the requests before (vllm-project/vllm#42019).
             "cache_salt": uuid.uuid4().hex,
         }
         failures = 0
@@ -201,8 +206,9 @@ def _nats(token: int, reported: dict[int, _TokenLogprob]) -> tuple[float, float]
     """Surprisal of a token and a lower bound of the entropy of the prediction, from the logprobs that are known."""
     if token not in reported:
         raise MillError(f"a server reported no logprob of token {token} of the prompt")
-    logprobs = np.minimum([entry.logprob for entry in reported.values()], 0.0)
-    p = np.exp(logprobs)
-    rest = max(0.0, 1.0 - float(p.sum()))
-    entropy = -float(p @ logprobs) - (rest * np.log(rest) if rest > 0 else 0.0)
-    return max(-reported[token].logprob, 0.0), max(entropy, 0.0)
+    logprobs = [min(entry.logprob, 0.0) for entry in reported.values()]
+    rest = max(0.0, 1.0 - math.fsum(map(math.exp, logprobs)))
+    entropy = -math.fsum(math.exp(logprob) * logprob for logprob in logprobs)
+    if rest > 0:
+        entropy -= rest * math.log(rest)
+    return max(-reported[token].logprob, 0.0), entropy
