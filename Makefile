@@ -27,7 +27,7 @@ test: model
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not slow" --timeout=60
+	$(BIN)/python -m pytest -m "not model and not slow" --timeout=60 -n auto
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -94,7 +94,7 @@ def release(feeder: Feeder) -> None:
 
 
 def close_all() -> None:
-    """End every engine of this process; what is in flight fails. Engines end by themselves when the interpreter exits."""
+    """End every engine of this process; what is in flight fails. At exit engines end by themselves."""
     with _lock:
         feeders = {*_feeders.values(), *_users}
         _feeders.clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindow
-from apache_beam.typehints import List, Tuple
+from apache_beam.typehints import KV, List, Tuple
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -17,7 +17,7 @@ from augment import registry
 from augment.dispatch import FeedingConfig
 from augment.gates import GatesConfig, make_gates
 from augment.generation import TracePlanner
-from augment.ledger import LedgerWriter
+from augment.ledger import LedgerWriter, read_part
 from augment.selection import candidate_counts, select_candidates
 from augment.tickets import Completed, Failure, Result
 from sharding import shard_io
@@ -76,6 +76,32 @@ class _RequestFn(beam.DoFn):
     def process(self, document: tuple[str, list[ScoredSegment]]) -> Iterator[Any]:
         for outcome in self._planner.requests(document[1], self._tier_of, self._focus_of):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
+
+
+class ReadLedger(beam.PTransform):
+    """The rows of the ledger, by request key; a part that can't be read is left out, and its rows are made again.
+
+    Args:
+        urls: the parts, from `ledger_parts`.
+        columns: the columns wanted; all when absent.
+    """
+
+    def __init__(self, urls: Sequence[str], columns: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self._urls, self._columns = sorted(urls), columns
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Parts" >> beam.Create(self._urls, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMap(_rows_of_part, self._columns).with_output_types(KV[str, LedgerRow])
+        )
+
+
+def _rows_of_part(url: str, columns: Sequence[str] | None) -> Iterator[tuple[str, LedgerRow]]:
+    for row in read_part(url, columns) or ():
+        yield row.request_key, row
 
 
 class FindMissing(beam.PTransform):

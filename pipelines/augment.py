@@ -17,7 +17,15 @@ from augment import registry
 from augment.engines import ModelConfig
 from augment.generation import TierRequest, TracePlanner
 from augment.ledger import ledger_parts
-from augment.transforms import FAILED, FindMissing, GenerateTraces, LedgerTarget, MakeRequests, MissingSamples
+from augment.transforms import (
+    FAILED,
+    FindMissing,
+    GenerateTraces,
+    LedgerTarget,
+    MakeRequests,
+    MissingSamples,
+    ReadLedger,
+)
 from difficulty.allocation import Allocation
 from difficulty.budget import allocate
 from difficulty.histogram import DifficultyHistogram
@@ -29,9 +37,9 @@ from pipelines.status import PLAN_NAME
 from sharding import manifest, records, shard_io
 from sharding.errors import MillError
 from sharding.manifest import Manifest
-from sharding.records import FileEntry, LedgerRow, Quarantined, Request, ScoredSegment
+from sharding.records import FileEntry, Quarantined, Request, ScoredSegment
 from sharding.tokenizer import load_tokenizer
-from sharding.transforms import ReadParts, SumCountsCombineFn, WriteOnce, WriteParts
+from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts
 
 DIFFICULTY_NAME = "difficulty.json"
 """In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
@@ -78,10 +86,10 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             partition_key=lambda request: request.doc_id,
             sort_key=lambda request: (request.doc_id, request.segment_index),
         )
-        found = pipeline | "Ledger" >> ReadParts(ledger_parts(ledger.url), LedgerRow, FOUND_COLUMNS)
         missing = {
-            "requests": requests | "Request's key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request]),
-            "rows": found | "Row's key" >> beam.WithKeys(_request_key).with_output_types(KV[str, LedgerRow]),
+            "requests": requests
+            | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
+            "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(ledger.url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing()
         counts = [missing["counts"], requests | "Count requests" >> beam.Map(request_counts)]
         failed = [made[FAILED]]
@@ -271,10 +279,6 @@ def _tier_facts(allocation: Allocation, counts: dict[str, int], num_segments: in
 
 def _is_rehearsal(scored: Manifest, planner: TracePlanner) -> bool:
     return scored.rehearsal or any(model.engine == "rehearsal" for model in planner.models.values())
-
-
-def _request_key(record: Any) -> str:
-    return record.request_key
 
 
 def _what_decides(model: ModelConfig) -> dict[str, Any]:

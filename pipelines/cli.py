@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Models that come in Python packages.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+ledger_app = typer.Typer(help="The ledger of generations.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -211,6 +213,20 @@ def init(
         return
     examples.write(example, Path(path))
     out.print(f"wrote {path}; next: edit it, then `thoughtmill run {path}`")
+
+
+@ledger_app.command("compact")
+def compact(
+    ledger_url: Annotated[str, typer.Argument(metavar="LEDGER", help="The folder of a ledger, such as OUTPUT/ledger.")],
+) -> None:
+    """Rewrite a ledger as few large parts without duplicates; runs may go on meanwhile."""
+    from augment import ledger
+
+    done = ledger.compact(ledger_url)
+    out.print(
+        f"{ledger_url}: {done.parts_before:,} parts with {done.rows_before:,} rows are now "
+        f"{done.parts_after:,} with {done.rows_after:,}"
+    )
 
 
 @models_app.command("fetch")

@@ -7,13 +7,12 @@ ledger ───┘                                     └──► stages/sele
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.typehints import KV
 
 from augment.ledger import ledger_parts
-from augment.transforms import SelectCandidates
+from augment.transforms import ReadLedger, SelectCandidates
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, digest, run_stage
 from sharding import manifest, records
@@ -39,13 +38,9 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
         requests = (
             pipeline
             | "Requests" >> ReadParts(manifest.file_urls(config.output, augmented, "requests"), Request)
-            | "Request's key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request])
+            | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request])
         )
-        rows = (
-            pipeline
-            | "Ledger" >> ReadParts(ledger_parts(config.ledger_url), LedgerRow)
-            | "Row's key" >> beam.WithKeys(_request_key).with_output_types(KV[str, LedgerRow])
-        )
+        rows = pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url))
         selected = (
             {"requests": requests, "rows": rows}
             | "By request" >> GroupRecords(requests=Request, rows=LedgerRow)
@@ -71,10 +66,6 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
         pipeline | "Finish" >> WriteOnce(finisher(run, augmented), lists=files, singles={"counts": counts})
 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
-
-
-def _request_key(record: Any) -> str:
-    return record.request_key
 
 
 def finisher(run: StageRun, augmented: Manifest) -> Callable[..., None]:

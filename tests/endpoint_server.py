@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -31,6 +32,13 @@ def completion(body: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"choices": [choice], "model": body["model"]}
 
 
+class _Listener(socketserver.ThreadingTCPServer):
+    """Not http.server's, which asks for the machine's name at every start."""
+
+    allow_reuse_address = daemon_threads = True
+    request_queue_size = 128
+
+
 class ScriptedServer:
     """An OpenAI-compatible server that answers its completions as a script says, on a port of its own.
 
@@ -51,7 +59,7 @@ class ScriptedServer:
         self.connections = 0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
-        self._server: http.server.ThreadingHTTPServer | None = None
+        self._server: _Listener | None = None
         self._address = ("127.0.0.1", 0)
         self.start()
 
@@ -62,8 +70,7 @@ class ScriptedServer:
     def start(self) -> None:
         """Listen; after a `stop` on the same port."""
         self._stopped = threading.Event()
-        self._server = http.server.ThreadingHTTPServer(self._address, self._handler())
-        self._server.daemon_threads = True
+        self._server = _Listener(self._address, self._handler())
         self._address = self._server.server_address[:2]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -157,9 +164,10 @@ def vllm_serve(model: str, log: Path, *, api_key: str | None = None, start_s: fl
         # On CPU a seed kills the engine as soon as a prompt's prefill is cut in chunks (0.32.0).
         *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", "--max-num-seqs", "16"),
         *("--kv-cache-memory-bytes", str(1 << 29)),
-        *("--api-key", api_key) * bool(api_key),
     ]
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if api_key is not None:
+        environment["VLLM_API_KEY"] = api_key
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

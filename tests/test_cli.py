@@ -35,6 +35,7 @@ def config_file(
     return write
 
 
+@pytest.mark.slow
 def test_run_verify_status_and_the_second_run(config_file: Callable[..., str], tmp_path: Path) -> None:
     config = config_file()
     first = thoughtmill("run", config)
@@ -50,6 +51,7 @@ def test_run_verify_status_and_the_second_run(config_file: Callable[..., str], t
     assert found["generation"]["generations"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["megatron", "parquet"])
 def test_export(config_file: Callable[..., str], tmp_path: Path, to: str) -> None:
     assert thoughtmill("run", config_file()).returncode == 0
@@ -105,6 +107,7 @@ def test_a_mistake_is_one_message_and_an_exit_code(
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 12
 
 
+@pytest.mark.slow
 def test_init_writes_an_example_that_runs(tmp_path: Path, write_jsonl: Callable[..., str], byte_tokenizer: str) -> None:
     (tmp_path / "raw").mkdir()
     write_jsonl([{"text": f"Some text number {i}. " * 200} for i in range(5)], name="raw/a.jsonl")

@@ -1,7 +1,6 @@
 """The whole mill with the real small model and the real vLLM engine, on real text."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -160,7 +159,7 @@ def test_load_dataset_opens_it(milled: Path, tmp_path: Path) -> None:
 
     loaded = load_dataset(str(milled / "out"), split="train", cache_dir=str(tmp_path))
     assert len(loaded) == len(shard_rows(str(milled / "out")))
-    assert os.path.exists(milled / "out" / "README.md")
+    assert (milled / "out" / "README.md").exists()
 
 
 def test_make_demo_reports_a_missing_model_in_one_line(

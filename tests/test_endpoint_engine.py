@@ -1,4 +1,4 @@
-"""The endpoint engine on servers that misbehave, through the feeder as in a run; at the end on a real `vllm serve`."""
+"""The endpoint engine on servers that misbehave, through the feeder as in a run; see test_vllm_serve.py for a real one."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_a_refused_request_fails_alone_and_at_once(
     [
         ({"models": (401, {}, {"error": "who are you?"})}, "answered 401: who are you"),
         ({"models": (404, {}, b"Not Found")}, "answered 404: Not Found"),
-        ({"models": {"data": [{"id": "other"}]}}, "serves? not|does not serve 'small' but 'other'"),
+        ({"models": {"data": [{"id": "other"}]}}, "does not serve 'small' but 'other'"),
         ({"models": {"data": [{"id": SERVED, "max_model_len": 2048}]}}, "max_model_len 4096 .* at most 2048"),
         ({"script": lambda number, body: (401, {}, {"detail": "key expired"})}, "answered 401: key expired"),
         ({"script": lambda number, body: (403, {}, {"detail": "not yours"})}, "answered 403: not yours"),
@@ -337,8 +337,8 @@ def test_a_full_server_is_left_alone_for_as_long_as_it_says(
 def test_503_with_a_date_and_429_without_a_time(
     serve: Callable[..., ScriptedServer], config: Callable[..., ModelConfig], feed: Callable[..., Feeder]
 ) -> None:
-    soon = email.utils.format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1))
-    acts = [(503, {"Retry-After": soon}, {}), (429, {}, {}), (429, {"Retry-After": "tomorrow"}, {})]
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    acts = [(503, {"Retry-After": past}, {}), (429, {}, {}), (429, {"Retry-After": "tomorrow"}, {})]
     server = serve(lambda number, body: acts[number] if number < 3 else completion(body))
     assert run_one(feed(config(server), FeedingConfig(max_attempts=1)), request("a")).retries == 0
     assert len(server.bodies) == 4
@@ -425,7 +425,7 @@ def test_while_the_only_server_is_away_requests_wait_and_no_try_is_spent(
     while len(server.bodies) < 10:
         time.sleep(0.001)
     server.stop()  # cuts what is in flight: one try each
-    time.sleep(0.5)
+    time.sleep(0.3)
     server.start()
     results = list(ticket.drain())
     assert len(results) == 40 and all(isinstance(result, Completed) for result in results)
@@ -438,16 +438,16 @@ def test_a_server_that_fails_fast_is_no_black_hole(
 ) -> None:
     """It always has the fewest requests, and still the others do the work; it is tried with one now and then."""
     broken = serve(lambda number, body: act)
-    well = serve(lambda number, body: time.sleep(0.02) or completion(body))
+    well = serve(lambda number, body: time.sleep(0.01) or completion(body))
     feeder = feed(config(broken, well, max_in_flight=8))
-    results = run_all(feeder, many(120))
+    results = run_all(feeder, many(100))
     assert all(isinstance(result, Completed) for result in results.values())
     assert 3 <= len(broken.bodies) <= 25
-    broken.script = lambda number, body: time.sleep(0.02) or completion(body)
-    time.sleep(0.3)
+    broken.script = lambda number, body: time.sleep(0.01) or completion(body)
+    time.sleep(0.2)
     before = len(broken.bodies)
-    run_all(feeder, many(80))
-    assert len(broken.bodies) >= before + 20
+    run_all(feeder, many(60))
+    assert len(broken.bodies) >= before + 15
 
 
 def test_one_server_is_enough_to_start(
@@ -483,7 +483,7 @@ def test_an_outage_that_lasts_stops_the_run(
         run_all(feeder, many(3))
 
     always_full = serve(lambda number, body: (429, {"Retry-After": "0"}, {"message": "quota is used up"}))
-    with pytest.raises(MillError, match="took a request for 0.3 s: .*quota is used up"):
+    with pytest.raises(MillError, match=r"took a request for 0.3 s: .*quota is used up"):
         run_all(feed(config(always_full)), many(3))
 
 
@@ -498,8 +498,8 @@ def test_a_slow_generation_is_no_outage(
 
     def script(number: int, body: dict[str, Any]) -> Any:
         if number == 0:
-            time.sleep(0.8)
-        return (429, {}, {}) if number > 0 and time.monotonic() < server.times[0] + 0.6 else completion(body)
+            time.sleep(0.5)
+        return (429, {}, {}) if number > 0 and time.monotonic() < server.times[0] + 0.4 else completion(body)
 
     server = serve(script)
     results = run_all(feed(config(server)), many(4))
@@ -536,7 +536,6 @@ def test_the_key_reaches_the_server_and_nothing_else(
 ) -> None:
     """The server repeats it in every error; it is in no message, log, representation, config or result."""
     monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
-    monkeypatch.delenv("THOUGHTMILL_UNSET", raising=False)
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
@@ -553,12 +552,19 @@ def test_the_key_reaches_the_server_and_nothing_else(
             try:
                 await engine.generate(request("a"))
             except MillError as error:
-                shown.extend(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-                shown.append(repr(error))
+                shown.extend(all_that_tracebacks_can_show(error))
         made = await engine.generate(request("a"))
         shown.extend([repr(made), repr(engine), repr(engine._pool), repr(vars(engine)), repr(vars(engine._pool))])
         shown.extend(repr(vars(endpoint)) + repr(vars(endpoint.client)) for endpoint in engine._pool._endpoints)
         await engine.close()
+
+    def all_that_tracebacks_can_show(error: BaseException) -> Iterator[str]:
+        told: traceback.TracebackException | None
+        told = traceback.TracebackException.from_exception(error, capture_locals=True)
+        while told is not None:
+            yield from told.format_exception_only()
+            yield from (repr(frame.locals) for frame in told.stack if frame.filename != __file__)
+            told = told.__cause__ or told.__context__
 
     asyncio.run(run())
     assert [headers["authorization"] for headers in server.headers] == [f"Bearer {KEY}"] * 7
@@ -609,7 +615,7 @@ def test_wrong_configs(fields: dict[str, Any], message: str) -> None:
 
 
 def test_engine_args_that_the_config_sets_elsewhere() -> None:
-    for name in ("seed", "prompt", "max_tokens", "stream", "model"):
+    for name in ("seed", "prompt", "max_tokens", "stream", "return_token_ids"):
         with pytest.raises(RequestError, match=f"engine_args.{name} "):
             create_engine(ModelConfig(engine="endpoint", name="m", urls=("http://a",), engine_args={name: 1}))
 
@@ -641,104 +647,3 @@ def test_retry_after_as_a_date() -> None:
 def test_pauses_grow_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert [endpoints._pause_s(n) for n in (0, 1, 2, 5, 6, 10_000)] == [1, 2, 4, 32, 60, 60]
-
-
-# --- a real server ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.model
-def test_vllm_serve(small_model: str, vllm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caps, seeds, stops, token ids, closing and refusals, as with the engine in this process."""
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    model = ModelConfig(
-        engine="endpoint",
-        name=small_model,
-        served_name=SERVED,
-        urls=(vllm_url,),
-        api_key_env=KEY_VARIABLE,
-        max_model_len=512,
-    )
-    builder = prompt_builder(model, "brief")
-    feeder = Feeder(lambda: create_engine(model), name="small", config=QUICK)
-    text = "The pop method removes the last item of a list and returns it. On an empty list it raises an IndexError."
-
-    def ask(key: str, max_tokens: int, sampling: SamplingConfig = SamplingConfig(), **fields: Any) -> GenerationRequest:
-        prompt = builder.build(text, max_tokens=max_tokens)
-        return make_request(key, prompt.token_ids, sampling=sampling, max_tokens=max_tokens, **fields)
-
-    try:
-        asked = [ask(str(i), 8 + 4 * i) for i in range(8)]
-        floor = ask("floor", 40, min_tokens=40)
-        hello = builder.dialect.tokenizer.encode_trusted(
-            "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n"
-        )
-        special = make_request(
-            "special", hello, sampling=SamplingConfig(temperature=0.0), max_tokens=60, stop=("<|im_end|>",)
-        )
-        comma = ask("comma", 200, stop=(",", "."))
-        kept = GenerationRequest(**{**comma.__dict__, "key": "kept", "include_stop": True})
-        plain = ask("plain", 12, SamplingConfig(temperature=1.0, top_p=1.0))
-        closed = ask("closed", 160, min_tokens=100)
-        closing = Closing(reserve_tokens=40, phrase="", phrase_token_ids=np.empty(0, np.uint32))
-        closed = GenerationRequest(**{**closed.__dict__, "closing": closing})
-        loop = builder.encode("And so on and so forth it goes again and again. " * 24)
-        looped = make_request("loop", loop, sampling=SamplingConfig(temperature=0.0), max_tokens=150)
-        bad = make_request("bad", np.full(5, 1 << 20, np.uint32), sampling=SamplingConfig(), max_tokens=5)
-        results = run_all(feeder, [*asked, floor, special, comma, kept, plain, closed, looped, bad])
-
-        refused = results.pop("bad")
-        assert isinstance(refused, Failure) and refused.retries == 0 and "answered 400" in refused.error
-        made = {key: result.generation for key, result in results.items() if isinstance(result, Completed)}
-        assert made.keys() == results.keys()
-        for one in asked:
-            generation = made[one.key]
-            assert 0 < len(generation.token_ids) <= one.max_tokens
-            assert (generation.finish_reason == "length") == (len(generation.token_ids) == one.max_tokens)
-            decoded = builder.dialect.tokenizer.decode(generation.token_ids)
-            assert decoded.replace("<|im_end|>", "") == generation.text and "<|im_" not in generation.text
-            assert generation.engine_version.startswith("vllm 0.") and generation.sum_logprobs is None
-        assert len(made["floor"].token_ids) == 40
-        assert made["special"].finish_reason == "stop"
-        assert made["plain"].sum_logprobs is not None and made["plain"].sum_logprobs < 0
-        assert made["kept"].text[-1] in ",." and made["kept"].text[:-1] == made["comma"].text
-        assert made["loop"].finish_reason == "repetition"
-        assert len(made["closed"].token_ids) <= 160 and made["closed"].forced
-        assert closed_of(made["closed"]) == "cut" or ends_sentence(made["closed"].text)
-
-        again = run_one(feeder, asked[5]).generation
-        assert again.token_ids.tolist() == made["5"].token_ids.tolist() and again.text == made["5"].text
-        reseeded = GenerationRequest(**{**asked[5].__dict__, "seed": asked[5].seed ^ 1})
-        assert run_one(feeder, reseeded).generation.text != again.text
-    finally:
-        feeder.close()
-
-
-@pytest.mark.model
-def test_vllm_serve_and_a_wrong_key_name_or_length(
-    small_model: str, vllm_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    right = {"model": SERVED, "api_key_env": KEY_VARIABLE}
-
-    async def start(**fields: Any) -> str:
-        pool = EndpointPool([vllm_url], timeout_s=60, **{**right, **fields})
-        try:
-            await pool.start()
-            return pool.software
-        finally:
-            await pool.close()
-
-    def no_room(url: str, served: Served) -> None:
-        raise RequestError(f"{served.max_model_len} tokens")
-
-    assert asyncio.run(start()).startswith("vllm 0.")
-    for fields, message in (
-        ({"model": "other"}, "does not serve 'other' but 'small'"),
-        ({"api_key_env": None}, "answered 401.*api_key_env"),
-        ({"check": no_room}, "1024 tokens"),
-    ):
-        with pytest.raises(RequestError, match=message):
-            asyncio.run(start(**fields))
-    monkeypatch.setenv(KEY_VARIABLE, "wrong")
-    with pytest.raises(RequestError, match=f"answered 401.*{KEY_VARIABLE}"):
-        asyncio.run(start())

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -575,6 +576,31 @@ for child in children:
 print(*(child.pid for child in children), flush=True)
 os.kill(os.getpid(), 9)
 """
+
+
+EXIT = """
+import atexit
+from tests.test_feeding import QUICK, Feeder, ScriptedEngine, request
+
+class Engine(ScriptedEngine):
+    async def start(self):
+        atexit.register(print, "the engine's libraries")
+    async def close(self):
+        print("the engine")
+
+feeder = Feeder(lambda: Engine(lambda r: None), name="model", config=QUICK)
+ticket = feeder.ticket()
+ticket.submit(request("a"))
+print(len(list(ticket.drain())))
+"""
+
+
+def test_an_engine_ends_before_its_libraries_when_the_interpreter_exits() -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=30, check=False, cwd=root
+    )
+    assert (done.stdout, done.stderr) == ("1\nthe engine\nthe engine's libraries\n", "")
 
 
 def test_what_a_killed_owner_leaves_behind_is_ended() -> None:

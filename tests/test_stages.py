@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from augment.ledger import compact
 from pipelines.config import from_mapping
 from pipelines.run import mill
 from sharding import manifest, shard_io
@@ -149,6 +150,7 @@ def test_a_second_run_skips_everything(
     assert ran == [(stage, True) for stage in manifest.STAGES] + [(stage, False) for stage in manifest.STAGES]
 
 
+@pytest.mark.slow
 def test_packing_again_from_one_ledger_gives_the_same_bytes(run: Callable[..., str], tmp_path: Path) -> None:
     ledger = {"path": str(tmp_path / "ledger")}
     first = hashes(run(ledger=ledger, output=str(tmp_path / "one")))
@@ -162,6 +164,23 @@ def test_packing_again_from_one_ledger_gives_the_same_bytes(run: Callable[..., s
 def _ledger(tmp_path: Path) -> Any:
     for path in (tmp_path / "ledger").glob("part-*.arrow"):
         yield from shard_io.read_records(str(path), LedgerRow)
+
+
+def test_a_ledger_part_cut_short_is_made_again_and_compaction_changes_nothing(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    ledger = {"path": str(tmp_path / "ledger"), "flush_rows": 10}
+    first = hashes(run(ledger=ledger, output=str(tmp_path / "one")))
+    parts = sorted((tmp_path / "ledger").glob("part-*.arrow"))
+    assert len(parts) > 2
+    parts[0].write_bytes(parts[0].read_bytes()[:200])
+    assert hashes(run(ledger=ledger, output=str(tmp_path / "two"))) == first
+    parts[0].unlink()
+    rows = sum(1 for _ in _ledger(tmp_path))
+    done = compact(str(tmp_path / "ledger"))
+    assert (done.parts_after, done.rows_after) == (1, rows)
+    assert hashes(run(ledger=ledger, output=str(tmp_path / "three"))) == first
+    assert manifest.require(str(tmp_path / "three"), "augment").counts["generated"] == 0
 
 
 def test_another_config_does_not_overwrite_by_accident(run: Callable[..., str], byte_tokenizer: str) -> None:
@@ -236,6 +255,7 @@ def test_equal_ids_are_told_apart(
     assert sorted(source_texts(config.output, byte_tokenizer).values()) == ["one", "one", "two"]
 
 
+@pytest.mark.slow
 def test_a_document_of_five_megabytes_goes_through(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
 ) -> None:
