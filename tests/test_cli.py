@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit codes, messages, start-up time."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -115,6 +116,32 @@ def test_init_writes_an_example_that_runs(tmp_path: Path, write_jsonl: Callable[
     done = thoughtmill("run", "mill.yaml", "--set", f"tokenizer={byte_tokenizer}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert thoughtmill("verify", "out/rehearsal", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [1, 4, 6])
+def test_an_output_that_takes_no_more_leaves_nothing_that_looks_finished(
+    config_file: Callable[..., str], tmp_path: Path, kilobytes: int
+) -> None:
+    # A limit on the size of files fails the way a full disk does: write() raises an OSError in the middle of a file.
+    config = config_file(pack={"sequence_length": 8192, "num_shards": 1, "zstd_level": 1})
+    command = f"ulimit -f {kilobytes}; exec {' '.join(THOUGHTMILL)} run {config}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot write" in done.stderr and str(tmp_path / "out") in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert thoughtmill("verify", str(tmp_path / "out")).returncode == 1
+    # With room again, the same command finishes.
+    assert thoughtmill("run", config).returncode == 0
+    assert thoughtmill("verify", str(tmp_path / "out")).returncode == 0
+
+
+def test_a_broken_input_is_one_message(config_file: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"id": "1", "text": "some text"}\n' * 5000)[:100])
+    done = thoughtmill("run", config_file(), "--set", f"source.path={tmp_path / 'cut.jsonl.gz'}")
+    assert done.returncode == 1 and "cut.jsonl.gz" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_help_is_instant_and_imports_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""The endpoint engine on servers that misbehave, through the feeder as in a run; see test_vllm_serve.py for a real one."""
+"""The endpoint engine on servers that misbehave, through the feeder; see test_vllm_serve.py for a real one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,16 @@ import pytest
 from pydantic import TypeAdapter
 
 from augment.engines import (
-    Closing,
     Generation,
     GenerationFailed,
     GenerationRequest,
     ModelConfig,
-    SamplingConfig,
     create_engine,
 )
 from augment.engines.endpoint import EndpointEngine
 from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
-from augment.prompts import prompt_builder
-from augment.requests import fraction_of, make_request
-from augment.thoughts import closed_of, ends_sentence
+from augment.requests import fraction_of
 from sharding import endpoints, http
-from sharding.endpoints import EndpointPool, Served
 from sharding.errors import MillError, RequestError
 from sharding.tokenizer import load_tokenizer
 from tests.endpoint_server import CUT, HANG, SERVED, ScriptedServer, completion
@@ -204,6 +199,44 @@ def test_token_ids_from_the_text_where_the_server_has_none(
     made = run_one(feed(config(server)), request("a", max_tokens=90)).generation
     assert load_tokenizer(byte_tokenizer).decode(made.token_ids) == text
     assert made.engine_version == "scripted"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "kept"),
+    [
+        ({}, "One, two", "One, two. "),
+        ({"include_stop": True}, "One, two. ", "One, two. "),
+        ({"include_stop": True, "stop": ("five", "six", "ee", ", t", ". ", "never")}, "One, t", "One, t"),
+        ({"stop": ("a1", "a2", "a3", "a4", "a5")}, None, None),
+        ({"stop": ("大き", "a2", "a3", "a4", "a5")}, "One, two. Three, ", "One, two. Three, 大き"),
+        ({"min_tokens": 12}, "One, two. Three, 大きい", "One, two. Three, 大きい! "),
+        ({"stop": ("</think>", *"12345")}, None, None),
+    ],
+)
+def test_more_stop_texts_than_a_server_takes(
+    serve: Callable[..., ScriptedServer],
+    config: Callable[..., ModelConfig],
+    feed: Callable[..., Feeder],
+    byte_tokenizer: str,
+    fields: dict[str, Any],
+    text: str | None,
+    kept: str | None,
+) -> None:
+    """It is sent the first four; the generation ends where the first of all of them does, tokens and all."""
+    tokenizer = load_tokenizer(byte_tokenizer)
+    whole = "One, two. Three, 大きい! Four."
+    ids = np.append(tokenizer.encode(whole), tokenizer.token_id("<|im_end|>")).tolist()
+    server = serve(lambda number, body: completion(body, text=whole, token_ids=ids, finish_reason="length"))
+    asked = request("a", max_tokens=64, **{"stop": ("x", "y", "z", "? ", ". ", "! "), **fields})
+    made = run_one(feed(config(server)), asked).generation
+    assert server.bodies[0]["stop"] == list(asked.stop[:4])
+    if text is None:
+        assert (made.text, made.token_ids.tolist(), made.finish_reason) == (whole, ids, "length")
+        return
+    assert (made.text, made.finish_reason) == (text, "stop")
+    told = tokenizer.decode(made.token_ids)
+    assert whole.startswith(told) and told.startswith(kept)
+    assert not tokenizer.decode(made.token_ids[:-1]).startswith(kept)
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,17 @@ def test_a_document_of_five_megabytes_goes_through(
     assert source_texts(config.output, byte_tokenizer) == {"big": text}
 
 
+def test_source_and_output_may_be_in_memory(
+    rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
+) -> None:
+    lines = b"".join(json.dumps(document).encode() + b"\n" for document in documents())
+    shard_io.write_bytes("memory://stages/source.jsonl", lines)
+    config = from_mapping(rehearsal_config("memory://stages/*.jsonl", output="memory://stages-out"))
+    mill(config)
+    assert source_texts(config.output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}
+    assert verify(config.output).problems == []
+
+
 def test_everything_a_rehearsal_touches_says_so(run: Callable[..., str]) -> None:
     output = run()
     assert all(manifest.require(output, stage).rehearsal for stage in manifest.STAGES)

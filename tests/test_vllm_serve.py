@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -12,9 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from augment.engines import Closing, GenerationRequest, ModelConfig, SamplingConfig, create_engine
-from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
-from augment.prompts import prompt_builder
+from augment.engines import Closing, Generation, GenerationRequest, ModelConfig, SamplingConfig, create_engine
+from augment.feeding import Completed, Failure, Feeder, FeedingConfig
+from augment.prompts import PromptBuilder, prompt_builder
 from augment.requests import make_request
 from augment.thoughts import closed_of, ends_sentence
 from difficulty.config import DifficultyConfig
@@ -30,12 +32,27 @@ KEY = "sk-planted-4f1c9d7e2b"
 KEY_VARIABLE = "THOUGHTMILL_TEST_KEY"
 
 
+TEXT = "The pop method removes the last item of a list and returns it. On an empty list it raises an IndexError."
+
+
 @pytest.fixture(scope="module")
 def vllm_url(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with vllm_serve(small_model, tmp_path_factory.mktemp("vllm") / "log", api_key=KEY) as (url, group):
         yield url
-    left = [p for p in psutil.process_iter() if os.getpgid(p.pid) == group and p.status() != psutil.STATUS_ZOMBIE]
-    assert not left
+    give_up_at = time.monotonic() + 10
+    while left := members(group):
+        assert time.monotonic() < give_up_at, left
+        time.sleep(0.1)
+
+
+def members(group: int) -> list[psutil.Process]:
+    """Living processes of a process group."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +60,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
-def run_all(feeder: Feeder, requests: list[GenerationRequest]) -> dict[str, Result]:
-    ticket = feeder.ticket()
-    for one in requests:
-        ticket.submit(one)
-    return {result.request.key: result for result in ticket.drain()}
-
-
-@pytest.mark.model
-def test_vllm_serve(small_model: str, vllm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caps, seeds, stops, token ids, closing and refusals, as with the engine in this process."""
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    model = ModelConfig(
+@pytest.fixture(scope="module")
+def model(small_model: str, vllm_url: str) -> ModelConfig:
+    return ModelConfig(
         engine="endpoint",
         name=small_model,
         served_name=SERVED,
@@ -62,71 +70,95 @@ def test_vllm_serve(small_model: str, vllm_url: str, monkeypatch: pytest.MonkeyP
         api_key_env=KEY_VARIABLE,
         max_model_len=512,
     )
-    builder = prompt_builder(model, "brief")
-    feeder = Feeder(lambda: create_engine(model), name="small", config=QUICK)
-    text = "The pop method removes the last item of a list and returns it. On an empty list it raises an IndexError."
-
-    def ask(key: str, max_tokens: int, sampling: SamplingConfig | None = None, **fields: Any) -> GenerationRequest:
-        prompt = builder.build(text, max_tokens=max_tokens)
-        sampling = sampling or SamplingConfig()
-        return make_request(key, prompt.token_ids, sampling=sampling, max_tokens=max_tokens, **fields)
-
-    try:
-        asked = [ask(str(i), 8 + 4 * i) for i in range(8)]
-        floor = ask("floor", 40, min_tokens=40)
-        hello = builder.dialect.tokenizer.encode_trusted(
-            "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n"
-        )
-        special = make_request(
-            "special", hello, sampling=SamplingConfig(temperature=0.0), max_tokens=60, stop=("<|im_end|>",)
-        )
-        comma = ask("comma", 200, stop=(",", "."))
-        kept = GenerationRequest(**{**comma.__dict__, "key": "kept", "include_stop": True})
-        plain = ask("plain", 12, SamplingConfig(temperature=1.0, top_p=1.0))
-        closed = ask("closed", 160, min_tokens=100)
-        closing = Closing(reserve_tokens=40, phrase="", phrase_token_ids=np.empty(0, np.uint32))
-        closed = GenerationRequest(**{**closed.__dict__, "closing": closing})
-        loop = builder.encode("And so on and so forth it goes again and again. " * 24)
-        looped = make_request("loop", loop, sampling=SamplingConfig(temperature=0.0), max_tokens=150)
-        bad = make_request("bad", np.full(5, 1 << 20, np.uint32), sampling=SamplingConfig(), max_tokens=5)
-        results = run_all(feeder, [*asked, floor, special, comma, kept, plain, closed, looped, bad])
-
-        refused = results.pop("bad")
-        assert isinstance(refused, Failure) and refused.retries == 0 and "answered 400" in refused.error
-        made = {key: result.generation for key, result in results.items() if isinstance(result, Completed)}
-        assert made.keys() == results.keys()
-        for one in asked:
-            generation = made[one.key]
-            assert 0 < len(generation.token_ids) <= one.max_tokens
-            assert (generation.finish_reason == "length") == (len(generation.token_ids) == one.max_tokens)
-            decoded = builder.dialect.tokenizer.decode(generation.token_ids)
-            assert decoded.replace("<|im_end|>", "") == generation.text and "<|im_" not in generation.text
-            assert generation.engine_version.startswith("vllm 0.") and generation.sum_logprobs is None
-        assert len(made["floor"].token_ids) == 40
-        assert made["special"].finish_reason == "stop"
-        assert made["plain"].sum_logprobs is not None and made["plain"].sum_logprobs < 0
-        assert made["kept"].text[-1] in ",." and made["kept"].text[:-1] == made["comma"].text
-        assert made["loop"].finish_reason == "repetition"
-        assert len(made["closed"].token_ids) <= 160 and made["closed"].forced
-        assert closed_of(made["closed"]) == "cut" or ends_sentence(made["closed"].text)
-
-        again = run_one(feeder, asked[5]).generation
-        assert again.token_ids.tolist() == made["5"].token_ids.tolist() and again.text == made["5"].text
-        reseeded = GenerationRequest(**{**asked[5].__dict__, "seed": asked[5].seed ^ 1})
-        assert run_one(feeder, reseeded).generation.text != again.text
-    finally:
-        feeder.close()
 
 
-@pytest.mark.model
-def test_vllm_serve_and_a_wrong_key_name_or_length(
-    small_model: str, vllm_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    right = {"model": SERVED, "api_key_env": KEY_VARIABLE}
+@pytest.fixture(scope="module")
+def builder(model: ModelConfig) -> PromptBuilder:
+    return prompt_builder(model, "brief")
 
+
+@pytest.fixture
+def feeder(model: ModelConfig) -> Iterator[Feeder]:
+    feeder = Feeder(lambda: create_engine(model), name="small", config=FeedingConfig(backoff_s=0.01))
+    yield feeder
+    feeder.close()
+
+
+def generate(feeder: Feeder, requests: list[GenerationRequest]) -> dict[str, Generation]:
+    ticket = feeder.ticket()
+    for one in requests:
+        ticket.submit(one)
+    results = list(ticket.drain())
+    assert all(isinstance(result, Completed) for result in results), results
+    return {result.request.key: result.generation for result in results}
+
+
+def ask(
+    builder: PromptBuilder, key: str, max_tokens: int, sampling: SamplingConfig | None = None, **fields: Any
+) -> GenerationRequest:
+    prompt = builder.build(TEXT, max_tokens=max_tokens)
+    return make_request(key, prompt.token_ids, sampling=sampling or SamplingConfig(), max_tokens=max_tokens, **fields)
+
+
+def test_caps_seeds_and_token_ids(feeder: Feeder, builder: PromptBuilder) -> None:
+    asked = [ask(builder, str(i), 8 + 4 * i) for i in range(8)]
+    floor = ask(builder, "floor", 40, min_tokens=40)
+    plain = ask(builder, "plain", 12, SamplingConfig(temperature=1.0, top_p=1.0))
+    made = generate(feeder, [*asked, floor, plain])
+    control_ids = builder.dialect.tokenizer.control_ids
+    for one in asked:
+        generation = made[one.key]
+        assert 0 < len(generation.token_ids) <= one.max_tokens
+        if generation.finish_reason == "length":
+            assert len(generation.token_ids) == one.max_tokens
+        else:
+            assert generation.finish_reason == "stop" and generation.token_ids[-1] in control_ids
+        decoded = builder.dialect.tokenizer.decode(generation.token_ids)
+        assert decoded.replace("<|im_end|>", "") == generation.text and "<|im_" not in generation.text
+        assert generation.engine_version.startswith("vllm 0.") and generation.sum_logprobs is None
+    assert len(made["floor"].token_ids) == 40
+    assert made["plain"].sum_logprobs is not None and made["plain"].sum_logprobs < 0
+
+    reseeded = GenerationRequest(**{**asked[5].__dict__, "key": "other", "seed": asked[5].seed ^ 1})
+    again = generate(feeder, [asked[5], reseeded])
+    assert again["5"].token_ids.tolist() == made["5"].token_ids.tolist() and again["5"].text == made["5"].text
+    assert again["other"].text != made["5"].text
+
+
+def test_ends(feeder: Feeder, builder: PromptBuilder) -> None:
+    """Stop texts, a special token as one, a loop, and a cap that is closed."""
+    hello = builder.dialect.tokenizer.encode_trusted("<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n")
+    greedy = SamplingConfig(temperature=0.0)
+    special = make_request("special", hello, sampling=greedy, max_tokens=60, stop=("<|im_end|>",))
+    comma = ask(builder, "comma", 100, stop=(",", "."))
+    kept = GenerationRequest(**{**comma.__dict__, "key": "kept", "include_stop": True})
+    closing = Closing(reserve_tokens=40, phrase="", phrase_token_ids=np.empty(0, np.uint32))
+    capped = ask(builder, "capped", 100, min_tokens=60, closing=closing)
+    repeated = builder.encode("And so on and so forth it goes again and again. " * 24)
+    loop = make_request("loop", repeated, sampling=greedy, max_tokens=150)
+    made = generate(feeder, [special, comma, kept, capped, loop])
+    assert made["special"].finish_reason == "stop" and "<|im_" not in made["special"].text
+    assert made["comma"].finish_reason == made["kept"].finish_reason == "stop"
+    assert made["kept"].text[-1] in ",." and made["kept"].text[:-1] == made["comma"].text
+    assert made["capped"].forced and len(made["capped"].token_ids) <= 100
+    assert (closed_of(made["capped"]) == "forced") == ends_sentence(made["capped"].text)
+    assert made["loop"].finish_reason == "repetition" and len(made["loop"].token_ids) < 150
+
+
+def test_a_refused_request_fails_alone(feeder: Feeder, builder: PromptBuilder) -> None:
+    ticket = feeder.ticket()
+    ticket.submit(make_request("bad", np.full(5, 1 << 20, np.uint32), sampling=SamplingConfig(), max_tokens=5))
+    ticket.submit(ask(builder, "good", 5))
+    results = {result.request.key: result for result in ticket.drain()}
+    bad = results["bad"]
+    assert isinstance(bad, Failure) and bad.retries == 0 and "answered 400" in bad.error
+    assert isinstance(results["good"], Completed)
+
+
+def test_a_wrong_key_name_or_length(vllm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(**fields: Any) -> str:
-        pool = EndpointPool([vllm_url], timeout_s=60, **{**right, **fields})
+        right = {"model": SERVED, "api_key_env": KEY_VARIABLE, "timeout_s": 60}
+        pool = EndpointPool([vllm_url], **{**right, **fields})
         try:
             await pool.start()
             return pool.software
@@ -147,3 +179,35 @@ def test_vllm_serve_and_a_wrong_key_name_or_length(
     monkeypatch.setenv(KEY_VARIABLE, "wrong")
     with pytest.raises(RequestError, match=f"answered 401.*{KEY_VARIABLE}"):
         asyncio.run(start())
+
+
+def test_scores_are_those_of_the_model_itself(small_model: str, vllm_url: str) -> None:
+    """Surprisal against `causal_lm` over several windows: 1e-3 nats at most. The entropy is a bound that grows."""
+    texts = [topics["for"][:1500], "Größe, 大きさ and <|im_end|> as text.", "", topics["while"][:300]]
+    windows = {"context_tokens": 160, "min_context": 60}
+    local = make_scorer(DifficultyConfig(model=small_model, device="cpu", dtype="float32", **windows)).score(texts)
+    entropy = []
+    for top_logprobs in (0, 20):
+        scorer = make_scorer(
+            DifficultyConfig(
+                scorer="endpoint",
+                model=small_model,
+                served_name=SERVED,
+                urls=(vllm_url,),
+                api_key_env=KEY_VARIABLE,
+                top_logprobs=top_logprobs,
+                **windows,
+            )
+        )
+        assert isinstance(scorer, EndpointScorer)
+        served = scorer.score(texts)
+        scorer.close()
+        for ours, theirs in zip(served, local, strict=True):
+            assert ours.byte_ends.tolist() == theirs.byte_ends.tolist()
+            np.testing.assert_allclose(ours.surprisal_nats, theirs.surprisal_nats, atol=1e-3, rtol=0)
+            assert (ours.entropy_nats <= theirs.entropy_nats + 1e-3).all()
+        entropy.append(np.concatenate([scores.entropy_nats for scores in served]))
+    assert len(entropy[0]) > 400
+    assert (entropy[0] <= np.log(2) + 1e-6).all() and (entropy[0] <= entropy[1] + 1e-3).all()
+    true = np.concatenate([scores.entropy_nats for scores in local])
+    assert entropy[1].sum() > 0.6 * true.sum()

@@ -7,6 +7,7 @@ of a server's own changes the text. Which server gets a request, and what happen
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,9 @@ from sharding.http import EndpointFailed, EndpointFull, EndpointRefused
 from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 IN_FLIGHT_PER_URL = 64
+
+MAX_STOP_TEXTS = 4
+"""Of one request: OpenAI's limit, and vLLM's unless VLLM_MAX_STOP_STRINGS says otherwise where it runs."""
 
 PROCESSED_LOGPROBS = "processed_logprobs"
 """vLLM's `--logprobs-mode` whose log probabilities are those of the distribution that was sampled from."""
@@ -128,14 +132,16 @@ class EndpointEngine:
         choice = completion.choices[0]
         if choice.finish_reason not in ("stop", "length", "repetition"):
             raise GenerationFailed(f"{self._model.name}: the server ended the request with {choice.finish_reason!r}")
-        text = _text_of(choice)
-        return Generation(
-            text=text,
-            token_ids=self._token_ids(choice, text, self._tokenizer),
+        generation = Generation(
+            text=_text_of(choice),
+            token_ids=self._token_ids(choice, self._tokenizer),
             sum_logprobs=_sum(choice.logprobs) if with_logprobs else None,
             finish_reason=choice.finish_reason,
             engine_version=served.software or completion.system_fingerprint or "unknown",
         )
+        if len(request.stop) > MAX_STOP_TEXTS:
+            return cut_at_stop(generation, request, self._tokenizer)
+        return generation
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -160,7 +166,7 @@ class EndpointEngine:
             "return_token_ids": True,
         }
         if request.stop:
-            body["stop"] = list(request.stop)
+            body["stop"] = list(request.stop[:MAX_STOP_TEXTS])  # for the others, see cut_at_stop
             # Special tokens never show in the text, so as stop texts they would not be found.
             ids = (tokenizer.token_id(text) for text in request.stop)
             body["stop_token_ids"] = [i for i in ids if i in tokenizer.control_ids]
@@ -188,14 +194,39 @@ class EndpointEngine:
         plain = request.temperature == 1 and request.top_p == 1
         return plain or self._model.engine_args.get("logprobs_mode") == PROCESSED_LOGPROBS
 
-    def _token_ids(self, choice: _Choice, text: str, tokenizer: TextTokenizer) -> np.ndarray:
+    def _token_ids(self, choice: _Choice, tokenizer: TextTokenizer) -> np.ndarray:
         """The generated tokens; from the text, special tokens left out, where the server doesn't tell them."""
         if choice.token_ids is not None:
             return np.array(choice.token_ids, dtype=np.uint32)
         try:
-            return tokenizer.encode_for_scoring(text).astype(np.uint32)
+            return tokenizer.encode_for_scoring(_text_of(choice)).astype(np.uint32)
         except UnencodableText as error:
             raise GenerationFailed(f"{self._model.name}: the server sent text that has no tokens: {error}") from error
+
+
+def cut_at_stop(generation: Generation, request: GenerationRequest, tokenizer: TextTokenizer) -> Generation:
+    """The generation as if the server had stopped at the first of all the request's stop texts.
+
+    For requests with more of them than a server takes. What came after was generated in vain; it is left out of the
+    tokens too. As in a server, a stop text that ends within `min_tokens` is none, and one that ends within a token
+    keeps that token.
+    """
+    ids, text = generation.token_ids, generation.text
+    floor = len(tokenizer.decode_bytes(ids[: request.min_tokens]).decode(errors="ignore"))
+    found = ((text.find(stop, max(0, floor - len(stop) + 1)), stop) for stop in request.stop)
+    first = min(((at + len(stop), at) for at, stop in found if at >= 0), default=None)
+    if first is None:
+        return generation
+    end, start = first
+    kept = int(np.searchsorted(tokenizer.byte_ends(ids), len(text[:end].encode()))) + 1
+    whole = kept >= len(ids)
+    return dataclasses.replace(
+        generation,
+        text=text[: end if request.include_stop else start],
+        token_ids=ids[:kept],
+        sum_logprobs=generation.sum_logprobs if whole else None,
+        finish_reason="stop",
+    )
 
 
 def _text_of(choice: _Choice) -> str:

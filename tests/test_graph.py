@@ -1,0 +1,85 @@
+"""The job as a runner sees it: each model's branch carries its accelerator, and nothing else does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.portability import common_urns
+
+from pipelines import augment as augment_stage
+from pipelines.config import from_mapping
+from pipelines.run import mill
+
+
+class _Built(Exception):
+    """Stops a stage once its pipeline is built."""
+
+
+def test_each_models_branch_carries_its_accelerator(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_jsonl([{"id": str(i), "text": f"text {i} " * 50} for i in range(6)])
+    hints = {"small": "type:nvidia-l4;count:1", "large": "type:nvidia-h100-80gb;count:2"}
+    config = from_mapping(
+        rehearsal_config(
+            source,
+            models={name: {"engine": "rehearsal", "name": name, "accelerator": hint} for name, hint in hints.items()},
+            budget={
+                "thinking_tokens_per_source_token": 0.3,
+                "tiers": [
+                    {"name": "skip"},
+                    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 48},
+                    {"name": "deep", "model": "large", "prompt": "expert", "max_tokens": 128, "samples": 2},
+                ],
+            },
+        )
+    )
+    mill(config, stages=["score"])
+    graphs = []
+
+    def capture(run: Any, build: Callable[[beam.Pipeline], None], **_: Any) -> None:
+        pipeline = beam.Pipeline()
+        build(pipeline)
+        graphs.append(pipeline.to_runner_api())
+        raise _Built
+
+    monkeypatch.setattr(augment_stage, "run_stage", capture)
+    with pytest.raises(_Built):
+        augment_stage.augment(config)
+    [proto] = graphs
+    urn = common_urns.resource_hints.ACCELERATOR.urn
+    environments = proto.components.environments
+    found = {
+        transform.unique_name: environments[transform.environment_id].resource_hints[urn].decode()
+        for transform in proto.components.transforms.values()
+        if transform.environment_id and urn in environments[transform.environment_id].resource_hints
+    }
+    assert set(found.values()) == set(hints.values())
+    for name, hint in found.items():
+        model = next(model for model, wanted in hints.items() if wanted == hint)
+        assert f"Generate with {model}" in name
+
+
+def test_two_models_run_in_one_job(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> None:
+    source = write_jsonl([{"id": str(i), "text": f"text {i} and {i * 7} " * (20 + i)} for i in range(10)])
+    config = from_mapping(
+        rehearsal_config(
+            source,
+            models={name: {"engine": "rehearsal", "name": name} for name in ("small", "large")},
+            budget={
+                "thinking_tokens_per_source_token": 0.5,
+                "tiers": [
+                    {"name": "skip"},
+                    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 48},
+                    {"name": "deep", "model": "large", "prompt": "expert", "max_tokens": 128, "samples": 2},
+                ],
+            },
+        )
+    )
+    done = mill(config)
+    counts = done["augment"].counts
+    assert counts["tier.brief.requests"] > 0 and counts["tier.deep.requests"] > 0
+    assert counts["generated"] == counts["generations"] == done["select"].counts["candidates"]
