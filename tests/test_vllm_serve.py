@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -126,23 +127,31 @@ def test_caps_seeds_and_token_ids(feeder: Feeder, builder: PromptBuilder) -> Non
 
 
 def test_ends(feeder: Feeder, builder: PromptBuilder) -> None:
-    """Stop texts, a special token as one, a loop, and a cap that is closed."""
-    hello = builder.dialect.tokenizer.encode_trusted("<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n")
-    greedy = SamplingConfig(temperature=0.0)
-    special = make_request("special", hello, sampling=greedy, max_tokens=60, stop=("<|im_end|>",))
+    """Stop texts, a loop, and a cap that is closed."""
     comma = ask(builder, "comma", 100, stop=(",", "."))
     kept = GenerationRequest(**{**comma.__dict__, "key": "kept", "include_stop": True})
     closing = Closing(reserve_tokens=40, phrase="", phrase_token_ids=np.empty(0, np.uint32))
     capped = ask(builder, "capped", 100, min_tokens=60, closing=closing)
     repeated = builder.encode("And so on and so forth it goes again and again. " * 24)
-    loop = make_request("loop", repeated, sampling=greedy, max_tokens=150)
-    made = generate(feeder, [special, comma, kept, capped, loop])
-    assert made["special"].finish_reason == "stop" and "<|im_" not in made["special"].text
+    loop = make_request("loop", repeated, sampling=SamplingConfig(temperature=0.0), max_tokens=150)
+    made = generate(feeder, [comma, kept, capped, loop])
     assert made["comma"].finish_reason == made["kept"].finish_reason == "stop"
     assert made["kept"].text[-1] in ",." and made["kept"].text[:-1] == made["comma"].text
     assert made["capped"].forced and len(made["capped"].token_ids) <= 100
     assert (closed_of(made["capped"]) == "forced") == ends_sentence(made["capped"].text)
     assert made["loop"].finish_reason == "repetition" and len(made["loop"].token_ids) < 150
+
+
+def test_a_special_token_stops_too(model: ModelConfig, builder: PromptBuilder) -> None:
+    """It never shows in the text. A bias that is passed on makes it the only token there is."""
+    start_id = builder.dialect.tokenizer.token_id("<|im_start|>")
+    biased = dataclasses.replace(model, engine_args={"logit_bias": {str(start_id): 100.0}})
+    feeder = Feeder(lambda: create_engine(biased), name="small")
+    try:
+        made = generate(feeder, [ask(builder, "a", 20, stop=("<|im_start|>",))])["a"]
+    finally:
+        feeder.close()
+    assert (made.text, made.token_ids.tolist(), made.finish_reason) == ("", [start_id], "stop")
 
 
 def test_a_refused_request_fails_alone(feeder: Feeder, builder: PromptBuilder) -> None:
