@@ -37,9 +37,9 @@ from pipelines.status import PLAN_NAME
 from sharding import manifest, records, shard_io
 from sharding.errors import MillError
 from sharding.manifest import Manifest
-from sharding.records import FileEntry, Quarantined, Request, ScoredSegment
+from sharding.records import FileEntry, Request, ScoredSegment
 from sharding.tokenizer import load_tokenizer
-from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts
+from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
 
 DIFFICULTY_NAME = "difficulty.json"
 """In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
@@ -103,18 +103,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             counts.append(generated["counts"])
             failed.append(generated[FAILED])
         quarantine_files = (
-            failed
-            | "All failed" >> beam.Flatten()
-            | "Write quarantine"
-            >> WriteParts(
-                run.folder,
-                "quarantine",
-                records.QUARANTINE_SCHEMA,
-                kind=Quarantined,
-                num_parts=num_parts,
-                partition_key=lambda refused: refused.origin,
-                sort_key=lambda refused: (refused.origin, refused.reason, refused.detail),
-            )
+            failed | "All failed" >> beam.Flatten() | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         )
         totals = counts | "All counts" >> beam.Flatten() | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
         pipeline | "Finish" >> WriteOnce(

@@ -26,7 +26,7 @@ from sharding import corpus, manifest, records, shard_io
 from sharding.manifest import Manifest
 from sharding.records import Document, FileEntry, Quarantined, ScoredSegment
 from sharding.tokenizer import load_tokenizer
-from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts
+from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
 
 PART_SOURCE_BYTES = 64 << 20
 """A scored part holds about this much source, in bytes."""
@@ -73,15 +73,7 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
             partition_key=lambda segment: segment.doc_id,
             sort_key=lambda segment: (segment.doc_id, segment.segment_index),
         )
-        quarantine_files = quarantined | "Write quarantine" >> WriteParts(
-            run.folder,
-            "quarantine",
-            records.QUARANTINE_SCHEMA,
-            kind=Quarantined,
-            num_parts=num_parts,
-            partition_key=lambda refused: refused.origin,
-            sort_key=lambda refused: (refused.origin, refused.reason, refused.detail),
-        )
+        quarantine_files = quarantined | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         histogram = scored["segments"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counts = (
             (

@@ -17,7 +17,7 @@ from apache_beam.typehints import KV
 
 from sharding import order, records, shard_io
 from sharding.packing import PackConfig, pack_rows, padding_row
-from sharding.records import FileEntry, Item, Record, Row, TokenType
+from sharding.records import FileEntry, Item, Quarantined, Record, Row, TokenType
 
 R = TypeVar("R", bound=Record)
 
@@ -126,6 +126,19 @@ class WriteParts(beam.PTransform):
         name = part_name(self._family, index, self._num_parts)
         members = sorted(members, key=self._sort_key)
         return shard_io.write_part(shard_io.join(self._folder, name), members, self._schema, name=name)
+
+
+def write_quarantine(folder: str, num_parts: int) -> WriteParts:
+    """Writes what a stage could not take on, as the family "quarantine"."""
+    return WriteParts(
+        folder,
+        "quarantine",
+        records.QUARANTINE_SCHEMA,
+        kind=Quarantined,
+        num_parts=num_parts,
+        partition_key=lambda refused: refused.origin,
+        sort_key=lambda refused: (refused.origin, refused.reason, refused.detail),
+    )
 
 
 def part_name(family: str, index: int, num_parts: int) -> str:
