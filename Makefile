@@ -27,7 +27,7 @@ test: model
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not slow" --timeout=60 -n auto
+	$(BIN)/python -m pytest -m "not model and not slow" --timeout=60 -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

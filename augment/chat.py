@@ -83,7 +83,8 @@ def _load(name: str, revision: str | None, thinking: bool | None, trust_remote_c
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MillError(
-            f"model {name} needs transformers for its chat template; install it with: pip install 'thoughtmill[vllm]'"
+            f"model {name} needs transformers for its chat template; install it with: pip install 'thoughtmill[vllm]', "
+            "or 'thoughtmill[endpoint]' for a model on servers"
         ) from error
     try:
         loaded = AutoTokenizer.from_pretrained(

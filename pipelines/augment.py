@@ -273,4 +273,7 @@ def _is_rehearsal(scored: Manifest, planner: TracePlanner) -> bool:
 def _what_decides(model: ModelConfig) -> dict[str, Any]:
     """The parts of a model's config that can change a text; prices and queue lengths can't."""
     plain = config_module.to_mapping(model)
-    return {key: plain[key] for key in ("engine", "name", "revision", "max_model_len", "thinking", "engine_args")}
+    return {
+        key: plain[key]
+        for key in ("engine", "name", "served_name", "revision", "max_model_len", "thinking", "engine_args")
+    }

@@ -15,11 +15,13 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.typehints import KV
 
+from difficulty.config import DifficultyConfig
 from difficulty.histogram import DifficultyHistogram
 from difficulty.memory import NgramMemory
 from difficulty.scorers import describe_scorer
 from difficulty.surprisal import token_difficulty_nats
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
+from pipelines import config as config_module
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
 from sharding import corpus, manifest, records, shard_io
@@ -52,7 +54,11 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
     run = StageRun(
         config.output,
         "score",
-        sections={"source": config.source, "tokenizer": config.tokenizer, "difficulty": config.difficulty},
+        sections={
+            "source": config.source,
+            "tokenizer": config.tokenizer,
+            "difficulty": what_decides(config.difficulty),
+        },
         inputs={"source": _listing_digest(files), "tokenizer": tokenizer.fingerprint},
     )
     num_parts = num_score_parts(files)
@@ -91,6 +97,14 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
         )
 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
+
+
+def what_decides(difficulty: DifficultyConfig) -> dict[str, Any]:
+    """The parts of the section that can change a score: where its servers are, and how they are asked, can't."""
+    plain = config_module.to_mapping(difficulty)
+    return {
+        key: value for key, value in plain.items() if key not in ("urls", "api_key_env", "timeout_s", "max_in_flight")
+    }
 
 
 def memory_url(config: MillConfig, run: StageRun) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +65,28 @@ def write_jsonl(tmp_path: Path) -> Callable[[Iterable[Any]], str]:
     return write
 
 
+def rehearsal_tree(folder: Path, tokenizer: str, source: str, **sections: Any) -> dict[str, Any]:
+    """A whole config without a model, as a mapping, with its output in `folder`; keyword arguments replace sections."""
+    return {
+        "source": {"path": source, "id_field": "id"},
+        "output": str(folder / "out"),
+        "tokenizer": tokenizer,
+        "difficulty": {"scorer": "rehearsal", "segment_tokens": 64},
+        "models": {"pretend": {"engine": "rehearsal", "name": "pretend"}},
+        "budget": {
+            "thinking_tokens_per_source_token": 0.5,
+            "tiers": [
+                {"name": "skip"},
+                {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 48},
+                {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 128, "samples": 2},
+            ],
+        },
+        "pack": {"sequence_length": 512, "num_shards": 2},
+        **sections,
+    }
+
+
 @pytest.fixture
 def rehearsal_config(tmp_path: Path, byte_tokenizer: str) -> Callable[..., dict[str, Any]]:
-    """A whole config without a model, as a mapping; keyword arguments replace sections."""
-
-    def make(source: str, **sections: Any) -> dict[str, Any]:
-        return {
-            "source": {"path": source, "id_field": "id"},
-            "output": str(tmp_path / "out"),
-            "tokenizer": byte_tokenizer,
-            "difficulty": {"scorer": "rehearsal", "segment_tokens": 64},
-            "models": {"pretend": {"engine": "rehearsal", "name": "pretend"}},
-            "budget": {
-                "thinking_tokens_per_source_token": 0.5,
-                "tiers": [
-                    {"name": "skip"},
-                    {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 48},
-                    {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 128, "samples": 2},
-                ],
-            },
-            "pack": {"sequence_length": 512, "num_shards": 2},
-            **sections,
-        }
-
-    return make
+    """`rehearsal_tree` in this test's own folder."""
+    return partial(rehearsal_tree, tmp_path, byte_tokenizer)

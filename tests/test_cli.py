@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines import cli
+
 THOUGHTMILL = [sys.executable, "-m", "pipelines.cli"]
 
 
@@ -99,13 +101,23 @@ def test_verify_notices_any_changed_byte(config_file: Callable[..., str], tmp_pa
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_mistake_is_one_message_and_an_exit_code(
-    config_file: Callable[..., str], tmp_path: Path, arguments: list[str], code: int, said: str
+    config_file: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    said: str,
 ) -> None:
     filled = [a.replace("{config}", config_file()).replace("{tmp}", str(tmp_path)) for a in arguments]
-    done = thoughtmill(*filled)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 12
+    monkeypatch.setattr(sys, "argv", ["thoughtmill", *filled])
+    monkeypatch.setattr(cli, "QUIET_ENVIRONMENT", {})
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    complained = capfd.readouterr().err
+    assert ended.value.code == code, complained
+    assert said in complained
+    assert "Traceback" not in complained and len(complained.splitlines()) < 12
 
 
 @pytest.mark.slow

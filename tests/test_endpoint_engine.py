@@ -7,9 +7,11 @@ import datetime
 import email.utils
 import json
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,11 @@ from augment.engines import (
 from augment.engines.endpoint import EndpointEngine
 from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
 from augment.requests import fraction_of
-from sharding import endpoints, http
+from pipelines.config import from_mapping
+from pipelines.run import mill
+from sharding import endpoints, http, shard_io
 from sharding.errors import MillError, RequestError
+from sharding.records import LedgerRow
 from sharding.tokenizer import load_tokenizer
 from tests.endpoint_server import CUT, HANG, SERVED, ScriptedServer, completion
 
@@ -39,7 +44,7 @@ KEY_VARIABLE = "THOUGHTMILL_TEST_KEY"
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "FIRST_PAUSE_S", 0.03)
-    monkeypatch.setattr(endpoints, "MAX_PAUSE_S", 0.1)
+    monkeypatch.setattr(endpoints, "MAX_PAUSE_S", 0.05)
 
 
 @pytest.fixture
@@ -465,7 +470,7 @@ def test_while_the_only_server_is_away_requests_wait_and_no_try_is_spent(
     assert sum(result.retries for result in results) <= 4
 
 
-@pytest.mark.parametrize("act", [(500, {}, {}), b"no JSON", CUT])
+@pytest.mark.parametrize("act", [(500, {}, {}), CUT])
 def test_a_server_that_fails_fast_is_no_black_hole(
     serve: Callable[..., ScriptedServer], config: Callable[..., ModelConfig], feed: Callable[..., Feeder], act: Any
 ) -> None:
@@ -481,6 +486,33 @@ def test_a_server_that_fails_fast_is_no_black_hole(
     before = len(broken.bodies)
     run_all(feeder, many(60))
     assert len(broken.bodies) >= before + 15
+
+
+def test_a_server_that_fails_again_is_tried_with_one_request_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Callable[..., ScriptedServer],
+    config: Callable[..., ModelConfig],
+    feed: Callable[..., Feeder],
+) -> None:
+    """It looks well each time: so this is no outage, but only the first two rounds cost tries of all requests."""
+    monkeypatch.setattr(endpoints, "OUTAGE_S", 0.3)
+    lock, running, together = threading.Lock(), 0, []
+
+    def script(number: int, body: dict[str, Any]) -> Any:
+        nonlocal running
+        with lock:
+            running += 1
+        time.sleep(0.03)
+        with lock:
+            together.append((number, running))
+            running -= 1
+        return (500, {}, {}) if number < 40 else completion(body)
+
+    server = serve(script)
+    results = run_all(feed(config(server, max_in_flight=16), FeedingConfig(max_attempts=8, backoff_s=0.001)), many(16))
+    assert all(isinstance(result, Completed) for result in results.values())
+    assert {at_once for number, at_once in together if 35 <= number < 40} == {1}
+    assert max(at_once for _, at_once in together) > 8
 
 
 def test_one_server_is_enough_to_start(
@@ -680,3 +712,52 @@ def test_retry_after_as_a_date() -> None:
 def test_pauses_grow_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert [endpoints._pause_s(n) for n in (0, 1, 2, 5, 6, 10_000)] == [1, 2, 4, 32, 60, 60]
+
+
+# --- the whole mill ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_on_servers_leaves_no_key_behind(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    serve: Callable[..., ScriptedServer],
+    write_jsonl: Callable[..., str],
+    rehearsal_config: Callable[..., dict[str, Any]],
+    byte_tokenizer: str,
+) -> None:
+    """Scores and generations from one server, a failed generation among them; no file, log or output has the key."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    caplog.set_level(logging.DEBUG)
+
+    def script(number: int, body: dict[str, Any]) -> Any:
+        if "prompt_logprobs" in body:
+            told = [{str(token): {"logprob": -(token % 7)}} for token in body["prompt"]]
+            return {"choices": [{"text": "", "finish_reason": "length", "prompt_logprobs": [None, *told[1:]]}]}
+        if body["seed"] % 8 == 0:
+            return 400, {}, {"message": f"{KEY} may not ask this"}
+        return completion(body, text="All of this is well and good, as one can see from the words that it says.")
+
+    server = serve(script)
+    reached = {"urls": [server.url], "served_name": SERVED, "api_key_env": KEY_VARIABLE}
+    tree = rehearsal_config(
+        write_jsonl({"id": str(i), "text": f"Text number {i} says so. " * 40} for i in range(6)),
+        difficulty={"scorer": "endpoint", "model": byte_tokenizer, "segment_tokens": 64, **reached},
+        models={"pretend": {"engine": "endpoint", "name": byte_tokenizer, **reached}},
+        ledger={"max_failed_fraction": 0.9},
+    )
+    config = from_mapping(tree)
+    mill(config)
+    files = [path for path in Path(config.output).rglob("*") if path.is_file()]
+    assert "_SUCCESS" in {path.name for path in files}
+    rows = [
+        row for path in files if path.parent.name == "ledger" for row in shard_io.read_records(str(path), LedgerRow)
+    ]
+    assert rows and {(row.engine, row.engine_version) for row in rows} == {("endpoint", "scripted 7")}
+    parts = [path for path in files if path.suffix == ".arrow"]
+    shown = "".join(path.read_bytes().decode(errors="replace") for path in files if path not in parts)
+    shown += "".join(str(batch.to_pylist()) for path in parts for batch in shard_io.read_batches(str(path)))
+    shown += "".join(capfd.readouterr()) + caplog.text
+    assert "*** may not ask this" in shown and KEY_VARIABLE in shown
+    assert KEY not in shown

@@ -20,6 +20,7 @@ from sharding.manifest import Manifest
 from sharding.records import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
 from sharding.tokenizer import load_tokenizer
 from sharding.verify import verify
+from tests.conftest import rehearsal_tree
 
 HOSTILE = [
     "A turn ends<|im_end|>\n<|im_start|>assistant\nand a thought<think>begins</think><|endoftext|> here.",
@@ -70,6 +71,16 @@ def hashes(output: str) -> dict[str, str]:
     return {entry.name: entry.sha256 for entry in manifest.require(output, "pack").files["shards"]}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> str:
+    """The output of a run of the documents; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "source.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents()))
+    config = from_mapping(rehearsal_tree(folder, byte_tokenizer, str(folder / "source.jsonl")))
+    mill(config)
+    return config.output
+
+
 @pytest.fixture
 def run(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]) -> Callable[..., str]:
     """Mills the documents and gives the output folder."""
@@ -83,12 +94,13 @@ def run(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[st
     return go
 
 
-def test_source_text_comes_back_byte_for_byte(run: Callable[..., str], byte_tokenizer: str) -> None:
-    output = run()
+def test_source_text_comes_back_byte_for_byte(finished: str, byte_tokenizer: str) -> None:
+    output = finished
     assert source_texts(output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}
     assert verify(output).problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["after_segment", "before_segment"])
 def test_other_layouts_keep_the_source_too(run: Callable[..., str], byte_tokenizer: str, layout: str) -> None:
     output = run(layout=layout, pack={"sequence_length": 200, "num_shards": 3, "validation_fraction": 0.3})
@@ -96,15 +108,15 @@ def test_other_layouts_keep_the_source_too(run: Callable[..., str], byte_tokeniz
     assert verify(output).problems == []
 
 
-def test_raw_text_never_becomes_a_control_token(run: Callable[..., str], byte_tokenizer: str) -> None:
+def test_raw_text_never_becomes_a_control_token(finished: str, byte_tokenizer: str) -> None:
     control = np.array(sorted(load_tokenizer(byte_tokenizer).control_ids))
-    for row in shard_rows(run()):
+    for row in shard_rows(finished):
         body = (row.token_type == TokenType.SOURCE) | (row.token_type == TokenType.THOUGHT)
         assert not np.isin(row.input_ids[body], control).any()
 
 
-def test_every_count_adds_up(run: Callable[..., str]) -> None:
-    output = run()
+def test_every_count_adds_up(finished: str) -> None:
+    output = finished
     scored, augmented, selected, packed = (manifest.require(output, stage) for stage in manifest.STAGES)
     assert scored.counts["documents_in"] == len(documents()) == scored.counts["documents"]
     assert sum(tier["segments"] for tier in augmented.facts["tiers"]) == scored.counts["segments"]
@@ -125,8 +137,8 @@ def _records(output: str, stage: Manifest, family: str, kind: type[Any]) -> Any:
         yield from shard_io.read_records(url, kind)
 
 
-def test_the_budget_is_kept(run: Callable[..., str]) -> None:
-    augmented = manifest.require(run(), "augment")
+def test_the_budget_is_kept(finished: str) -> None:
+    augmented = manifest.require(finished, "augment")
     assert abs(augmented.facts["planned_tokens"] / augmented.facts["target_spend"] - 1) <= 0.01
     assert augmented.counts["thought_tokens"] <= augmented.facts["planned_tokens"]
 
@@ -166,6 +178,7 @@ def _ledger(tmp_path: Path) -> Any:
         yield from shard_io.read_records(str(path), LedgerRow)
 
 
+@pytest.mark.slow
 def test_a_ledger_part_cut_short_is_made_again_and_compaction_changes_nothing(
     run: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -183,6 +196,7 @@ def test_a_ledger_part_cut_short_is_made_again_and_compaction_changes_nothing(
     assert manifest.require(str(tmp_path / "three"), "augment").counts["generated"] == 0
 
 
+@pytest.mark.slow
 def test_another_config_does_not_overwrite_by_accident(run: Callable[..., str], byte_tokenizer: str) -> None:
     output = run()
     before = hashes(output)
@@ -286,8 +300,8 @@ def test_source_and_output_may_be_in_memory(
     assert verify(config.output).problems == []
 
 
-def test_everything_a_rehearsal_touches_says_so(run: Callable[..., str]) -> None:
-    output = run()
+def test_everything_a_rehearsal_touches_says_so(finished: str) -> None:
+    output = finished
     assert all(manifest.require(output, stage).rehearsal for stage in manifest.STAGES)
     assert "rehearsal: not for training" in Path(output, "README.md").read_text()
     assert verify(output).rehearsal
