@@ -169,10 +169,8 @@ def dump(config: MillConfig) -> str:
 
 def price_of(model: ModelConfig) -> ModelPrice:
     """A model's price, as the budget counts it."""
-    seconds = model.gpu_seconds_per_million_tokens
     return ModelPrice(
-        dollars_per_million_tokens=model.dollars_per_million_tokens or None,
-        tokens_per_gpu_second=1e6 / seconds if seconds else None,
+        dollars_per_million_tokens=model.dollars_per_million_tokens, tokens_per_gpu_second=model.tokens_per_gpu_second
     )
 
 

@@ -143,6 +143,23 @@ def test_the_budget_is_kept(finished: str) -> None:
     assert augmented.counts["thought_tokens"] <= augmented.facts["planned_tokens"]
 
 
+@pytest.mark.parametrize(
+    ("unit", "price", "amount"),
+    [("dollars", "dollars_per_million_tokens", 0.01), ("gpu_hours", "tokens_per_gpu_second", 0.001)],
+)
+def test_a_budget_in_money_or_hours_needs_the_model_s_price(
+    run: Callable[..., str], unit: str, price: str, amount: float
+) -> None:
+    tiers = [{"name": "skip"}, {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 48}]
+    budget = {unit: amount, "tiers": tiers}
+    model = {"engine": "rehearsal", "name": "pretend"}
+    with pytest.raises(RequestError, match=rf"models\.pretend\.{price}"):
+        run(budget=budget, models={"pretend": model})
+    output = run(budget=budget, models={"pretend": {**model, price: 4.0 if unit == "dollars" else 1000.0}})
+    facts = manifest.require(output, "augment").facts
+    assert facts["unit"] == unit and facts["planned_spend"] == pytest.approx(amount, rel=0.02)
+
+
 def test_shards_have_equal_rows_and_at_most_one_row_of_padding(run: Callable[..., str]) -> None:
     output = run(pack={"sequence_length": 128, "num_shards": 5})
     packed = manifest.require(output, "pack")

@@ -52,9 +52,11 @@ class ModelConfig:
     )
     timeout_s: float = Field(default=1800.0, gt=0, description="For a whole answer of a server, seconds.")
     dollars_per_million_tokens: float | None = Field(
-        default=None, ge=0, description="Price of generated tokens, dollars."
+        default=None, gt=0, description="Price of generated tokens, dollars."
     )
-    gpu_seconds_per_million_tokens: float | None = Field(default=None, ge=0, description="Measured cost, GPU seconds.")
+    tokens_per_gpu_second: float | None = Field(
+        default=None, gt=0, description="Measured rate of generated tokens per GPU."
+    )
 
     @model_validator(mode="after")
     def _engine_args_are_the_engine_s_own(self) -> ModelConfig:
