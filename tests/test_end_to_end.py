@@ -15,7 +15,9 @@ import psutil
 import pytest
 import yaml
 
+from pipelines.config import from_mapping
 from pipelines.demo import topic_documents
+from pipelines.run import mill as run_stages
 from sharding import manifest, shard_io
 from sharding.records import LedgerRow, Request, TokenType
 from sharding.tokenizer import load_tokenizer
@@ -112,6 +114,20 @@ def test_every_byte_of_the_source_comes_back(milled: Path, small_model: str, doc
     output = str(milled / "out")
     assert source_texts(output, small_model) == {document["id"]: document["text"] for document in documents}
     assert verify(output).problems == []
+
+
+def test_every_byte_of_the_demo_corpus_comes_back(small_model: str, tmp_path: Path) -> None:
+    """All documents of the demo under its own tokenizer and config; scores and thoughts are rehearsed."""
+    corpus = topic_documents()
+    source = tmp_path / "topics.jsonl"
+    source.write_text("".join(json.dumps(document) + "\n" for document in corpus))
+    tree = yaml.safe_load((Path(__file__).parent.parent / "configs" / "demo.yaml").read_text())
+    tree["source"]["path"], tree["output"], tree["tokenizer"] = str(source), str(tmp_path / "out"), small_model
+    tree["difficulty"] = {"scorer": "rehearsal", "segment_tokens": tree["difficulty"]["segment_tokens"]}
+    tree["models"]["small"] = {"engine": "rehearsal", "name": "pretend"}
+    run_stages(from_mapping(tree))
+    assert source_texts(tree["output"], small_model) == {document["id"]: document["text"] for document in corpus}
+    assert len(corpus) == 24
 
 
 def test_no_control_token_but_in_delimiters(milled: Path, small_model: str) -> None:
