@@ -62,6 +62,11 @@ def options(
 ) -> None:
     """Options before the command."""
     DEBUG["on"] = debug
+    set_up_logging(debug)
+
+
+def set_up_logging(debug: bool) -> None:
+    """Logs on standard error: all of them, or what no message of ours tells."""
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, stream=sys.stderr)
     if not debug:
         # A failure reaches the user as one message; these would tell it as pages of traceback.

@@ -77,6 +77,8 @@ def serve() -> Iterator[Callable[..., ScriptedServer]]:
 @pytest.fixture
 def scorer(byte_tokenizer: str) -> Iterator[Callable[..., EndpointScorer]]:
     made: list[EndpointScorer] = []
+    # A worker process keeps the scorer of an earlier run, as a mill in this process may have left one.
+    before = set(threading.enumerate())
 
     def make(*servers: ScriptedServer, **fields: Any) -> EndpointScorer:
         scorer = make_scorer(config(byte_tokenizer, *servers, **fields))
@@ -88,7 +90,7 @@ def scorer(byte_tokenizer: str) -> Iterator[Callable[..., EndpointScorer]]:
     for one in made:
         one.close()
         one.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "endpoint-scorer"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "endpoint-scorer"]
 
 
 def config(model: str, *servers: ScriptedServer, **fields: Any) -> DifficultyConfig:
