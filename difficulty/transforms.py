@@ -166,6 +166,7 @@ class _NgramCountsCombineFn(beam.CombineFn):
 
 def _store_memory(counts: NgramCounts, url: str) -> str:
     NgramMemory.from_counts(counts).save(url)
+    _load_memory.cache_clear()  # this process may have read what an earlier run stored under the same name
     return url
 
 

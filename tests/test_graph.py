@@ -11,6 +11,12 @@ from pipelines import augment as augment_stage
 from pipelines.config import from_mapping
 from pipelines.run import mill
 
+TIERS = [
+    {"name": "skip"},
+    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 48},
+    {"name": "deep", "model": "large", "prompt": "expert", "max_tokens": 128, "samples": 2},
+]
+
 
 class _Built(Exception):
     """Stops a stage once its pipeline is built."""
@@ -25,14 +31,7 @@ def test_each_models_branch_carries_its_accelerator(
         rehearsal_config(
             source,
             models={name: {"engine": "rehearsal", "name": name, "accelerator": hint} for name, hint in hints.items()},
-            budget={
-                "thinking_tokens_per_source_token": 0.3,
-                "tiers": [
-                    {"name": "skip"},
-                    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 48},
-                    {"name": "deep", "model": "large", "prompt": "expert", "max_tokens": 128, "samples": 2},
-                ],
-            },
+            budget={"thinking_tokens_per_source_token": 0.3, "tiers": TIERS},
         )
     )
     mill(config, stages=["score"])
@@ -69,14 +68,7 @@ def test_two_models_run_in_one_job(
         rehearsal_config(
             source,
             models={name: {"engine": "rehearsal", "name": name} for name in ("small", "large")},
-            budget={
-                "thinking_tokens_per_source_token": 0.5,
-                "tiers": [
-                    {"name": "skip"},
-                    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 48},
-                    {"name": "deep", "model": "large", "prompt": "expert", "max_tokens": 128, "samples": 2},
-                ],
-            },
+            budget={"thinking_tokens_per_source_token": 0.5, "tiers": TIERS},
         )
     )
     done = mill(config)
