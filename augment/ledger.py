@@ -1,14 +1,16 @@
 """The ledger: every finished generation, appended to immutable Arrow parts on any store, never bought twice.
 
 Written by the augment stage while it generates, read when it starts (to leave out what is there), by select, and by
-`thoughtmill status` from another machine. A part appears whole or not at all; a part that can't be read is skipped and
-its rows are generated again. Rows with equal keys, from bundles that were run twice, collapse to one by `choose`.
+`thoughtmill status` from another machine. A part appears whole or not at all; what it looks like, and how a damaged one
+is recognised, is in `augment.parts`. Rows with equal keys, from bundles that were run twice, collapse to one by
+`choose`.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +18,22 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from augment.parts import every_part, ledger_parts, read_part, write_part
 from sharding.errors import MillError
 from sharding.records import LEDGER_SCHEMA, LedgerRow, encode, from_batch
-from sharding.shard_io import filesystem, join, read_batches, read_bytes, remove, write_part
+from sharding.shard_io import remove
+
+__all__ = [
+    "Compaction",
+    "LedgerWriter",
+    "choose",
+    "collapse_duplicates",
+    "compact",
+    "finished_keys",
+    "ledger_parts",
+    "read_ledger",
+    "read_part",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +86,7 @@ class LedgerWriter:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="thoughtmill-ledger", daemon=True)
                 self._thread.start()
+                atexit.register(self._close_at_exit)  # what was paid for and waits to be written
             if len(self._pending) >= self._flush_rows or len(self._pending) == 1:
                 self._changed.notify_all()
 
@@ -98,11 +114,16 @@ class LedgerWriter:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        atexit.unregister(self._close_at_exit)
         try:
             self.flush()
         finally:
             if self._thread is not None:
                 self._thread.join()
+
+    def _close_at_exit(self) -> None:
+        with contextlib.suppress(MillError):  # was logged
+            self.close()
 
     def _run(self) -> None:
         while True:
@@ -138,44 +159,11 @@ class LedgerWriter:
 
     def _write(self, rows: list[LedgerRow]) -> MillError | None:
         try:
-            write_part(_part_url(self._url), rows, self._schema)
+            write_part(self._url, rows, self._schema)
         except Exception as error:  # noqa: BLE001 - this thread has no caller; flush and close raise it
             logger.warning("ledger: %d rows wait to be written: %s", len(rows), error)
             return error if isinstance(error, MillError) else MillError(f"cannot write to ledger {self._url}: {error}")
         return None
-
-
-def _part_url(ledger_url: str) -> str:
-    return join(ledger_url, f"part-{time.time_ns() // 1_000_000}-{secrets.token_hex(8)}.arrow")
-
-
-def ledger_parts(ledger_url: str) -> list[str]:
-    """The URLs of the ledger's parts as the store has them now, oldest first; none where there is no ledger."""
-    fs, path = filesystem(ledger_url)
-    fs.invalidate_cache()
-    names = fs.glob(f"{path.rstrip('/')}/part-*.arrow")
-    return sorted(join(ledger_url, str(name).rsplit("/", 1)[-1]) for name in names)
-
-
-def read_part(url: str, columns: Sequence[str] | None = None) -> list[LedgerRow] | None:
-    """The rows of one part; columns not asked for are left at their type's zero.
-
-    Returns:
-        None if the part is half-written or corrupt, which is logged with its name: its rows will be generated again.
-
-    Raises:
-        MillError: the store can't be read, or (with `FileNotFoundError` as its cause) the part is gone.
-    """
-    rows: list[LedgerRow] = []
-    try:
-        for batch in read_batches(url, columns):
-            batch.validate(full=True)
-            rows.extend(from_batch(LedgerRow, batch))
-    except (MillError, pa.ArrowException) as error:
-        read_bytes(url)  # raises where the store, not the content, is at fault
-        logger.warning("ledger part skipped, its rows will be generated again: %s (%s)", url, error)
-        return None
-    return rows
 
 
 def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterator[LedgerRow]:
@@ -186,15 +174,9 @@ def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         MillError: the store can't be read.
     """
-    seen: set[str] = set()
-    while fresh := [url for url in ledger_parts(ledger_url) if url not in seen]:
-        for url in fresh:
-            seen.add(url)
-            try:
-                yield from read_part(url, columns) or ()
-            except MillError as error:
-                if not isinstance(error.__cause__, FileNotFoundError):
-                    raise
+    for batches in every_part(ledger_url, columns):
+        for batch in batches:
+            yield from from_batch(LedgerRow, batch)
 
 
 def finished_keys(ledger_url: str) -> set[str]:
@@ -255,7 +237,7 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
         return Compaction(len(old), len(old), rows_before, rows_before)
     new = 0
     for chunk in _chunks(_unique(old, counts), rows_per_part):
-        write_part(_part_url(ledger_url), chunk, LEDGER_SCHEMA)
+        write_part(ledger_url, chunk)
         new += 1
     for url in old:
         remove(url)

@@ -18,9 +18,12 @@ class FeederStats:
     """What a feeder did so far.
 
     Attributes:
+        in_flight: requests at the engine now.
+        waiting: requests that wait for the engine, or for their next try, now.
         busy_s: seconds with at least one request in flight.
         mean_in_flight: requests in flight, averaged over the busy time.
         capacity: requests in flight at most.
+        elsewhere: whether the engine belongs to another process, which counts the same requests.
     """
 
     submitted: int
@@ -29,15 +32,19 @@ class FeederStats:
     retries: int
     restarts: int
     generated_tokens: int
+    in_flight: int
+    waiting: int
     busy_s: float
     mean_in_flight: float
     capacity: int
+    elsewhere: bool
 
 
 class Account:
     """Counts of one feeder, kept on its thread.
 
     Attributes:
+        elsewhere: as in `FeederStats`; whether such an engine is full is not for us to tell.
         progress_at: when last something finished or the engine got its first request, on the monotonic clock.
     """
 
@@ -46,6 +53,7 @@ class Account:
         self.submitted = self.completed = self.failed = 0
         self.retries = self.restarts = self.generated_tokens = self.capacity = 0
         self.progress_at = self._since = time.monotonic()
+        self.elsewhere = False
         self._in_flight = 0
         self._busy_s = self._in_flight_seconds = 0.0
         self._warned = False
@@ -59,7 +67,7 @@ class Account:
         elif in_flight:
             self.progress_at = now
         self._in_flight, self._since = in_flight, now
-        if in_flight == 0:
+        if not (self._warned or self.elsewhere or self._busy_s < STARVED_BUSY_S):
             self._warn_if_starved()
 
     def finished(self, generated_tokens: int | None) -> None:
@@ -80,14 +88,17 @@ class Account:
             retries=self.retries,
             restarts=self.restarts,
             generated_tokens=self.generated_tokens,
+            in_flight=self._in_flight,
+            waiting=max(0, self.submitted - self.completed - self.failed - self._in_flight),
             busy_s=self._busy_s,
             mean_in_flight=mean,
             capacity=self.capacity,
+            elsewhere=self.elsewhere,
         )
 
     def _warn_if_starved(self) -> None:
         stats = self.stats()
-        if self._warned or stats.busy_s < STARVED_BUSY_S or stats.mean_in_flight >= STARVED_SHARE * stats.capacity:
+        if stats.mean_in_flight >= STARVED_SHARE * stats.capacity:
             return
         self._warned = True
         logger.warning(

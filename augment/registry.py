@@ -3,19 +3,23 @@
 Bundles, threads and pipeline branches of a process that name the same model share its engine. Engines of several
 models stay in memory together while their shares add up to no more than the whole; otherwise an engine that has
 nothing to do is closed before the next one starts, so that two tiers with two models run one after the other on one
-machine.
+machine. Where a job has several processes on a machine, one of them has all its engines: see `augment.host`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 
 from pydantic import TypeAdapter
 
 from augment.dispatch import EngineOwner, FeedingConfig
-from augment.engines import ModelConfig, create_engine
+from augment.engines import Engine, ModelConfig, create_engine
+from augment.engines.elsewhere import ElsewhereEngine
 from augment.feeding import Feeder
+from augment.host import EngineHost
+from augment.occupancy import FeederStats
 
 _POLL_S = 0.05
 
@@ -49,18 +53,23 @@ class SharedMemory:
 _lock = threading.Lock()
 _feeders: dict[bytes, Feeder] = {}
 _users: dict[Feeder, int] = {}
+_hosts: dict[str, EngineHost] = {}
 _memory = SharedMemory()
 _model_json = TypeAdapter(ModelConfig)
 _feeding_json = TypeAdapter(FeedingConfig)
 
 
-def acquire(model: ModelConfig, config: FeedingConfig | None = None) -> Feeder:
+def acquire(model: ModelConfig, config: FeedingConfig | None = None, *, job: str | None = None) -> Feeder:
     """This process's feeder for a model; the same one for equal configs until it fails or is closed.
 
     Its engine starts with its first request. Give it back with `release`.
+
+    Args:
+        job: the processes of one machine that name the same job share the engines that take its memory: one of them
+            has them, the others ask it. None: this process shares with nobody.
     """
     config = config or FeedingConfig()
-    key = _model_json.dump_json(model) + b"\n" + _feeding_json.dump_json(config)
+    key = b"\n".join([_model_json.dump_json(model), _feeding_json.dump_json(config), (job or "").encode()])
     broken: Feeder | None = None
     with _lock:
         feeder = _feeders.get(key)
@@ -68,7 +77,7 @@ def acquire(model: ModelConfig, config: FeedingConfig | None = None) -> Feeder:
             broken, feeder = feeder, None
         if feeder is None:
             feeder = _feeders[key] = Feeder(
-                lambda: create_engine(model),
+                lambda: _make_engine(model, config, job),
                 name=model.name,
                 config=config,
                 max_in_flight=model.max_in_flight,
@@ -93,11 +102,45 @@ def release(feeder: Feeder) -> None:
         feeder.close()
 
 
+def _make_engine(model: ModelConfig, config: FeedingConfig, job: str | None) -> Engine:
+    engine = create_engine(model)
+    if job is None or engine.memory_share == 0:
+        return engine
+    with _lock:
+        if job not in _hosts:
+            _hosts[job] = EngineHost(job, acquire=partial(_acquire_json, job), release=release)
+        host = _hosts[job]
+    if host.try_own():
+        return engine
+    return ElsewhereEngine(
+        host.address,
+        model=_model_json.dump_json(model),
+        feeding=_feeding_json.dump_json(config),
+        capacity=engine.capacity,
+    )
+
+
+def _acquire_json(job: str, model: bytes, feeding: bytes) -> Feeder:
+    return acquire(_model_json.validate_json(model), _feeding_json.validate_json(feeding), job=job)
+
+
+def stats() -> dict[str, FeederStats]:
+    """What the feeders of this process are doing, by the name of their model; not those that ask another process."""
+    with _lock:
+        feeders = list(_feeders.values())
+    return {feeder.name: found for feeder in feeders if not (found := feeder.stats()).elsewhere}
+
+
 def close_all() -> None:
     """End every engine of this process; what is in flight fails. At exit engines end by themselves."""
     with _lock:
-        feeders = {*_feeders.values(), *_users}
+        feeders, hosts = {*_feeders.values(), *_users}, list(_hosts.values())
         _feeders.clear()
         _users.clear()
+        _hosts.clear()
+    for host in hosts:
+        host.hang_up()
     for feeder in feeders:
         feeder.close()
+    for host in hosts:
+        host.disown()

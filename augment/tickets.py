@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from augment.engines import Generation, GenerationRequest
 from sharding.errors import MillError
@@ -56,15 +56,31 @@ class Failure:
 Result = Completed | Failure
 
 
+class FeederClosed(MillError):
+    """The feeder was closed; nothing is wrong with what was asked, nor with the engine."""
+
+
+class Receiver(Protocol):
+    """Where results go, called on the feeder's thread: a `Ticket`, or a connection to another process."""
+
+    def deliver(self, result: Result) -> None:
+        """Take a result in."""
+
+    def fail(self, error: BaseException) -> None:
+        """Take in that a request will have no result, because of what stopped the feeder."""
+
+
 class Job:
     """A submitted request on its way; its result goes to its ticket."""
 
-    __slots__ = ("context", "deaths", "request", "retries", "started_at", "ticket")
+    __slots__ = ("context", "deaths", "first", "request", "retries", "riders", "started_at", "ticket")
 
-    def __init__(self, request: GenerationRequest, context: Any, ticket: Ticket) -> None:
+    def __init__(self, request: GenerationRequest, context: Any, ticket: Receiver) -> None:
         self.request = request
         self.context = context
         self.ticket = ticket
+        self.first: Generation | None = None  # paid for; what a failed closing call must not buy again
+        self.riders: list[Job] = []  # the same request again, of a bundle that is run anew; they share its result
         self.retries = 0
         self.deaths = 0  # of engines while it was in flight
         self.started_at = 0.0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -14,23 +13,47 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from augment import registry
+from augment.account import account_counts
+from augment.controls import Control, controls_for, controls_of, lowest_ranks
 from augment.dispatch import FeedingConfig
-from augment.gates import GatesConfig, make_gates
 from augment.generation import TracePlanner
-from augment.ledger import LedgerWriter, read_part
-from augment.selection import candidate_counts, select_candidates
+from augment.judging import DocumentJudge
+from augment.ledger import read_part
+from augment.selection import SelectConfig, add_worths, choose, make_candidates
 from augment.tickets import Completed, Failure, Result
+from augment.values import NatsAfter, value_class
+from augment.work import TooManyFailures, WorkOrder, begin_bundle
 from sharding import shard_io
-from sharding.records import Candidate, LedgerRow, Quarantined, Request, ScoredSegment, sample_key
+from sharding.errors import MillError
+from sharding.records import (
+    Candidate,
+    ContaminatedDocument,
+    JudgedSegment,
+    LedgerRow,
+    Quarantined,
+    Request,
+    ScoredSegment,
+    sample_key,
+)
 from sharding.tokenizer import load_tokenizer
 from sharding.transforms import GroupRecords
 
 FAILED = "failed"
 COUNTS = "counts"
+CONTAMINATED = "contaminated"
 
-SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids", "surprisal_nats", "memory_nats", "difficulty_nats")
+SEGMENT_COLUMNS = (
+    "doc_id",
+    "segment_index",
+    "num_segments",
+    "input_ids",
+    "surprisal_nats",
+    "memory_nats",
+    "difficulty_nats",
+)
 
 TierOf = Callable[[str, float], int]
+ShownOf = Callable[[ScoredSegment, str], int]
 FocusOf = Callable[[ScoredSegment, str], Sequence[str]]
 
 MissingSamples = Tuple[Request, List[int]]
@@ -43,15 +66,18 @@ class MakeRequests(beam.PTransform):
     Args:
         urls: the scored parts; each holds whole documents, so that a prompt can show what precedes its segment.
         planner: makes the requests.
-        tier_of, focus_of: see `TracePlanner.requests`.
+        tier_of, shown_of, focus_of: see `TracePlanner.requests`.
 
     Returns:
         `requests`, and `failed`: Quarantined segments that the generator's tokenizer can't spell.
     """
 
-    def __init__(self, urls: Sequence[str], planner: TracePlanner, tier_of: TierOf, focus_of: FocusOf) -> None:
+    def __init__(
+        self, urls: Sequence[str], planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
+    ) -> None:
         super().__init__()
-        self._urls, self._planner, self._tier_of, self._focus_of = sorted(urls), planner, tier_of, focus_of
+        self._urls, self._planner = sorted(urls), planner
+        self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
     def expand(self, pipeline: beam.Pipeline) -> Any:
         outputs = (
@@ -60,7 +86,7 @@ class MakeRequests(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Documents" >> beam.FlatMap(shard_io.read_groups, ScoredSegment, "doc_id", SEGMENT_COLUMNS)
             | "Plan"
-            >> beam.ParDo(_RequestFn(self._planner, self._tier_of, self._focus_of)).with_outputs(
+            >> beam.ParDo(_RequestFn(self._planner, self._tier_of, self._shown_of, self._focus_of)).with_outputs(
                 FAILED, main="requests"
             )
         )
@@ -70,11 +96,12 @@ class MakeRequests(beam.PTransform):
 
 
 class _RequestFn(beam.DoFn):
-    def __init__(self, planner: TracePlanner, tier_of: TierOf, focus_of: FocusOf) -> None:
-        self._planner, self._tier_of, self._focus_of = planner, tier_of, focus_of
+    def __init__(self, planner: TracePlanner, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf) -> None:
+        self._planner = planner
+        self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
     def process(self, document: tuple[str, list[ScoredSegment]]) -> Iterator[Any]:
-        for outcome in self._planner.requests(document[1], self._tier_of, self._focus_of):
+        for outcome in self._planner.requests(document[1], self._tier_of, self._shown_of, self._focus_of):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 
@@ -137,30 +164,27 @@ def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LedgerTarget:
-    """Where finished generations go, and when: see `LedgerWriter`."""
-
-    url: str
-    flush_rows: int
-    flush_seconds: float
-
-
 class GenerateTraces(beam.PTransform):
     """Generates the missing samples with one model; every finished one goes to the ledger at once.
 
     Carries the model's accelerator as a resource hint.
 
+    Args:
+        planner: the models, and what turns requests into generations.
+        model_name: which of the models.
+        feeding: the section of the config.
+        order: the run.
+
     Returns:
         `counts`, and `failed`: Quarantined requests, each given up alone.
     """
 
-    def __init__(self, planner: TracePlanner, model_name: str, feeding: FeedingConfig, ledger: LedgerTarget) -> None:
+    def __init__(self, planner: TracePlanner, model_name: str, feeding: FeedingConfig, order: WorkOrder) -> None:
         super().__init__()
-        self._planner, self._model_name, self._feeding, self._ledger = planner, model_name, feeding, ledger
+        self._planner, self._model_name, self._feeding, self._order = planner, model_name, feeding, order
 
     def expand(self, missing: beam.PCollection) -> Any:
-        generate = beam.ParDo(_GenerateFn(self._planner, self._model_name, self._feeding, self._ledger))
+        generate = beam.ParDo(_GenerateFn(self._planner, self._model_name, self._feeding, self._order))
         accelerator = self._planner.models[self._model_name].accelerator
         if accelerator is not None:
             generate = generate.with_resource_hints(accelerator=accelerator)
@@ -172,36 +196,72 @@ class GenerateTraces(beam.PTransform):
 class _GenerateFn(beam.DoFn):
     """One bundle is one ticket at the process's feeder; its results are durable when the bundle ends."""
 
-    def __init__(self, planner: TracePlanner, model_name: str, feeding: FeedingConfig, ledger: LedgerTarget) -> None:
-        self._planner, self._model_name, self._feeding, self._ledger = planner, model_name, feeding, ledger
+    def __init__(self, planner: TracePlanner, model_name: str, feeding: FeedingConfig, order: WorkOrder) -> None:
+        self._planner, self._model_name, self._feeding, self._order = planner, model_name, feeding, order
+        self._at_work = False
 
     def start_bundle(self) -> None:
-        self._feeder = registry.acquire(self._planner.models[self._model_name], self._feeding)
-        self._writer = _ledger_writer(self._ledger)
+        self._worker = begin_bundle(self._order)
+        model = self._planner.models[self._model_name]
+        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id)
+        self._at_work = True
         self._bundle = self._feeder.ticket(on_result=self._keep)
 
     def process(self, element: tuple[Request, list[int]]) -> Iterator[Any]:
         request, missing = element
-        for sample in missing:
-            key = sample_key(request.request_key, sample)
-            self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
-        yield from _outcomes(self._bundle.take())
+        try:
+            for sample in missing:
+                key = sample_key(request.request_key, sample)
+                tokens = self._worker.finished.tokens(key)
+                if tokens is not None:
+                    yield {"found": 1, "thought_tokens_found": tokens}
+                    continue
+                self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
+            yield from _outcomes(self._bundle.take())
+            self._worker.check_failures()
+        except MillError as error:
+            self._give_up(error)
+            raise
 
     def finish_bundle(self) -> Iterator[Any]:
+        outcomes: list[Any] = []
         try:
-            # Listed first: what is emitted must be durable.
-            outcomes = list(_outcomes(self._bundle.drain()))
-            self._writer.flush()
-        finally:
-            registry.release(self._feeder)
+            for result in self._bundle.drain():
+                outcomes += _outcomes([result])
+                self._worker.check_failures()
+            self._worker.flush()
+        except MillError as error:
+            self._give_up(error)
+            raise
+        self._leave()
+        # Only now: what is emitted must be durable.
         for outcome in outcomes:
             tagged = isinstance(outcome, beam.pvalue.TaggedOutput)
             value = WindowedValue(outcome.value if tagged else outcome, MIN_TIMESTAMP, [GlobalWindow()])
             yield beam.pvalue.TaggedOutput(outcome.tag, value) if tagged else value
 
+    def _give_up(self, error: MillError) -> None:
+        """Keep what was paid for."""
+        if isinstance(error, TooManyFailures):
+            self._feeder.close(error)  # pays for no more; whoever shares the engine fails with the same error
+        with contextlib.suppress(MillError):
+            self._worker.flush()
+        self._leave()
+
+    def teardown(self) -> None:
+        self._leave()  # after a bundle that failed elsewhere
+
+    def _leave(self) -> None:
+        if self._at_work:
+            self._at_work = False
+            registry.release(self._feeder)
+            self._worker.end()
+
     def _keep(self, result: Result) -> None:
         if isinstance(result, Completed):
-            self._writer.add(self._planner.ledger_row(result))
+            self._worker.keep(self._planner.ledger_row(result))
+        else:
+            self._worker.note_failure(result)
 
 
 def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
@@ -223,51 +283,138 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
             yield {"generated": 1, "thought_tokens_now": len(result.generation.token_ids)}
 
 
-_writers: dict[LedgerTarget, LedgerWriter] = {}
-_writers_lock = threading.Lock()
-
-
-def _ledger_writer(target: LedgerTarget) -> LedgerWriter:
-    """This process's writer for a ledger, shared by its bundles, so that parts fill up."""
-    with _writers_lock:
-        if target not in _writers:
-            _writers[target] = LedgerWriter(
-                target.url, flush_rows=target.flush_rows, flush_seconds=target.flush_seconds
-            )
-        return _writers[target]
-
-
-class SelectCandidates(beam.PTransform):
-    """Requests joined with their ledger rows → `candidates`, kept and rejected, and `counts`.
+class MakeCandidates(beam.PTransform):
+    """Requests joined with their ledger rows → `candidates`, not judged yet, and `counts`.
 
     Args:
-        gates: the `select.gates` section.
         tokenizer: name of the training tokenizer.
     """
 
-    def __init__(self, gates: GatesConfig, tokenizer: str) -> None:
+    def __init__(self, tokenizer: str) -> None:
         super().__init__()
-        self._gates, self._tokenizer = gates, tokenizer
+        self._tokenizer = tokenizer
 
     def expand(self, joined: beam.PCollection) -> Any:
-        outputs = joined | "Choose" >> beam.ParDo(_SelectFn(self._gates, self._tokenizer)).with_outputs(
+        outputs = joined | beam.FlatMap(_candidates, self._tokenizer).with_outputs(COUNTS, main="candidates")
+        outputs["candidates"].element_type = Candidate
+        return outputs
+
+
+def _candidates(group: tuple[str, Mapping[str, list[Any]]], tokenizer: str) -> Iterator[Any]:
+    _, joined = group
+    for request in joined["requests"]:
+        candidates = make_candidates(request, joined["rows"], load_tokenizer(tokenizer))
+        yield from candidates
+        missing = request.samples - len(candidates)
+        yield beam.pvalue.TaggedOutput(COUNTS, {"requested": request.samples, "missing": missing})
+
+
+class JudgeCandidates(beam.PTransform):
+    """Documents' segments joined with their candidates → `judged` segments, and `contaminated` documents.
+
+    Args:
+        config: the `select` section.
+        tokenizer: name of the training tokenizer.
+        valued_tiers: tiers whose candidates are to be valued.
+    """
+
+    def __init__(self, config: SelectConfig, tokenizer: str, valued_tiers: Sequence[str]) -> None:
+        super().__init__()
+        self._config, self._tokenizer, self._valued_tiers = config, tokenizer, frozenset(valued_tiers)
+
+    def expand(self, documents: beam.PCollection) -> Any:
+        outputs = documents | beam.ParDo(_JudgeFn(self._config, self._tokenizer, self._valued_tiers)).with_outputs(
+            CONTAMINATED, main="judged"
+        )
+        outputs["judged"].element_type = JudgedSegment
+        outputs[CONTAMINATED].element_type = ContaminatedDocument
+        return outputs
+
+
+class _JudgeFn(beam.DoFn):
+    def __init__(self, config: SelectConfig, tokenizer: str, valued_tiers: frozenset[str]) -> None:
+        self._config, self._tokenizer_name, self._valued_tiers = config, tokenizer, valued_tiers
+
+    def setup(self) -> None:
+        self._judge = DocumentJudge(self._config, load_tokenizer(self._tokenizer_name), self._valued_tiers)
+
+    def process(self, document: tuple[str, Mapping[str, list[Any]]]) -> Iterator[Any]:
+        _, joined = document
+        for outcome in self._judge.judge(joined["segments"], joined["candidates"]):
+            is_segment = isinstance(outcome, JudgedSegment)
+            yield outcome if is_segment else beam.pvalue.TaggedOutput(CONTAMINATED, outcome)
+
+
+class PickControls(beam.PTransform):
+    """Judged segments → (tier, `augment.controls.ControlPool`): the traces that others are compared with."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def expand(self, judged: beam.PCollection) -> beam.PCollection:
+        return (
+            judged
+            | "Traces" >> beam.FlatMap(controls_of).with_output_types(KV[str, Control])
+            | "Pool" >> beam.CombinePerKey(_ControlPoolCombineFn(self._size))
+        )
+
+
+class _ControlPoolCombineFn(beam.CombineFn):
+    """The `size` controls of lowest rank: the same whatever the order they come in."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def create_accumulator(self) -> list[Control]:
+        return []
+
+    def add_input(self, accumulator: list[Control], control: Control) -> list[Control]:
+        return lowest_ranks([*accumulator, control], self._size)
+
+    def merge_accumulators(self, accumulators: Iterable[list[Control]]) -> list[Control]:
+        return lowest_ranks([control for pool in accumulators for control in pool], self._size)
+
+    def extract_output(self, accumulator: list[Control]) -> list[Control]:
+        return accumulator
+
+
+class ChooseCandidates(beam.PTransform):
+    """Judged segments → `candidates`, kept and rejected, and `counts`.
+
+    Args:
+        config: the `select` section.
+        nats_after: asks the scorer; loads it when first called.
+        threshold_nats: surprisal above which a token is hard.
+        controls: collection of (tier, list of `Control`).
+    """
+
+    def __init__(
+        self, config: SelectConfig, nats_after: NatsAfter, threshold_nats: float, controls: beam.PCollection
+    ) -> None:
+        super().__init__()
+        self._choose, self._controls = _ChooseFn(config, nats_after, threshold_nats), controls
+
+    def expand(self, judged: beam.PCollection) -> Any:
+        outputs = judged | beam.ParDo(self._choose, beam.pvalue.AsDict(self._controls)).with_outputs(
             COUNTS, main="candidates"
         )
         outputs["candidates"].element_type = Candidate
         return outputs
 
 
-class _SelectFn(beam.DoFn):
-    def __init__(self, gates: GatesConfig, tokenizer: str) -> None:
-        self._gates_config, self._tokenizer_name = gates, tokenizer
+class _ChooseFn(beam.DoFn):
+    def __init__(self, config: SelectConfig, nats_after: NatsAfter, threshold_nats: float) -> None:
+        self._config, self._nats_after, self._threshold_nats = config, nats_after, threshold_nats
 
     def setup(self) -> None:
-        self._gates = make_gates(self._gates_config)
-        self._tokenizer = load_tokenizer(self._tokenizer_name)
+        name = self._config.value_name
+        self._value = None if name == "none" else value_class(name)(self._nats_after, self._threshold_nats)
 
-    def process(self, group: tuple[str, Mapping[str, list[Any]]]) -> Iterator[Any]:
-        _, joined = group
-        for request in joined["requests"]:
-            candidates = select_candidates(request, joined["rows"], self._tokenizer, self._gates)
-            yield from candidates
-            yield beam.pvalue.TaggedOutput(COUNTS, candidate_counts(request, candidates))
+    def process(self, segment: JudgedSegment, controls: Mapping[str, list[Control]]) -> Iterator[Any]:
+        if self._value is not None and segment.valued:
+            chosen_controls = controls_for(segment, controls.get(segment.tier, []), self._config.gain.controls)
+            segment = add_worths(segment, self._value, [control.text for control in chosen_controls])
+        candidates = choose(segment.candidates, self._config)
+        yield from candidates
+        yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates))

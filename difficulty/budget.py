@@ -159,7 +159,7 @@ def _spend_warnings(
     config: BudgetConfig, plan: Spread, counts: np.ndarray, nats: np.ndarray, planned: float, target: float
 ) -> list[str]:
     warnings = []
-    if planned < target * (1 - SPEND_TOLERANCE):
+    if 0 < planned < target * (1 - SPEND_TOLERANCE):
         warnings.append(f"policy {config.policy} spends {planned / target:.1%} of {config.key}: its tier takes no more")
     if plan.deviation > SPEND_TOLERANCE * target:
         warnings.append(

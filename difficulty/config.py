@@ -14,9 +14,10 @@ from sharding.http import check_urls
 class DifficultyConfig:
     """How every token gets its nats, and how documents are cut into segments."""
 
-    scorer: Literal["causal_lm", "endpoint", "rehearsal"] = Field(
+    scorer: Literal["causal_lm", "endpoint", "rehearsal", "none"] = Field(
         default="causal_lm",
-        description="What scores the text: a model in this process, one on servers, or none, and scores mean nothing.",
+        description="What scores the text: a model in this process, or on servers; rehearsal makes nats up; none gives "
+        "0 nats, where nothing hangs on difficulty.",
     )
     model: str | None = Field(
         default=None, min_length=1, description="The scoring model: a folder, a fetched model's name or a hub id."
@@ -62,8 +63,10 @@ class DifficultyConfig:
 
     @model_validator(mode="after")
     def _check(self) -> "DifficultyConfig":
-        if self.scorer != "rehearsal" and self.model is None:
-            raise ValueError(f"scorer {self.scorer} needs difficulty.model; only scorer rehearsal works without")
+        if self.scorer not in ("rehearsal", "none") and self.model is None:
+            raise ValueError(
+                f"scorer {self.scorer} needs difficulty.model; only the scorers rehearsal and none work without"
+            )
         if self.scorer != "causal_lm" and self.reference_model is not None:
             raise ValueError(f"difficulty.reference_model needs scorer causal_lm; leave it out for {self.scorer}")
         self._check_servers()

@@ -72,6 +72,7 @@ def _segments(
             # From the stored nats, so that whoever reads the parts gets the same mass.
             difficulty_nats=difficulty_nats(difficulty[start:end], config.threshold_nats),
             metadata=document.metadata if index == 0 else None,
+            source=document.source,
         )
 
 

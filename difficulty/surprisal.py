@@ -33,13 +33,13 @@ def align_nats(source_byte_ends: np.ndarray, source_nats: np.ndarray, target_byt
     if num_source_bytes != num_target_bytes:
         raise ValueError(f"source tokens cover {num_source_bytes} bytes, target tokens {num_target_bytes}")
     nats = np.asarray(source_nats, np.float64)
+    if not nats.any():
+        return np.zeros(len(target_byte_ends))
     lengths = np.diff(source_byte_ends, prepend=0)
     if np.array_equal(source_byte_ends, target_byte_ends) and (lengths > 0).all():
         return nats.copy()
     if num_source_bytes == 0:
-        if nats.any():
-            raise ValueError("there is no byte that could carry the nats")
-        return np.zeros(len(target_byte_ends))
+        raise ValueError("there is no byte that could carry the nats")
     # One point per boundary; of several tokens that end at one byte the last holds the cumulative nats up to there.
     is_last_there = np.append(source_byte_ends[1:] > source_byte_ends[:-1], True) & (source_byte_ends > 0)
     boundaries = np.concatenate([[0], source_byte_ends[is_last_there]])

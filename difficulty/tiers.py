@@ -151,10 +151,11 @@ class BudgetConfig:
         if sum(tier.skips for tier in self.tiers) > 1:
             raise ValueError("more than one tier without a model")
         thinking = [tier.name for tier in self.tiers if not tier.skips]
-        if not thinking:
+        if not thinking and self.policy != "fixed":
             raise ValueError("no tier has a model, so there is nothing to spend on")
-        if self.policy == "fixed" and self.fixed_tier not in thinking:
-            raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(thinking)}; got {self.fixed_tier}")
+        # The tier that skips is allowed: a corpus without thoughts, to compare with.
+        if self.policy == "fixed" and self.fixed_tier not in names:
+            raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(names)}; got {self.fixed_tier}")
         if self.policy != "fixed" and self.fixed_tier is not None:
             raise ValueError(f"fixed_tier {self.fixed_tier} is set, but policy is {self.policy}")
         return self

@@ -31,6 +31,11 @@ QUARANTINED = "quarantined"
 _shared_scorer = Shared()
 
 
+def shared_scorer(config: DifficultyConfig) -> Scorer:
+    """The scorer of a config, loaded once per worker process; a later stage's too."""
+    return _shared_scorer.acquire(lambda: make_scorer(config), tag=config)
+
+
 class ScoreDocuments(beam.PTransform):
     """Tokenizes, cuts and scores documents.
 
@@ -62,7 +67,7 @@ class _ScoreFn(beam.DoFn):
 
     def setup(self) -> None:
         self._tokenizer: TextTokenizer = load_tokenizer(self._tokenizer_name)
-        self._scorer: Scorer = _shared_scorer.acquire(lambda: make_scorer(self._config), tag=self._config)
+        self._scorer = shared_scorer(self._config)
 
     def start_bundle(self) -> None:
         self._waiting: list[Document] = []

@@ -6,6 +6,8 @@ segments ─► tier ─► prompt ─► request ─┬─► stages/augment/re
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,27 +15,29 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.typehints import KV
 
-from augment import registry
+from augment import work
 from augment.engines import ModelConfig
 from augment.generation import TierRequest, TracePlanner
+from augment.heartbeat import clear_beats
 from augment.ledger import ledger_parts
 from augment.transforms import (
     FAILED,
     FindMissing,
     GenerateTraces,
-    LedgerTarget,
     MakeRequests,
     MissingSamples,
     ReadLedger,
 )
+from augment.work import WorkOrder
 from difficulty.allocation import Allocation
 from difficulty.budget import allocate
 from difficulty.histogram import DifficultyHistogram
 from difficulty.surprisal import hard_spans, token_difficulty_nats
 from pipelines import config as config_module
 from pipelines.config import LedgerConfig, MillConfig
+from pipelines.shown import shown_of
 from pipelines.stage import StageRun, digest, run_stage
-from pipelines.status import PLAN_NAME
+from pipelines.status import PLAN_NAME, beats_url, plan_of, planned_generations
 from sharding import manifest, records, shard_io
 from sharding.errors import MillError
 from sharding.manifest import Manifest
@@ -51,6 +55,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
     """Run the stage unless it is done; the manifest, and whether it ran now."""
     scored = manifest.require(config.output, "score")
     planner = trace_planner(config)
+    shown = shown_of(config)
     run = StageRun(
         config.output,
         "augment",
@@ -59,21 +64,21 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             "models": {name: _what_decides(model) for name, model in planner.models.items()},
             "sampling": config.sampling,
             "closing": config.closing,
+            "shown": shown,
         },
         inputs={"score": digest(scored), **planner.versions()},
     )
     allocation = plan_budget(config, scored)
-    ledger = LedgerTarget(
-        url=config.ledger_url, flush_rows=config.ledger.flush_rows, flush_seconds=config.ledger.flush_seconds
-    )
+    order = work_order(run, config, allocation)
     num_parts = max(1, len(scored.files.get("segments", [])))
 
     def build(pipeline: beam.Pipeline) -> None:
-        write_plan(run, config, scored, allocation, _is_rehearsal(scored, planner))
+        write_plan(run, config, scored, allocation, planner)
         made = pipeline | "Requests" >> MakeRequests(
             manifest.file_urls(config.output, scored, "segments"),
             planner,
             tier_of=allocation.tier_of,
+            shown_of=shown,
             focus_of=Focus(config.tokenizer, config.difficulty.threshold_nats),
         )
         requests = made["requests"]
@@ -89,7 +94,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         missing = {
             "requests": requests
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
-            "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(ledger.url), FOUND_COLUMNS),
+            "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing()
         counts = [missing["counts"], requests | "Count requests" >> beam.Map(request_counts)]
         failed = [made[FAILED]]
@@ -98,7 +103,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
                 missing["requests"]
                 | f"For {name}"
                 >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
-                | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, ledger)
+                | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, order)
             )
             counts.append(generated["counts"])
             failed.append(generated[FAILED])
@@ -116,7 +121,8 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         return run_stage(run, build, beam_args=beam_args, replace=replace)
     finally:
         # An engine of this process would hold its memory through the stages that don't generate.
-        registry.close_all()
+        work.close_all()
+        clear_beats(beats_url(config.output))
 
 
 def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
@@ -174,22 +180,26 @@ class Focus:
         return [text[span.char_start : span.char_end] for span in hardest_first]
 
 
-def write_plan(run: StageRun, config: MillConfig, scored: Manifest, allocation: Allocation, rehearsal: bool) -> None:
+def work_order(run: StageRun, config: MillConfig, allocation: Allocation) -> WorkOrder:
+    """What the worker processes need to know of this run."""
+    return WorkOrder(
+        run_id=secrets.token_hex(8),
+        began_ms=int(run.started_at * 1000),
+        ledger_url=config.ledger_url,
+        flush_rows=config.ledger.flush_rows,
+        flush_seconds=config.ledger.flush_seconds,
+        planned_generations=math.ceil(sum(planned_generations(config, allocation).values())),
+        max_failed_fraction=config.ledger.max_failed_fraction,
+        beats_url=beats_url(config.output),
+    )
+
+
+def write_plan(
+    run: StageRun, config: MillConfig, scored: Manifest, allocation: Allocation, planner: TracePlanner
+) -> None:
     """What is about to be generated, for `thoughtmill status`; and the difficulty with the plan that spends on it."""
-    generations = sum(
-        t.segments * c.samples for t, c in zip(allocation.tiers, config.budget.tiers, strict=True) if c.model
-    )
-    shard_io.write_json(
-        shard_io.join(run.folder, PLAN_NAME),
-        {
-            "ledger": config.ledger_url,
-            "generations": generations,
-            "planned_tokens": allocation.planned_tokens,
-            "target": allocation.target_spend,
-            "unit": allocation.unit,
-            "rehearsal": rehearsal,
-        },
-    )
+    plan = plan_of(config, allocation, planner, began_at=run.started_at, rehearsal=_is_rehearsal(scored, planner))
+    shard_io.write_json(shard_io.join(run.folder, PLAN_NAME), plan)
     shard_io.write_json(
         shard_io.join(config.output, DIFFICULTY_NAME),
         {"histogram": scored.facts["histogram"], "allocation": allocation.to_json()},

@@ -140,27 +140,55 @@ def _run(
 
 
 @app.command()
+def arms(
+    config: ConfigArgument,
+    beam_args: BeamArgument = None,
+    names: Annotated[str, typer.Option("--arms", help="Some of raw, uniform, adaptive and rephrase.")] = (
+        "raw,uniform,adaptive,rephrase"
+    ),
+    overrides: SetOption = None,
+    replace: ReplaceOption = False,
+) -> None:
+    """Make control arms: corpora of equal length without thoughts and with them, ready to be compared in training."""
+    from pipelines import arms as arms_module
+    from sharding.card import REHEARSAL_NOTICE
+
+    def on_stage(arm: str, stage: str, manifest: Any, ran: bool) -> None:
+        if manifest is not None:
+            said = f"done in {manifest.elapsed_s:,.1f} s" if ran else "was done already"
+            err.print(f"[bold]{arm + ': ' if arm else ''}{stage}[/bold] {said}")
+
+    results = arms_module.mill_arms(
+        _load(config, overrides),
+        [name.strip() for name in names.split(",") if name.strip()],
+        beam_args=beam_args or (),
+        replace=replace,
+        on_stage=on_stage,
+    )
+    out.print("", arms_module.render(results))
+    if any(arm.rehearsal for arm in results.values()):
+        out.print(f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+
+
+@app.command()
 def verify(
     output: OutputArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="Compare source and thoughts with what was scored.")] = False,
     as_json: JsonOption = False,
-    workers: Annotated[int, typer.Option(min=1, help="Files read at the same time.")] = 4,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Files read at the same time; as many as processors when absent.")
+    ] = None,
 ) -> None:
     """Check every file of an output against its manifests, down to the bit."""
-    import msgspec
+    from pipelines import checking
 
-    from sharding.verify import verify as check
-
-    report = check(output, workers=workers)
+    report = checking.check(output, deep=deep, workers=workers, progress_on=None if as_json or quiet else err)
     if as_json:
-        print(json.dumps(msgspec.to_builtins(report)))  # noqa: T201
+        print(json.dumps(checking.to_json(report)))  # noqa: T201
     else:
-        size = f"{report.files:,} files, {report.size_bytes:,} bytes, {report.rows:,} sequences"
-        for problem in report.problems:
-            out.print(f"[red]wrong[/red] {problem}", markup=True)
-        out.print(f"{output}: {size}: " + ("all well" if not report.problems else f"{len(report.problems)} problems"))
-        if report.rehearsal:
-            out.print("rehearsal: not for training")
-    if report.problems:
+        out.print(checking.render(report))
+    if not report.ok:
         raise typer.Exit(1)
 
 
@@ -201,6 +229,36 @@ def status(output: OutputArgument, as_json: JsonOption = False) -> None:
         print(json.dumps(found))  # noqa: T201
     else:
         out.print(status_module.render(found))
+
+
+@app.command()
+def report(output: OutputArgument) -> None:
+    """Write report.html: what came of a run, in pictures, with documents to read. For a browser; needs no network."""
+    from pipelines import report as report_module
+
+    out.print(f"wrote {report_module.write(output)}")
+
+
+@app.command()
+def inspect(
+    output: OutputArgument,
+    doc: Annotated[str | None, typer.Option("--doc", metavar="ID", help="This document.")] = None,
+    segment: Annotated[str | None, typer.Option("--segment", metavar="ID#INDEX", help="This segment.")] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Segments of this tier.")] = None,
+    rejected: Annotated[
+        str | None, typer.Option("--rejected", metavar="REASON", help="Segments with a trace rejected for this reason.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Documents at most.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Text without colours and boxes.")] = False,
+) -> None:
+    """Read documents with their nats, thoughts and candidates in the terminal."""
+    from pipelines import inspect as inspect_module
+
+    console = Console(highlight=False)
+    plain = plain or not console.is_terminal or console.no_color
+    wanted = inspect_module.Wanted(doc_id=doc, segment_id=segment, tier=tier, rejected=rejected, limit=limit)
+    for document in inspect_module.inspect(output, wanted, plain=plain):
+        console.print(document, soft_wrap=plain)
 
 
 @app.command()

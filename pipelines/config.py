@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -21,16 +22,16 @@ from pydantic.dataclasses import dataclass
 
 from augment.dispatch import FeedingConfig
 from augment.engines import ModelConfig, SamplingConfig
-from augment.gates import GatesConfig
+from augment.selection import SelectConfig
 from augment.thoughts import ClosingConfig
 from difficulty.config import DifficultyConfig
 from difficulty.tiers import BudgetConfig, ModelPrice
 from sharding import shard_io
 from sharding.config import STRICT
-from sharding.corpus import SourceConfig
 from sharding.errors import RequestError
 from sharding.layout import Layout
 from sharding.packing import PackConfig
+from sharding.sources import Source, SourceConfig, misplaced_key
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -48,15 +49,6 @@ class LedgerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class SelectConfig:
-    """Which candidates are kept."""
-
-    value: str = Field(default="none", pattern="^none$", description="What a trace is worth: none keeps the first.")
-    keep: str = Field(default="first", pattern="^first$", description="Which of a segment's candidates are kept.")
-    gates: GatesConfig = Field(default_factory=GatesConfig, description="Reasons to reject a candidate.")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CardConfig:
     """What only the owner of the data knows; goes into the dataset card."""
 
@@ -64,14 +56,26 @@ class CardConfig:
     language: tuple[str, ...] = Field(default=(), description="Language codes of the text, such as en.")
     license: str | None = Field(default=None, description="Licence of the corpus, as the hub spells it.")
     source_datasets: tuple[str, ...] = Field(default=(), description="Hub ids of the source datasets.")
+    generator_license: str | None = Field(
+        default=None, description="Licence of the generators, and what it says of their outputs, in words."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MillConfig:
     """Everything a run needs."""
 
-    source: SourceConfig
+    source: SourceConfig | None = Field(default=None, description="Where the raw text is.")
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(), description="Several places, each with a `name`, instead of `source`."
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="Exact copies of a text, over all sources: keep, or drop all but the first."
+    )
     output: str = Field(min_length=1, description="Folder of the results, in any fsspec store.")
+    scored: str | None = Field(
+        default=None, min_length=1, description="Output of another run whose scores this one uses; null: its own."
+    )
     tokenizer: str = Field(min_length=1, description="The training tokenizer: a folder, fetched model or hub id.")
     difficulty: DifficultyConfig
     models: dict[str, ModelConfig] = Field(default_factory=dict, description="The generators, by a name of your own.")
@@ -89,6 +93,61 @@ class MillConfig:
     def ledger_url(self) -> str:
         """The folder of the ledger."""
         return self.ledger.path or shard_io.join(self.output, "ledger")
+
+    @property
+    def all_sources(self) -> tuple[Source, ...]:
+        """The sources with the keys they stand under."""
+        if self.source is not None:
+            return (Source("source", self.source),)
+        return tuple(Source(f"sources.{i}", source) for i, source in enumerate(self.sources))
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> MillConfig:
+        if self.source is not None and self.sources:
+            raise ValueError("sources: there is a source as well; have either source or sources")
+        if self.source is None and not self.sources:
+            raise ValueError("source: is required, or sources for several")
+        names = [source.name for source in self.sources]
+        for i, name in enumerate(names):
+            if not name:
+                raise ValueError(f"sources.{i}.name: is required, to tell several sources apart")
+            if name in names[:i]:
+                raise ValueError(f"sources.{i}.name: {name!r} is the name of sources.{names.index(name)} already")
+        for source in self.all_sources:
+            if problem := misplaced_key(source.config):
+                raise ValueError(f"{source.key}.{problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> MillConfig:
+        names = [source.config.name for source in self.all_sources]
+        for name in self.pack.source_weights:
+            if name not in names:
+                known = ", ".join(repr(name) for name in names)
+                raise ValueError(f"pack.source_weights.{name}: no source has this name; the sources are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _scored_elsewhere(self) -> MillConfig:
+        if self.scored is not None and self.scored.rstrip("/") == self.output.rstrip("/"):
+            raise ValueError(f"scored: {self.scored!r} is the output itself; name another run's, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _scorer_suffices(self) -> MillConfig:
+        if self.difficulty.scorer != "none":
+            return self
+        thinking = [tier for tier in self.budget.tiers if tier.model is not None]
+        if thinking and self.budget.policy == "adaptive":
+            raise ValueError(
+                "budget.policy: adaptive needs a scorer, and difficulty.scorer is none; name uniform or fixed"
+            )
+        gain = self.select.value_name in ("continuation_gain", "self_gain")
+        if gain and any(self.select.values_tier(tier.samples) for tier in thinking):
+            raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
+        if thinking and self.layout == "at_hard_span":
+            raise ValueError("layout: at_hard_span needs a scorer, and difficulty.scorer is none; name another layout")
+        return self
 
     @model_validator(mode="after")
     def _models_exist(self) -> MillConfig:
@@ -230,7 +289,7 @@ def _explain(problem: Any) -> str:
         return f"{path}: unknown key; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
     if kind in ("missing", "missing_argument"):
         return f"{path}: is required"
-    if kind == "value_error" and "." in message.split(":")[0]:
+    if kind == "value_error" and (not path or "." in message.split(":")[0]):
         return message  # a check across sections names its own keys
     shown = repr(problem["input"])
     shown = shown if len(shown) <= 120 else shown[:117] + "..."
@@ -244,6 +303,12 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[part]
         elif isinstance(part, int | str):
-            arguments = [a for a in getattr(kind, "__args__", ()) if dataclasses.is_dataclass(a)]
-            kind = arguments[0] if arguments else kind
+            kind = _section_in(kind)
+        if isinstance(kind, types.UnionType):
+            kind = _section_in(kind)
     return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _section_in(kind: Any) -> Any:
+    """The section that an optional, a list or a mapping of sections holds; anything else as it is."""
+    return next((member for member in typing.get_args(kind) if dataclasses.is_dataclass(member)), kind)

@@ -1,32 +1,34 @@
 """Stage 4, pack: segments and kept thoughts → training sequences in Arrow shards, card, manifest, `_SUCCESS`.
 
-segments ─┬─► by document ─► laid out as items ─► packed, shuffled, balanced ─► data/*.arrow
-kept ─────┘                      └► counts                └► MANIFEST.json, README.md, _SUCCESS
+segments ─────┐
+kept ─────────┼─► by document ─► left out, or laid out as items ─► packed, shuffled, balanced ─► data/*.arrow
+contaminated ─┘                      └► counts                            └► MANIFEST.json, README.md, _SUCCESS
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 import numpy as np
 from apache_beam.typehints import KV
 
 from pipelines import config as config_module
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, digest, run_stage
-from sharding import card, manifest, order, records, shard_io
+from sharding import card, manifest, mixing, order, records, shard_io, versions
 from sharding.layout import Delimiters, SegmentTokens, lay_out
 from sharding.manifest import Manifest
 from sharding.packing import PackConfig
-from sharding.records import Candidate, FileEntry, Item, ScoredSegment
+from sharding.records import Candidate, ContaminatedDocument, FileEntry, Item, ScoredSegment
 from sharding.tokenizer import TextTokenizer, load_tokenizer
 from sharding.transforms import GroupRecords, PackShards, ReadParts, SumCountsCombineFn, WriteOnce
 
-SEGMENT_COLUMNS = ("doc_id", "segment_index", "num_segments", "input_ids")
-KEPT_COLUMNS = ("doc_id", "segment_index", "sample", "key", "input_ids")
+SEGMENT_COLUMNS = ("doc_id", "segment_index", "num_segments", "input_ids", "source")
+KEPT_COLUMNS = ("doc_id", "segment_index", "sample", "key", "input_ids", "shown_tokens")
 COUNTS = "counts"
 
 
@@ -42,7 +44,9 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
         inputs={"score": digest(scored), "select": digest(selected), "tokenizer": tokenizer.fingerprint},
     )
     delimiters = encode_delimiters(config.pack, tokenizer)
-    schema = records.row_schema(config.pack.sequence_length, tokenizer.vocab_size)
+    schema = records.row_schema(
+        config.pack.sequence_length, tokenizer.vocab_size, with_loss_mask=config.pack.loss_mask != "all"
+    )
 
     def build(pipeline: beam.Pipeline) -> None:
         segments = pipeline | "Segments" >> ReadParts(
@@ -51,28 +55,43 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
         kept = pipeline | "Kept" >> ReadParts(
             manifest.file_urls(config.output, selected, "kept"), Candidate, KEPT_COLUMNS
         )
+        contaminated = pipeline | "Contaminated" >> ReadParts(
+            contaminated_urls(config.output, selected), ContaminatedDocument
+        )
         documents = {
             "segments": segments
             | "Segment's document" >> beam.WithKeys(_doc_id).with_output_types(KV[str, ScoredSegment]),
             "thoughts": kept | "Thought's document" >> beam.WithKeys(_doc_id).with_output_types(KV[str, Candidate]),
-        } | "By document" >> GroupRecords(segments=ScoredSegment, thoughts=Candidate)
+            "contaminated": contaminated
+            | "Contaminated's document" >> beam.WithKeys(_doc_id).with_output_types(KV[str, ContaminatedDocument]),
+        } | "By document" >> GroupRecords(segments=ScoredSegment, thoughts=Candidate, contaminated=ContaminatedDocument)
         laid_out = documents | "Lay out" >> beam.ParDo(_LayOutFn(config, delimiters, tokenizer.dtype)).with_outputs(
             COUNTS, main="items"
         )
         laid_out["items"].element_type = Item
-        shard_files = laid_out["items"] | "Shards" >> PackShards(
+        shards = laid_out["items"] | "Shards" >> PackShards(
             run.folder, config.pack, split_shards(config.pack), schema, tokenizer.dtype
         )
-        counts = laid_out[COUNTS] | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
+        counts = (
+            (laid_out[COUNTS], shards["counts"])
+            | "All counts" >> beam.Flatten()
+            | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
+        )
         pipeline | "Finish" >> WriteOnce(
-            finisher(run, config, tokenizer), lists={"shard_files": shard_files}, singles={"counts": counts}
+            finisher(run, config, tokenizer), lists={"shard_files": shards["files"]}, singles={"counts": counts}
         )
 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
 
 
-def _doc_id(record: ScoredSegment | Candidate) -> str:
+def _doc_id(record: ScoredSegment | Candidate | ContaminatedDocument) -> str:
     return record.doc_id
+
+
+def contaminated_urls(output: str, selected: Manifest) -> list[str]:
+    """The parts that name the documents to leave out because they overlap with a benchmark; none where they stay in."""
+    decontamination = selected.facts.get("decontamination") or {}
+    return manifest.file_urls(output, selected, "contaminated") if decontamination.get("action") == "remove" else []
 
 
 class _LayOutFn(beam.DoFn):
@@ -82,23 +101,27 @@ class _LayOutFn(beam.DoFn):
 
     def process(self, document: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
         doc_id, groups = document
-        raw = order.is_raw(self._pack.seed, doc_id, self._pack.raw_fraction)
-        segments = join_thoughts(doc_id, groups["segments"], [] if raw else groups["thoughts"])
-        items, counts = lay_out(
-            doc_id, segments, self._layout, self._delimiters, self._pack.sequence_length, self._dtype
+        segments, thoughts = groups["segments"], groups["thoughts"]
+        if not segments:
+            raise AssertionError(f"document {doc_id!r} has thoughts or is contaminated, but was not scored")
+        share = mixing.share_of(doc_id, segments[0].source, self._pack, contaminated=bool(groups["contaminated"]))
+        source_tokens = sum(len(segment.input_ids) for segment in segments)
+        yield beam.pvalue.TaggedOutput(COUNTS, mixing.share_counts(share, source_tokens, len(thoughts)))
+        if not share.copies:
+            return
+        joined = join_thoughts(doc_id, segments, [] if share.raw else thoughts)
+        items, laid_out = lay_out(
+            doc_id, joined, self._layout, self._delimiters, self._pack.sequence_length, self._dtype
         )
-        yield from items
-        left_plain = len(groups["thoughts"]) if raw else 0
+        for copy in range(share.copies):
+            yield from (msgspec.structs.replace(item, copy=copy) for item in items) if copy else items
         split = order.split_of(doc_id, self._pack.validation_fraction)
-        yield beam.pvalue.TaggedOutput(
-            COUNTS,
-            {
-                **dataclasses.asdict(counts),
-                "documents_raw": int(raw),
-                "thoughts_left_out_of_raw": left_plain,
-                f"documents_{split}": 1,
-            },
-        )
+        # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
+        counts = {
+            name: count if name.startswith("documents") else share.copies * count
+            for name, count in dataclasses.asdict(laid_out).items()
+        }
+        yield beam.pvalue.TaggedOutput(COUNTS, {**counts, f"documents_{split}": 1})
 
 
 def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequence[Candidate]) -> list[SegmentTokens]:
@@ -114,10 +137,19 @@ def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequ
     by_segment: dict[int, list[Candidate]] = {}
     for thought in sorted(thoughts, key=lambda t: (t.segment_index, t.sample, t.key)):
         by_segment.setdefault(thought.segment_index, []).append(thought)
-    return [
-        SegmentTokens(segment.input_ids, [t.input_ids for t in by_segment.get(segment.segment_index, [])])
-        for segment in ordered
-    ]
+    return [segment_tokens(segment, by_segment.get(segment.segment_index, [])) for segment in ordered]
+
+
+def segment_tokens(segment: ScoredSegment, thoughts: Sequence[Candidate]) -> SegmentTokens:
+    """A segment with its thoughts as the layout takes it.
+
+    Raises:
+        AssertionError: the generators of its thoughts saw different amounts of it.
+    """
+    shown = {thought.shown_tokens for thought in thoughts} or {len(segment.input_ids)}
+    if len(shown) > 1:
+        raise AssertionError(f"segment {segment.segment_id!r} has thoughts behind {sorted(shown)} of its tokens")
+    return SegmentTokens(segment.input_ids, [thought.input_ids for thought in thoughts], shown.pop())
 
 
 def encode_delimiters(config: PackConfig, tokenizer: TextTokenizer) -> Delimiters:
@@ -133,9 +165,9 @@ def encode_delimiters(config: PackConfig, tokenizer: TextTokenizer) -> Delimiter
     )
 
 
-def split_shards(config: PackConfig) -> dict[str, int]:
+def split_shards(config: PackConfig) -> dict[order.Split, int]:
     """Name of each split → number of its shards; validation gets its share of them, at least one."""
-    shards = {"train": config.num_shards}
+    shards: dict[order.Split, int] = {"train": config.num_shards}
     if config.validation_fraction > 0:
         shards["validation"] = max(1, round(config.num_shards * config.validation_fraction))
     return shards
@@ -146,15 +178,11 @@ def finisher(run: StageRun, config: MillConfig, tokenizer: TextTokenizer) -> Cal
 
     def finish(shard_files: list[FileEntry], counts: dict[str, int]) -> None:
         earlier = {stage: manifest.require(config.output, stage) for stage in manifest.STAGES[:-1]}
-        totals = counts | {"rows": sum(entry.rows for entry in shard_files)}
+        totals = dict.fromkeys(mixing.COUNTS, 0) | counts | {"rows": sum(entry.rows for entry in shard_files)}
         for entry in shard_files:
             for kind, number in entry.tokens.items():
                 totals[f"tokens_{kind}"] = totals.get(f"tokens_{kind}", 0) + number
-        expected = earlier["score"].counts["source_tokens"]
-        if totals.get("tokens_source", 0) != expected:
-            raise AssertionError(
-                f"{totals.get('tokens_source', 0)} source tokens in the shards, {expected} were scored"
-            )
+        check_account(earlier["score"].counts["source_tokens"], earlier["select"].counts["kept"], totals)
         packed = run.manifest(
             files=[("shards", entry) for entry in shard_files],
             counts=totals,
@@ -162,14 +190,35 @@ def finisher(run: StageRun, config: MillConfig, tokenizer: TextTokenizer) -> Cal
                 "tokenizer_fingerprint": tokenizer.fingerprint,
                 "vocab_size": tokenizer.vocab_size,
                 "document_end_ids": encode_delimiters(config.pack, tokenizer).document_end.tolist(),
+                "versions": versions.installed(),
             },
             rehearsal=any(stage.rehearsal for stage in earlier.values()),
         )
-        shard_io.write_bytes(shard_io.join(config.output, "config.yaml"), config_module.dump(config).encode())
-        shard_io.write_bytes(
-            shard_io.join(config.output, "README.md"), card.render(earlier | {"pack": packed}).encode()
-        )
+        resolved = card.redacted(config_module.dump(config))
+        shard_io.write_bytes(shard_io.join(config.output, "config.yaml"), resolved.encode())
+        card.write(config.output, earlier | {"pack": packed})
         manifest.write(config.output, packed)
         shard_io.write_bytes(shard_io.join(config.output, manifest.SUCCESS_NAME), b"")
 
     return finish
+
+
+def check_account(scored_tokens: int, kept_thoughts: int, counts: Mapping[str, int]) -> None:
+    """Check that nothing is lost between the stages before and the shards.
+
+    Args:
+        scored_tokens: source tokens that were scored.
+        kept_thoughts: thoughts that selection kept.
+        counts: of the pack stage.
+
+    Raises:
+        AssertionError: source tokens or thoughts are missing, or there are too many.
+    """
+    tokens, expected = counts.get("tokens_source", 0), mixing.expected_source_tokens(scored_tokens, counts)
+    if tokens != expected:
+        raise AssertionError(
+            f"{tokens} source tokens in the shards; of {scored_tokens} scored there should be {expected}"
+        )
+    thoughts = counts.get("thoughts", 0) + counts.get("thoughts_dropped", 0)
+    if thoughts != (expected := mixing.expected_thoughts(kept_thoughts, counts)):
+        raise AssertionError(f"{thoughts} thoughts were laid out; of {kept_thoughts} kept there should be {expected}")

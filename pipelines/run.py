@@ -36,9 +36,11 @@ def mill(
     from pipelines.augment import augment
     from pipelines.pack import pack
     from pipelines.score import score
+    from pipelines.scored import borrow_scores
     from pipelines.select import select
 
-    functions = {"score": score, "augment": augment, "select": select, "pack": pack}
+    scores = score if config.scored is None else borrow_scores
+    functions = {"score": scores, "augment": augment, "select": select, "pack": pack}
     manifests = {}
     for stage in stages:
         on_stage(stage, None, True)

@@ -6,14 +6,12 @@ files ─► documents ─► one id each ─► tokens, segments, nats ─► s
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.typehints import KV
 
 from difficulty.config import DifficultyConfig
 from difficulty.histogram import DifficultyHistogram
@@ -23,10 +21,11 @@ from difficulty.surprisal import token_difficulty_nats
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines import config as config_module
 from pipelines.config import MillConfig
+from pipelines.reading import ReadDocuments
 from pipelines.stage import StageRun, run_stage
-from sharding import corpus, manifest, records, shard_io
+from sharding import manifest, records, shard_io, sources
 from sharding.manifest import Manifest
-from sharding.records import Document, FileEntry, Quarantined, ScoredSegment
+from sharding.records import FileEntry, Quarantined, ScoredSegment
 from sharding.tokenizer import load_tokenizer
 from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
 
@@ -34,14 +33,22 @@ PART_SOURCE_BYTES = 64 << 20
 """A scored part holds about this much source, in bytes."""
 
 MAX_PARTS = 4096
-COMPRESSION_RATIO = 4
-"""What a compressed byte of text is taken to hold when the number of parts is chosen."""
-
 BYTES_PER_TOKEN = 4
 """Of text, about; decides only where the sampling of a large corpus's n-grams begins."""
 
 MEMORY_NAME = "memory.arrow"
 """The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
+
+ALWAYS_COUNTED = (
+    "documents_in",
+    "documents",
+    "documents_duplicate",
+    "duplicates_dropped",
+    "quarantined",
+    "segments",
+    "source_tokens",
+)
+"""Counts that the manifest has even where they are 0."""
 
 MICRO = 1_000_000
 """Nats are added up as whole millionths, so that the order of addition never shows."""
@@ -49,24 +56,25 @@ MICRO = 1_000_000
 
 def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
     """Run the stage unless it is done; the manifest, and whether it ran now."""
-    files = corpus.list_files(config.source)
+    resolved, listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
+    size_bytes = sum(sources.text_bytes(files, s.config) for s, files in zip(resolved, listings, strict=True))
     tokenizer = load_tokenizer(config.tokenizer)
     run = StageRun(
         config.output,
         "score",
         sections={
-            "source": config.source,
+            **source_sections(config),
             "tokenizer": config.tokenizer,
             "difficulty": what_decides(config.difficulty),
         },
-        inputs={"source": _listing_digest(files), "tokenizer": tokenizer.fingerprint},
+        inputs={"source": sources.listing_digest(listings), "tokenizer": tokenizer.fingerprint},
     )
-    num_parts = num_score_parts(files)
+    num_parts = num_score_parts(size_bytes)
     scorer = describe_scorer(config.difficulty)
 
     def build(pipeline: beam.Pipeline) -> None:
-        read = pipeline | "Source" >> ReadDocuments(config, corpus.read_units(files))
-        memory = build_memory(pipeline, read["documents"], config, memory_url(config, run), source_bytes(files))
+        read = pipeline | "Source" >> ReadDocuments(resolved, listings, config.duplicates)
+        memory = build_memory(pipeline, read["documents"], config, memory_url(config, run), size_bytes)
         scored = read["documents"] | "Score" >> ScoreDocuments(config.difficulty, config.tokenizer, memory)
         quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
 
@@ -99,6 +107,13 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
 
 
+def source_sections(config: MillConfig) -> dict[str, Any]:
+    """The parts of the config that say what the documents are."""
+    if config.source is not None:
+        return {"source": config.source, "duplicates": config.duplicates}
+    return {"sources": [config_module.to_mapping(s) for s in config.sources], "duplicates": config.duplicates}
+
+
 def what_decides(difficulty: DifficultyConfig) -> dict[str, Any]:
     """The parts of the section that can change a score: where its servers are, and how they are asked, can't."""
     plain = config_module.to_mapping(difficulty)
@@ -125,52 +140,6 @@ def build_memory(
     )
 
 
-class ReadDocuments(beam.PTransform):
-    """The documents of the source with ids of their own; `quarantined` and `counts` beside them."""
-
-    def __init__(self, config: MillConfig, units: Sequence[corpus.ReadUnit]) -> None:
-        super().__init__()
-        self._source, self._units = config.source, list(units)
-
-    def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
-        source = self._source
-        raw = (
-            pipeline
-            | "Units" >> beam.Create(self._units, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(corpus.read_documents, source)
-        )
-        good = raw | "Good" >> beam.Filter(lambda r: isinstance(r, Document)).with_output_types(Document)
-        bad = raw | "Bad" >> beam.Filter(lambda r: isinstance(r, Quarantined)).with_output_types(Quarantined)
-        documents = (
-            good
-            | "By id" >> beam.WithKeys(lambda document: document.doc_id).with_output_types(KV[str, Document])
-            | "Group" >> beam.GroupByKey()
-            | "One id each" >> beam.FlatMap(distinct_ids).with_output_types(Document)
-        )
-        counts = raw | "Count read" >> beam.Map(lambda _: {"documents_in": 1})
-        return {"documents": documents, "quarantined": bad, "counts": counts}
-
-
-def distinct_ids(group: tuple[str, Iterable[Document]]) -> Iterable[Document]:
-    """Documents that carry one id, each with an id of its own: the first keeps it, the others get "~2", "~3", ...
-
-    The order is that of their texts' hashes, so the outcome doesn't depend on the order of reading.
-    """
-    doc_id, documents = group
-    ranked = sorted(
-        documents, key=lambda d: (hashlib.blake2b(d.text.encode(errors="surrogatepass")).digest(), d.origin)
-    )
-    for copy, document in enumerate(ranked, start=1):
-        yield (
-            document
-            if copy == 1
-            else Document(
-                doc_id=f"{doc_id}~{copy}", text=document.text, origin=document.origin, metadata=document.metadata
-            )
-        )
-
-
 def segment_counts(segment: ScoredSegment, threshold_nats: float) -> dict[str, int]:
     """What one segment adds to the stage's counts; nats in millionths."""
     surprisal = segment.surprisal_nats.astype(np.float64)
@@ -191,14 +160,9 @@ def quarantine_counts(refused: Quarantined) -> dict[str, int]:
     return {"quarantined": 1, f"quarantined.{refused.reason}": 1}
 
 
-def num_score_parts(files: Sequence[tuple[str, int, str]]) -> int:
-    """How many scored parts a source of these files gets; from their sizes alone, so that it is the same every time."""
-    return min(MAX_PARTS, max(1, math.ceil(source_bytes(files) / PART_SOURCE_BYTES)))
-
-
-def source_bytes(files: Sequence[tuple[str, int, str]]) -> int:
-    """About how many bytes of text the files hold."""
-    return sum(size * (COMPRESSION_RATIO if url.endswith((".gz", ".zst")) else 1) for url, size, _ in files)
+def num_score_parts(size_bytes: int) -> int:
+    """How many scored parts so much text gets; from its size alone, so that it is the same every time."""
+    return min(MAX_PARTS, max(1, math.ceil(size_bytes / PART_SOURCE_BYTES)))
 
 
 def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_size: int) -> Callable[..., None]:
@@ -210,9 +174,9 @@ def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_si
         histogram: DifficultyHistogram,
         counts: dict[str, int],
     ) -> None:
-        totals = dict.fromkeys(("documents_in", "documents", "segments", "source_tokens", "quarantined"), 0) | counts
-        if totals["documents_in"] != totals["documents"] + totals["quarantined"]:
-            raise AssertionError(f"documents in do not equal documents out and quarantined: {totals}")
+        totals = dict.fromkeys(ALWAYS_COUNTED, 0) | counts
+        if totals["documents_in"] != totals["documents"] + totals["quarantined"] + totals["duplicates_dropped"]:
+            raise AssertionError(f"documents in do not equal documents out, quarantined and dropped: {totals}")
         url = memory_url(config, run)
         scored = run.manifest(
             files=[("segments", f) for f in segment_files] + [("quarantine", f) for f in quarantine_files],
@@ -228,8 +192,3 @@ def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_si
         manifest.write(run.output, scored)
 
     return finish
-
-
-def _listing_digest(files: Sequence[tuple[str, int, str]]) -> str:
-    lines = "\n".join(f"{url} {version}" for url, _, version in files)
-    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()

@@ -1,36 +1,62 @@
 """Stage 3, select: generations → kept traces and rejected ones, each with its reason.
 
-requests ─┬─► by request ─► parsed, gated, chosen ─► stages/select/kept-*.arrow
-ledger ───┘                                     └──► stages/select/rejected-*.arrow
+requests ─┬─► by request ─► candidates ─┬─► by document ─► gates ─┬─► valued, chosen ─► stages/select/kept-*.arrow
+ledger ───┘                 segments ───┘                         ├─► controls ┘   └──► stages/select/rejected-*.arrow
+                                                                  └─► stages/select/contaminated-*.arrow
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.typehints import KV
 
+from augment.account import split_account
+from augment.decontamination import index_digest, load_index
 from augment.ledger import ledger_parts
-from augment.transforms import ReadLedger, SelectCandidates
+from augment.transforms import ChooseCandidates, JudgeCandidates, MakeCandidates, PickControls, ReadLedger
+from augment.values import needs_controls, value_digest
+from difficulty.config import DifficultyConfig
+from difficulty.transforms import shared_scorer
 from pipelines.config import MillConfig
+from pipelines.score import what_decides
+from pipelines.shown import shown_of
 from pipelines.stage import StageRun, digest, run_stage
 from sharding import manifest, records
 from sharding.manifest import Manifest
-from sharding.records import Candidate, FileEntry, LedgerRow, Request
+from sharding.records import (
+    Candidate,
+    ContaminatedDocument,
+    FileEntry,
+    LedgerRow,
+    Request,
+    ScoredSegment,
+)
 from sharding.tokenizer import load_tokenizer
 from sharding.transforms import GroupRecords, ReadParts, SumCountsCombineFn, WriteOnce, WriteParts
+
+SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids")
 
 
 def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
     """Run the stage unless it is done; the manifest, and whether it ran now."""
+    scored = manifest.require(config.output, "score")
     augmented = manifest.require(config.output, "augment")
     tokenizer = load_tokenizer(config.tokenizer)
+    valued_tiers = shown_of(config).valued_tiers
     run = StageRun(
         config.output,
         "select",
-        sections={"tokenizer": config.tokenizer, "select": config.select},
-        inputs={"augment": digest(augmented), "tokenizer": tokenizer.fingerprint},
+        sections={
+            "tokenizer": config.tokenizer,
+            "select": config.select,
+            "scorer": what_decides(config.difficulty) if valued_tiers else None,
+        },
+        inputs=_inputs(config, augmented, tokenizer.fingerprint),
     )
     num_parts = max(1, len(augmented.files.get("requests", [])))
 
@@ -41,51 +67,129 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request])
         )
         rows = pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url))
-        selected = (
+        made = (
             {"requests": requests, "rows": rows}
             | "By request" >> GroupRecords(requests=Request, rows=LedgerRow)
-            | "Select" >> SelectCandidates(config.select.gates, config.tokenizer)
+            | "Candidates" >> MakeCandidates(config.tokenizer)
         )
-        files = {}
-        for family, wanted in (("kept", True), ("rejected", False)):
-            files[f"{family}_files"] = (
-                selected["candidates"]
-                | f"Are {family}" >> beam.Filter(lambda c, wanted=wanted: c.kept == wanted).with_output_types(Candidate)
-                | f"Write {family}"
-                >> WriteParts(
-                    run.folder,
-                    family,
-                    records.candidate_schema(tokenizer.vocab_size),
-                    kind=Candidate,
-                    num_parts=num_parts,
-                    partition_key=lambda candidate: candidate.doc_id,
-                    sort_key=lambda candidate: (candidate.doc_id, candidate.segment_index, candidate.sample),
-                )
+        segments = pipeline | "Segments" >> ReadParts(
+            manifest.file_urls(config.output, scored, "segments"), ScoredSegment, SEGMENT_COLUMNS
+        )
+        judged = (
+            {
+                "segments": segments | "Segment's document" >> by_document(ScoredSegment),
+                "candidates": made["candidates"] | "Candidate's document" >> by_document(Candidate),
+            }
+            | "By document" >> GroupRecords(segments=ScoredSegment, candidates=Candidate)
+            | "Judge" >> JudgeCandidates(config.select, config.tokenizer, valued_tiers)
+        )
+        if valued_tiers and needs_controls(config.select.value_name):
+            controls = judged["judged"] | "Controls" >> PickControls(config.select.gain.control_pool)
+        else:
+            controls = pipeline | "No controls" >> beam.Create([])
+        chosen = judged["judged"] | "Choose" >> ChooseCandidates(
+            config.select, ScorerNats(config.difficulty), config.difficulty.threshold_nats, controls
+        )
+        files = {
+            f"{family}_files": chosen["candidates"]
+            | f"Are {family}" >> beam.Filter(lambda c, wanted=wanted: c.kept == wanted).with_output_types(Candidate)
+            | f"Write {family}"
+            >> WriteParts(
+                run.folder,
+                family,
+                records.candidate_schema(tokenizer.vocab_size),
+                kind=Candidate,
+                num_parts=num_parts,
+                partition_key=lambda candidate: candidate.doc_id,
+                sort_key=lambda candidate: (candidate.doc_id, candidate.segment_index, candidate.sample),
             )
-        counts = selected["counts"] | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
-        pipeline | "Finish" >> WriteOnce(finisher(run, augmented), lists=files, singles={"counts": counts})
+            for family, wanted in (("kept", True), ("rejected", False))
+        }
+        files["contaminated_files"] = judged["contaminated"] | "Write contaminated" >> WriteParts(
+            run.folder,
+            "contaminated",
+            records.CONTAMINATED_SCHEMA,
+            kind=ContaminatedDocument,
+            num_parts=num_parts,
+            partition_key=lambda document: document.doc_id,
+            sort_key=lambda document: document.doc_id,
+        )
+        counts = (
+            (
+                made["counts"],
+                chosen["counts"],
+                judged["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts),
+            )
+            | "All counts" >> beam.Flatten()
+            | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
+        )
+        pipeline | "Finish" >> WriteOnce(finisher(run, config, augmented), lists=files, singles={"counts": counts})
 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
 
 
-def finisher(run: StageRun, augmented: Manifest) -> Callable[..., None]:
+def by_document(kind: type[Any]) -> beam.PTransform:
+    """Records under the id of their document."""
+    return beam.WithKeys(lambda record: record.doc_id).with_output_types(KV[str, kind])
+
+
+def _inputs(config: MillConfig, augmented: Manifest, tokenizer_fingerprint: str) -> dict[str, str]:
+    """What the stage reads beside its config, by name → digest."""
+    inputs = {"augment": digest(augmented), "tokenizer": tokenizer_fingerprint}
+    if config.select.decontaminate is not None:
+        inputs["benchmarks"] = index_digest(config.select.decontaminate)
+    code = value_digest(config.select.value_name)
+    return inputs | ({"value": code} if code else {})
+
+
+@dataclass(frozen=True)
+class ScorerNats:
+    """Asks the scorer of the first stage, which is loaded with the first question: what joins values and difficulty."""
+
+    difficulty: DifficultyConfig
+
+    def __call__(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        return shared_scorer(self.difficulty).nats_after(prefixes, text, skipped)
+
+
+def contaminated_counts(document: ContaminatedDocument) -> dict[str, int]:
+    """What one contaminated document adds to the stage's counts."""
+    counts = {"documents_contaminated": 1, "source_tokens_contaminated": document.source_tokens}
+    return counts | {f"contaminated.{benchmark}": 1 for benchmark in document.benchmarks}
+
+
+def finisher(run: StageRun, config: MillConfig, augmented: Manifest) -> Callable[..., None]:
     """What the last step does: check the account of candidates and publish the manifest."""
 
-    def finish(kept_files: list[FileEntry], rejected_files: list[FileEntry], counts: dict[str, int]) -> None:
-        totals = dict.fromkeys(("requested", "candidates", "missing", "kept", "rejected"), 0) | counts
-        written = {
-            "kept": sum(entry.rows for entry in kept_files),
-            "rejected": sum(entry.rows for entry in rejected_files),
-        }
-        if any(written[name] != totals[name] for name in written) or totals["candidates"] != sum(written.values()):
+    def finish(
+        kept_files: list[FileEntry],
+        rejected_files: list[FileEntry],
+        contaminated_files: list[FileEntry],
+        counts: dict[str, int],
+    ) -> None:
+        names = ("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens")
+        plain, account = split_account(counts)
+        totals = dict.fromkeys(names, 0) | plain
+        families = {"kept": kept_files, "rejected": rejected_files, "contaminated": contaminated_files}
+        written = {family: sum(entry.rows for entry in files) for family, files in families.items()}
+        made = totals["requested"] - totals["missing"]
+        if not made == totals["candidates"] == written["kept"] + written["rejected"] or any(
+            written[outcome] != totals[outcome] for outcome in ("kept", "rejected")
+        ):
             raise AssertionError(f"candidates in do not equal kept and rejected: {totals}, written {written}")
         # Not compared by number: segments of one text share a generation, and its failure.
         if totals["missing"] and not augmented.counts["failed"]:
             raise AssertionError(f"{totals['missing']} generations are missing from the ledger, though none had failed")
+        decontaminate = config.select.decontaminate
         selected = run.manifest(
-            files=[("kept", entry) for entry in kept_files] + [("rejected", entry) for entry in rejected_files],
+            files=[(family, entry) for family, files in families.items() for entry in files],
             counts=totals,
-            facts={},
+            facts={
+                "account": account,
+                "value": config.select.value_name if shown_of(config).valued_tiers else "none",
+                "decontamination": decontaminate
+                and {"action": decontaminate.action, "benchmarks": load_index(decontaminate).describe()},
+            },
             rehearsal=augmented.rehearsal,
         )
         manifest.write(run.output, selected)

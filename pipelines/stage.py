@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import time
@@ -17,6 +16,7 @@ from pipelines.beam_options import beam_options
 from sharding import manifest, shard_io
 from sharding.errors import MillError, RequestError
 from sharding.manifest import STAGES, Manifest
+from sharding.manifest import digest as digest
 from sharding.records import FileEntry
 
 WORKER_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:MillError|RequestError|UnencodableText): (?P<message>.+)$", re.MULTILINE)
@@ -78,7 +78,7 @@ class StageRun:
         if found is None or found.fingerprint == self.fingerprint:
             return found
         if not replace:
-            changes = _changes(found.config, self.config) + _changes(found.inputs, self.inputs, "input ")
+            changes = differences(found.config, self.config) + differences(found.inputs, self.inputs, "input ")
             raise RequestError(
                 f"output: {self.folder} holds the stage {self.stage} of another run ({'; '.join(changes[:5])}): "
                 "name another output, or add --replace to make this stage and those after it again "
@@ -89,11 +89,13 @@ class StageRun:
     def clear(self) -> None:
         """Withdraw this stage and the later ones, so that nothing half-made looks finished.
 
-        The files that their manifests name go too; the ledger is no stage's file and stays.
+        The files that their manifests name go too, unless they are another run's; the ledger is no stage's file and
+        stays.
         """
         for stage in STAGES[STAGES.index(self.stage) :]:
             finished = manifest.read(self.output, stage)
-            stale = [manifest.file_urls(self.output, finished, family) for family in finished.files] if finished else []
+            owned = finished.files if finished and not finished.folder else {}
+            stale = [manifest.file_urls(self.output, finished, family) for family in owned] if finished else []
             for url in (
                 manifest.manifest_url(self.output, stage),
                 shard_io.join(manifest.stage_url(self.output, stage), manifest.SUCCESS_NAME),
@@ -140,13 +142,6 @@ def run_stage(
     return manifest.require(run.output, run.stage), True
 
 
-def digest(finished: Manifest) -> str:
-    """What a later stage's fingerprint says of this one: changes when any of its files does."""
-    parts = [finished.fingerprint]
-    parts += [entry.sha256 for family in sorted(finished.files) for entry in finished.files[family]]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
 def _plain(section: Any) -> Any:
     return section if isinstance(section, str | int | float | None | dict | list) else config_module.to_mapping(section)
 
@@ -166,12 +161,12 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return next(reversed(list(pattern.finditer(text))), None)
 
 
-def _changes(before: Any, after: Any, path: str = "") -> list[str]:
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
     """The differences of two trees as "key: old → new"."""
     if isinstance(before, dict) and isinstance(after, dict):
         changes = []
         for key in sorted({*before, *after}):
             prefix = f"{path}{key}" if not path or path.endswith(" ") else f"{path}.{key}"
-            changes += _changes(before.get(key), after.get(key), prefix)
+            changes += differences(before.get(key), after.get(key), prefix)
         return changes
     return [] if before == after else [f"{path}: {before!r} → {after!r}"]

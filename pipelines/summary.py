@@ -46,13 +46,18 @@ def render(output: str) -> Group:
         f"{selected.counts['kept']:,} kept of {selected.counts['candidates']:,}"
         + (f"; rejected: {_reasons(selected.counts, 'rejected.')}" if selected.counts["rejected"] else ""),
     )
+    if gains := _gains(selected):
+        facts.add_row("worth", gains)
+    if left_out := _left_out(packed.counts):
+        facts.add_row("not in the corpus", left_out)
     shards = packed.files.get("shards", [])
     total = max(1, packed.counts["rows"] * packed.config["pack"]["sequence_length"])
     facts.add_row(
         "shards",
         f"{len(shards)} with {packed.counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} "
         f"tokens, {sum(s.size_bytes for s in shards) / 1e6:,.2f} MB, "
-        f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding",
+        f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding; "
+        f"{packed.counts.get('documents_cut', 0):,} documents longer than a sequence were cut",
     )
     facts.add_row("speed", _speed(stages))
     for warning in augmented.facts["warnings"]:
@@ -69,6 +74,24 @@ def _reasons(counts: dict[str, int], prefix: str) -> str:
     return ", ".join(
         f"{name.removeprefix(prefix)} {n:,}" for name, n in sorted(counts.items()) if name.startswith(prefix)
     )
+
+
+def _gains(selected: manifest.Manifest) -> str:
+    """What kept thoughts are worth on text that the choice didn't look at, by tier."""
+    rows = [row for row in selected.facts.get("account") or [] if row.get("gains")]
+    return "; ".join(
+        f"{row['tier']}: {row['gains']['heldout']['mean']:+.2f} nats per segment beyond control traces" for row in rows
+    )
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    """What was scored and is in no shard, and why."""
+    reasons = (
+        ("documents_contaminated", "documents that overlap with a benchmark"),
+        ("documents_left_out", "documents by the weight of their source"),
+        ("rows_left_out", "sequences beyond pack.max_rows"),
+    )
+    return ", ".join(f"{counts[name]:,} {why}" for name, why in reasons if counts.get(name))
 
 
 def _speed(stages: dict[str, manifest.Manifest]) -> str:

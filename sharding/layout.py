@@ -6,10 +6,9 @@
 
 A document that fits is one item. A longer one is cut: in plain source wherever a sequence is full, but around a segment
 that has thoughts, so that they stay together. Only when segment and thoughts alone are too long is that source cut too,
-and its thoughts keep as much of it as fits: the tail where thoughts follow, the head where they lead. Only a thought
-that leaves no room for a single source token is itself cut. Nothing is cut without being counted.
-
-A thought in the middle of a segment needs no new rule: split the segment there, and the thought leads the second half.
+and its thoughts keep as much of it as fits: the tail where thoughts follow, the head where they lead, as much on either
+side where they stand within. Only a thought that leaves no room for a single source token is itself cut. Nothing is cut
+without being counted. `sharding.recovery` takes the items apart again.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from typing import Literal
 import numpy as np
 
 from sharding.errors import RequestError
+from sharding.pieces import Part, join_parts, num_shortened, split_segment
 from sharding.records import Item, TokenType
 
-Layout = Literal["after_document", "after_segment", "before_segment"]
+Layout = Literal["after_document", "after_segment", "before_segment", "at_hard_span"]
 
 
 def _no_tokens() -> np.ndarray:
@@ -51,10 +51,13 @@ class SegmentTokens:
     Attributes:
         input_ids: (num_tokens,) training token ids of the source.
         thoughts: (num_tokens,) training token ids of each thought, in the order they are to stand.
+        shown_tokens: how many of the segment's tokens the generator saw, from its start: where its thoughts stand
+            under layout at_hard_span, from 0 to all of them. No other layout looks at it.
     """
 
     input_ids: np.ndarray
     thoughts: Sequence[np.ndarray] = ()
+    shown_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +93,6 @@ class LayoutCounts:
         return LayoutCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """A segment, or a stretch of one, with the thoughts that must stay beside it."""
-
-    source: np.ndarray
-    thoughts: Sequence[np.ndarray]
-    opens_segment: bool
-
-    def num_tokens(self, wrap: int) -> int:
-        return len(self.source) + _weight(self.thoughts, wrap)
-
-
 def lay_out(
     doc_id: str,
     segments: Sequence[SegmentTokens],
@@ -115,14 +106,15 @@ def lay_out(
     Args:
         doc_id: the document.
         segments: all segments of the document, in order. A document that stays plain comes without thoughts.
-        layout: where thoughts stand: after the source of their piece, or after or before their own segment.
+        layout: where thoughts stand: after the source of their piece, after or before their own segment, or within it
+            behind its first `shown_tokens`.
         delimiters: the ids around thoughts and after the document.
         max_tokens: tokens of the longest item allowed: the sequence length.
         dtype: id type of the items.
 
     Raises:
         RequestError: the delimiters leave no room in a sequence for one source and one thought token.
-        ValueError: a token id doesn't fit `dtype`.
+        ValueError: a token id doesn't fit `dtype`, or thoughts are to stand outside of their segment.
     """
     wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
     end = len(delimiters.document_end)
@@ -133,14 +125,16 @@ def lay_out(
         )
     thoughts_in = [thought for segment in segments for thought in segment.thoughts]
     filled = [segment for segment in segments if len(segment.input_ids)]
-    parts: list[_Part] = []
+    parts: list[Part] = []
     thoughts_cut = 0
     for number, segment in enumerate(filled, start=1):
         room = max_tokens - (end if number == len(filled) else 0)
-        segment_parts = _split(segment, room, wrap, thoughts_lead=layout == "before_segment")
-        thoughts_cut += _num_shortened(segment, segment_parts)
+        segment_parts = split_segment(
+            segment.input_ids, segment.thoughts, at=_thoughts_at(segment, layout), room=room, wrap=wrap
+        )
+        thoughts_cut += num_shortened(segment.thoughts, segment_parts)
         parts += segment_parts
-    pieces = _join(parts, max_tokens, wrap, end)
+    pieces = join_parts(parts, max_tokens, wrap, end)
     items: list[Item] = []
     source_tokens = 0
     for number, piece in enumerate(pieces, start=1):
@@ -166,79 +160,21 @@ def lay_out(
     )
 
 
-def _weight(thoughts: Sequence[np.ndarray], wrap: int) -> int:
-    """Tokens of the thoughts with their delimiters, `wrap` tokens each."""
-    return sum(map(len, thoughts)) + wrap * len(thoughts)
-
-
-def _split(segment: SegmentTokens, room: int, wrap: int, thoughts_lead: bool) -> list[_Part]:
-    """The segment as parts: one, if it fits in `room` tokens; else parts with thoughts that do, and a plain rest."""
-    source = segment.input_ids
-    thoughts = [thought[: room - wrap - 1] for thought in segment.thoughts if len(thought)]
-    if not thoughts or len(source) + _weight(thoughts, wrap) <= room:
-        return [_Part(source, thoughts, opens_segment=True)]
-    # From the end where the thoughts stand: each group beside its even share of the source, or what fits of it (a
-    # single group: all that fits), and then the rest of the source.
-    groups = _group(thoughts, room - min(len(source), room // 2), wrap)[: len(source)]
-    shares: list[tuple[int, list[np.ndarray]]] = []
-    rest = len(source)
-    in_order = groups if thoughts_lead else groups[::-1]
-    for groups_left, group in zip(range(len(groups), 0, -1), in_order, strict=True):
-        shares.append((min(-(-rest // groups_left), room - _weight(group, wrap)), group))
-        rest -= shares[-1][0]
-    if rest:
-        shares.append((rest, []))
-    parts: list[_Part] = []
-    start = 0
-    for share, group in shares if thoughts_lead else shares[::-1]:
-        parts.append(_Part(source[start : start + share], group, opens_segment=start == 0))
-        start += share
-    return parts
-
-
-def _group(thoughts: Sequence[np.ndarray], limit: int, wrap: int) -> list[list[np.ndarray]]:
-    """Consecutive thoughts together while they weigh at most `limit`; one that weighs more is alone."""
-    groups: list[list[np.ndarray]] = []
-    for thought in thoughts:
-        if groups and _weight([*groups[-1], thought], wrap) <= limit:
-            groups[-1].append(thought)
-        else:
-            groups.append([thought])
-    return groups
-
-
-def _num_shortened(segment: SegmentTokens, parts: Sequence[_Part]) -> int:
-    """How many of the segment's thoughts are in its parts without their end."""
-    # The placed thoughts are the first of the non-empty ones, in order.
-    placed = [thought for part in parts for thought in part.thoughts]
-    given = [thought for thought in segment.thoughts if len(thought)]
-    return sum(len(short) < len(whole) for short, whole in zip(placed, given, strict=False))
-
-
-def _join(parts: Sequence[_Part], max_tokens: int, wrap: int, end: int) -> list[list[_Part]]:
-    """Consecutive parts together while they fit, plain ones cut to fill; the last piece has room for the end."""
-    pieces: list[list[_Part]] = []
-    room = 0  # left in the open piece
-    for number, whole in enumerate(parts, start=1):
-        part = whole
-        reserved = end if number == len(parts) else 0
-        while part.num_tokens(wrap) + reserved > room:
-            # At least one token goes on to the next piece: the document's end can't stand alone.
-            filling = min(room, len(part.source) - 1)
-            if filling and not part.thoughts:
-                pieces[-1].append(_Part(part.source[:filling], (), part.opens_segment))
-                part = _Part(part.source[filling:], (), opens_segment=False)
-            pieces.append([])
-            room = max_tokens
-        pieces[-1].append(part)
-        room -= part.num_tokens(wrap)
-    return pieces
+def _thoughts_at(segment: SegmentTokens, layout: Layout) -> int:
+    """How many of the segment's tokens stand before its thoughts."""
+    if layout == "before_segment":
+        return 0
+    if layout == "at_hard_span" and segment.thoughts:
+        if not 0 <= segment.shown_tokens <= len(segment.input_ids):
+            raise ValueError(f"thoughts behind {segment.shown_tokens} of {len(segment.input_ids)} tokens of a segment")
+        return segment.shown_tokens
+    return len(segment.input_ids)
 
 
 def _render(
     doc_id: str,
     source_start: int,
-    piece: Sequence[_Part],
+    piece: Sequence[Part],
     layout: Layout,
     delimiters: Delimiters,
     document_end: np.ndarray | None,
@@ -246,11 +182,12 @@ def _render(
 ) -> Item:
     chunks: list[tuple[np.ndarray, TokenType]] = []
     for part in piece:
-        if layout == "before_segment":
-            chunks += _wrapped(part.thoughts, delimiters)
-        chunks.append((part.source, TokenType.SOURCE))
-        if layout == "after_segment":
-            chunks += _wrapped(part.thoughts, delimiters)
+        if layout == "after_document":
+            chunks.append((part.source, TokenType.SOURCE))
+            continue
+        chunks.append((part.source[: part.thoughts_at], TokenType.SOURCE))
+        chunks += _wrapped(part.thoughts, delimiters)
+        chunks.append((part.source[part.thoughts_at :], TokenType.SOURCE))
     if layout == "after_document":
         for part in piece:
             chunks += _wrapped(part.thoughts, delimiters)

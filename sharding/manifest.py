@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from typing import Any
 
 import msgspec
@@ -39,6 +40,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         facts: everything else the card tells: models, versions, histograms.
         rehearsal: whether a rehearsal scorer or engine touched it: not for training.
         elapsed_s: wall seconds of the run that made it; not part of the fingerprint.
+        folder: where its files are, when they are another run's: a URL, or a path from the stage's own folder that
+            begins with "../"; "" when they are in that folder.
     """
 
     stage: str
@@ -51,12 +54,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Any]
     rehearsal: bool
     elapsed_s: float
+    folder: str = ""
 
 
 def fingerprint(stage: str, config: dict[str, Any], inputs: dict[str, str]) -> str:
     """The hash a stage is recognised by: 32 hex digits."""
     canonical = json.dumps([FORMAT, stage, config, inputs], sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def digest(finished: Manifest) -> str:
+    """What a later stage's fingerprint says of this one: changes when any of its files does."""
+    parts = [finished.fingerprint]
+    parts += [entry.sha256 for family in sorted(finished.files) for entry in finished.files[family]]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def stage_url(output: str, stage: str) -> str:
@@ -101,7 +112,18 @@ def require(output: str, stage: str) -> Manifest:
     return found
 
 
+def files_url(output: str, manifest: Manifest) -> str:
+    """The folder that the names of the manifest's files are relative to."""
+    folder, rest = stage_url(output, manifest.stage), manifest.folder
+    if not rest.startswith("../"):
+        return rest or folder
+    # By hand: object stores don't know "..".
+    while rest.startswith("../"):
+        folder, rest = posixpath.dirname(folder), rest.removeprefix("../")
+    return shard_io.join(folder, rest)
+
+
 def file_urls(output: str, manifest: Manifest, family: str) -> list[str]:
     """The URLs of one family of the manifest's files."""
-    base = stage_url(output, manifest.stage)
+    base = files_url(output, manifest)
     return [shard_io.join(base, entry.name) for entry in manifest.files.get(family, [])]

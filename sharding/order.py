@@ -53,9 +53,9 @@ def partition_of(key: str, num_parts: int) -> int:
     return _hash(b"part", 0, key) % num_parts
 
 
-def order_key(seed: int, doc_id: str) -> int:
-    """The place of a document in the global order, in [0, 2**64)."""
-    return _hash(b"order", seed, doc_id)
+def order_key(seed: int, doc_id: str, copy: int = 0) -> int:
+    """The place of a document, or of a further copy of it, in the global order, in [0, 2**64)."""
+    return _hash(b"order", seed, f"{doc_id}\0{copy}" if copy else doc_id)
 
 
 def shard_of(key: int, num_shards: int) -> int:
@@ -77,14 +77,27 @@ def is_raw(seed: int, doc_id: str, raw_fraction: float) -> bool:
     return _chosen(_hash(b"raw", seed, doc_id), raw_fraction)
 
 
+def copies_of(seed: int, doc_id: str, weight: float) -> int:
+    """How often a document is in the corpus, of a source with this weight: `weight` times on average.
+
+    Of two weights, the larger one keeps every document that the smaller one does.
+    """
+    whole = int(weight)
+    return whole + _chosen(_hash(b"copies", seed, doc_id), weight - whole)
+
+
 def row_order_key(seed: int, shard: int, index: int) -> int:
     """The key that shuffles row `index`, in the order of packing, of a provisional shard; in [0, 2**64)."""
     return _hash(b"rows", seed, f"{shard}:{index}")
 
 
 def sort_items(items: Iterable[Item], seed: int) -> list[Item]:
-    """The items of a shard in the global order: by order key, then document id, then place in the document."""
-    return sorted(items, key=lambda item: (order_key(seed, item.doc_id), item.doc_id, item.source_start))
+    """The items of a shard in the global order: by order key, document id and copy, then place in the document."""
+
+    def place(item: Item) -> tuple[int, str, int, int]:
+        return order_key(seed, item.doc_id, item.copy), item.doc_id, item.copy, item.source_start
+
+    return sorted(items, key=place)
 
 
 def shuffle_rows(rows: Sequence[T], seed: int, shard: int) -> list[T]:
@@ -170,3 +183,30 @@ class Balance:
         k = self._excess_before[shard] + index - quota
         target = bisect_right(self._holes_before, k) - 1
         return target, self.counts[target] + k - self._holes_before[target]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of balanced shards that are cut to a number of rows: equally many of every shard, its first ones.
+
+    Rows are shuffled before they are balanced, so that the first ones are a fair sample.
+
+    Attributes:
+        rows_per_shard: rows of every shard, padding included.
+        kept: rows of each shard that are not padding; what a shard lacks of `rows_per_shard` is at most one.
+    """
+
+    rows_per_shard: int
+    kept: tuple[int, ...]
+
+
+def cut_rows(balance: Balance, max_rows: int | None) -> Cut:
+    """The cut of shards to at most `max_rows` rows over all of them, padding not counted; None: all rows stay."""
+    num_shards, there = len(balance.counts), sum(balance.counts)
+    wanted = there if max_rows is None else min(there, max_rows)
+    rows_per_shard = -(-wanted // num_shards)
+    # Shards that would end in padding anyway come first: they have no other row to give.
+    already = balance.padding_shards if rows_per_shard == balance.rows_per_shard else ()
+    others = [shard for shard in range(num_shards) if shard not in already]
+    padded = {*already, *others[: num_shards * rows_per_shard - wanted - len(already)]}
+    return Cut(rows_per_shard, tuple(rows_per_shard - (shard in padded) for shard in range(num_shards)))

@@ -8,7 +8,7 @@ that still holds it; cutting items at row ends instead would cost the model what
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -16,11 +16,18 @@ from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
 from sharding.records import Item, Row, TokenType
+from sharding.rows import LossMask
 
 T = TypeVar("T")
 
 WINDOW_ITEMS = 10_000
 """Items that are packed together: at 10,000 best-fit leaves well under 1% of padding on document lengths."""
+
+
+_NO_BINS: frozenset[int] = frozenset()
+
+MAX_WEIGHT = 100.0
+"""More copies than this are taken for a mistake: after 16 or so repetitions are worth nothing (arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,6 +43,18 @@ class PackConfig:
     raw_fraction: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Share of the documents kept plain, without their thoughts."
     )
+    source_weights: dict[str, Annotated[float, Field(ge=0.0, le=MAX_WEIGHT)]] = Field(
+        default_factory=dict,
+        description="How often the documents of a source are in the corpus, by the source's name: 0.5 keeps half of "
+        "them, 2 has each twice; 1 for sources not named.",
+    )
+    max_rows: dict[Literal["train", "validation"], Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="Cut a split to so many sequences, a fair sample; all for splits not named."
+    )
+    loss_mask: LossMask = Field(
+        default="all",
+        description="Tokens that count as ones to be predicted: all, source_only, thoughts_only, or no_delimiters.",
+    )
     window_items: int = Field(
         default=WINDOW_ITEMS, ge=1, description="Items packed together at least; more means less padding and memory."
     )
@@ -48,11 +67,13 @@ class PackConfig:
     )
 
 
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def best_fit_decreasing(
+    lengths: Sequence[int], capacity: int, apart: Sequence[str | None] | None = None
+) -> list[list[int]]:
     """Bins of indices into `lengths`, so that the lengths in no bin sum to more than `capacity`.
 
     Longest first, equal lengths in their incoming order, each into the fullest bin that holds it, the latest such bin
-    when several are as full. A new bin is opened only when no open one has the room.
+    when several are as full. A new bin is opened only when no open one that may hold it has the room.
 
     O(n · capacity / 64) bit operations: the rooms that occur are the set bits of one integer, so the smallest
     sufficient one is a shift and a lowest bit away.
@@ -60,6 +81,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     Args:
         lengths: tokens of each item, in 1 ... capacity.
         capacity: tokens of one bin.
+        apart: a label for each item; no two items with one label share a bin. None: it may be with any other.
 
     Returns:
         The bins in the order they were opened, each with its indices ascending.
@@ -72,20 +94,32 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
             raise ValueError(f"item {index} has {length} tokens; a row holds 1 to {capacity}")
     bins: list[list[int]] = []
     bins_with_room: dict[int, list[int]] = {}
+    bins_of_label: dict[str, set[int]] = {}
     rooms = 0  # bit r is set while bins_with_room[r] is not empty
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         length = lengths[index]
-        sufficient = rooms >> length
-        if sufficient:
-            room = length + (sufficient & -sufficient).bit_length() - 1
-            with_room = bins_with_room[room]
-            chosen = with_room.pop()
-            if not with_room:
-                rooms ^= 1 << room
-            bins[chosen].append(index)
-        else:
-            room, chosen = capacity, len(bins)
+        label = apart[index] if apart is not None else None
+        refused = bins_of_label.get(label, _NO_BINS) if label is not None else _NO_BINS
+        room, chosen = capacity, len(bins)
+        sufficient = rooms >> length << length
+        while sufficient:
+            fullest = (sufficient & -sufficient).bit_length() - 1
+            with_room = bins_with_room[fullest]
+            place = len(with_room) - 1
+            while refused and place >= 0 and with_room[place] in refused:
+                place -= 1
+            if place >= 0:
+                room, chosen = fullest, with_room.pop(place)
+                break
+            sufficient &= sufficient - 1
+        if chosen == len(bins):
             bins.append([index])
+        else:
+            bins[chosen].append(index)
+            if not bins_with_room[room]:
+                rooms ^= 1 << room
+        if label is not None:
+            bins_of_label.setdefault(label, set()).add(chosen)
         left = room - length
         if left:
             bins_with_room.setdefault(left, []).append(chosen)
@@ -108,7 +142,7 @@ def windows(items: Iterable[T], at_least: int) -> Iterator[list[T]]:
 
 
 def pack_rows(items: Iterable[Item], sequence_length: int, *, window_items: int = WINDOW_ITEMS) -> Iterator[Row]:
-    """The items as rows, each item whole, in the order the items came within a row.
+    """The items as rows, each item whole, in the order the items came within a row; copies of one never in one row.
 
     Holds at most two windows of items, however many there are.
 
@@ -121,7 +155,9 @@ def pack_rows(items: Iterable[Item], sequence_length: int, *, window_items: int 
         ValueError: an item is empty or longer than a row, or has another id type than the first.
     """
     for window in windows(items, window_items):
-        for indices in best_fit_decreasing([len(item.input_ids) for item in window], sequence_length):
+        copied = {item.doc_id for item in window if item.copy}
+        apart = [item.doc_id if item.doc_id in copied else None for item in window] if copied else None
+        for indices in best_fit_decreasing([len(item.input_ids) for item in window], sequence_length, apart):
             yield _row([window[index] for index in indices], sequence_length, window[0].input_ids.dtype)
 
 

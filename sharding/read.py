@@ -27,7 +27,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import manifest, shard_io
 from sharding.errors import RequestError
-from sharding.rows import IGNORED_LABEL, LOSS_MASKS, LossMask, MappedShard, RowBatch, loss_mask, split_of
+from sharding.records import TokenType
+from sharding.rows import IGNORED_LABEL, LOSS_MASKS, LossMask, MappedShard, RowBatch, loss_mask, policy_of, split_of
 
 _OPENERS = 8  # threads that look into shards when a dataset is made: they wait for the disk
 
@@ -48,13 +49,14 @@ class PackedDataset:
         seed: key of the order.
         start: (epoch, row) to start from: rows of that epoch that all ranks together have already had.
         epochs: stop before the epoch of this number; None: never.
-        loss_mask: which tokens get labels.
+        loss_mask: which tokens get labels; by default those that `pack.loss_mask` of the corpus counts.
         shuffle: off: every epoch in the order of the shards.
 
     Attributes:
         rows: rows of one epoch, over all ranks.
         sequence_length: tokens of a row.
         vocab_size: entries of the vocabulary.
+        loss_mask: the policy by which tokens get labels.
 
     Raises:
         RequestError: an argument is out of range, the split isn't there, or the output isn't on a file system.
@@ -71,12 +73,12 @@ class PackedDataset:
         seed: int = 0,
         start: tuple[int, int] = (0, 0),
         epochs: int | None = 1,
-        loss_mask: LossMask = "all",
+        loss_mask: LossMask | None = None,
         shuffle: bool = True,
     ) -> None:
         if not 0 <= rank < world_size:
             raise RequestError(f"rank: {rank} is not one of 0 to world_size - 1 = {world_size - 1}")
-        if loss_mask not in LOSS_MASKS:
+        if loss_mask is not None and loss_mask not in LOSS_MASKS:
             raise RequestError(f"loss_mask: {loss_mask!r} is not one of {', '.join(LOSS_MASKS)}")
         if not isinstance(shard_io.filesystem(output)[0], LocalFileSystem):
             raise RequestError(f"output: {output} is not on a file system: copy it to one, or mount it")
@@ -88,7 +90,9 @@ class PackedDataset:
         self._urls = [shard_io.join(manifest.stage_url(output, "pack"), entry.name) for entry in self._entries]
         self._fingerprint, self._split, self._seed = packed.fingerprint, split, seed
         self._rank, self._world_size = rank, world_size
-        self._epochs, self._policy, self._shuffle = epochs, loss_mask, shuffle
+        self._epochs, self._shuffle = epochs, shuffle
+        self._of_corpus = loss_mask in (None, policy_of(packed))
+        self.loss_mask: LossMask = loss_mask or policy_of(packed)
         self.sequence_length = int(packed.config["pack"]["sequence_length"])
         self.vocab_size = int(packed.facts["vocab_size"])
         with ThreadPoolExecutor(min(_OPENERS, len(self._entries))) as pool:
@@ -222,7 +226,10 @@ class PackedDataset:
         padding = [self.sequence_length] if ends[-1] < self.sequence_length else []
         cu_seqlens = np.concatenate(([0], ends, padding)).astype(np.int32)
         begins = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-        counted = loss_mask(token_type, self._policy)
+        if self._of_corpus and batch.counted is not None:
+            counted = batch.counted[row] & (token_type != TokenType.PADDING)
+        else:
+            counted = loss_mask(token_type, self.loss_mask)
         counted[cu_seqlens[:-1]] = False
         return {
             "input_ids": input_ids,

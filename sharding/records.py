@@ -48,12 +48,14 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
         text: the source text; valid Unicode without lone surrogates.
         origin: where it was read, as "path:line" or "path:row".
         metadata: the carried columns as a JSON object, or None.
+        source: name of the source it came from, "" where a run has but one.
     """
 
     doc_id: str
     text: str
     origin: str
     metadata: str | None = None
+    source: str = ""
 
 
 class Quarantined(Record, frozen=True, kw_only=True, eq=False):
@@ -93,6 +95,7 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
         difficulty_nats: the segment's difficulty mass: sum over tokens of the nats above the threshold, where a token's
             nats are the smaller of surprisal and memory.
         metadata: the document's carried columns as JSON, on segment 0 only.
+        source: name of the source the document came from, "" where a run has but one.
     """
 
     doc_id: str
@@ -105,6 +108,7 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
     memory_nats: np.ndarray
     difficulty_nats: float
     metadata: str | None = None
+    source: str = ""
 
     @property
     def segment_id(self) -> str:
@@ -121,6 +125,8 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
         max_tokens: cap on the tokens of one generation.
         expected_tokens: tokens one generation is expected to take; orders the queue and prices the plan.
         prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; empty in stored parts.
+        shown_tokens: how many of the segment's training tokens, from its start, the prompt shows. The rest was held
+            back, to tell what the trace is worth or because the thought is to stand before it.
     """
 
     doc_id: str
@@ -134,6 +140,7 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
     expected_tokens: float
     prompt_tokens: int
     prompt_token_ids: np.ndarray
+    shown_tokens: int
 
     @property
     def segment_id(self) -> str:
@@ -186,10 +193,18 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
 
     Attributes:
         key: the ledger key.
+        finish_reason: as the engine said.
         thought_tokens: tokens the generator wrote, in its own tokenizer.
         text: the trace as it enters training, markers stripped.
         input_ids: (num_tokens,) training token ids of `text`, encoded as plain text.
-        value_nats: what the trace is worth, or None when `value: none`.
+        shown_tokens: how many of the segment's tokens the generator saw: see `Request`.
+        value: what candidates are chosen by, in the value's own unit (nats for gains), or None without one.
+        gain_nats: for values that are gains: what the trace adds to the log-probability of the text it is tried on.
+        control_nats: the same for control traces, on average.
+        hard_gain_nats: `gain_nats - control_nats`, over the hard tokens of that text alone.
+        heldout_nats: `gain_nats - control_nats`, over the tokens of that text that `value` was not computed from: what
+            a run reports, since the best of several noisy values is above what it is worth.
+        contaminated: names of the benchmarks it overlaps with.
         kept: whether it goes into the corpus.
         reasons: every reason against it, the first one first; empty when kept.
     """
@@ -202,16 +217,74 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
     model: str
     prompt: str
     closed: str
+    finish_reason: str
     thought_tokens: int
     text: str
     input_ids: np.ndarray
-    value_nats: float | None
+    shown_tokens: int
+    value: float | None = None
+    gain_nats: float | None = None
+    control_nats: float | None = None
+    hard_gain_nats: float | None = None
+    heldout_nats: float | None = None
+    contaminated: list[str] = []
     kept: bool
     reasons: list[str]
 
     @property
     def segment_id(self) -> str:
         return segment_id(self.doc_id, self.segment_index)
+
+
+class ContaminatedDocument(Record, frozen=True, kw_only=True, eq=False):
+    """A document that overlaps with benchmarks.
+
+    Attributes:
+        benchmarks: their names.
+        source_tokens: how many training tokens the document has.
+    """
+
+    doc_id: str
+    benchmarks: list[str]
+    source_tokens: int
+
+
+class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A segment with all its candidates between the steps of selection; never stored.
+
+    Attributes:
+        valued: whether its candidates are to be valued.
+        source_text: the segment, as much of it as the generator was shown.
+        continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
+        candidates: in the order of their samples; those with reasons were rejected by a gate.
+    """
+
+    doc_id: str
+    segment_index: int
+    tier: str
+    valued: bool
+    source_text: str
+    continuation: str
+    candidates: list[Candidate]
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class Control(Record, frozen=True, kw_only=True, eq=False):
+    """A trace that the traces of other segments are compared with; never stored.
+
+    Attributes:
+        rank: hex digits of a hash; the lowest are picked.
+        doc_id, segment_index: the segment it is about.
+    """
+
+    rank: str
+    doc_id: str
+    segment_index: int
+    thought_tokens: int
+    text: str
 
 
 class Item(Record, frozen=True, kw_only=True, eq=False):
@@ -221,12 +294,14 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
         source_start: index within the document of the item's first source token.
         input_ids: (num_tokens,) uint16 or uint32.
         token_type: (num_tokens,) uint8, values of `TokenType`.
+        copy: which copy of the document it belongs to, from 0; not stored.
     """
 
     doc_id: str
     source_start: int
     input_ids: np.ndarray
     token_type: np.ndarray
+    copy: int = 0
 
 
 class Row(Record, frozen=True, kw_only=True, eq=False):
@@ -246,6 +321,16 @@ class Row(Record, frozen=True, kw_only=True, eq=False):
     seq_lengths: np.ndarray
     doc_ids: list[str]
     source_starts: np.ndarray
+
+
+class MaskedRow(Row, frozen=True, kw_only=True, eq=False):
+    """A row as it is written where `pack.loss_mask` leaves tokens out; between workers it is a `Row`.
+
+    Attributes:
+        loss_mask: (sequence_length,) bool, True where the token counts as one to be predicted.
+    """
+
+    loss_mask: np.ndarray
 
 
 class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
@@ -345,6 +430,7 @@ def segment_schema(vocab_size: int) -> pa.Schema:
         ("memory_nats", _list(pa.float16())),
         ("difficulty_nats", pa.float64()),
         ("metadata", pa.string()),
+        ("source", pa.string()),
         nullable=["metadata"],
     )
 
@@ -370,6 +456,7 @@ REQUEST_SCHEMA = _schema(
     ("max_tokens", pa.int32()),
     ("expected_tokens", pa.float64()),
     ("prompt_tokens", pa.int32()),
+    ("shown_tokens", pa.int32()),
 )
 
 LEDGER_SCHEMA = _schema(
@@ -397,6 +484,10 @@ LEDGER_SCHEMA = _schema(
 )
 
 
+VALUE_COLUMNS = ("value", "gain_nats", "control_nats", "hard_gain_nats", "heldout_nats")
+"""The columns of a candidate that say what it is worth; all null where it was not valued."""
+
+
 def candidate_schema(vocab_size: int) -> pa.Schema:
     """Schema of the kept and the rejected parts."""
     return _schema(
@@ -408,26 +499,36 @@ def candidate_schema(vocab_size: int) -> pa.Schema:
         ("model", pa.string()),
         ("prompt", pa.string()),
         ("closed", pa.string()),
+        ("finish_reason", pa.string()),
         ("thought_tokens", pa.int32()),
         ("text", pa.string()),
         ("input_ids", _list(token_arrow_type(vocab_size))),
-        ("value_nats", pa.float64()),
+        ("shown_tokens", pa.int32()),
+        *((name, pa.float64()) for name in VALUE_COLUMNS),
+        ("contaminated", _list(pa.string())),
         ("kept", pa.bool_()),
         ("reasons", _list(pa.string())),
-        nullable=["value_nats"],
+        nullable=VALUE_COLUMNS,
     )
 
 
-def row_schema(sequence_length: int, vocab_size: int) -> pa.Schema:
+CONTAMINATED_SCHEMA = _schema(
+    ("doc_id", pa.string()), ("benchmarks", _list(pa.string())), ("source_tokens", pa.int64())
+)
+
+
+def row_schema(sequence_length: int, vocab_size: int, *, with_loss_mask: bool = False) -> pa.Schema:
     """Schema of the shards."""
     ids = pa.field("item", token_arrow_type(vocab_size), nullable=False)
     types = pa.field("item", pa.uint8(), nullable=False)
+    counted = pa.field("item", pa.bool_(), nullable=False)
     return _schema(
         ("input_ids", pa.list_(ids, sequence_length)),
         ("token_type", pa.list_(types, sequence_length)),
         ("seq_lengths", _list(pa.int32())),
         ("doc_ids", _list(pa.string())),
         ("source_starts", _list(pa.int64())),
+        *([("loss_mask", pa.list_(counted, sequence_length))] if with_loss_mask else []),
     )
 
 

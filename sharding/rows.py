@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import shard_io
 from sharding.errors import MillError, RequestError
+from sharding.manifest import Manifest
 from sharding.records import FileEntry, TokenType
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
@@ -25,6 +26,12 @@ _COUNTED: dict[LossMask, tuple[TokenType, ...]] = {
     "thoughts_only": (TokenType.THOUGHT,),
     "no_delimiters": (TokenType.SOURCE, TokenType.THOUGHT),
 }
+
+
+def policy_of(packed: Manifest) -> LossMask:
+    """The policy by which the tokens of a corpus count, from its pack manifest: `pack.loss_mask`."""
+    policy: LossMask = packed.config["pack"].get("loss_mask", "all")
+    return policy
 
 
 def loss_mask(token_type: np.ndarray, policy: LossMask) -> np.ndarray:
@@ -57,6 +64,7 @@ class RowBatch:
         token_type: (num_rows, sequence_length) uint8.
         item_lengths: (num_items,) int32, tokens of the items of all rows, in order.
         items_per_row: (num_rows,) int64, at least 1.
+        counted: (num_rows, sequence_length) bool, the column `loss_mask`; None where the shards have none.
         arrow: the record batch itself, with all columns.
     """
 
@@ -64,6 +72,7 @@ class RowBatch:
     token_type: np.ndarray
     item_lengths: np.ndarray
     items_per_row: np.ndarray
+    counted: np.ndarray | None
     arrow: pa.RecordBatch
 
     @classmethod
@@ -73,11 +82,16 @@ class RowBatch:
             batch = batch.filter(pa.array(items_per_row > 0))
             items_per_row = items_per_row[items_per_row > 0]
         ids, types = batch.column("input_ids"), batch.column("token_type")
+        counted = None
+        if "loss_mask" in batch.schema.names:
+            masks = batch.column("loss_mask").flatten().to_numpy(zero_copy_only=False)
+            counted = masks.reshape(len(ids), ids.type.list_size)
         return cls(
             input_ids=ids.flatten().to_numpy().reshape(len(ids), ids.type.list_size),
             token_type=types.flatten().to_numpy().reshape(len(types), types.type.list_size),
             item_lengths=batch.column("seq_lengths").flatten().to_numpy(),
             items_per_row=items_per_row,
+            counted=counted,
             arrow=batch,
         )
 

@@ -17,7 +17,8 @@ from apache_beam.typehints import KV
 
 from sharding import order, records, shard_io
 from sharding.packing import PackConfig, pack_rows, padding_row
-from sharding.records import FileEntry, Item, Quarantined, Record, Row, TokenType
+from sharding.records import FileEntry, Item, MaskedRow, Quarantined, Record, Row, TokenType
+from sharding.rows import loss_mask
 
 R = TypeVar("R", bound=Record)
 
@@ -233,6 +234,8 @@ class WriteOnce(beam.PTransform):
         return pipeline | "Once" >> beam.Create([None]) | "Finish" >> beam.FlatMap(finish, **sides)
 
 
+ROW_COUNTS = "row_counts"
+
 ShardRow = KV[int, KV[int, Row]]
 """(shard, (index in the shard, row))."""
 
@@ -241,7 +244,8 @@ class PackShards(beam.PTransform):
     """Packs items into shards of equal rows and writes them.
 
     Items are grouped by provisional shard, packed and shuffled there; then the few rows that make shards unequal
-    move, and every shard is written whole. One shard is held in memory at a time.
+    move, those that `pack.max_rows` leaves out go, and every shard is written whole. One shard is held in memory at a
+    time.
 
     Args:
         folder: URL the shards go to; a shard's name is relative to it.
@@ -251,11 +255,11 @@ class PackShards(beam.PTransform):
         dtype: id type.
 
     Returns:
-        The collection of ("shards", FileEntry).
+        `files`, the shards' FileEntry, and `counts`: rows by split without the padding, and what was left out.
     """
 
     def __init__(
-        self, folder: str, config: PackConfig, splits: Mapping[str, int], schema: pa.Schema, dtype: np.dtype
+        self, folder: str, config: PackConfig, splits: Mapping[order.Split, int], schema: pa.Schema, dtype: np.dtype
     ) -> None:
         super().__init__()
         self._folder, self._config, self._schema, self._dtype = folder, config, schema, dtype
@@ -264,7 +268,7 @@ class PackShards(beam.PTransform):
         self._shards = [(split, shard) for split, count in splits.items() for shard in range(count)]
         self._first = {split: self._shards.index((split, 0)) for split in splits}
 
-    def expand(self, items: beam.PCollection) -> beam.PCollection:
+    def expand(self, items: beam.PCollection) -> dict[str, beam.PCollection]:
         provisional = (
             items
             | "To shards" >> beam.Map(self._provisional).with_output_types(KV[int, Item])
@@ -278,23 +282,27 @@ class PackShards(beam.PTransform):
             | "Together" >> beam.combiners.ToDict()
             | "Balances" >> beam.Map(self._balances)
         )
-        placed = provisional | "Place" >> beam.Map(self._place, balances=balances).with_output_types(ShardRow)
+        placed = provisional | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(
+            ROW_COUNTS, main="rows"
+        )
+        placed["rows"].element_type = ShardRow
         # A shard that gets no row at all is still written, with its padding.
         every_shard = (
             items.pipeline
             | "Every shard" >> beam.Create(range(len(self._shards)), reshuffle=False)
             | "Empty" >> beam.Map(_nothing).with_output_types(ShardRow)
         )
-        return (
-            (placed, every_shard)
+        files = (
+            (placed["rows"], every_shard)
             | beam.Flatten()
             | "Group rows" >> beam.GroupByKey()
             | "Write" >> beam.FlatMap(self._write, balances=balances).with_output_types(FileEntry)
         )
+        return {"files": files, "counts": placed[ROW_COUNTS]}
 
     def _provisional(self, item: Item) -> tuple[int, Item]:
         split = order.split_of(item.doc_id, self._config.validation_fraction)
-        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id), self._splits[split])
+        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[split])
         return self._first[split] + shard, item
 
     def _pack(self, group: tuple[int, Iterable[Item]]) -> Iterator[tuple[int, tuple[int, Row]]]:
@@ -311,31 +319,50 @@ class PackShards(beam.PTransform):
             for split, count in self._splits.items()
         }
 
-    def _place(
-        self, element: tuple[int, tuple[int, Row]], balances: Mapping[str, order.Balance]
-    ) -> tuple[int, tuple[int, Row]]:
+    def _cut(self, split: order.Split, balances: Mapping[str, order.Balance]) -> order.Cut:
+        return order.cut_rows(balances[split], self._config.max_rows.get(split))
+
+    def _place(self, element: tuple[int, tuple[int, Row]], balances: Mapping[str, order.Balance]) -> Iterator[Any]:
         shard, (index, row) = element
         split, number = self._shards[shard]
         final, position = balances[split].place(number, index)
-        return self._first[split] + final, (position, row)
+        if position < self._cut(split, balances).kept[final]:
+            yield self._first[split] + final, (position, row)
+            yield beam.pvalue.TaggedOutput(ROW_COUNTS, {f"rows_{split}": 1})
+        else:
+            yield beam.pvalue.TaggedOutput(ROW_COUNTS, left_out_counts(row))
 
     def _write(
         self, group: tuple[int, Iterable[tuple[int, Row]]], balances: Mapping[str, order.Balance]
     ) -> Iterator[FileEntry]:
         shard, placed = group
         split, number = self._shards[shard]
-        balance = balances[split]
-        if not balance.rows_per_shard:
+        cut = self._cut(split, balances)
+        if not cut.rows_per_shard:
             return
         rows = [row for position, row in sorted(placed, key=lambda pair: pair[0]) if position >= 0]
-        if number in balance.padding_shards:
+        if len(rows) < cut.rows_per_shard:
             rows.append(padding_row(self._config.sequence_length, self._dtype))
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
         url = shard_io.join(self._folder, name)
-        entry = shard_io.write_part(url, rows, self._schema, name=name, zstd_level=self._config.zstd_level)
+        written = (self._masked(row) for row in rows) if "loss_mask" in self._schema.names else rows
+        entry = shard_io.write_part(url, written, self._schema, name=name, zstd_level=self._config.zstd_level)
         kinds = np.sum([np.bincount(row.token_type, minlength=len(TokenType)) for row in rows], axis=0)
         tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
         yield msgspec.structs.replace(entry, tokens=tokens)
+
+    def _masked(self, row: Row) -> MaskedRow:
+        return MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, self._config.loss_mask))
+
+
+def left_out_counts(row: Row) -> dict[str, int]:
+    """What leaving a row out adds to the counts: its tokens by kind, and the documents that begin in it."""
+    kinds = np.bincount(row.token_type, minlength=len(TokenType))
+    return {
+        "rows_left_out": 1,
+        "rows_left_out_documents": int((row.source_starts == 0).sum()),
+        **{f"rows_left_out_tokens_{kind.name.lower()}": int(kinds[kind]) for kind in TokenType},
+    }
 
 
 def _nothing(shard: int) -> tuple[int, tuple[int, Row]]:

@@ -12,7 +12,8 @@ import numpy as np
 from sharding import manifest, order, shard_io
 from sharding.manifest import Manifest
 from sharding.packing import pack_rows, padding_row
-from sharding.records import Item, Row, TokenType, row_schema, token_dtype
+from sharding.records import Item, MaskedRow, Row, TokenType, row_schema, token_dtype
+from sharding.rows import LossMask, loss_mask
 
 FINGERPRINT = "f" * 32
 
@@ -52,10 +53,11 @@ def write_output(
     train_shards: int = 3,
     batch_bytes: int = 2_000,
     empty_split: bool = False,
+    policy: LossMask = "all",
 ) -> PackedOutput:
     """Write shards of equal rows in small batches, their padding rows, manifest and `_SUCCESS`."""
     end_id = vocab_size - 1
-    schema = row_schema(sequence_length, vocab_size)
+    schema = row_schema(sequence_length, vocab_size, with_loss_mask=policy != "all")
     dtype = token_dtype(vocab_size)
     entries, written = [], {}
     for split, shards in (("train", train_shards), ("validation", 1)):
@@ -67,8 +69,14 @@ def write_output(
         for number, shard in enumerate(written[split]):
             name = f"data/{split}-{number:05d}-of-{shards:05d}.arrow"
             padded = shard + [padding_row(sequence_length, dtype)] * (rows_per_shard - len(shard))
+            stored = padded
+            if policy != "all":
+                stored = [
+                    MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, policy))
+                    for row in padded
+                ]
             with mock.patch.object(shard_io, "BATCH_BYTES", batch_bytes):
-                entry = shard_io.write_part(shard_io.join(folder, name), padded, schema, name=name)
+                entry = shard_io.write_part(shard_io.join(folder, name), stored, schema, name=name)
             kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in padded)
             tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
             entries.append(msgspec.structs.replace(entry, tokens=tokens))
@@ -78,7 +86,7 @@ def write_output(
             stage="pack",
             format=manifest.FORMAT,
             fingerprint=FINGERPRINT,
-            config={"tokenizer": "acme/tokenizer", "pack": {"sequence_length": sequence_length}},
+            config={"tokenizer": "acme/tokenizer", "pack": {"sequence_length": sequence_length, "loss_mask": policy}},
             inputs={},
             files={"shards": entries},
             counts={"rows": sum(entry.rows for entry in entries)},

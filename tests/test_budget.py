@@ -251,8 +251,8 @@ def test_an_impossible_tier_is_refused(fields, message):
         ({"tiers": (SKIP,), "dollars": 1.0}, "no tier has a model"),
         ({"tiers": (BRIEF, BRIEF), "dollars": 1.0}, "names must differ"),
         ({"tiers": (SKIP, TierConfig(name="none"), BRIEF), "dollars": 1.0}, "more than one tier without"),
-        ({"tiers": (SKIP, BRIEF), "dollars": 1.0, "policy": "fixed"}, "needs fixed_tier, one of brief"),
-        ({"tiers": (SKIP, BRIEF), "dollars": 1.0, "policy": "fixed", "fixed_tier": "skip"}, "one of brief; got skip"),
+        ({"tiers": (SKIP, BRIEF), "dollars": 1.0, "policy": "fixed"}, "needs fixed_tier, one of skip, brief"),
+        ({"tiers": (SKIP, BRIEF), "dollars": 1.0, "policy": "fixed", "fixed_tier": "x"}, "one of skip, brief; got x"),
         ({"tiers": (SKIP, BRIEF), "dollars": 1.0, "fixed_tier": "brief"}, "policy is adaptive"),
         ({"tiers": (SKIP, BRIEF), "dollars": -1.0}, "greater than 0"),
     ],
@@ -543,6 +543,11 @@ def test_fixed_gives_one_tier_to_all():
     assert plan.tier_of("unseen#0", 3.0) == 1
     assert plan.planned_spend == 50 * 256
     assert plan.warnings == ()
+
+    none = BudgetConfig(policy="fixed", fixed_tier="skip", thinking_tokens=50 * 256, tiers=(SKIP,))
+    plan = allocate(histogram_of(difficulty_nats), none, source_tokens=1, prices={})
+    assert plan.tiers_of(ids_of(50), difficulty_nats).tolist() == [0] * 50
+    assert (plan.planned_spend, plan.warnings) == (0, ())
 
     rich = BudgetConfig(policy="fixed", fixed_tier="brief", thinking_tokens=100 * 256, tiers=TIER_SETS[0])
     (warning,) = allocate(histogram_of(difficulty_nats), rich, source_tokens=1, prices={}).warnings

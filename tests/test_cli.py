@@ -76,7 +76,7 @@ def test_verify_notices_any_changed_byte(config_file: Callable[..., str], tmp_pa
     checked = thoughtmill("verify", str(tmp_path / "out"), "--json")
     assert checked.returncode == 1
     [problem] = json.loads(checked.stdout)["problems"]
-    assert shard.name in problem
+    assert shard.name in problem["where"]
 
 
 @pytest.mark.parametrize(

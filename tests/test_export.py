@@ -383,6 +383,27 @@ def test_from_and_to_an_object_store(output: PackedOutput, tmp_path: Path, fmt: 
         memory.rm("/", recursive=True)
 
 
+@pytest.mark.parametrize("fmt", WITH_LOSS_MASK)
+def test_the_mask_of_the_corpus_goes_with_it(output: PackedOutput, tmp_path: Path, fmt: str) -> None:
+    masked = write_output(str(tmp_path / "masked"), policy="thoughts_only")
+    of_corpus, _ = export(masked.url, fmt, str(tmp_path / "of corpus"))
+    asked, _ = export(output.url, fmt, str(tmp_path / "asked"), loss_mask="thoughts_only")
+    assert of_corpus.loss_mask == asked.loss_mask == "thoughts_only"
+    assert of_corpus.files == asked.files
+    other, _ = export(masked.url, fmt, str(tmp_path / "all"), loss_mask="all")
+    assert other.loss_mask == "all" and other.files != asked.files
+
+
+def test_a_mask_is_not_lost_on_the_way_to_megatron(output: PackedOutput, tmp_path: Path) -> None:
+    masked = write_output(str(tmp_path / "masked"), policy="source_only")
+    with pytest.raises(RequestError, match=r"no place for the mask source_only of this corpus.*ask for all"):
+        export(masked.url, "megatron", str(tmp_path / "target"))
+    with pytest.raises(RequestError, match="no place for the mask thoughts_only"):
+        export(masked.url, "megatron", str(tmp_path / "target"), loss_mask="thoughts_only")
+    done, _ = export(masked.url, "megatron", str(tmp_path / "target"), loss_mask="all")
+    assert done.files == export(output.url, "megatron", str(tmp_path / "plain"))[0].files
+
+
 def test_a_second_export_writes_nothing(output: PackedOutput, tmp_path: Path) -> None:
     first, _ = export(output.url, "olmo", str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -19,6 +19,7 @@ import pytest
 
 from augment import registry
 from augment.engines import (
+    Closing,
     EngineDead,
     Generation,
     GenerationFailed,
@@ -273,6 +274,28 @@ def test_bundles_get_their_own_results_exactly_once(feeders: Callable[..., Feede
     assert feeder.idle
 
 
+def test_a_request_that_is_under_way_already_is_not_made_twice(feeders: Callable[..., Feeder]) -> None:
+    """A bundle is run again while what its first attempt asked for is waiting or in flight."""
+    opened = threading.Event()
+
+    async def slow() -> None:
+        while not opened.is_set():
+            await asyncio.sleep(0.001)
+
+    engine = ScriptedEngine(lambda r: slow(), capacity=2)
+    feeder = feeders(engine, config=FeedingConfig(max_waiting=8))
+    first, again = feeder.ticket(), feeder.ticket()
+    for i in range(6):
+        first.submit(request(str(i)))
+    for i in range(9):
+        again.submit(request(str(i)))
+    opened.set()
+    assert sorted(result.request.key for result in again.drain()) == [str(i) for i in range(9)]
+    assert len(list(first.drain())) == 6
+    assert sorted(engine.order) == [str(i) for i in range(9)]
+    assert feeder.idle and feeder.stats().submitted == 9
+
+
 def test_a_bundle_does_not_wait_for_another(feeders: Callable[..., Feeder]) -> None:
     opened = threading.Event()
 
@@ -376,6 +399,14 @@ def test_an_engine_that_cannot_start(feeders: Callable[..., Feeder]) -> None:
     assert feeder.error is not None
 
 
+def test_an_engine_that_cannot_be_made(feeders: Callable[..., Feeder]) -> None:
+    def make() -> ScriptedEngine:
+        raise RequestError("engine_args.dtype: not allowed")
+
+    with pytest.raises(MillError, match=r"engine_args\.dtype"):
+        run_all(feeders(make), [request("a")])
+
+
 # --- deaths -----------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +473,54 @@ def test_an_engine_that_hangs_is_replaced(feeders: Callable[..., Feeder]) -> Non
     feeder = feeders(make, config=FeedingConfig(stall_s=0.1, backoff_s=0.001))
     assert len(run_all(feeder, [request(str(i)) for i in range(10)])) == 10
     assert len(engines) == 2
+
+
+CLOSING = Closing(reserve_tokens=4, phrase="", phrase_token_ids=np.empty(0, np.uint32))
+
+
+@pytest.mark.parametrize(
+    "trouble", [GenerationFailed("hiccup"), GenerationFailed("full", retry_after_s=0.01), EngineDead("gone")]
+)
+def test_a_failed_closing_call_alone_is_made_again(feeders: Callable[..., Feeder], trouble: MillError) -> None:
+    calls: Counter[str] = Counter()
+
+    def script(r: GenerationRequest) -> Any:
+        name = "closing" if r.include_stop else "first"
+        calls[name] += 1
+        if name == "first":
+            return Generation(
+                text="and so on",
+                token_ids=np.full(r.max_tokens, calls["first"], np.uint32),
+                sum_logprobs=-1.0,
+                finish_reason="length",
+                engine_version="0",
+            )
+        return trouble if calls["closing"] < 2 else generation(r, " to the end.")
+
+    feeder = feeders(lambda: ScriptedEngine(script))
+    [done] = run_all(feeder, [request("a", max_tokens=16, closing=CLOSING)])
+    assert isinstance(done, Completed) and done.generation.forced
+    assert done.generation.text == "and so on to the end."
+    assert done.generation.token_ids.tolist() == [1] * 12 + [0] * 4
+    assert calls == {"first": 1, "closing": 2}
+
+
+def test_an_engine_that_dies_while_it_starts_is_tried_again(feeders: Callable[..., Feeder]) -> None:
+    engines: list[ScriptedEngine] = []
+
+    class Shaky(ScriptedEngine):
+        async def start(self) -> None:
+            if len(engines) < 3:
+                raise EngineDead("its owner is gone")
+
+    def make() -> ScriptedEngine:
+        engines.append(Shaky(lambda r: None))
+        return engines[-1]
+
+    feeder = feeders(make)
+    assert len(run_all(feeder, [request(str(i)) for i in range(5)])) == 5
+    assert len(engines) == 3 and [engine.closes for engine in engines] == [1, 1, 0]
+    assert feeder.stats().restarts == 2
 
 
 # --- closing, and several models --------------------------------------------------------------------------------------
@@ -529,6 +608,23 @@ def test_a_starved_engine_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "the engine of model had 17 requests in flight on average and could take 100"
     ]
+
+
+def test_an_engine_that_is_never_idle_and_never_full_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("augment.occupancy.time.monotonic", lambda: now)
+    starved, full, shared = Account("starved"), Account("full"), Account("shared")
+    for account in (starved, full, shared):
+        account.capacity = 100
+    shared.elsewhere = True
+    with caplog.at_level(logging.WARNING):
+        for i in range(100):
+            for account, in_flight in ((starved, 20), (full, 80), (shared, 20)):
+                account.observe(in_flight + i % 3)
+            now += 1.0
+    assert [record.getMessage().split(" had")[0] for record in caplog.records] == ["the engine of starved"]
 
 
 # --- the rehearsal engine ---------------------------------------------------------------------------------------------

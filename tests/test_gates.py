@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.gates import GatesConfig, make_gates
+from augment.gates import GatesConfig, Subject, make_gates
 from augment.gates.loop import LoopConfig, compression_ratio, repeated_share
 from augment.gates.too_short import TooShortConfig
 from augment.gates.unclosed import UnclosedConfig
@@ -68,7 +68,8 @@ def trace(text: str, closed: str = "natural", finish_reason: str = "stop") -> Tr
     return Trace(text=text, closed=closed, finish_reason=finish_reason, thought_tokens=100)  # type: ignore[arg-type]
 
 
-def reasons(subject: Trace, config: GatesConfig | None = None) -> list[str]:
+def reasons(made: Trace, config: GatesConfig | None = None) -> list[str]:
+    subject = Subject(trace=made, source_text="", prompt="expert")
     return [gate.name for gate in make_gates(config or GatesConfig()) if gate.objects(subject)]
 
 

@@ -4,14 +4,17 @@ import dataclasses
 from itertools import pairwise
 from typing import get_args
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.errors import RequestError
+from sharding.errors import MillError, RequestError
 from sharding.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out
+from sharding.packing import pack_rows, padding_row
 from sharding.records import Item, TokenType
+from sharding.recovery import document_source, items_of, thoughts_of
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UINT16 = np.dtype(np.uint16)
@@ -27,7 +30,10 @@ ANGLES = Delimiters(thought_open=ids("<"), thought_close=ids(">"), document_end=
 
 def laid_out(document, layout, max_tokens, delimiters=ANGLES):
     """The items as text, one token a character, and the counts that are not zero."""
-    segments = [SegmentTokens(ids(source), [ids(thought) for thought in thoughts]) for source, thoughts in document]
+    segments = [
+        SegmentTokens(ids(source), [ids(thought) for thought in thoughts], *shown)
+        for source, thoughts, *shown in document
+    ]
     items, counts = lay_out("doc", segments, layout, delimiters, max_tokens, UINT16)
     texts = ["".join(map(chr, item.input_ids)) for item in items]
     return texts, {name: count for name, count in dataclasses.asdict(counts).items() if count}
@@ -64,6 +70,21 @@ TWO = [("abc", ["XY"]), ("de", ["Z"])]
         ([("abcde", ["XXXX", "YYYY"])], "after_segment", 10, ["ab<XXXX>", "cde<YYYY>."]),
         # Thoughts crowd no source out: these two and one source token would fit, but not with all of the source.
         ([("abcd", ["XX", "YY"])], "after_segment", 11, ["ab<XX>", "cd<YY>."]),
+        # Within the segment: behind what the generator saw of it, which may be nothing or all of it.
+        ([("abc", ["XY"], 1), ("de", ["Z"], 2)], "at_hard_span", 13, ["a<XY>bcde<Z>."]),
+        ([("abc", ["XY"], 0), ("de", ["Z"], 0)], "at_hard_span", 13, ["<XY>abc<Z>de."]),
+        ([("abc", ["X", "Y", "Z"], 2)], "at_hard_span", 13, ["ab<X><Y><Z>c."]),
+        ([("abc", ["XY"], 1), ("de", ["Z"], 1)], "at_hard_span", 12, ["a<XY>bc", "d<Z>e."]),
+        # No other layout looks at how much that was.
+        ([("abc", ["XY"], 1), ("de", ["Z"], 1)], "after_segment", 13, ["abc<XY>de<Z>."]),
+        # Too long: the thought keeps as much on either side as fits, or more of one side where the other is short.
+        ([("abcdefghij", ["XY"], 5)], "at_hard_span", 9, ["abc", "de<XY>fgh", "ij."]),
+        ([("abcdefghij", ["XY"], 1)], "at_hard_span", 9, ["a<XY>bcde", "fghij."]),
+        ([("abcdefghij", ["XY"], 9)], "at_hard_span", 10, ["abcde", "fghi<XY>j."]),
+        ([("abcdefghij", ["XY"], 10)], "at_hard_span", 10, ["abcde", "fghij<XY>."]),
+        # Several that are too long together share what comes from their place on, or where that is too little, all.
+        ([("abcdef", ["XXXX", "YYYY"], 2)], "at_hard_span", 10, ["ab<XXXX>cd", "<YYYY>ef."]),
+        ([("abcdef", ["XXXX", "YYYY"], 5)], "at_hard_span", 10, ["abc<XXXX>", "def<YYYY>."]),
         # An empty segment leaves no trace.
         ([("ab", []), ("", []), ("c", ["X"])], "after_document", 20, ["abc<X>."]),
     ],
@@ -144,6 +165,13 @@ def test_types_starts_and_id_type():
     assert (second.input_ids.dtype, second.token_type.dtype) == (np.uint32, np.uint8)
 
 
+@pytest.mark.parametrize("outside", [-1, 4])
+def test_thoughts_outside_of_their_segment_are_refused(outside):
+    segment = SegmentTokens(ids("abc"), [ids("X")], outside)
+    with pytest.raises(ValueError, match=f"behind {outside} of 3 tokens"):
+        lay_out("doc", [segment], "at_hard_span", ANGLES, 64, UINT16)
+
+
 @pytest.mark.parametrize("bad", [65_536, -1])
 def test_an_id_that_does_not_fit_is_never_wrapped_around(bad):
     with pytest.raises(ValueError, match="uint16"):
@@ -162,7 +190,7 @@ THOUGHT_BASE = 100_000  # ids of thought t are THOUGHT_BASE * (t + 1) + 0, 1, 2,
 DELIMITER_BASE = 50_000
 
 segment_shapes = st.lists(
-    st.tuples(st.integers(0, 40), st.lists(st.integers(0, 40), max_size=3)), min_size=0, max_size=6
+    st.tuples(st.integers(0, 40), st.lists(st.integers(0, 40), max_size=3), st.integers(0, 40)), min_size=0, max_size=6
 )
 
 
@@ -173,6 +201,7 @@ class Case:
     segments: list[SegmentTokens]
     delimiters: Delimiters
     max_tokens: int
+    layout: Layout
     items: list[Item]
     counts: LayoutCounts
 
@@ -206,12 +235,13 @@ def cases(draw, layout=None):
     opening, closing, ending = draw(st.tuples(*[st.integers(0, 2)] * 3))
     max_tokens = draw(st.integers(opening + closing + ending + 2, 90))
     segments, next_source, next_thought = [], 0, 0
-    for num_source, thought_lengths in shapes:
+    for num_source, thought_lengths, shown in shapes:
         thoughts = []
         for length in thought_lengths:
             next_thought += 1
             thoughts.append(np.arange(length, dtype=np.uint32) + THOUGHT_BASE * next_thought)
-        segments.append(SegmentTokens(np.arange(num_source, dtype=np.uint32) + next_source, thoughts))
+        source = np.arange(num_source, dtype=np.uint32) + next_source
+        segments.append(SegmentTokens(source, thoughts, min(shown, num_source)))
         next_source += num_source
     base = DELIMITER_BASE
     delimiters = Delimiters(
@@ -220,7 +250,8 @@ def cases(draw, layout=None):
         document_end=np.arange(ending, dtype=np.uint32) + base + 20,
     )
     layout = layout or draw(st.sampled_from(LAYOUTS))
-    return Case(segments, delimiters, max_tokens, *lay_out("doc", segments, layout, delimiters, max_tokens, UINT32))
+    laid_out = lay_out("doc", segments, layout, delimiters, max_tokens, UINT32)
+    return Case(segments, delimiters, max_tokens, layout, *laid_out)
 
 
 @given(cases())
@@ -378,3 +409,82 @@ def test_before_segment_leads_its_own_source(case):
         found = [n for item in case.items for n in neighbours(case, item) if owners[n[0]] is segment]
         if found:
             assert found[0][2] == segment.input_ids[0]
+
+
+@given(cases(layout="at_hard_span"))
+@settings(max_examples=300)
+def test_at_hard_span_stands_behind_what_was_shown(case):
+    owners = segment_of_thought(case)
+    for item in case.items:
+        for number, before, after in neighbours(case, item):
+            owner = owners[number]
+            shown, hidden = owner.input_ids[: owner.shown_tokens], owner.input_ids[owner.shown_tokens :]
+            if case.num_tokens(owner) <= case.max_tokens:
+                # In its place, with the segment on both sides of it.
+                assert not shown.size or before == shown[-1]
+                assert not hidden.size or after == hidden[0]
+            elif hidden.size >= len(case.thoughts(owner)):
+                assert after in hidden, "it stands before what its generator had not seen"
+            else:
+                assert before in owner.input_ids or after in owner.input_ids
+
+
+def expected_places(case: Case) -> dict[int, int]:
+    """For each thought, how many source tokens stand before it where its segment fits; None where that is open."""
+    places, start = {}, 0
+    for segment in case.segments:
+        end = start + len(segment.input_ids)
+        place = {
+            "after_document": None,
+            "after_segment": end,
+            "before_segment": start,
+            "at_hard_span": start + segment.shown_tokens,
+        }[case.layout]
+        for thought in case.thoughts(segment):
+            fits = case.filled and segment in case.filled and case.num_tokens(segment) <= case.max_tokens
+            places[int(thought[0]) // THOUGHT_BASE] = place if fits else None
+        start = end
+    return places
+
+
+@given(cases())
+@settings(max_examples=250)
+def test_rows_give_source_and_thoughts_back(case):
+    """Through packing and back: the source whole, every thought in its place, in its order, by itself."""
+    rows = [*pack_rows(case.items, case.max_tokens), padding_row(case.max_tokens, UINT32)]
+    items = sorted((item for row in rows for item in items_of(row)), key=lambda item: item.source_start)
+    assert items == case.items
+    if items:
+        num_source = sum(len(segment.input_ids) for segment in case.segments)
+        assert document_source(items[::-1]).tolist() == list(range(num_source))
+        assert document_source([*items, *items]).tolist() == list(range(num_source))
+    found = [thought for item in items for thought in thoughts_of(item)]
+    whole = {int(t[0]) // THOUGHT_BASE: t for segment in case.segments for t in case.thoughts(segment)}
+    places = expected_places(case)
+    if not case.wrap:
+        # Without delimiters, neighbours are told apart by their ids alone.
+        tokens = [int(token) for thought in found for token in thought.input_ids]
+        assert len(tokens) == case.counts.thought_tokens == len(set(tokens))
+        return
+    numbers = [int(thought.input_ids[0]) // THOUGHT_BASE for thought in found]
+    assert numbers == sorted(set(numbers)) and len(numbers) == case.counts.thoughts
+    for number, thought in zip(numbers, found, strict=True):
+        original = whole[number]
+        assert thought.input_ids.tolist() == original[: len(thought.input_ids)].tolist()
+        if places[number] is not None:
+            assert thought.place == places[number]
+            assert len(thought.input_ids) == len(original)
+    assert set(whole) - set(numbers) == set() or case.counts.thoughts_dropped
+
+
+def test_what_does_not_go_together_is_not_put_together():
+    items, _ = lay_out("doc", [SegmentTokens(ids("abcdefgh"))], "after_document", ANGLES, 5, UINT16)
+    first, second = items
+    assert "".join(map(chr, document_source(items))) == "abcdefgh"
+    for wrong, said in [
+        ([second], "go on at token 5, not at 0"),
+        ([first, first, second], "2 items begin at token 0, 1 at token 5"),
+        ([first, msgspec.structs.replace(first, input_ids=ids("abXde"))], "its copies differ from token 0 on"),
+    ]:
+        with pytest.raises(MillError, match=said):
+            document_source(wrong)

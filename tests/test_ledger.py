@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment import ledger
+from augment import ledger, parts
 from augment.engines import Closing, SamplingConfig
 from augment.ledger import (
     LedgerWriter,
@@ -172,6 +174,23 @@ def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest
     assert keys(read_ledger(url)) == keys(row(n) for n in range(33))
 
 
+ABANDON = """
+import sys
+from augment.ledger import LedgerWriter
+from tests.test_ledger import row
+writer = LedgerWriter(sys.argv[1], flush_seconds=1000)
+writer.add(row(1))
+raise SystemExit(3)
+"""
+
+
+def test_what_was_paid_for_is_written_when_the_process_ends(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", ABANDON, str(tmp_path)], cwd=root, timeout=60, check=False)
+    assert done.returncode == 3
+    assert list(read_ledger(str(tmp_path))) == [row(1)]
+
+
 def test_closing_a_writer_whose_store_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*args: Any, **kwargs: Any) -> Any:
         raise ValueError("a bug in a filesystem")
@@ -209,6 +228,34 @@ def test_a_part_that_cannot_be_read_is_skipped(url: str, damage: str, caplog: py
     assert read_part(broken) is None
 
 
+def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row(n) for n in range(60)]
+    url = parts.write_part(str(tmp_path), rows)
+    assert read_part(url) == rows
+    data = Path(url).read_bytes()
+    rng = random.Random(0)
+    damaged = [bytearray(data) for _ in range(100)]
+    for copy in damaged:
+        copy[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    for copy in [*damaged, data[:-8], data + b"more", b""]:
+        Path(url).write_bytes(copy)
+        assert read_part(url) is None and read_part(url, ["key"]) is None and list(read_ledger(str(tmp_path))) == []
+    assert all(url in record.getMessage() for record in caplog.records)
+    Path(url).write_bytes(data)
+    assert read_part(url) == rows
+
+
+def test_parts_of_earlier_versions_have_no_digest(tmp_path: Path) -> None:
+    url = put(str(tmp_path), "1763000000000-0123456789abcdef", [row(1)])
+    assert read_part(url) == [row(1)]
+
+
+def test_parts_since_a_time(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    urls = [put(url, f"{ms}-{'0' * 16}", [row(ms)]) for ms in (1000, 2000, 3000)]
+    assert ledger_parts(url) == urls and ledger_parts(url, since_ms=2000) == urls[1:]
+
+
 def test_other_files_in_the_folder_are_not_parts(tmp_path: Path) -> None:
     put(str(tmp_path), "1-a", [row(1)])
     (tmp_path / ".part-2-b.arrow.0123.tmp").write_bytes(b"half")
@@ -227,11 +274,10 @@ def test_only_the_columns_asked_for_are_read(url: str) -> None:
 def test_a_store_that_cannot_be_read_is_no_empty_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(str(tmp_path), "1-a", [row(1)])
 
-    def refuse(url: str, columns: Any = None) -> Any:
+    def refuse(url: str) -> Any:
         raise MillError(f"cannot read {url}: permission denied")
 
-    monkeypatch.setattr(ledger, "read_batches", refuse)
-    monkeypatch.setattr(ledger, "read_bytes", refuse)
+    monkeypatch.setattr(parts, "read_bytes", refuse)
     with pytest.raises(MillError, match="permission denied"):
         list(read_ledger(str(tmp_path)))
 

@@ -100,6 +100,23 @@ def test_labels_count_what_the_policy_counts(output: PackedOutput, policy: Any) 
     assert counted
 
 
+@pytest.mark.parametrize("policy", ["source_only", "no_delimiters"])
+def test_the_mask_of_the_corpus_is_the_default(tmp_path: Path, output: PackedOutput, policy: Any) -> None:
+    """Read from its column; another policy, when it is asked for, from the token types."""
+    packed = write_output(str(tmp_path), policy=policy)
+    of_corpus = PackedDataset(packed.url, shuffle=False)
+    assert of_corpus.loss_mask == policy and PackedDataset(output.url).loss_mask == "all"
+    for asked in (None, *LOSS_MASKS):
+        expected = [r["labels"].tolist() for r in PackedDataset(output.url, loss_mask=asked or policy, shuffle=False)]
+        assert [r["labels"].tolist() for r in PackedDataset(packed.url, loss_mask=asked, shuffle=False)] == expected
+
+
+def test_the_stored_mask_is_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = write_output(str(tmp_path), policy="thoughts_only")
+    monkeypatch.setattr("sharding.read.loss_mask", lambda *_: pytest.fail("the stored mask was not read"))
+    assert any((row["labels"] != IGNORED_LABEL).any() for row in PackedDataset(packed.url))
+
+
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(RequestError, match="loss_mask: 'thoughts' is not one of all, source_only"):
         loss_mask(np.zeros(3, np.uint8), "thoughts")  # type: ignore[arg-type]

@@ -19,6 +19,9 @@ from sharding.http import check_urls
 
 EngineFamily = Literal["vllm", "endpoint", "rehearsal"]
 
+ELSEWHERE = "elsewhere"
+"""Family of the engine that stands for one in another process of this machine; never in a ledger."""
+
 _OWN_FIELD = {"model": "name", "revision": "revision", "max_model_len": "max_model_len"}
 """What prompts and keys depend on has a field of its own and can't be changed behind its back."""
 
@@ -177,7 +180,7 @@ class Engine(Protocol):
     """A generator at work. All coroutines run on one event loop, that of the `Feeder` that owns the engine.
 
     Attributes:
-        family: of the ledger's `engine` column.
+        family: of the ledger's `engine` column, or `ELSEWHERE`.
         version: of the engine software; known once started.
         capacity: requests in flight that keep it full; before `start` an estimate.
         memory_share: the share of the machine's accelerator memory it takes while it runs, 0 to 1.

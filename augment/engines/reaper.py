@@ -25,12 +25,27 @@ _GRACE_S = 10.0
 
 def new_mark() -> str:
     """A mark that nothing else carries."""
-    return f"thoughtmill-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{mark_prefix(os.getpid())}{secrets.token_hex(4)}"
+
+
+def mark_prefix(owner: int) -> str:
+    """What the marks of all engines of a process begin with."""
+    return f"thoughtmill-{owner}-"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for doesn't."""
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def marked_processes(mark: str) -> list[Any]:
-    """The running processes that carry the mark, as psutil processes."""
-    import psutil  # type: ignore[import-untyped]
+    """The running processes that carry the mark, or one that begins with it, as psutil processes."""
+    import psutil
 
     found = []
     for process in psutil.process_iter():
@@ -38,7 +53,7 @@ def marked_processes(mark: str) -> list[Any]:
             title = process.cmdline()[:1]
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if (title and mark in title[0]) or process.environ().get(MARK_VARIABLE) == mark:
+            if (title and mark in title[0]) or process.environ().get(MARK_VARIABLE, "").startswith(mark):
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # gone, or not ours to look at

@@ -11,7 +11,6 @@ up and, where they fill a window, ratios below 0.09.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -19,11 +18,9 @@ from typing import TypeVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.thoughts import Trace
+from augment.gates.subject import Subject
+from augment.words import WORD
 from sharding.config import STRICT
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|\w+")
-"""Words; in scripts that put no space between them, characters."""
 
 _NGRAM = 8
 _WINDOWS_WORDS = (128, 256, 1024)
@@ -55,17 +52,17 @@ class LoopGate:
     def __init__(self, config: LoopConfig) -> None:
         self._config = config
 
-    def objects(self, trace: Trace) -> bool:
-        if trace.finish_reason == "repetition":
+    def objects(self, subject: Subject) -> bool:
+        if subject.trace.finish_reason == "repetition":
             return True
-        if repeated_share(trace.text) > self._config.max_repeated_share:
+        if repeated_share(subject.trace.text) > self._config.max_repeated_share:
             return True
-        return compression_ratio(trace.text) < self._config.min_compression_ratio
+        return compression_ratio(subject.trace.text) < self._config.min_compression_ratio
 
 
 def repeated_share(text: str) -> float:
     """The share of word 8-grams that occurred before in the same window, in the worst window of any size; 0 to 1."""
-    words = _WORD.findall(text)
+    words = WORD.findall(text)
     if len(words) < _MIN_WORDS:
         return 0.0
     return max(_share(window) for size in _WINDOWS_WORDS for window in _windows(words, size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.thoughts import Trace
+from augment.gates.subject import Subject
 from sharding.config import STRICT
 
 
@@ -28,5 +28,5 @@ class TooShortGate:
     def __init__(self, config: TooShortConfig) -> None:
         self._min_bytes = config.min_bytes
 
-    def objects(self, trace: Trace) -> bool:
-        return len("".join(filter(str.isalnum, trace.text)).encode()) < self._min_bytes
+    def objects(self, subject: Subject) -> bool:
+        return len("".join(filter(str.isalnum, subject.trace.text)).encode()) < self._min_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.thoughts import Trace
+from augment.gates.subject import Subject
 from sharding.config import STRICT
 
 
@@ -21,5 +21,5 @@ class UnclosedGate:
 
     name = "unclosed"
 
-    def objects(self, trace: Trace) -> bool:
-        return trace.closed == "cut"
+    def objects(self, subject: Subject) -> bool:
+        return subject.trace.closed == "cut"

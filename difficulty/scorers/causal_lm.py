@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import TokenScores
+from difficulty.scorers import SEPARATOR, TokenScores, first_token_after
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
 from sharding.errors import MillError, RequestError
 from sharding.model_store import model_fingerprint, resolve_model
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # of float32 logits; twice as much is held
 _MAX_CHUNK_ROWS = 512
 _FLOOR_NATS = -80.0  # exp of it is still a normal float32, and nothing against 1
+_NEAR_CHARACTERS = 32  # of what follows: enough to tell how what precedes it is cut
 _CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of logits, in nats: what separates rounding from another head
 
 
@@ -118,6 +119,39 @@ class CausalLMScorer:
             TokenScores(self.tokenizer.byte_ends(ids), s, e)
             for ids, s, e in zip(documents, surprisal, entropy, strict=True)
         ]
+
+    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        """See `Scorer.nats_after`; the head runs over the tokens that are given, and over no others."""
+        import torch
+
+        ids = self.tokenizer.encode_for_scoring(text)
+        first = first_token_after(self.tokenizer.byte_ends(ids), len(text[:skipped].encode()))
+        before = [self._encode_before(prefix + SEPARATOR, text) if prefix else ids[:0] for prefix in prefixes]
+        longest = max(map(len, before), default=0)
+        room = self._config.context_tokens
+        kept = min(len(ids), max(room - longest, room // 2, min(len(ids) - first, room)))
+        ids, given = ids[len(ids) - kept :], min(len(ids) - first, kept)
+        before = [prefix[max(0, len(prefix) - (room - kept)) :] for prefix in before]
+        rows_of = [np.concatenate([prefix, ids]) for prefix in before]
+        nats = np.empty((len(prefixes), given), np.float32)
+        if not given:
+            return nats
+        lengths = [len(row) for row in rows_of]
+        with torch.inference_mode():
+            for batch in batch_by_length(lengths, self._config.batch_tokens if self.chunked else 0):
+                rows = [_Row(number, Window(0, lengths[number] - given, lengths[number])) for number in batch]
+                input_ids, mask = self.inputs(rows_of, rows)
+                scored = self._score_batch(rows_of, rows, input_ids, mask)[0].float().cpu().numpy()
+                nats[batch] = scored.reshape(len(batch), given)
+        return nats
+
+    def _encode_before(self, prefix: str, text: str) -> np.ndarray:
+        """The prefix as tokens, cut as it is in front of the text: white space is often cut by what follows it."""
+        size_bytes = len(prefix.encode())
+        ids = self.tokenizer.encode_for_scoring(prefix + text[:_NEAR_CHARACTERS])
+        ids = ids[: np.searchsorted(self.tokenizer.byte_ends(ids), size_bytes, side="right")]
+        covered_bytes = int(self.tokenizer.byte_ends(ids)[-1]) if len(ids) else 0
+        return ids if covered_bytes == size_bytes else self.tokenizer.encode_for_scoring(prefix)
 
     def batches(self, documents: Sequence[np.ndarray]) -> Iterator[list[_Row]]:
         """The rows of each forward pass that scores these documents (token ids of each)."""

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import TokenScores
+from difficulty.scorers import TokenScores, nats_after_by_score
 from difficulty.scorers.windows import Window, cut_windows
 from sharding.endpoints import COMPLETIONS, EndpointPool, Served
 from sharding.errors import MillError, RequestError
@@ -119,6 +119,10 @@ class EndpointScorer:
             TokenScores(self.tokenizer.byte_ends(ids), surprisal, entropy)
             for ids, (surprisal, entropy) in zip(documents, nats, strict=True)
         ]
+
+    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        """See `Scorer.nats_after`; texts longer than the window are read in windows, as by `score`."""
+        return nats_after_by_score(self, prefixes, text, skipped)
 
     def close(self) -> None:
         """End the connections. Safe to call twice."""

@@ -26,6 +26,10 @@ class ExcessLossScorer:
         pairs = zip(self._scorer.score(texts), self._reference.score(texts), strict=True)
         return [_excess(scores, reference) for scores, reference in pairs]
 
+    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        """Of the scorer alone: what a trace does for it is no matter of the reference."""
+        return self._scorer.nats_after(prefixes, text, skipped)
+
 
 def _excess(scores: TokenScores, reference: TokenScores) -> TokenScores:
     known = align_nats(reference.byte_ends, reference.surprisal_nats, scores.byte_ends)

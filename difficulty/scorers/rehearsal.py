@@ -4,12 +4,13 @@ Its scores have the shape of a language model's (many easy tokens, a heavy tail)
 what they touch as not for training.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from difficulty.scorers import TokenScores
+from difficulty.scorers import TokenScores, first_token_after
 
 _VERSION = 1
 _MAX_NATS = 20.0
@@ -50,6 +51,17 @@ class RehearsalScorer:
 
     def score(self, texts: Sequence[str]) -> list[TokenScores]:
         return [_score(text.encode()) for text in texts]
+
+    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        """Each token's nats, a little more or less by a hash of the prefix and the token's place."""
+        alone = _score(text.encode())
+        nats = alone.surprisal_nats[first_token_after(alone.byte_ends, len(text[:skipped].encode())) :]
+        rows = [nats]
+        for prefix in prefixes:
+            seed = hashlib.blake2b(prefix.encode(), digest_size=8).digest()
+            noise = np.random.Generator(np.random.PCG64(int.from_bytes(seed))).uniform(0.9, 1.1, len(nats))
+            rows.append(nats * noise if prefix else nats)
+        return np.stack(rows[1:]).astype(np.float32)
 
 
 def _score(text_bytes: bytes) -> TokenScores:

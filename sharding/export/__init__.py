@@ -23,7 +23,7 @@ from sharding.export import datatrove, mds, megatron, olmo, parquet
 from sharding.export.source import SourceShard
 from sharding.manifest import Manifest
 from sharding.records import FileEntry
-from sharding.rows import LOSS_MASKS, LossMask, split_of
+from sharding.rows import LOSS_MASKS, LossMask, policy_of, split_of
 
 EXPORT_NAME = "EXPORT.json"
 EXPORT_VERSION = 1
@@ -86,7 +86,7 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         version: of this layout.
         format: a name of `FORMATS`.
-        loss_mask: the policy of the loss mask, or null where none was asked for.
+        loss_mask: the policy of the loss mask, or null where there is none.
         splits: the splits in it.
         source_fingerprint: the fingerprint of the pack manifest it was made from.
         source_digest: hash of the bytes of the shards it was made from.
@@ -130,7 +130,8 @@ def export(
         fmt: a name of `FORMATS`.
         target: URL of the folder to write, in any store.
         splits: the splits wanted; all when absent.
-        loss_mask: which tokens count; None: the format's files without a mask, where it can do without.
+        loss_mask: which tokens count; None: those that `pack.loss_mask` of the corpus counts, and where that is all of
+            them, the format's files without a mask, if it can do without.
         workers: shards exported at the same time. Each holds a batch; from an object store, a shard.
         replace: delete another export that the target holds.
         progress: called after every shard.
@@ -143,6 +144,8 @@ def export(
         MillError: the output isn't finished, a shard is not what its manifest says, or the store refused.
     """
     packed = manifest.require(output, "pack")
+    if loss_mask is None and policy_of(packed) != "all":
+        loss_mask = policy_of(packed)
     plan = _plan(packed, fmt, splits, loss_mask)
     if target.rstrip("/") == output.rstrip("/"):
         raise RequestError(f"target: {target} is the output itself: name another folder")
@@ -190,9 +193,14 @@ def _plan(packed: Manifest, fmt: str, splits: Sequence[str] | None, loss_mask: L
     if loss_mask is not None:
         if loss_mask not in LOSS_MASKS:
             raise RequestError(f"loss_mask: {loss_mask!r} is not one of {', '.join(LOSS_MASKS)}")
-        if not FORMATS[fmt].carries_loss_mask:
+        if not FORMATS[fmt].carries_loss_mask and not (loss_mask == "all" and policy_of(packed) != "all"):
             able = ", ".join(name for name, form in FORMATS.items() if form.carries_loss_mask)
-            raise RequestError(f"loss_mask: {fmt} has no place for one; these have: {able}")
+            if policy_of(packed) == "all":
+                raise RequestError(f"loss_mask: {fmt} has no place for one; these have: {able}")
+            raise RequestError(
+                f"loss_mask: {fmt} has no place for the mask {loss_mask} of this corpus; these have: {able}; "
+                "to count every token, ask for all"
+            )
     shards = packed.files.get("shards", [])
     there = sorted(set(map(split_of, shards)))
     wanted = there if splits is None else sorted(set(splits))

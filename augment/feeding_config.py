@@ -1,0 +1,24 @@
+"""How an engine is fed: the `feeding` section of the config."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sharding.config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FeedingConfig:
+    """How an engine is fed."""
+
+    max_waiting: int = Field(
+        default=4096, gt=0, description="Requests waiting per engine; more make the submitter wait."
+    )
+    max_attempts: int = Field(default=4, gt=0, description="Tries per request before it is given up alone.")
+    backoff_s: float = Field(default=1.0, ge=0, description="Wait before the second try, seconds; doubles with each.")
+    max_backoff_s: float = Field(default=60.0, ge=0, description="Longest wait between tries, seconds.")
+    max_restarts: int = Field(default=6, ge=0, description="Deaths of an engine in a row, nothing finished in between.")
+    stall_s: float = Field(
+        default=3600.0, gt=0, description="Nothing finished for so many seconds: the engine is restarted."
+    )

@@ -1,0 +1,35 @@
+"""Words: how gates, values and decontamination see a text.
+
+In scripts that put no space between words, every character is one. Punctuation and markup are none.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17d3"  # Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana, Chinese characters
+    "\uac00-\ud7af"  # Korean, which has spaces, but between phrases
+)
+"""Characters that are words by themselves, as ranges of a character class."""
+
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0980-\u0dff"
+"""Vowel signs and accents, which Python's \\w leaves out, of Latin, Hebrew, Arabic and Indic scripts."""
+
+WORD = re.compile(rf"[^\W{UNSPACED}]+(?:[{_MARKS}]+[^\W{UNSPACED}]*)*|[{UNSPACED}]")
+"""A word, in a text as it is; for its positions."""
+
+_ASCII_WORD = re.compile("[a-z0-9]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text as they are compared: case, width and composition of characters make no difference.
+
+    Underscores, which may be emphasis, are no part of them either.
+    """
+    if text.isascii():
+        return _ASCII_WORD.findall(text.casefold())
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))

@@ -1,0 +1,73 @@
+"""Our side of `benchmarks.milling`, in a process of its own: the four stages over raw text, without a scorer or thoughts.
+
+    python -m benchmarks.milling_ours SOURCE OUTPUT --shards 2 -- --direct_num_workers=2
+
+What is timed is `mill` from its call to `_SUCCESS`, Beam's pipelines built, its workers started and every file synced.
+The last line is a JSON object of what it took: seconds, processor seconds and the largest process, of this one (which
+is Beam's runner, and without other workers the worker too) and of the workers it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from typing import Any
+
+from pipelines.config import MillConfig, from_mapping
+from pipelines.run import mill
+
+SEQUENCE_LENGTH = 4096
+
+
+def raw_config(source: str, output: str, tokenizer: str, num_shards: int) -> MillConfig:
+    """A run that tokenizes and packs JSON lines, and nothing else."""
+    return from_mapping(
+        {
+            "source": {"path": source, "id_field": "id"},
+            "output": output,
+            "tokenizer": tokenizer,
+            "difficulty": {"scorer": "none"},
+            "budget": {"policy": "fixed", "fixed_tier": "plain", "thinking_tokens": 1, "tiers": [{"name": "plain"}]},
+            "pack": {"sequence_length": SEQUENCE_LENGTH, "num_shards": num_shards},
+        }
+    )
+
+
+def cpu_seconds() -> float:
+    """Processor seconds of this process and of those it waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def run(source: str, output: str, tokenizer: str, num_shards: int, beam_args: list[str]) -> dict[str, Any]:
+    """Mill `source` to `output`; what it took."""
+    config = raw_config(source, output, tokenizer, num_shards)
+    cpu_s, began = cpu_seconds(), time.perf_counter()
+    manifests = mill(config, beam_args=beam_args)
+    elapsed_s = time.perf_counter() - began
+    return {
+        "elapsed_s": elapsed_s,
+        "cpu_s": cpu_seconds() - cpu_s,
+        "tokens": manifests["pack"].counts["tokens_source"],
+        "documents": manifests["score"].counts["documents"],
+        "runner_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "worker_peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "stages_s": {stage: finished.elapsed_s for stage, finished in manifests.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("output")
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("beam_args", nargs="*")
+    args = parser.parse_args()
+    print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, args.beam_args)))
+
+
+if __name__ == "__main__":
+    main()

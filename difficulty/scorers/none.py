@@ -1,0 +1,37 @@
+"""No scorer: every token 0 nats. For corpora whose thoughts, if any, hang on no difficulty, such as control arms.
+
+The config refuses it where nats decide something: an adaptive budget, traces that are valued, thoughts at hard spans.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from difficulty.scorers import TokenScores, first_token_after
+
+
+def describe_none() -> dict[str, Any]:
+    """What the manifest says of it."""
+    return {"scorer": NoScorer.name, "measure": "none"}
+
+
+class NoScorer:
+    """Finds nothing hard. To it a text is one token."""
+
+    name = "none"
+    rehearsal = False
+
+    def score(self, texts: Sequence[str]) -> list[TokenScores]:
+        return [_nothing(text) for text in texts]
+
+    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        scores = _nothing(text)
+        first = first_token_after(scores.byte_ends, len(text[:skipped].encode()))
+        return np.zeros((len(prefixes), len(scores.byte_ends) - first), np.float32)
+
+
+def _nothing(text: str) -> TokenScores:
+    byte_ends = np.array([len(text.encode())][: len(text)], np.int64)
+    nats = np.zeros(len(byte_ends), np.float32)
+    return TokenScores(byte_ends, nats, nats)

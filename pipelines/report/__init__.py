@@ -1,0 +1,92 @@
+"""The report: one page about a run, for a browser without a network. `thoughtmill report OUTPUT`.
+
+manifests ────► facts ──► funnel, spread, traces, shards: figures ─┐
+a few parts ──► sample ─┘                                          ├─► template/page.html.j2 ──► report.html
+a few documents ──► document ──► room: the reading room ───────────┘
+
+It is made from whatever stages have finished, and says what isn't there yet. It depends on the output alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sharding import manifest, shard_io
+from sharding.errors import MillError
+from sharding.manifest import Manifest
+
+REPORT_NAME = "report.html"
+PLAN_NAME = "plan.json"
+
+
+def write(output: str) -> str:
+    """Write the report into the output, over an older one; its URL.
+
+    Raises:
+        MillError: nothing of a run is there, or a file can't be read or written.
+    """
+    url = shard_io.join(output, REPORT_NAME)
+    shard_io.write_bytes(url, render(output).encode())
+    return url
+
+
+def render(output: str) -> str:
+    """The report of a run as HTML; a few MB at most, whatever the size of the corpus.
+
+    Raises:
+        MillError: nothing of a run is there, or a file can't be read.
+    """
+    from pipelines.report import page, shards, spread, traces
+    from pipelines.report.document import read_allocation
+    from pipelines.report.facts import Facts
+    from pipelines.report.funnel import steps
+    from pipelines.report.sample import look
+
+    stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
+    scored = stages["score"]
+    if scored is None:
+        raise MillError(f"{output} holds no scored run: run `thoughtmill score CONFIG` first, or name another output")
+    sample = look(output, stages)
+    facts = Facts(stages=stages, allocation=read_allocation(output, scored), prices=_prices(output), sample=sample)
+    figures = [
+        *(spread.difficulty(facts), spread.spending(facts)),
+        *(traces.lengths(facts), traces.gains(facts), traces.rejections(facts)),
+        *(shards.packing(facts), shards.cost(facts)),
+    ]
+    readings, closed = _reading_room(output, stages, sample)
+    return page.render(output, facts, steps(stages), figures, readings, closed)
+
+
+def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: Any) -> tuple[list[Any], str]:
+    """The documents to read, and why there are none."""
+    from pipelines.report import room
+    from pipelines.report.document import Reader
+    from pipelines.report.sample import choose, read_documents
+
+    try:
+        reader = Reader(output, stages)
+    except MillError as error:
+        # A machine that has the output need not have the tokenizer; the figures do without.
+        return [], f"The documents can't be shown here: {error}."
+    readings: list[Any] = []
+    size_bytes = 0
+    documents = read_documents(output, stages, choose(sample, room.MAX_DOCUMENTS))
+    for document in documents.values():
+        shown = room.reading(reader.lay(document), reader.threshold_nats)
+        size_bytes += shown.size_bytes
+        if readings and size_bytes > room.MAX_BYTES:
+            break
+        readings.append(shown)
+    readings.sort(key=lambda one: not any(passage.kind == "thought" for passage in one.passages))
+    return readings, "" if readings else "There is no document to read."
+
+
+def _prices(output: str) -> dict[str, dict[str, Any]]:
+    """What the plan says of the price of each model."""
+    url = shard_io.join(manifest.stage_url(output, "augment"), PLAN_NAME)
+    if not shard_io.exists(url):
+        return {}
+    models: dict[str, dict[str, Any]] = json.loads(shard_io.read_bytes(url)).get("models", {})
+    return models

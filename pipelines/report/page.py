@@ -1,0 +1,75 @@
+"""The page: the template with style and script put into it, so that one file is all there is to send around.
+
+Text of the corpus is escaped by the template and never comes near the script; its control characters are spelled out.
+A content security policy allows that one script, by its hash, and nothing from anywhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import PurePosixPath
+
+from pipelines.report import room
+from pipelines.report.facts import Facts, Figure
+from pipelines.report.funnel import Step
+from pipelines.report.room import Reading
+from pipelines.report.visible import visible
+from sharding.card import REHEARSAL_NOTICE, redacted
+
+
+def render(
+    output: str,
+    facts: Facts,
+    steps: Sequence[Step],
+    figures: Sequence[Figure],
+    readings: Sequence[Reading],
+    closed: str,
+) -> str:
+    """The report as HTML.
+
+    Args:
+        output: where the run is.
+        closed: why there is nothing to read.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pipelines.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    stages = facts.stages
+    packed, augmented = stages["pack"], stages["augment"]
+    name = packed.config["card"]["name"] if packed else PurePosixPath(output.rstrip("/")).name
+    script = _file("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = environment.get_template("page.html.j2").render(
+        title=name,
+        output=redacted(output),
+        stages=stages,
+        rehearsal=REHEARSAL_NOTICE if any(stage.rehearsal for stage in stages.values() if stage) else "",
+        warnings=list(augmented.facts["warnings"]) if augmented else [],
+        steps=steps,
+        figures=figures,
+        readings=readings,
+        closed=closed,
+        style_of=facts.style_of,
+        full_colour=room.FULL_COLOUR_NATS,
+        levels=range(room.LEVELS),
+        threshold_nats=stages["score"].config["difficulty"]["threshold_nats"] if stages["score"] else 0,
+        layout=packed.config["layout"] if packed else "",
+        value=stages["select"].facts.get("value", "none") if stages["select"] else "",
+        style=_file("page.css"),
+        script=script,
+        script_digest=digest,
+    )
+    return visible(html)
+
+
+def _file(name: str) -> str:
+    return resources.files("pipelines.report").joinpath("template", name).read_text(encoding="utf-8")

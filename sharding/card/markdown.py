@@ -1,0 +1,57 @@
+"""Pieces of Markdown, and the redaction of what must not be in a public text. Used by every section of the card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<rest>[^\s'\"`<>|]+)")
+_SECRET_PARAMETER = re.compile(
+    r"(?P<name>[?&;][^=&\s]*(?:key|token|secret|signature|sig|password|credential|auth)[^=&\s]*=)[^&\s#]+",
+    re.IGNORECASE,
+)
+REDACTED = "REDACTED"
+
+
+def redacted(text: str) -> str:
+    """The text with user names, passwords, keys and tokens taken out of its URLs."""
+
+    def clean(match: re.Match[str]) -> str:
+        authority, slash, path = match["rest"].partition("/")
+        if "@" in authority:
+            authority = f"{REDACTED}@{authority.rpartition('@')[2]}"
+        return match["scheme"] + _SECRET_PARAMETER.sub(rf"\g<name>{REDACTED}", authority + slash + path)
+
+    return _URL.sub(clean, text)
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """A Markdown table."""
+    lines = [tuple(header), tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def section(title: str, *paragraphs: str) -> str:
+    """A section of the non-empty paragraphs."""
+    return "\n\n".join([f"## {title}", *(paragraph for paragraph in paragraphs if paragraph)])
+
+
+def listing(values: Mapping[str, Any]) -> str:
+    """The values that say something, as "key value, key value"."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {_shown(value)}" for key, value in values.items() if value not in (None, "", [], {})
+    )
+
+
+def share(part: float, whole: float) -> str:
+    """A share in per cent."""
+    return f"{part / whole:.2%}" if whole else "0.00%"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value))
+    if isinstance(value, Mapping):
+        return f"({listing(value)})"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,91 @@
+"""What a source is: the `source` section of the config, or one entry of `sources`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sharding.config import STRICT
+
+Format = Literal["jsonl", "parquet", "arrow", "text", "huggingface"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SourceConfig:
+    """Where raw text is and how a record holds it."""
+
+    name: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="Name of the source, carried with every document; each of several sources needs one.",
+    )
+    format: Format | None = Field(
+        default=None,
+        description="jsonl, parquet, arrow, text or huggingface; null: by the files' endings. jsonl and text may be "
+        "plain, .gz or .zst.",
+    )
+    path: str = Field(
+        min_length=1,
+        description="A file, folder or glob in any fsspec store; for huggingface a hub id or the folder of a dataset.",
+    )
+    subset: str | None = Field(default=None, description="huggingface: the dataset's configuration.")
+    split: str | None = Field(default=None, description="huggingface: the split; null: train.")
+    revision: str | None = Field(default=None, description="huggingface: branch, tag or commit on the hub; null: main.")
+    text_field: str = Field(default="text", min_length=1, description="The field that holds the text.")
+    id_field: str | None = Field(
+        default=None, description="The field that holds a document's id; without one the id is a hash of the text."
+    )
+    metadata_fields: tuple[str, ...] = Field(default=(), description="Fields carried through to the scored parts.")
+    document: Literal["file", "paragraph", "line"] | None = Field(
+        default=None,
+        description="text: what one document is; paragraphs end at blank lines; null: the file.",
+    )
+    max_document_bytes: int = Field(
+        default=64 << 20, gt=0, description="A longer record is quarantined; bounds a worker's memory, in bytes."
+    )
+
+
+ONLY_FOR: dict[str, tuple[Format, ...]] = {
+    "subset": ("huggingface",),
+    "split": ("huggingface",),
+    "revision": ("huggingface",),
+    "document": ("text",),
+    "text_field": ("jsonl", "parquet", "arrow", "huggingface"),
+    "id_field": ("jsonl", "parquet", "arrow", "huggingface"),
+    "metadata_fields": ("jsonl", "parquet", "arrow", "huggingface"),
+}
+"""The keys that not every format knows."""
+
+_DEFAULTS = SourceConfig(path="-")
+
+
+def misplaced_key(config: SourceConfig) -> str | None:
+    """What is wrong with a source that sets a key its format doesn't know, as "key: why"; None when all is well.
+
+    A format that is still to be found by the files' endings may turn out to be any but huggingface.
+    """
+    for field in dataclasses.fields(config):
+        formats = ONLY_FOR.get(field.name)
+        value = getattr(config, field.name)
+        if formats is None or value == getattr(_DEFAULTS, field.name):
+            continue
+        if (config.format or "") not in formats and (config.format is not None or formats == ("huggingface",)):
+            shown = list(value) if isinstance(value, tuple) else value
+            is_format = "is not given" if config.format is None else f"is {config.format}"
+            return f"{field.name}: {shown!r} needs the format {' or '.join(formats)}, and the format {is_format}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source and where it stands in the config, so that an error names the key.
+
+    Attributes:
+        key: "source", or "sources.1" for the second of several.
+    """
+
+    key: str
+    config: SourceConfig

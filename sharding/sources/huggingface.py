@@ -1,0 +1,143 @@
+"""Datasets that `datasets` opens, on the hub or in a local folder: streamed, each shard by a worker of its own.
+
+Needs the extra `thoughtmill[datasets]`. A folder saved by `save_to_disk` is read without it, as the Arrow files it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sharding.errors import MillError, RequestError
+from sharding.records import Document, Quarantined
+from sharding.sources.columns import check_columns, documents_of, wanted_columns
+from sharding.sources.config import Source, SourceConfig
+from sharding.sources.units import ReadUnit, SourceFile
+
+BATCH_ROWS = 256
+DEFAULT_SPLIT = "train"
+
+
+def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
+    """The source with its revision fixed to a commit, and its shards.
+
+    Raises:
+        RequestError: there is no such dataset, subset, split or column, or `datasets` isn't installed.
+        MillError: the hub can't be reached.
+    """
+    datasets = _datasets(source)
+    config = source.config
+    revision, version, size_bytes = _state(source)
+    config = dataclasses.replace(config, revision=revision, split=config.split or DEFAULT_SPLIT)
+    try:
+        splits = datasets.load_dataset(config.path, config.subset, revision=revision, streaming=True)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise RequestError(f"{source.key}.path: {config.path!r}: {error}") from error
+    except (ValueError, FileNotFoundError) as error:
+        raise RequestError(f"{source.key}: cannot open the dataset {config.path!r}: {error}") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise MillError(f"{source.key}: cannot open the dataset {config.path!r}: {error}") from error
+    if config.split not in splits:
+        raise RequestError(f"{source.key}.split: {config.split!r} is not one of {', '.join(splits)} in {config.path}")
+    dataset = splits[config.split]
+    source = Source(source.key, config)
+    where = _where(config)
+    try:
+        for table in dataset.take(1).with_format("arrow").iter(1):
+            check_columns(table.schema, source, where)
+    except (OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise MillError(f"cannot read {where}: {error}") from error
+    facts = (dataset.info.splits or {}).get(config.split)
+    size_bytes = facts.num_bytes if facts is not None and facts.num_bytes else size_bytes
+    shards = range(dataset.num_shards)
+    return source, [
+        SourceFile(url=config.path, size_bytes=size_bytes // len(shards), version=version, shard=i) for i in shards
+    ]
+
+
+def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
+    """The rows of one shard.
+
+    Raises:
+        MillError: the shard can't be read; names the dataset and the shard.
+    """
+    datasets = _datasets(source)
+    config = source.config
+    where = f"{_where(config)}#{unit.shard}"
+    row = 0
+    try:
+        dataset = _open(config.path, config.subset, config.split or DEFAULT_SPLIT, config.revision)
+        shard = dataset.shard(dataset.num_shards, unit.shard).select_columns(wanted_columns(config))
+        for table in shard.with_format("arrow").iter(BATCH_ROWS):
+            check_columns(table.schema, source, where)
+            for batch in table.to_batches():
+                before = row
+
+                def origin(index: int, before: int = before) -> str:
+                    return f"{where}:{before + index}"
+
+                yield from documents_of(batch, source, origin)
+                row += batch.num_rows
+    except (OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise MillError(f"cannot read {where} after row {row}: {error}") from error
+
+
+def _datasets(source: Source) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise RequestError(
+            f"{source.key}.format: huggingface needs the package datasets: pip install 'thoughtmill[datasets]'"
+        ) from error
+    return datasets
+
+
+@functools.lru_cache(maxsize=8)
+def _open(path: str, subset: str | None, split: str, revision: str | None) -> Any:
+    """The dataset, once per process: opening asks the hub."""
+    import datasets
+
+    return datasets.load_dataset(path, subset, revision=revision, split=split, streaming=True)
+
+
+def _where(config: SourceConfig) -> str:
+    return f"{config.path}{f'/{config.subset}' if config.subset else ''}[{config.split or DEFAULT_SPLIT}]"
+
+
+def _state(source: Source) -> tuple[str | None, str, int]:
+    """(commit or None, version, size in bytes) of the dataset as it is now."""
+    folder = Path(source.config.path)
+    if not folder.is_dir():
+        return _state_on_hub(source)
+    if source.config.revision is not None:
+        raise RequestError(f"{source.key}.revision: {source.config.path!r} is a local folder, which has none")
+    digest, size_bytes = hashlib.blake2b(digest_size=16), 0
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        facts = file.stat()
+        size_bytes += facts.st_size
+        digest.update(f"{file.relative_to(folder)} {facts.st_size} {facts.st_mtime}\n".encode(errors="surrogateescape"))
+    return None, digest.hexdigest(), size_bytes
+
+
+def _state_on_hub(source: Source) -> tuple[str, str, int]:
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import httpx
+
+    path, revision = source.config.path, source.config.revision
+    try:
+        found = huggingface_hub.HfApi().dataset_info(path, revision=revision, files_metadata=True)
+    except RevisionNotFoundError as error:
+        raise RequestError(f"{source.key}.revision: {revision!r} is no revision of {path} on the hub") from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise RequestError(f"{source.key}.path: {path!r} is neither a local folder nor a dataset on the hub") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise MillError(
+            f"{source.key}.path: {path!r} is not a local folder, and the hub cannot be reached: {error}"
+        ) from error
+    commit = str(found.sha)
+    return commit, commit, sum(file.size or 0 for file in found.siblings or [])

@@ -1,0 +1,113 @@
+"""The files of a source and the pieces that workers read: the first step of the flow, from names and sizes alone.
+
+A file larger than `UNIT_BYTES` is read in byte ranges by different workers, each of which takes the records that begin
+in its range: lines in JSON lines and text, row groups in Parquet, record batches in Arrow files. Nothing is opened to
+cut it. Compressed lines, text files that are one document, and Arrow streams can't be entered in the middle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import zlib
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from sharding.sources.config import SourceConfig
+
+UNIT_BYTES = 64 << 20
+"""A file is read in ranges of this size by different workers."""
+
+CHUNK_FILES = 2_000
+"""So many files travel to the workers together: a listing compresses well, and the job's description stays small."""
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+TEXT_PER_BYTE = {"parquet": 4, "gzip": 4, "zstd": 4}
+"""What a compressed byte is taken to hold of text when the size of a corpus is estimated."""
+
+
+class SourceFile(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One file of a source.
+
+    Attributes:
+        url: the file; the id or folder of a dataset for its shards.
+        size_bytes: its length; about its share of the text for the shard of a dataset.
+        version: changes when the content does, as far as the store tells.
+        shard: the number of the shard of a dataset, None for a file.
+    """
+
+    url: str
+    size_bytes: int
+    version: str
+    shard: int | None = None
+
+
+class ReadUnit(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A piece of a source that one worker reads.
+
+    Attributes:
+        url: the file, or the id or folder of a dataset.
+        start, end: the byte range whose records are meant: those that begin in [start, end); None for the whole file.
+        shard: the number of the shard of a dataset, None for a file.
+        source: which of several sources.
+    """
+
+    url: str
+    start: int = 0
+    end: int | None = None
+    shard: int | None = None
+    source: int = 0
+
+
+def compression_of(url: str) -> str | None:
+    """The compression a file name tells of, as Arrow calls it."""
+    return COMPRESSIONS.get(posixpath.splitext(url)[1])
+
+
+def text_bytes(files: Sequence[SourceFile], config: SourceConfig) -> int:
+    """About how many bytes of text the files hold."""
+    ratio = TEXT_PER_BYTE.get(config.format or "", 1)
+    return sum(file.size_bytes * TEXT_PER_BYTE.get(compression_of(file.url) or "", ratio) for file in files)
+
+
+def units_of(file: SourceFile, config: SourceConfig, source: int = 0) -> Iterator[ReadUnit]:
+    """The pieces of one file, in order; together they are the file."""
+    whole_document = config.format == "text" and config.document in (None, "file")
+    lines = config.format in ("jsonl", "text")
+    if (
+        file.shard is not None
+        or file.size_bytes <= UNIT_BYTES
+        or whole_document
+        or (lines and compression_of(file.url) is not None)
+    ):
+        yield ReadUnit(url=file.url, shard=file.shard, source=source)
+    else:
+        for start in range(0, file.size_bytes, UNIT_BYTES):
+            yield ReadUnit(url=file.url, start=start, end=start + UNIT_BYTES, source=source)
+
+
+def pack_listing(files: Sequence[SourceFile], source: int) -> list[bytes]:
+    """A listing as a few compressed pieces, for its way to the workers that cut it into units."""
+    return [
+        zlib.compress(msgspec.msgpack.encode((source, files[first : first + CHUNK_FILES])))
+        for first in range(0, len(files), CHUNK_FILES)
+    ]
+
+
+_listing_decoder = msgspec.msgpack.Decoder(tuple[int, list[SourceFile]])
+
+
+def unpack_listing(piece: bytes) -> tuple[int, list[SourceFile]]:
+    """The source and the files that `pack_listing` packed."""
+    return _listing_decoder.decode(zlib.decompress(piece))
+
+
+def listing_digest(listings: Sequence[Sequence[SourceFile]]) -> str:
+    """A hash of what the sources hold, as far as the stores tell: 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for number, files in enumerate(listings):
+        for file in files:
+            digest.update(f"{number} {file.url} {file.shard} {file.version}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,468 @@
+"""The report: every document as the corpus has it, hostile text harmless, partial outputs told, bounded reading."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from difficulty.histogram import DifficultyHistogram
+from pipelines import report
+from pipelines.config import from_mapping
+from pipelines.report import charts, room, sample
+from pipelines.report.charts import Series
+from pipelines.report.document import Laid, Reader, Source, Thought, Unit
+from pipelines.report.visible import visible
+from pipelines.run import mill
+from sharding import manifest, records, shard_io
+from sharding.errors import MillError
+from sharding.manifest import Manifest
+from sharding.order import partition_of
+from sharding.records import Candidate, ScoredSegment
+from sharding.tokenizer import load_tokenizer
+from tests.conftest import rehearsal_tree
+
+HOSTILE = (
+    '</i></div></script></style><script>document.title = "gone"</script><img src=x onerror="hacked = 1">\u202e\x1b[31m'
+)
+VOID = {"meta", "link", "input", "br", "img"}
+
+Stages = dict[str, Manifest | None]
+
+
+class Outline(HTMLParser):
+    """Tags and attributes of a page, the ids in it, and whether its elements close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def ids(self) -> list[str]:
+        return [value or "" for name, value in self.attributes if name == "id"]
+
+
+def milled(folder: Path, tokenizer: str, stages: tuple[str, ...] = manifest.STAGES, **sections: Any) -> str:
+    """A finished rehearsal with hostile ids and texts."""
+    source = folder / "source.jsonl"
+    documents = [
+        {"id": f"doc {i}", "text": f"Document number {i} says: é日本 <b>{i}</b>. " * (6 + 5 * i)} for i in range(8)
+    ]
+    documents.append({"id": HOSTILE, "text": HOSTILE * 30})
+    source.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    tree = rehearsal_tree(folder, tokenizer, str(source), **sections)
+    mill(from_mapping(tree), stages=stages)
+    return str(tree["output"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> str:
+    select = {"value": "continuation_gain", "gain": {"hold_back_tokens": 16}}
+    models = {"pretend": {"engine": "rehearsal", "name": "pretend", "dollars_per_million_tokens": 2.0}}
+    return milled(tmp_path_factory.mktemp("finished"), byte_tokenizer, select=select, models=models)
+
+
+@pytest.fixture
+def copied(finished: str, tmp_path: Path) -> str:
+    """A finished output to damage."""
+    return str(shutil.copytree(finished, tmp_path / "copied"))
+
+
+def read_stages(output: str) -> Stages:
+    return {stage: manifest.read(output, stage) for stage in manifest.STAGES}
+
+
+def lay_all(output: str, stages: Stages) -> list[Laid]:
+    reader = Reader(output, stages)
+    seen = sample.look(output, stages)
+    return [reader.lay(document) for document in sample.read_documents(output, stages, seen.doc_ids).values()]
+
+
+def text_of(laid: Laid) -> str:
+    parts = []
+    for block in laid.blocks:
+        if isinstance(block, Source):
+            parts += [unit.text for unit in block.units]
+        elif isinstance(block, Thought):
+            parts += [block.before, block.candidate.text, block.after]
+        else:
+            parts.append(block.text)
+    return "".join(parts)
+
+
+# --- documents as the corpus has them ---------------------------------------------------------------------------------
+
+
+def test_documents_read_as_they_stand_in_the_shards(finished: str) -> None:
+    stages = read_stages(finished)
+    packed = stages["pack"]
+    assert packed is not None
+    tokenizer = load_tokenizer(packed.config["tokenizer"])
+    pieces: dict[str, dict[int, np.ndarray]] = {}
+    for url in manifest.file_urls(finished, packed, "shards"):
+        for row in shard_io.read_records(url, records.Row):
+            ends = np.cumsum(row.seq_lengths)
+            for doc_id, start, first, end in zip(row.doc_ids, row.source_starts, [0, *ends[:-1]], ends, strict=True):
+                pieces.setdefault(doc_id, {})[int(start)] = row.input_ids[first:end]
+    laid = lay_all(finished, stages)
+    assert {document.doc_id for document in laid} == set(pieces)
+    assert any(document.thoughts for document in laid)
+    for document in laid:
+        stored = np.concatenate([ids for _, ids in sorted(pieces[document.doc_id].items())])
+        assert text_of(document) == tokenizer.decode(stored)
+
+
+@pytest.mark.parametrize("layout", ["after_document", "after_segment", "before_segment", "at_hard_span"])
+def test_every_layout_shows_all_source_and_every_thought(finished: str, layout: str) -> None:
+    stages = read_stages(finished)
+    packed, selected = stages["pack"], stages["select"]
+    assert packed is not None and selected is not None
+    stages["pack"] = msgspec.structs.replace(packed, config={**packed.config, "layout": layout})
+    laid = lay_all(finished, stages)
+    plain = lay_all(finished, {**stages, "pack": None})
+    for document, as_selected in zip(laid, plain, strict=True):
+        sources, expected = (
+            "".join(unit.text for block in one.blocks if isinstance(block, Source) for unit in block.units)
+            for one in (document, as_selected)
+        )
+        assert sources == expected
+        closing = [block.segment.index for block in document.blocks if isinstance(block, Source) and block.closes]
+        assert closing == list(range(len(document.segments)))
+    shown = [block.candidate.key for one in laid for block in one.blocks if isinstance(block, Thought)]
+    assert len(shown) == len(set(shown)) == selected.counts["kept"]
+
+
+def test_tokens_that_share_a_character_are_one_unit_and_nats_stay(finished: str) -> None:
+    stages = read_stages(finished)
+    doc_id = "doc 3"
+    stored = sample.read_documents(finished, stages, [doc_id])[doc_id]
+    units = [u for b in Reader(finished, stages).lay(stored).blocks if isinstance(b, Source) for u in b.units]
+    assert any(unit.tokens > 1 and unit.text.endswith(("é", "日", "本")) for unit in units)
+    assert "\ufffd" not in "".join(unit.text for unit in units)
+    assert sum(unit.tokens for unit in units) == sum(len(s.input_ids) for s in stored.segments)
+    total = sum(float(s.surprisal_nats.astype(np.float64).sum()) for s in stored.segments)
+    assert sum(unit.nats for unit in units) == pytest.approx(total)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(finished: str) -> str:
+    return report.render(finished)
+
+
+def test_the_page_has_every_figure_with_a_table(page: str, finished: str) -> None:
+    outline = Outline(page)
+    assert not outline.open
+    assert len(outline.ids) == len(set(outline.ids))
+    figures = {"difficulty", "budget", "lengths", "gain", "rejections", "packing", "cost"}
+    assert figures | {"funnel", "room"} <= set(outline.ids)
+    assert outline.tags.count("figure") == len(figures)
+    assert outline.tags.count("table") == len(figures)
+    assert outline.tags.count("figcaption") == len(figures)
+    assert page.count('class="chart"') == len(figures)
+    described = re.findall(r'<svg class="chart"[^>]*aria-label="([^"]+)"', page)
+    assert len(described) == len(figures) and all(len(text) > 20 for text in described)
+    assert "rehearsal: not for training" in page
+    selected = manifest.require(finished, "select")
+    assert f"{selected.counts['kept']:,} of {selected.counts['candidates']:,} candidates were kept" in page
+    dollars = selected.counts["thought_tokens"] * 2.0 / 1e6
+    assert f"${dollars:,.4g}" in page
+
+
+def test_the_page_asks_for_nothing(page: str) -> None:
+    outline = Outline(page)
+    assert not {"src", "srcset", "action", "data"} & {name for name, _ in outline.attributes}
+    links = {value for name, value in outline.attributes if name == "href"}
+    assert all(link and (link.startswith("#") or link == "data:,") for link in links)
+    assert "url(" not in page and "@import" not in page
+
+
+def test_every_link_leads_somewhere_in_the_page(page: str) -> None:
+    outline = Outline(page)
+    for name, value in outline.attributes:
+        if name == "href" and value and value.startswith("#"):
+            assert value[1:] in outline.ids
+        if name == "aria-labelledby":
+            assert value in outline.ids
+
+
+def test_the_same_output_gives_the_same_page(page: str, finished: str) -> None:
+    assert report.render(finished) == page
+
+
+def with_hostile_candidates(output: str) -> None:
+    """Make the text, model and reasons of every candidate hostile."""
+    selected = manifest.require(output, "select")
+    vocab_size = manifest.require(output, "score").facts["vocab_size"]
+    for family in ("kept", "rejected"):
+        for url in manifest.file_urls(output, selected, family):
+            changed = [
+                msgspec.structs.replace(
+                    c, text=HOSTILE, model=HOSTILE, prompt=HOSTILE, reasons=[HOSTILE] * (not c.kept)
+                )
+                for c in shard_io.read_records(url, Candidate)
+            ]
+            shard_io.write_part(url, changed, records.candidate_schema(vocab_size))
+    counts = {**selected.counts, f"rejected.{HOSTILE}": 3}
+    manifest.write(output, msgspec.structs.replace(selected, counts=counts))
+
+
+def test_hostile_text_stays_text(copied: str) -> None:
+    with_hostile_candidates(copied)
+    outline = Outline(report.render(copied))
+    assert not outline.open
+    assert outline.tags.count("script") == outline.tags.count("style") == 1
+    assert "img" not in outline.tags
+    assert "onerror" not in {name for name, _ in outline.attributes}
+    whole = "".join(outline.texts)
+    assert visible(HOSTILE) in whole
+    assert "\x1b" not in whole and "\u202e" not in whole
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\x00\x1b[2J\x7f\r", "␀␛[2J␡␍"),
+        ("\u202eabc\u2066", "⟨U+202E⟩abc⟨U+2066⟩"),
+        ("\x9b31m", "⟨U+009B⟩31m"),
+        ("日本 é", "日本 é"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_control_characters_are_visible(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("done", "there", "waits"),
+    [
+        (("score",), {"difficulty"}, {"budget", "lengths", "gain", "rejections", "packing", "cost"}),
+        (("score", "augment"), {"difficulty", "budget", "cost"}, {"lengths", "gain", "rejections", "packing"}),
+        (("score", "augment", "select"), {"budget", "lengths", "gain", "rejections", "cost"}, {"packing"}),
+    ],
+)
+def test_partial_outputs_say_what_is_missing(
+    copied: str, done: tuple[str, ...], there: set[str], waits: set[str]
+) -> None:
+    for stage in manifest.STAGES:
+        if stage not in done:
+            Path(manifest.manifest_url(copied, stage)).unlink()
+    if "augment" not in done:
+        Path(copied, "difficulty.json").unlink()
+    html = report.render(copied)
+    assert not Outline(html).open
+    figures = dict(re.findall(r'<figure id="(\w+)"(.*?)</figure>', html, re.DOTALL))
+    assert {key for key, body in figures.items() if "Not there yet" in body} == waits
+    assert all('class="chart"' in figures[key] for key in there)
+    missing = manifest.STAGES[len(done)]
+    assert f"Run `thoughtmill {missing} CONFIG` first" in html
+    assert 'class="tokens"' in html  # the reading room is there as soon as there are scores
+
+
+def test_a_plan_of_other_scores_is_not_shown(copied: str) -> None:
+    scored = manifest.require(copied, "score")
+    histogram = DifficultyHistogram()
+    histogram.add_many(["a#0", "b#0"], np.array([5.0, 50.0]))
+    manifest.write(copied, msgspec.structs.replace(scored, facts={**scored.facts, "histogram": histogram.to_json()}))
+    assert Reader(copied, read_stages(copied)).allocation is None
+
+
+def test_without_the_tokenizer_there_are_figures_still(copied: str) -> None:
+    scored = manifest.require(copied, "score")
+    manifest.write(copied, msgspec.structs.replace(scored, config={**scored.config, "tokenizer": "/nowhere/at/all"}))
+    html = report.render(copied)
+    assert html.count('class="chart"') == 7
+    assert "The documents can&#39;t be shown here" in html and "/nowhere/at/all" in html
+    assert 'class="tokens"' not in html
+
+
+def test_nothing_scored_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MillError, match="holds no scored run"):
+        report.write(str(tmp_path))
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+NUM_PARTS = 40
+
+
+@pytest.fixture
+def many_parts(tmp_path: Path, byte_tokenizer: str) -> str:
+    """Scores of 2,000 documents in 40 parts, one of them very long."""
+    output = str(tmp_path / "many")
+    histogram = DifficultyHistogram()
+    parts: dict[int, list[ScoredSegment]] = {}
+    for i in range(2_000):
+        doc_id = f"{i:05d}"
+        segments = 300 if i == 7 else 1
+        for index in range(segments):
+            segment = ScoredSegment(
+                doc_id=doc_id,
+                segment_index=index,
+                num_segments=segments,
+                token_start=64 * index,
+                input_ids=np.full(64, 70, np.uint16),
+                surprisal_nats=np.full(64, 3.0, np.float16),
+                entropy_nats=np.full(64, 1.0, np.float16),
+                memory_nats=np.empty(0, np.float16),
+                difficulty_nats=64.0 + i % 90,
+            )
+            histogram.add(segment.segment_id, segment.difficulty_nats)
+            parts.setdefault(partition_of(doc_id, NUM_PARTS), []).append(segment)
+    entries = []
+    for index, members in sorted(parts.items()):
+        name = f"segments-{index:05d}-of-{NUM_PARTS:05d}.arrow"
+        members.sort(key=lambda segment: (segment.doc_id, segment.segment_index))
+        url = shard_io.join(output, "stages/score", name)
+        entries.append(shard_io.write_part(url, members, records.segment_schema(2_000), name=name))
+    scored = Manifest(
+        stage="score",
+        format=manifest.FORMAT,
+        fingerprint="0" * 32,
+        config={"tokenizer": byte_tokenizer, "difficulty": {"threshold_nats": 2.0}},
+        inputs={},
+        files={"segments": entries},
+        counts={
+            "documents": 2_000,
+            "documents_in": 2_000,
+            "quarantined": 0,
+            "segments": 2_299,
+            "source_tokens": 147_136,
+        },
+        facts={"histogram": histogram.to_json(), "vocab_size": 2_000},
+        rehearsal=True,
+        elapsed_s=1.0,
+    )
+    manifest.write(output, scored)
+    return output
+
+
+def test_few_parts_are_read(many_parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: set[str] = set()
+    read = shard_io.read_batches
+
+    def spy(url: str, *args: Any) -> Any:
+        opened.add(url)
+        return read(url, *args)
+
+    monkeypatch.setattr(shard_io, "read_batches", spy)
+    html = report.render(many_parts)
+    assert 1 <= len(opened) <= sample.MAX_PARTS
+    assert html.count("<article") == room.MAX_DOCUMENTS
+
+
+def test_a_part_is_read_up_to_a_limit(many_parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "MAX_ROWS", 10)
+    seen = sample.look(many_parts, read_stages(many_parts))
+    assert len(seen.difficulty_nats) == 10 * sample.MAX_PARTS
+
+
+def test_a_long_document_is_shown_in_part(many_parts: str) -> None:
+    stages = read_stages(many_parts)
+    laid = Reader(many_parts, stages).lay(sample.read_documents(many_parts, stages, ["00007"])["00007"])
+    assert laid.num_tokens == 300 * 64
+    shown = room.reading(laid, 2.0)
+    tokens = sum(passage.tokens.count("<i ") for passage in shown.passages)
+    assert 0 < tokens <= room.MAX_TOKENS
+    assert shown.passages[-1].text == f"{laid.num_tokens - tokens:,} tokens are not shown here"
+
+
+def test_the_page_stays_small(finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = report.render(finished).count("<article")
+    monkeypatch.setattr(room, "MAX_BYTES", 60_000)
+    small = report.render(finished)
+    assert 1 <= small.count("<article") < whole
+    assert len(small) < 60_000 + 100_000  # beside the documents: style, script, figures
+
+
+def test_every_tier_and_reason_is_among_the_chosen(finished: str) -> None:
+    seen = sample.look(finished, read_stages(finished))
+    tiers = {c.tier for c in seen.candidates}
+    reasons = {c.reasons[0] for c in seen.candidates if c.reasons}
+    assert len(tiers) == 2 and reasons
+    chosen = set(sample.choose(seen, 4))
+    assert len(chosen) == 4
+    among = [c for c in seen.candidates if c.doc_id in chosen]
+    assert {c.tier for c in among} == tiers
+    assert {c.reasons[0] for c in among if c.reasons} == reasons
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 20, 40, 60, 80, 100]),
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-3, 3, [-2, 0, 2]),
+        (0, 12_000, [0, 2_500, 5_000, 7_500, 10_000]),
+        (5, 5, [5]),
+    ],
+)
+def test_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1234, "1,234"),
+        (0.25, "0.25"),
+        (12_345, "12.3k"),
+        (4_560_000, "4.56M"),
+        (2e12, "2T"),
+        (1234.5, "1,234"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert charts.number(value) == text
+
+
+def test_columns_are_as_high_as_their_values() -> None:
+    series = [Series("a", "s1", [1, 0, 4]), Series("b", "s2", [1, 0, 0])]
+    svg = str(charts.columns("<t>", "d & e", [0, 1, 2, 3], series, x_label="x", y_label="y"))
+    assert "&lt;t&gt;" in svg and "d &amp; e" in svg
+    heights = [float(h) for h in re.findall(r'<rect class="s\d"[^>]* height="([\d.]+)"', svg)]
+    assert len(heights) == 3  # an empty column is not drawn
+    assert heights[0] == heights[1]
+    assert heights[2] == pytest.approx(4 * heights[0], abs=0.4)
+
+
+def test_a_token_is_coloured_by_its_nats() -> None:
+    html = room.coloured([Unit("a", 0.2, 9.0), Unit("<", 7.5, 0.0, memory=1.5), Unit("é", 99.0, 1.0, tokens=2)])
+    found = re.findall(r'<i class="(a\d e\d)" data-s="([\d.]+)" data-e="([\d.]+)"([^>]*)>([^<]+)</i>', html)
+    assert found == [
+        ("a0 e9", "0.20", "9.00", "", "a"),
+        ("a7 e0", "7.50", "0.00", ' data-m="1.50"', "&lt;"),
+        ("a9 e1", "99.00", "1.00", ' data-n="2"', "é"),
+    ]

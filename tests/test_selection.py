@@ -1,0 +1,376 @@
+"""Selection: every candidate ends kept or rejected with its reasons, as the config says, and the account adds up."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from augment.account import account_counts, mean_and_interval, split_account
+from augment.controls import controls_for, controls_of, lowest_ranks
+from augment.selection import BELOW_THRESHOLD, NOT_CHOSEN, SelectConfig, choose
+from pipelines.config import from_mapping
+from pipelines.run import mill
+from pipelines.shown import MIN_SHOWN_TOKENS, Shown
+from sharding import manifest, shard_io
+from sharding.errors import RequestError
+from sharding.records import Candidate, Control, JudgedSegment, Request, ScoredSegment
+from sharding.tokenizer import load_tokenizer
+from tests.test_stages import documents
+
+
+def candidate(sample: int, value: float | None = None, reasons: tuple[str, ...] = (), **fields: Any) -> Candidate:
+    values: dict[str, Any] = {
+        "doc_id": "d",
+        "segment_index": 0,
+        "key": f"k-{sample}",
+        "sample": sample,
+        "tier": "deep",
+        "model": "m",
+        "prompt": "p",
+        "closed": "natural",
+        "finish_reason": "stop",
+        "thought_tokens": 10,
+        "text": "because",
+        "input_ids": np.array([1], np.uint16),
+        "shown_tokens": 4,
+        "value": value,
+        "kept": False,
+        "reasons": list(reasons),
+    }
+    return Candidate(**{**values, **fields})
+
+
+def kept(candidates: list[Candidate], **config: Any) -> list[int]:
+    decided = choose(candidates, SelectConfig(**config))
+    assert all(c.kept == (not c.reasons) for c in decided)
+    return [c.sample for c in decided if c.kept]
+
+
+FOUR = [candidate(0, 1.0), candidate(1, 3.0, ("loop",)), candidate(2, 2.0), candidate(3, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("config", "candidates", "expected"),
+    [
+        ({"keep": "best"}, FOUR, [2]),  # of equals the first; not the looping one
+        ({"keep": "first"}, FOUR, [0]),
+        ({"keep": "all"}, FOUR, [0, 2, 3]),
+        ({"keep": "best_above", "min_value": 1.5}, FOUR, [2]),
+        ({"keep": "best_above", "min_value": 2.5}, FOUR, []),
+        ({"keep": "best"}, [candidate(0, -5.0), candidate(1, -4.0)], [1]),
+        ({"keep": "best"}, [candidate(0, None), candidate(1, None)], [0]),  # nothing to try them on: the first
+        ({"keep": "best_above", "min_value": 9.0}, [candidate(0, None)], [0]),
+        ({"keep": "best"}, [candidate(0, 1.0, ("loop",))], []),
+        ({"keep": "sample", "sample_temperature": 1e-6}, FOUR[:3], [2]),
+        ({"keep": "best"}, [], []),
+    ],
+)
+def test_what_is_kept(config: dict[str, Any], candidates: list[Candidate], expected: list[int]) -> None:
+    assert kept(candidates, **config) == expected
+
+
+def test_why_the_others_are_not() -> None:
+    assert [c.reasons for c in choose(FOUR, SelectConfig())] == [[NOT_CHOSEN], ["loop"], [], [NOT_CHOSEN]]
+    refused = choose(FOUR, SelectConfig(keep="best_above", min_value=9.0))
+    assert [c.reasons for c in refused] == [[BELOW_THRESHOLD], ["loop"], [BELOW_THRESHOLD], [BELOW_THRESHOLD]]
+
+
+def test_sampling_is_in_proportion_to_the_exponential_of_the_value_and_the_same_every_time() -> None:
+    config = SelectConfig(keep="sample")
+    counts: Counter[int] = Counter()
+    for n in range(4000):
+        pair = [candidate(0, 0.0, doc_id=f"d{n}"), candidate(1, float(np.log(3)), doc_id=f"d{n}")]
+        [chosen] = [c.sample for c in choose(pair, config) if c.kept]
+        assert [c.sample for c in choose(pair[::-1], config) if c.kept] == [chosen]
+        counts[chosen] += 1
+    assert counts[1] / counts.total() == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"value": "none", "keep": "best_above"}, "needs a value"),
+        ({"value": "none", "keep": "sample"}, "needs a value"),
+        ({"value": "continuation"}, "continuation_gain"),
+        ({"keep": "worst"}, "keep"),
+    ],
+)
+def test_a_config_that_can_not_be(
+    config: dict[str, Any], message: str, rehearsal_config: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        from_mapping(rehearsal_config("x.jsonl", select=config))
+
+
+def test_which_tiers_are_valued() -> None:
+    assert [SelectConfig().values_tier(samples) for samples in (1, 4)] == [False, True]
+    assert [SelectConfig(value="length").values_tier(samples) for samples in (1, 4)] == [True, True]
+    assert not SelectConfig(value="none").values_tier(4)
+
+
+# --- the account ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["brief", "deep"]),
+            st.lists(st.sampled_from(["loop", "too_short", "language"]), max_size=2, unique=True),
+            st.none() | st.floats(-50, 50),
+        ),
+        max_size=8,
+    ),
+    st.sampled_from(["first", "best", "all", "best_above"]),
+)
+def test_the_account_adds_up(drawn: list[tuple[str, list[str], float | None]], keep: Any) -> None:
+    candidates = [
+        candidate(n, value, tuple(reasons), tier=tier, heldout_nats=value)
+        for n, (tier, reasons, value) in enumerate(drawn)
+    ]
+    decided = choose(candidates, SelectConfig(keep=keep))
+    plain, table = split_account(account_counts(decided))
+    assert sum(row["candidates"] for row in table) == len(candidates) == plain.get("candidates", 0)
+    for row in table:
+        assert row["kept"] + row["rejected"] == row["candidates"]
+        assert sum(row["reasons"].values()) == row["rejected"]
+        assert sum(row["objections"].values()) >= row["rejected"]
+
+
+def test_gains_are_paired_over_segments() -> None:
+    totals: Counter[str] = Counter()
+    for best, first in [(5.0, 1.0), (2.0, 2.0), (4.0, 1.0)]:
+        pair = [
+            candidate(0, 0.0, heldout_nats=first, gain_nats=first, control_nats=0.0, hard_gain_nats=0.5),
+            candidate(1, 9.0, heldout_nats=best, gain_nats=best, control_nats=0.0, hard_gain_nats=0.5),
+        ]
+        totals.update(account_counts(choose(pair, SelectConfig())))
+    [row] = split_account(totals)[1]
+    gains = row["gains"]
+    assert gains["segments"] == 3
+    assert gains["heldout"]["mean"] == pytest.approx(11 / 3, abs=1e-4)
+    assert gains["heldout_first"]["mean"] == pytest.approx(4 / 3, abs=1e-4)
+    differences = np.array([4.0, 0.0, 3.0])
+    half = 1.96 * differences.std(ddof=1) / np.sqrt(3)
+    mean = differences.mean()
+    assert gains["heldout_difference"]["interval95"] == pytest.approx([mean - half, mean + half], abs=1e-3)
+    assert gains["heldout_nats_per_1000_thought_tokens"] == pytest.approx(1000 * 11 / 30, abs=1e-3)
+
+
+def test_a_single_segment_has_no_interval() -> None:
+    assert mean_and_interval(1, 3.0, 9.0) == {"mean": 3.0, "interval95": None}
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+def judged(doc: str, *candidates: Candidate, valued: bool = True) -> JudgedSegment:
+    of_doc = [msgspec.structs.replace(c, doc_id=doc, key=f"{doc}-{c.sample}") for c in candidates]
+    return JudgedSegment(
+        doc_id=doc, segment_index=0, tier="deep", valued=valued, source_text="s", continuation="c", candidates=of_doc
+    )
+
+
+def test_controls_are_traces_of_other_documents_about_as_long() -> None:
+    pool = lowest_ranks(
+        (
+            control
+            for n in range(100)
+            for _, control in controls_of(judged(f"doc-{n}", candidate(0, thought_tokens=10 * n)))
+        ),
+        64,
+    )
+    assert len(pool) == 64
+    segment = judged("doc-3", candidate(0, thought_tokens=500), candidate(1, thought_tokens=520))
+    found = controls_for(segment, pool, 4)
+    assert len(found) == 4
+    assert all(control.doc_id != "doc-3" for control in found)
+    spread = np.mean([abs(control.thought_tokens - 510) for control in pool])
+    assert np.mean([abs(control.thought_tokens - 510) for control in found]) < spread / 2
+    assert controls_for(segment, pool[::-1], 4) == found
+    # Another segment gets others.
+    other = judged("doc-4", candidate(0, thought_tokens=500), candidate(1, thought_tokens=520))
+    assert controls_for(other, pool, 4) != found
+
+
+@given(st.permutations(range(12)), st.integers(1, 11))
+def test_the_pool_does_not_depend_on_the_order(order: list[int], cut: int) -> None:
+    controls = [
+        Control(rank=f"{(7 * n) % 12:02}", doc_id=f"d{n}", segment_index=0, thought_tokens=1, text="t")
+        for n in range(12)
+    ]
+    shuffled = [controls[n] for n in order]
+    merged = lowest_ranks([*lowest_ranks(shuffled[:cut], 5), *lowest_ranks(shuffled[cut:], 5)], 5)
+    assert merged == lowest_ranks(controls, 5)
+
+
+def test_a_rejected_or_unvalued_trace_is_no_control() -> None:
+    assert next(iter(controls_of(judged("d", candidate(0, None, ("loop",)), candidate(1)))))[1].text == "because"
+    assert list(controls_of(judged("d", candidate(0, None, ("loop",))))) == []
+    assert list(controls_of(judged("d", candidate(0), valued=False))) == []
+
+
+# --- how much of a segment is shown -----------------------------------------------------------------------------------
+
+
+def segment(tokenizer: Any, text: str, index: int, num_segments: int, hard: int | None = None) -> ScoredSegment:
+    ids = tokenizer.encode(text)
+    nats = np.full(len(ids), 0.5, np.float16)
+    if hard is not None:
+        nats[hard] = 9.0
+    return ScoredSegment(
+        doc_id="d",
+        segment_index=index,
+        num_segments=num_segments,
+        token_start=0,
+        input_ids=ids,
+        surprisal_nats=nats,
+        entropy_nats=nats,
+        memory_nats=np.empty(0, np.float16),
+        difficulty_nats=1.0,
+    )
+
+
+def shown(byte_tokenizer: str, **fields: Any) -> Shown:
+    values: dict[str, Any] = {
+        "tokenizer": byte_tokenizer,
+        "threshold_nats": 2.0,
+        "at_hard_span": False,
+        "hold_back_tokens": 20,
+        "valued_tiers": ("deep",),
+    }
+    return Shown(**{**values, **fields})
+
+
+TEXT = "日本語のテキストと emoji 👩‍👩‍👧‍👦 and plain words, one after the other, until there are enough of them to cut."
+
+
+def test_the_last_segment_keeps_back_its_tail(byte_tokenizer: str) -> None:
+    tokenizer = load_tokenizer(byte_tokenizer)
+    last, inner = segment(tokenizer, TEXT, 1, 2), segment(tokenizer, TEXT, 0, 2)
+    num_tokens = len(last.input_ids)
+    assert shown(byte_tokenizer)(last, "deep") == num_tokens - 20
+    assert shown(byte_tokenizer)(last, "brief") == num_tokens
+    assert shown(byte_tokenizer)(inner, "deep") == num_tokens
+    assert shown(byte_tokenizer, hold_back_tokens=10_000)(last, "deep") >= num_tokens * 2 // 3 - 3
+    assert shown(byte_tokenizer)(segment(tokenizer, "too short", 0, 1), "deep") == len(tokenizer.encode("too short"))
+
+
+@pytest.mark.parametrize("hard", range(0, 60, 3))
+def test_a_thought_within_a_segment_sees_what_stands_before_the_hardest_span(byte_tokenizer: str, hard: int) -> None:
+    tokenizer = load_tokenizer(byte_tokenizer)
+    whole = segment(tokenizer, TEXT, 0, 1, hard)
+    place = shown(byte_tokenizer, at_hard_span=True)(whole, "deep")
+    assert MIN_SHOWN_TOKENS - 3 <= place < len(whole.input_ids)
+    if hard >= MIN_SHOWN_TOKENS:
+        assert hard - 3 <= place <= hard
+    tokenizer.decode(whole.input_ids[:place])  # whole characters on both sides
+    tokenizer.decode(whole.input_ids[place:])
+
+
+def test_one_token_has_nothing_before_it(byte_tokenizer: str) -> None:
+    single = segment(load_tokenizer(byte_tokenizer), "a", 0, 1)
+    assert shown(byte_tokenizer, at_hard_span=True)(single, "deep") == 0
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def select_stage(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> Callable[..., tuple[str, manifest.Manifest, list[Candidate]]]:
+    source = write_jsonl(documents())
+
+    def go(**sections: Any) -> tuple[str, manifest.Manifest, list[Candidate]]:
+        config = from_mapping(rehearsal_config(source, **sections))
+        mill(config, replace=True)
+        selected = manifest.require(config.output, "select")
+        found = [
+            c
+            for family in ("kept", "rejected")
+            for url in manifest.file_urls(config.output, selected, family)
+            for c in shard_io.read_records(url, Candidate)
+        ]
+        return config.output, selected, found
+
+    return go
+
+
+@pytest.mark.slow
+def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
+    select_stage: Callable[..., tuple[str, manifest.Manifest, list[Candidate]]],
+) -> None:
+    output, selected, candidates = select_stage()
+    by_segment: dict[str, list[Candidate]] = {}
+    for c in candidates:
+        by_segment.setdefault(c.segment_id, []).append(c)
+    assert selected.facts["value"] == "continuation_gain"
+    compared = 0
+    for group in by_segment.values():
+        assert sum(c.kept for c in group) <= 1
+        running = [c for c in group if not c.reasons or c.reasons == [NOT_CHOSEN]]
+        if group[0].tier == "brief":
+            assert all(c.value is None for c in group)
+        elif len(running) > 1 and running[0].value is not None:
+            compared += 1
+            [best] = [c for c in running if c.kept]
+            assert best.value == max(c.value for c in running if c.value is not None)
+            assert best.gain_nats is not None and best.control_nats is not None
+    assert compared > 3
+    table = {row["tier"]: row for row in selected.facts["account"]}
+    assert table["deep"]["gains"]["segments"] >= compared
+    assert "gains" not in table["brief"]
+    assert sum(row["candidates"] for row in table.values()) == len(candidates) == selected.counts["candidates"]
+
+    # The last segment's prompt ended before its tail; the others showed the whole segment.
+    scored = manifest.require(output, "score")
+    lengths = {
+        s.segment_id: (len(s.input_ids), s.segment_index == s.num_segments - 1)
+        for url in manifest.file_urls(output, scored, "segments")
+        for s in shard_io.read_records(url, ScoredSegment)
+    }
+    augmented = manifest.require(output, "augment")
+    requests = [
+        r for url in manifest.file_urls(output, augmented, "requests") for r in shard_io.read_records(url, Request)
+    ]
+    held_back = [r for r in requests if r.shown_tokens < lengths[r.segment_id][0]]
+    assert held_back and all(lengths[r.segment_id][1] and r.tier == "deep" for r in held_back)
+
+
+@pytest.mark.slow
+def test_bundling_does_not_choose(
+    select_stage: Callable[..., tuple[str, manifest.Manifest, list[Candidate]]],
+    write_jsonl: Callable[..., str],
+    rehearsal_config: Callable[..., dict[str, Any]],
+) -> None:
+    _, one, _ = select_stage()
+    config = from_mapping(rehearsal_config(write_jsonl(documents()), output=rehearsal_config("x")["output"] + "-two"))
+    mill(config, beam_args=["--direct_num_workers=2", "--direct_running_mode=multi_threading"])
+    two = manifest.require(config.output, "select")
+    assert [e.sha256 for e in one.files["kept"]] == [e.sha256 for e in two.files["kept"]]
+
+
+@pytest.mark.slow
+def test_benchmarks_are_kept_out(
+    select_stage: Callable[..., tuple[str, manifest.Manifest, list[Candidate]]], tmp_path: Any
+) -> None:
+    hit = next(d for d in documents() if len(d["text"].split()) > 60)
+    benchmark = tmp_path / "quiz.jsonl"
+    benchmark.write_text(json.dumps({"question": " ".join(hit["text"].split()[20:40])}) + "\n")
+    output, selected, _ = select_stage(select={"decontaminate": {"paths": [str(benchmark)]}})
+    assert selected.counts["documents_contaminated"] >= 1
+    assert selected.counts["contaminated.quiz"] == selected.counts["documents_contaminated"]
+    [entry] = selected.files["contaminated"]
+    assert entry.rows == selected.counts["documents_contaminated"]
+    packed = manifest.require(output, "pack")
+    assert packed.counts["tokens_source"] == (
+        manifest.require(output, "score").counts["source_tokens"] - selected.counts["source_tokens_contaminated"]
+    )

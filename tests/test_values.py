@@ -1,0 +1,227 @@
+"""Values: what the gains are made of, what copying is worth, and that a user's own value is found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+from augment.thoughts import Trace
+from augment.values import Case, Worth, needs_continuation, needs_controls, value_class, value_digest
+from augment.values.gain import BLOCK_TOKENS, ContinuationGain, SelfGain, chosen_by, copied_part
+from difficulty.config import DifficultyConfig
+from difficulty.scorers import Scorer, first_token_after, make_scorer, nats_after_by_score
+from difficulty.scorers.rehearsal import RehearsalScorer
+from sharding.errors import RequestError
+
+
+def trace(text: str, thought_tokens: int = 10) -> Trace:
+    return Trace(text=text, closed="natural", finish_reason="stop", thought_tokens=thought_tokens)
+
+
+def case(
+    traces: Sequence[str], controls: Sequence[str] = (), source: str = "The segment.", after: str = " Next."
+) -> Case:
+    return Case(
+        segment_id="d#0",
+        tier="deep",
+        source_text=source,
+        continuation=after,
+        traces=[trace(text) for text in traces],
+        controls=controls,
+    )
+
+
+class Table:
+    """A scorer that knows the nats of every prefix beforehand."""
+
+    def __init__(self, nats: dict[str, list[float]]) -> None:
+        self.nats, self.calls = nats, list[tuple[list[str], str, int]]()
+
+    def __call__(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        self.calls.append((list(prefixes), text, skipped))
+        return np.array([self.nats[prefix] for prefix in prefixes], np.float32)
+
+
+def test_continuation_gain_is_measured_against_the_controls_and_on_tokens_not_chosen_by() -> None:
+    table = Table(
+        {
+            "": [3.0, 1.0, 5.0, 1.0],
+            "good": [2.0, 1.0, 1.0, 0.5],  # gains 1, 0, 4, 0.5
+            "bad": [3.5, 1.0, 5.0, 1.0],  # gains -0.5, 0, 0, 0
+            "other": [2.5, 1.0, 5.0, 1.5],  # gains 0.5, 0, 0, -0.5
+            "another": [3.0, 1.0, 4.0, 1.0],  # gains 0, 0, 1, 0
+        }
+    )
+    good, bad = ContinuationGain(table, threshold_nats=2.0).worths(case(["good", "bad"], ["other", "another"]))
+    assert table.calls == [(["", "good", "bad", "other", "another"], "The segment. Next.", len("The segment."))]
+    # The control gains 0.25, 0, 0.5, -0.25. Of four tokens the first two choose, the last two report; each half is
+    # scaled up to the whole.
+    assert good == Worth(value=1.5, gain_nats=5.5, control_nats=0.5, hard_gain_nats=4.25, heldout_nats=8.5)
+    assert bad == Worth(value=-1.5, gain_nats=-0.5, control_nats=0.5, hard_gain_nats=-1.25, heldout_nats=-0.5)
+
+
+def test_self_gain_is_measured_against_what_the_trace_copies() -> None:
+    source = "one two three four"
+    table = Table(
+        {"": [4.0, 4.0], "so one two three, or five": [1.0, 3.0], "one two three": [2.0, 3.5], "nothing": [3.0, 4.0]}
+    )
+    copier, own = SelfGain(table, threshold_nats=2.0).worths(
+        case(["so one two three, or five", "nothing"], source=source)
+    )
+    assert table.calls[0][0] == ["", "so one two three, or five", "nothing", "one two three", ""]
+    assert (copier.gain_nats, copier.control_nats) == (4.0, 2.5)
+    assert (own.gain_nats, own.control_nats) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "source", "copied"),
+    [
+        ("it says: the loop ends here, and stops", "When The loop ends here. And then", "the loop ends here, and"),
+        ("the loop", "the loop ends", ""),
+        ("a b c x d e f", "a b c d e f", "a b c d e f"),
+        ("水は零度で凍る", "水は零度で凍り", "水は零度で凍"),
+        ("", "a b c", ""),
+    ],
+)
+def test_copied_part(words: str, source: str, copied: str) -> None:
+    assert copied_part(words, source) == copied
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 15, 32, 33, 100, 256])
+def test_the_two_halves_share_no_token_and_are_about_equal(num_tokens: int) -> None:
+    choosing = chosen_by(num_tokens)
+    assert len(choosing) == num_tokens
+    assert choosing.any()
+    if num_tokens > 1:
+        assert abs(int(choosing.sum()) - int((~choosing).sum())) <= BLOCK_TOKENS
+        assert not choosing.all()
+
+
+def test_without_a_continuation_there_is_no_value() -> None:
+    worths = ContinuationGain(lambda prefixes, text, skipped: np.empty((len(prefixes), 0), np.float32), 2.0).worths(
+        case(["a", "b"], after="")
+    )
+    assert [worth.value for worth in worths] == [None, None]
+
+
+# --- a user's own value -----------------------------------------------------------------------------------------------
+
+BREVITY = '''
+from augment.values import Worth
+
+
+class Brevity:
+    """The shortest trace wins."""
+
+    needs_continuation = False
+    needs_controls = False
+
+    def __init__(self, nats_after, threshold_nats):
+        pass
+
+    def worths(self, case):
+        return [Worth(value=-len(trace.text)) for trace in case.traces]
+'''
+
+
+def test_a_value_in_a_file_of_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "my_values.py"
+    file.write_text(BREVITY)
+    name = f"{file}:Brevity"
+    made = value_class(name)(None, 2.0)
+    assert [worth.value for worth in made.worths(case(["long one", "short"]))] == [-8, -5]
+    assert not needs_continuation(name) and not needs_controls(name)
+    before = value_digest(name)
+    file.write_text(BREVITY + "\n# changed\n")
+    assert value_digest(name) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere.py:Value", "augment.values:Nothing", "no_such_module:X", "augment.gates:Gate"]
+)
+def test_a_value_that_is_not_there(name: str) -> None:
+    with pytest.raises(RequestError, match=r"select\.value"):
+        value_class(name)
+
+
+def test_built_in_values_say_what_they_need() -> None:
+    assert needs_continuation("continuation_gain") and needs_controls("continuation_gain")
+    assert not needs_continuation("self_gain") and not needs_controls("self_gain")
+    assert not needs_continuation("none") and not needs_controls("none")
+
+
+# --- the scorers' part ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("skipped", "first"), [(0, 0), (1, 1), (3, 1), (4, 2), (5, 2), (6, 3)], ids=lambda value: str(value)
+)
+def test_the_first_token_after_a_place(skipped: int, first: int) -> None:
+    assert first_token_after(np.array([3, 5, 9]), skipped) == first
+
+
+def test_rehearsed_nats_depend_on_the_prefix_alone() -> None:
+    scorer: Scorer = RehearsalScorer()
+    text = topics["lambda"]
+    nats = scorer.nats_after(["", "one", "two", "one"], text, 200)
+    [alone] = scorer.score([text])
+    assert np.array_equal(nats[0], alone.surprisal_nats[-nats.shape[1] :])
+    assert np.array_equal(nats[1], nats[3])
+    assert not np.array_equal(nats[1], nats[2])
+
+
+@pytest.fixture(scope="module")
+def scorer(small_model: str) -> Scorer:
+    return make_scorer(DifficultyConfig(model=small_model, context_tokens=512, min_context=128))
+
+
+@pytest.mark.model
+def test_nats_after_are_those_of_the_whole_text(scorer: Scorer) -> None:
+    text = topics["lambda"]
+    prefixes = ["", "A lambda is a function without a name.", topics["del"][:300]]
+    skipped = 150
+    fast = scorer.nats_after(prefixes, text, skipped)
+    slow = nats_after_by_score(scorer, prefixes, text, skipped)
+    assert fast.shape == slow.shape
+    # The blank line and the text's first characters may be one token in the whole; the tokens given are the same.
+    assert np.abs(fast - slow).max() < 2e-3
+    [alone] = scorer.score([text])
+    assert np.abs(fast[0] - alone.surprisal_nats[-fast.shape[1] :]).max() < 2e-3
+    assert np.abs(fast[1] - fast[0]).max() > 0.1
+
+
+@pytest.mark.model
+def test_nats_after_a_prefix_too_long_to_be_read(scorer: Scorer) -> None:
+    text, long = topics["lambda"], topics["strings"] * 3
+    nats = scorer.nats_after(["", long, long[-3000:], "short"], text, 150)
+    assert np.isfinite(nats).all()
+    assert np.abs(nats[1] - nats[2]).max() < 2e-3  # of a long prefix the end is read
+    assert np.abs(nats[1] - nats[0]).max() > 0.1
+    # Whatever the other prefixes are.
+    assert np.abs(scorer.nats_after([long[-3000:]], text, 150)[0] - nats[1]).max() < 2e-3
+
+
+@pytest.mark.model
+def test_a_trace_that_copies_the_segment_gains_nothing_on_what_follows(scorer: Scorer) -> None:
+    """What a copy of the segment gains over a trace about another page, on text it does not show."""
+    pages = [text for _, text in sorted(topics.items()) if len(text) > 2500][:10]
+    cases = [(page[:400], page[400:700], other[400:800]) for page, other in zip(pages[:5], pages[5:], strict=True)]
+    value = ContinuationGain(scorer.nats_after, 2.0)
+    copies, informed = [], []
+    for source, after, other in cases:
+        knowing = "What comes next: " + after[: len(after) // 2]
+        copy, knows = value.worths(case([source, knowing], [other], source, after))
+        copies.append((copy.gain_nats or 0) - (copy.control_nats or 0))
+        informed.append((knows.gain_nats or 0) - (knows.control_nats or 0))
+    # On text it doesn't show, the copy gains little or nothing; a trace that knows what comes gains a lot.
+    assert np.mean(copies) < 0.1 * np.mean(informed), (copies, informed)
+    assert all(knows > copy for knows, copy in zip(informed, copies, strict=True))
+    # Raw gain on the segment itself rewards the copy with most of the segment's nats; its control takes them back.
+    source, after, _ = cases[0]
+    [worth] = SelfGain(scorer.nats_after, 2.0).worths(case([source], source=source, after=after))
+    assert worth.gain_nats is not None and worth.value is not None
+    assert worth.gain_nats > 100 and abs(worth.value) < 0.05 * worth.gain_nats
