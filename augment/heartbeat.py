@@ -94,11 +94,11 @@ class Heartbeat:
                 "capacity": stats.capacity,
                 "failed": stats.failed,
             }
-        now, tokens = time.time(), sum(stats.generated_tokens for stats in self._stats().values())
+        now, tokens = time.monotonic(), sum(stats.generated_tokens for stats in self._stats().values())
         self._tokens.append((now, tokens))
         since, before = self._tokens[0]
         beat: dict[str, Any] = {
-            "at": now,
+            "at": time.time(),
             "host": self._host,
             "pid": os.getpid(),
             "models": models,

@@ -19,6 +19,7 @@ import pyarrow as pa
 from sharding.errors import MillError
 from sharding.records import LEDGER_SCHEMA, LedgerRow, from_batch, to_batch
 from sharding.shard_io import BATCH_BYTES, filesystem, join, read_bytes, record_size_bytes, write_bytes
+from sharding.stores import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +49,17 @@ def ledger_parts(ledger_url: str, since_ms: int = 0) -> list[str]:
 
     Args:
         since_ms: leave out those written before this Unix time in milliseconds, by the clock of who wrote them.
+
+    Raises:
+        MillError: the store can't be listed.
     """
     fs, path = filesystem(ledger_url)
-    fs.invalidate_cache()
-    names = (str(name).rsplit("/", 1)[-1] for name in fs.glob(f"{path.rstrip('/')}/part-*.arrow"))
+
+    def ask() -> list[str]:
+        fs.invalidate_cache()
+        return list(fs.glob(f"{path.rstrip('/')}/part-*.arrow"))
+
+    names = (name.rsplit("/", 1)[-1] for name in patiently("list", ledger_url, fs, ask))
     return sorted(join(ledger_url, name) for name in names if since_ms == 0 or _written_ms(name) >= since_ms)
 
 

@@ -23,7 +23,7 @@ from augment.selection import SelectConfig, add_worths, choose, make_candidates
 from augment.tickets import Completed, Failure, Result
 from augment.values import NatsAfter, value_class
 from augment.work import TooManyFailures, WorkOrder, begin_bundle
-from sharding import shard_io
+from sharding import shard_io, tally
 from sharding.errors import MillError
 from sharding.records import (
     Candidate,
@@ -416,5 +416,6 @@ class _ChooseFn(beam.DoFn):
             chosen_controls = controls_for(segment, controls.get(segment.tier, []), self._config.gain.controls)
             segment = add_worths(segment, self._value, [control.text for control in chosen_controls])
         candidates = choose(segment.candidates, self._config)
+        tally.add(segments=1, candidates=len(candidates), kept=sum(candidate.kept for candidate in candidates))
         yield from candidates
         yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates))

@@ -144,7 +144,7 @@ def runnable(asked: list[str]) -> set[str]:
     """The parts that can run here; says why others can't."""
     needs = {part: ["vllm"] for part in REAL}
     needs["handler"] += ["openai"]
-    needs["datatrove"] += ["datatrove", "orjson"]
+    needs["datatrove"] += ["datatrove", "orjson", "aiofiles"]
     lacking = {part: [name for name in needs.get(part, []) if find_spec(name) is None] for part in asked}
     for part, names in lacking.items():
         if names:

@@ -6,8 +6,10 @@ server at once and writes JSON lines; its checkpoints and its request cache are 
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document  # type: ignore[import-untyped]
@@ -42,8 +44,9 @@ def run_datatrove(requests: Sequence[GenerationRequest], url: str, model_name: s
     )
     runner.run(Document(text="", id=request.key) for request in requests)
     elapsed_s = clock.elapsed_s()
-    if len(generated) != len(requests):
-        raise AssertionError(f"{len(requests)} requests left {len(generated)} results")
+    saved = sum(len(gzip.decompress(file.read_bytes()).splitlines()) for file in Path(folder).rglob("*.jsonl.gz"))
+    if not len(generated) == saved == len(requests):  # it only logs a document that it can't save
+        raise AssertionError(f"{len(requests)} requests left {len(generated)} results, of which {saved} were saved")
     return Turn(sum(generated), elapsed_s)
 
 

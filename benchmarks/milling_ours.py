@@ -1,6 +1,6 @@
-"""Our side of `benchmarks.milling`, in a process of its own: the four stages over raw text, without a scorer or thoughts.
+"""Our side of `benchmarks.milling`, in a process of its own: the four stages over raw text, no scorer, no thoughts.
 
-    python -m benchmarks.milling_ours SOURCE OUTPUT --shards 2 -- --direct_num_workers=2
+    python -m benchmarks.milling_ours SOURCE OUTPUT --tokenizer NAME --shards 2 --beam-args=--direct_num_workers=2
 
 What is timed is `mill` from its call to `_SUCCESS`, Beam's pipelines built, its workers started and every file synced.
 The last line is a JSON object of what it took: seconds, processor seconds and the largest process, of this one (which
@@ -64,9 +64,10 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("beam_args", nargs="*")
+    parser.add_argument("--beam-args", default="", help="separated by commas")
     args = parser.parse_args()
-    print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, args.beam_args)))
+    beam_args = [word for word in args.beam_args.split(",") if word]
+    print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, beam_args)))
 
 
 if __name__ == "__main__":

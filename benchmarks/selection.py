@@ -36,6 +36,7 @@ from difficulty.scorers import SEPARATOR
 from difficulty.scorers.causal_lm import CausalLMScorer
 from difficulty.transforms import shared_scorer
 from pipelines.augment import augment
+from pipelines.cli import set_up_logging
 from pipelines.config import MillConfig, from_mapping
 from pipelines.score import score
 from pipelines.select import select
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of valuing and of the bare forward")
     parser.add_argument("--output", default=None, help="folder that stays; default: a temporary one")
     args = parser.parse_args(arguments)
+    set_up_logging(debug=False)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.output or temporary)

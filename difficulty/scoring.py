@@ -12,7 +12,7 @@ from difficulty.scorers import Scorer, TokenScores, make_scorer, score_documents
 from difficulty.segments import cut_segments
 from difficulty.surprisal import difficulty_nats, token_difficulty_nats
 from sharding.errors import MillError, RequestError
-from sharding.records import Document, ScoredSegment
+from sharding.records import Document, ScoredDocument, ScoredSegment
 from sharding.tokenizer import TextTokenizer, load_tokenizer
 
 
@@ -23,7 +23,19 @@ def score_segments(
     config: DifficultyConfig,
     memory: NgramMemory | None = None,
 ) -> Iterator[ScoredSegment]:
-    """The segments of documents, each with the nats of its training tokens.
+    """The segments of `score_whole_documents`, one by one."""
+    for document in score_whole_documents(encoded, tokenizer, scorer, config, memory):
+        yield from document.segments()
+
+
+def score_whole_documents(
+    encoded: Sequence[tuple[Document, np.ndarray]],
+    tokenizer: TextTokenizer,
+    scorer: Scorer,
+    config: DifficultyConfig,
+    memory: NgramMemory | None = None,
+) -> Iterator[ScoredDocument]:
+    """Documents cut into segments, with the nats of their training tokens; those without a token are left out.
 
     Args:
         encoded: documents with their training token ids, (num_tokens,) each; give several, so that the scorer can
@@ -43,37 +55,37 @@ def score_segments(
     else:
         remembered = memory.surprisal_many([(document.doc_id, ids) for document, ids in encoded])
     for (document, ids), ends, scored, memory_nats in zip(encoded, byte_ends, scores, remembered, strict=True):
-        yield from _segments(document, ids, ends, scored, _half(memory_nats), config)
+        if len(ids):
+            yield _scored(document, ids, ends, scored, _half(memory_nats), config)
 
 
-def _segments(
+def _scored(
     document: Document,
     ids: np.ndarray,
     byte_ends: np.ndarray,
     scored: TokenScores,
     memory: np.ndarray,
     config: DifficultyConfig,
-) -> Iterator[ScoredSegment]:
+) -> ScoredDocument:
     surprisal, entropy = _half(scored.surprisal_nats), _half(scored.entropy_nats)
     if not (np.isfinite(surprisal).all() and np.isfinite(entropy).all()):
         raise MillError(f"the scorer gave document {document.doc_id!r} nats that are not finite numbers")
     difficulty = token_difficulty_nats(surprisal, memory)
     spans = cut_segments(byte_ends, document.text.encode(), config.segment_tokens)
-    for index, (start, end) in enumerate(spans):
-        yield ScoredSegment(
-            doc_id=document.doc_id,
-            segment_index=index,
-            num_segments=len(spans),
-            token_start=start,
-            input_ids=ids[start:end],
-            surprisal_nats=surprisal[start:end],
-            entropy_nats=entropy[start:end],
-            memory_nats=memory[start:end],
-            # From the stored nats, so that whoever reads the parts gets the same mass.
-            difficulty_nats=difficulty_nats(difficulty[start:end], config.threshold_nats),
-            metadata=document.metadata if index == 0 else None,
-            source=document.source,
-        )
+    return ScoredDocument(
+        doc_id=document.doc_id,
+        segment_starts=np.array([start for start, _ in spans], np.int64),
+        input_ids=ids,
+        surprisal_nats=surprisal,
+        entropy_nats=entropy,
+        memory_nats=memory,
+        # From the stored nats, so that whoever reads the parts gets the same mass.
+        segment_difficulty_nats=np.array(
+            [difficulty_nats(difficulty[start:end], config.threshold_nats) for start, end in spans], np.float64
+        ),
+        metadata=document.metadata,
+        source=document.source,
+    )
 
 
 def _half(nats: np.ndarray) -> np.ndarray:

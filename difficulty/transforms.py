@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,8 @@ from difficulty.histogram import DifficultyHistogram
 from difficulty.memory import NgramMemory
 from difficulty.ngrams import MemoryConfig, NgramCounts, starting_level
 from difficulty.scorers import Scorer, make_scorer
-from difficulty.scoring import score_segments
-from sharding.records import Document, Quarantined, ScoredSegment
+from difficulty.scoring import score_whole_documents
+from sharding.records import Document, Quarantined, ScoredDocument, segment_id
 from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 BATCH_BYTES = 256 << 10
@@ -45,7 +46,7 @@ class ScoreDocuments(beam.PTransform):
         memory_url: singleton collection of the URL of the n-gram memory, "" for none.
 
     Returns:
-        The collections `segments` (ScoredSegment) and `quarantined` (Quarantined: text the tokenizer can't spell).
+        The collections `scored` (ScoredDocument) and `quarantined` (Quarantined: text the tokenizer can't spell).
     """
 
     def __init__(self, config: DifficultyConfig, tokenizer: str, memory_url: beam.PCollection) -> None:
@@ -55,8 +56,8 @@ class ScoreDocuments(beam.PTransform):
     def expand(self, documents: beam.PCollection) -> Any:
         outputs = documents | beam.ParDo(
             _ScoreFn(self._config, self._tokenizer), beam.pvalue.AsSingleton(self._memory_url)
-        ).with_outputs(QUARANTINED, main="segments")
-        outputs["segments"].element_type = ScoredSegment
+        ).with_outputs(QUARANTINED, main="scored")
+        outputs["scored"].element_type = ScoredDocument
         outputs[QUARANTINED].element_type = Quarantined
         return outputs
 
@@ -72,30 +73,47 @@ class _ScoreFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._waiting: list[Document] = []
         self._waiting_bytes = 0
+        self._tokenized: tuple[list[Document], Future[list[np.ndarray]]] | None = None
         self._memory: NgramMemory | None = None
+        # One batch is tokenized while the one before it is scored.
+        self._thread = ThreadPoolExecutor(1)
 
     def process(self, document: Document, memory_url: str) -> Iterator[Any]:
         self._memory = _load_memory(memory_url)
         self._waiting.append(document)
         self._waiting_bytes += len(document.text)
         if self._waiting_bytes >= BATCH_BYTES:
-            yield from self._score()
+            yield from self._advance()
 
     def finish_bundle(self) -> Iterator[Any]:
-        for output in self._score():
-            tagged = isinstance(output, beam.pvalue.TaggedOutput)
-            value = WindowedValue(output.value if tagged else output, MIN_TIMESTAMP, [GlobalWindow()])
-            yield beam.pvalue.TaggedOutput(output.tag, value) if tagged else value
+        with self._thread:
+            for output in (*self._advance(), *self._advance()):
+                tagged = isinstance(output, beam.pvalue.TaggedOutput)
+                value = WindowedValue(output.value if tagged else output, MIN_TIMESTAMP, [GlobalWindow()])
+                yield beam.pvalue.TaggedOutput(output.tag, value) if tagged else value
 
-    def _score(self) -> Iterator[Any]:
-        documents, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        encoded = []
-        for document in documents:
-            try:
-                encoded.append((document, self._tokenizer.encode(document.text)))
-            except UnencodableText as error:
-                yield beam.pvalue.TaggedOutput(QUARANTINED, _refused(document, error))
-        yield from score_segments(encoded, self._tokenizer, self._scorer, self._config, self._memory)
+    def _advance(self) -> Iterator[Any]:
+        """Has the waiting documents tokenized and scores those before them."""
+        tokenized, self._tokenized = self._tokenized, None
+        if self._waiting:
+            texts = [document.text for document in self._waiting]
+            self._tokenized = (self._waiting, self._thread.submit(self._tokenizer.encode_batch, texts))
+            self._waiting, self._waiting_bytes = [], 0
+        if tokenized is not None:
+            yield from self._score(*tokenized)
+
+    def _score(self, documents: list[Document], tokens: Future[list[np.ndarray]]) -> Iterator[Any]:
+        try:
+            encoded = list(zip(documents, tokens.result(), strict=True))
+        except UnencodableText:
+            # One of them: one by one, to set it apart.
+            encoded = []
+            for document in documents:
+                try:
+                    encoded.append((document, self._tokenizer.encode(document.text)))
+                except UnencodableText as error:
+                    yield beam.pvalue.TaggedOutput(QUARANTINED, _refused(document, error))
+        yield from score_whole_documents(encoded, self._tokenizer, self._scorer, self._config, self._memory)
 
 
 def _refused(document: Document, error: UnencodableText) -> Quarantined:
@@ -181,8 +199,9 @@ class DifficultyHistogramCombineFn(beam.CombineFn):
     def create_accumulator(self) -> DifficultyHistogram:
         return DifficultyHistogram()
 
-    def add_input(self, histogram: DifficultyHistogram, segment: ScoredSegment) -> DifficultyHistogram:
-        histogram.add(segment.segment_id, segment.difficulty_nats)
+    def add_input(self, histogram: DifficultyHistogram, document: ScoredDocument) -> DifficultyHistogram:
+        for index, nats in enumerate(document.segment_difficulty_nats.tolist()):
+            histogram.add(segment_id(document.doc_id, index), nats)
         return histogram
 
     def merge_accumulators(self, histograms: Iterable[DifficultyHistogram]) -> DifficultyHistogram:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.typehints import KV
 
 from augment import work
-from augment.engines import ModelConfig
-from augment.generation import TierRequest, TracePlanner
+from augment.generation import TracePlanner
 from augment.heartbeat import clear_beats
 from augment.ledger import ledger_parts
 from augment.transforms import (
@@ -30,19 +28,17 @@ from augment.transforms import (
 )
 from augment.work import WorkOrder
 from difficulty.allocation import Allocation
-from difficulty.budget import allocate
-from difficulty.histogram import DifficultyHistogram
-from difficulty.surprisal import hard_spans, token_difficulty_nats
-from pipelines import config as config_module
 from pipelines.config import LedgerConfig, MillConfig
+from pipelines.plan.measured import forecast_for
+from pipelines.planning import Focus, plan_budget, trace_planner, what_decides_text
 from pipelines.shown import shown_of
 from pipelines.stage import StageRun, digest, run_stage
 from pipelines.status import PLAN_NAME, beats_url, plan_of, planned_generations
 from sharding import manifest, records, shard_io
 from sharding.errors import MillError
 from sharding.manifest import Manifest
-from sharding.records import FileEntry, Request, ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding.part_join import part_count
+from sharding.records import FileEntry, Request
 from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
 
 DIFFICULTY_NAME = "difficulty.json"
@@ -61,7 +57,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         "augment",
         sections={
             "budget": config.budget,
-            "models": {name: _what_decides(model) for name, model in planner.models.items()},
+            "models": {name: what_decides_text(model) for name, model in planner.models.items()},
             "sampling": config.sampling,
             "closing": config.closing,
             "shown": shown,
@@ -70,12 +66,13 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
     )
     allocation = plan_budget(config, scored)
     order = work_order(run, config, allocation)
-    num_parts = max(1, len(scored.files.get("segments", [])))
+    segment_urls = manifest.file_urls(config.output, scored, "segments")
+    num_parts = part_count(segment_urls)
 
     def build(pipeline: beam.Pipeline) -> None:
         write_plan(run, config, scored, allocation, planner)
         made = pipeline | "Requests" >> MakeRequests(
-            manifest.file_urls(config.output, scored, "segments"),
+            segment_urls if planner.models else [],  # where every tier skips, no text is read
             planner,
             tier_of=allocation.tier_of,
             shown_of=shown,
@@ -123,61 +120,6 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         # An engine of this process would hold its memory through the stages that don't generate.
         work.close_all()
         clear_beats(beats_url(config.output))
-
-
-def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
-    """The tier of every segment, from the histogram of the scored parts.
-
-    Raises:
-        RequestError: the budget can't be met.
-    """
-    return allocate(
-        DifficultyHistogram.from_json(scored.facts["histogram"]),
-        config.budget,
-        source_tokens=scored.counts["source_tokens"],
-        prices={name: config_module.price_of(model) for name, model in config.models.items()},
-    )
-
-
-def trace_planner(config: MillConfig) -> TracePlanner:
-    """What turns segments into requests: every tier's prompt, model and caps."""
-    tiers = tuple(
-        None
-        if tier.model is None or tier.prompt is None or tier.max_tokens is None
-        else TierRequest(
-            tier=tier.name,
-            model=tier.model,
-            prompt=tier.prompt,
-            samples=tier.samples,
-            max_tokens=tier.max_tokens,
-            min_tokens=tier.min_tokens,
-            expected_tokens=tier.expected_tokens or float(tier.max_tokens),
-        )
-        for tier in config.budget.tiers
-    )
-    used = {tier.model for tier in tiers if tier is not None}
-    return TracePlanner(
-        tiers=tiers,
-        models={name: model for name, model in sorted(config.models.items()) if name in used},
-        sampling=config.sampling,
-        closing=config.closing,
-        tokenizer=config.tokenizer,
-    )
-
-
-@dataclass(frozen=True)
-class Focus:
-    """The hardest spans of a segment, for prompts that name them: what joins difficulty and prompts."""
-
-    tokenizer: str
-    threshold_nats: float
-
-    def __call__(self, segment: ScoredSegment, text: str) -> list[str]:
-        byte_ends = load_tokenizer(self.tokenizer).byte_ends(segment.input_ids)
-        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
-        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.threshold_nats)
-        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
-        return [text[span.char_start : span.char_end] for span in hardest_first]
 
 
 def work_order(run: StageRun, config: MillConfig, allocation: Allocation) -> WorkOrder:
@@ -249,6 +191,7 @@ def finisher(
                 "unit": allocation.unit,
                 "planned_tokens": allocation.planned_tokens,
                 "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
+                "forecast": forecast_for(run.output, run.config["budget"]),
                 "warnings": list(allocation.warnings) + planner.warnings(),
             },
             rehearsal=_is_rehearsal(scored, planner),
@@ -278,12 +221,3 @@ def _tier_facts(allocation: Allocation, counts: dict[str, int], num_segments: in
 
 def _is_rehearsal(scored: Manifest, planner: TracePlanner) -> bool:
     return scored.rehearsal or any(model.engine == "rehearsal" for model in planner.models.values())
-
-
-def _what_decides(model: ModelConfig) -> dict[str, Any]:
-    """The parts of a model's config that can change a text; prices and queue lengths can't."""
-    plain = config_module.to_mapping(model)
-    return {
-        key: plain[key]
-        for key in ("engine", "name", "served_name", "revision", "max_model_len", "thinking", "engine_args")
-    }

@@ -51,6 +51,7 @@ SetOption = Annotated[
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
 DEBUG = {"on": False}
@@ -83,11 +84,12 @@ def run(
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
     replace: ReplaceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run all four stages; those that are done are skipped."""
     from sharding.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, replace)
+    _run(config, STAGES, beam_args, overrides, replace, quiet)
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -97,8 +99,9 @@ def _stage_command(stage: str, about: str) -> None:
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
         replace: ReplaceOption = False,
+        quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, replace)
+        _run(config, (stage,), beam_args, overrides, replace, quiet)
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -114,9 +117,15 @@ def _load(path: str, overrides: list[str] | None) -> MillConfig:
 
 
 def _run(
-    path: str, stages: tuple[str, ...], beam_args: list[str] | None, overrides: list[str] | None, replace: bool
+    path: str,
+    stages: tuple[str, ...],
+    beam_args: list[str] | None,
+    overrides: list[str] | None,
+    replace: bool,
+    quiet: bool,
 ) -> None:
     from pipelines import summary
+    from pipelines.progress import Progress
     from pipelines.run import mill
 
     config = _load(path, overrides)
@@ -124,19 +133,54 @@ def _run(
 
     def on_stage(stage: str, manifest: Any, ran: bool) -> None:
         nonlocal ran_any
+        progress.stage(stage if manifest is None else None)
+        ran_any = ran_any or (manifest is not None and ran)
+        if quiet:
+            return
         if manifest is None:
             err.print(f"[bold]{stage}[/bold] ...", style="dim")
         elif ran:
-            ran_any = True
             err.print(f"[bold]{stage}[/bold] done in {manifest.elapsed_s:,.1f} s")
         else:
             err.print(f"[bold]{stage}[/bold] was done already")
 
-    mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
+    with Progress(config.output, err, quiet=quiet) as progress:
+        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
     if "pack" in stages:
         out.print(summary.render(config.output))
         if not ran_any:
             out.print("Everything was done already; nothing was run.")
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    beam_args: BeamArgument = None,
+    pilot: Annotated[
+        int, typer.Option(min=0, help="Generate so many segments, into the run's ledger, and measure them.")
+    ] = 0,
+    sample_documents: Annotated[
+        int, typer.Option(min=1, help="Documents scored to stand for a source that isn't scored yet.")
+    ] = 64,
+    accelerators: Annotated[int, typer.Option(min=1, help="Accelerators that generate at the same time.")] = 1,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a run will take: segments, tokens, GPU-hours, money, bytes, before anything is bought."""
+    from pipelines import plan as plan_module
+    from pipelines.plan import show
+
+    made = plan_module.make_plan(
+        _load(config, overrides),
+        sample_documents=sample_documents,
+        accelerators=accelerators,
+        pilot=pilot,
+        beam_args=beam_args or (),
+    )
+    if as_json:
+        print(json.dumps(made))  # noqa: T201
+    else:
+        out.print(show.render(made))
 
 
 @app.command()
@@ -175,7 +219,7 @@ def verify(
     output: OutputArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Compare source and thoughts with what was scored.")] = False,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: QuietOption = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Files read at the same time; as many as processors when absent.")
     ] = None,
@@ -220,15 +264,28 @@ def export(
 
 
 @app.command()
-def status(output: OutputArgument, as_json: JsonOption = False) -> None:
+def status(
+    output: OutputArgument,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until the run ends.")] = False,
+) -> None:
     """What a run has done so far, read from its output; also while it runs, and from another machine."""
+    from pipelines import progress
     from pipelines import status as status_module
 
-    found = status_module.read(output)
+    if watch and not as_json:
+        progress.watch(output, out)
+        return
+    found, doing = progress.state(output)
+    if found is None:
+        found = {"output": output, "under_way": doing}
     if as_json:
         print(json.dumps(found))  # noqa: T201
     else:
-        out.print(status_module.render(found))
+        if "stages" in found:
+            out.print(status_module.render(found))
+        if doing is not None:
+            out.print(progress.render(doing))
 
 
 @app.command()
@@ -266,16 +323,21 @@ def init(
     path: Annotated[str, typer.Argument(metavar="[PATH]", help="The file to write.")] = "thoughtmill.yaml",
     example: Annotated[str, typer.Option(help="Which example: see --list.")] = "demo",
     list_examples: Annotated[bool, typer.Option("--list", help="List the examples and stop.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask three questions: source, tokenizer, output.")] = False,
 ) -> None:
-    """Write an example config to start from."""
+    """Write an example config to start from; asks nothing unless told to."""
     from pipelines import examples
 
     if list_examples:
         for name, about in examples.listing().items():
             out.print(f"[bold]{name}[/bold]  {about}")
         return
-    examples.write(example, Path(path))
-    out.print(f"wrote {path}; next: edit it, then `thoughtmill run {path}`")
+    answers = {}
+    if ask:
+        for key, question in examples.QUESTIONS.items():
+            answers[key] = typer.prompt(question, default=examples.value_of(example, key), err=True)
+    examples.write(example, Path(path), answers)
+    out.print(f"wrote {path}; next: edit it, then `thoughtmill plan {path}` and `thoughtmill run {path}`")
 
 
 @ledger_app.command("compact")

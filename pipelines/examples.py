@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+
+import yaml
 
 from sharding.errors import MillError, RequestError
 
@@ -25,19 +30,52 @@ def listing() -> dict[str, str]:
     }
 
 
-def write(name: str, target: Path) -> None:
+QUESTIONS = {
+    "path": "Where is the raw text (a file, folder or glob)?",
+    "tokenizer": "Which tokenizer does the model have that you will train?",
+    "output": "Where shall the result go?",
+}
+"""Key of an example → what `init --ask` asks; an empty answer keeps the example's value."""
+
+
+def value_of(name: str, key: str) -> str:
+    """What the example says for one of `QUESTIONS`.
+
+    Raises:
+        RequestError: there is no such example.
+    """
+    found = _line(key).search(_text(name))
+    assert found is not None, f"the example {name} has no {key}"
+    return str(yaml.safe_load(found["value"]))
+
+
+def _line(key: str) -> re.Pattern[str]:
+    return re.compile(rf"^(?P<key> *{key}: *)(?P<value>\"[^\"]*\"|[^#\n]*?)(?P<comment> *(?: #.*)?)$", re.MULTILINE)
+
+
+def _text(name: str) -> str:
+    if name not in listing():
+        raise RequestError(f"init --example: {name!r} is not one of {', '.join(listing())}")
+    return (_folder() / f"{name}.yaml").read_text()
+
+
+def write(name: str, target: Path, answers: Mapping[str, str] | None = None) -> None:
     """Write the example to `target`.
+
+    Args:
+        answers: values for keys of `QUESTIONS`, in place of the example's.
 
     Raises:
         RequestError: there is no such example, or `target` exists.
         MillError: `target` can't be written.
     """
-    source = _folder() / f"{name}.yaml"
-    if name not in listing():
-        raise RequestError(f"init --example: {name!r} is not one of {', '.join(listing())}")
+    text = _text(name)
+    for key, answer in (answers or {}).items():
+        quoted = json.dumps(answer, ensure_ascii=False)  # a JSON string is a YAML string
+        text = _line(key).sub(lambda found, quoted=quoted: found["key"] + quoted + found["comment"], text, count=1)
     try:
         with target.open("x") as file:
-            file.write(source.read_text())
+            file.write(text)
     except FileExistsError as error:
         raise RequestError(f"init: {target} exists; name another file") from error
     except OSError as error:

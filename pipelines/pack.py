@@ -8,27 +8,26 @@ contaminated ─┘                      └► counts                          
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import msgspec
 import numpy as np
-from apache_beam.typehints import KV
 
 from pipelines import config as config_module
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, digest, run_stage
-from sharding import card, manifest, mixing, order, records, shard_io, versions
-from sharding.layout import Delimiters, SegmentTokens, lay_out
+from sharding import card, manifest, mixing, order, records, shard_io, tally, versions
+from sharding.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.manifest import Manifest
 from sharding.packing import PackConfig
-from sharding.records import Candidate, ContaminatedDocument, FileEntry, Item, ScoredSegment
+from sharding.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
+from sharding.records import Candidate, FileEntry, Item, ScoredSegment
 from sharding.tokenizer import TextTokenizer, load_tokenizer
-from sharding.transforms import GroupRecords, PackShards, ReadParts, SumCountsCombineFn, WriteOnce
+from sharding.transforms import PackShards, SumCountsCombineFn, WriteOnce
 
-SEGMENT_COLUMNS = ("doc_id", "segment_index", "num_segments", "input_ids", "source")
-KEPT_COLUMNS = ("doc_id", "segment_index", "sample", "key", "input_ids", "shown_tokens")
 COUNTS = "counts"
 
 
@@ -49,24 +48,16 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
     )
 
     def build(pipeline: beam.Pipeline) -> None:
-        segments = pipeline | "Segments" >> ReadParts(
-            manifest.file_urls(config.output, scored, "segments"), ScoredSegment, SEGMENT_COLUMNS
+        groups = part_groups(
+            manifest.file_urls(config.output, scored, "segments"),
+            manifest.file_urls(config.output, selected, "kept"),
+            contaminated_urls(config.output, selected),
         )
-        kept = pipeline | "Kept" >> ReadParts(
-            manifest.file_urls(config.output, selected, "kept"), Candidate, KEPT_COLUMNS
-        )
-        contaminated = pipeline | "Contaminated" >> ReadParts(
-            contaminated_urls(config.output, selected), ContaminatedDocument
-        )
-        documents = {
-            "segments": segments
-            | "Segment's document" >> beam.WithKeys(_doc_id).with_output_types(KV[str, ScoredSegment]),
-            "thoughts": kept | "Thought's document" >> beam.WithKeys(_doc_id).with_output_types(KV[str, Candidate]),
-            "contaminated": contaminated
-            | "Contaminated's document" >> beam.WithKeys(_doc_id).with_output_types(KV[str, ContaminatedDocument]),
-        } | "By document" >> GroupRecords(segments=ScoredSegment, thoughts=Candidate, contaminated=ContaminatedDocument)
-        laid_out = documents | "Lay out" >> beam.ParDo(_LayOutFn(config, delimiters, tokenizer.dtype)).with_outputs(
-            COUNTS, main="items"
+        laid_out = (
+            pipeline
+            | "Parts" >> beam.Create(groups, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Lay out" >> beam.ParDo(_LayOutFn(config, delimiters, tokenizer.dtype)).with_outputs(COUNTS, main="items")
         )
         laid_out["items"].element_type = Item
         shards = laid_out["items"] | "Shards" >> PackShards(
@@ -84,10 +75,6 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
     return run_stage(run, build, beam_args=beam_args, replace=replace)
 
 
-def _doc_id(record: ScoredSegment | Candidate | ContaminatedDocument) -> str:
-    return record.doc_id
-
-
 def contaminated_urls(output: str, selected: Manifest) -> list[str]:
     """The parts that name the documents to leave out because they overlap with a benchmark; none where they stay in."""
     decontamination = selected.facts.get("decontamination") or {}
@@ -99,29 +86,35 @@ class _LayOutFn(beam.DoFn):
         self._pack, self._layout = config.pack, config.layout
         self._delimiters, self._dtype = delimiters, dtype
 
-    def process(self, document: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
-        doc_id, groups = document
-        segments, thoughts = groups["segments"], groups["thoughts"]
-        if not segments:
-            raise AssertionError(f"document {doc_id!r} has thoughts or is contaminated, but was not scored")
-        share = mixing.share_of(doc_id, segments[0].source, self._pack, contaminated=bool(groups["contaminated"]))
-        source_tokens = sum(len(segment.input_ids) for segment in segments)
-        yield beam.pvalue.TaggedOutput(COUNTS, mixing.share_counts(share, source_tokens, len(thoughts)))
+    def process(self, group: PartGroup) -> Iterator[Any]:
+        counts = Counter[str]()
+        for document in joined_documents(group):
+            yield from self._items(document, counts)
+        yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))
+
+    def _items(self, document: JoinedDocument, counts: Counter[str]) -> Iterator[Item]:
+        doc_id, thoughts = document.doc_id, document.thoughts
+        share = mixing.share_of(doc_id, document.source, self._pack, contaminated=document.contaminated)
+        counts.update(mixing.share_counts(share, len(document.input_ids), len(thoughts)))
+        tally.add(documents=1, tokens=len(document.input_ids))
         if not share.copies:
             return
-        joined = join_thoughts(doc_id, segments, [] if share.raw else thoughts)
-        items, laid_out = lay_out(
-            doc_id, joined, self._layout, self._delimiters, self._pack.sequence_length, self._dtype
-        )
+        if share.raw or not thoughts:
+            items, laid_out = lay_out_plain(
+                doc_id, document.input_ids, document.segment_starts, self._delimiters,
+                self._pack.sequence_length, self._dtype,
+            )  # fmt: skip
+        else:
+            joined = join_thoughts(doc_id, document.segments(), thoughts)
+            items, laid_out = lay_out(
+                doc_id, joined, self._layout, self._delimiters, self._pack.sequence_length, self._dtype
+            )
         for copy in range(share.copies):
             yield from (msgspec.structs.replace(item, copy=copy) for item in items) if copy else items
-        split = order.split_of(doc_id, self._pack.validation_fraction)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
-        counts = {
-            name: count if name.startswith("documents") else share.copies * count
-            for name, count in dataclasses.asdict(laid_out).items()
-        }
-        yield beam.pvalue.TaggedOutput(COUNTS, {**counts, f"documents_{split}": 1})
+        for name, count in laid_out.nonzero().items():
+            counts[name] += count if name.startswith("documents") else share.copies * count
+        counts[f"documents_{order.split_of(doc_id, self._pack.validation_fraction)}"] += 1
 
 
 def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequence[Candidate]) -> list[SegmentTokens]:
@@ -178,7 +171,8 @@ def finisher(run: StageRun, config: MillConfig, tokenizer: TextTokenizer) -> Cal
 
     def finish(shard_files: list[FileEntry], counts: dict[str, int]) -> None:
         earlier = {stage: manifest.require(config.output, stage) for stage in manifest.STAGES[:-1]}
-        totals = dict.fromkeys(mixing.COUNTS, 0) | counts | {"rows": sum(entry.rows for entry in shard_files)}
+        names = (*mixing.COUNTS, *(count.name for count in dataclasses.fields(LayoutCounts)))
+        totals = dict.fromkeys(names, 0) | counts | {"rows": sum(entry.rows for entry in shard_files)}
         for entry in shard_files:
             for kind, number in entry.tokens.items():
                 totals[f"tokens_{kind}"] = totals.get(f"tokens_{kind}", 0) + number

@@ -23,16 +23,16 @@ from pipelines import config as config_module
 from pipelines.config import MillConfig
 from pipelines.reading import ReadDocuments
 from pipelines.stage import StageRun, run_stage
-from sharding import manifest, records, shard_io, sources
+from sharding import manifest, records, shard_io, sources, tally
 from sharding.manifest import Manifest
-from sharding.records import FileEntry, Quarantined, ScoredSegment
+from sharding.records import FileEntry, Quarantined, ScoredDocument
 from sharding.tokenizer import load_tokenizer
 from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
 
-PART_SOURCE_BYTES = 64 << 20
+PART_SOURCE_BYTES = 16 << 20
 """A scored part holds about this much source, in bytes."""
 
-MAX_PARTS = 4096
+MAX_PARTS = 16384
 BYTES_PER_TOKEN = 4
 """Of text, about; decides only where the sampling of a large corpus's n-grams begins."""
 
@@ -78,21 +78,22 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
         scored = read["documents"] | "Score" >> ScoreDocuments(config.difficulty, config.tokenizer, memory)
         quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
 
-        segment_files = scored["segments"] | "Write segments" >> WriteParts(
+        segment_files = scored["scored"] | "Write segments" >> WriteParts(
             run.folder,
             "segments",
             records.segment_schema(tokenizer.vocab_size),
-            kind=ScoredSegment,
+            kind=ScoredDocument,
             num_parts=num_parts,
-            partition_key=lambda segment: segment.doc_id,
-            sort_key=lambda segment: (segment.doc_id, segment.segment_index),
+            partition_key=lambda document: document.doc_id,
+            sort_key=lambda document: document.doc_id,
+            rows_of=ScoredDocument.segments,
         )
         quarantine_files = quarantined | "Write quarantine" >> write_quarantine(run.folder, num_parts)
-        histogram = scored["segments"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
+        histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counts = (
             (
                 read["counts"],
-                scored["segments"] | "Count segments" >> beam.Map(segment_counts, config.difficulty.threshold_nats),
+                scored["scored"] | "Count segments" >> beam.Map(document_counts, config.difficulty.threshold_nats),
                 quarantined | "Count quarantined" >> beam.Map(quarantine_counts),
             )
             | "All counts" >> beam.Flatten()
@@ -140,18 +141,18 @@ def build_memory(
     )
 
 
-def segment_counts(segment: ScoredSegment, threshold_nats: float) -> dict[str, int]:
-    """What one segment adds to the stage's counts; nats in millionths."""
-    surprisal = segment.surprisal_nats.astype(np.float64)
-    entropy = segment.entropy_nats.astype(np.float64)
+def document_counts(document: ScoredDocument, threshold_nats: float) -> dict[str, int]:
+    """What one document adds to the stage's counts; nats in millionths."""
+    nats = token_difficulty_nats(document.surprisal_nats, document.memory_nats)
+    tally.add(documents=1, segments=len(document.segment_starts), tokens=len(document.input_ids))
     return {
-        "documents": int(segment.segment_index == 0),
-        "segments": 1,
-        "source_tokens": len(segment.input_ids),
-        "hard_tokens": int((token_difficulty_nats(surprisal, segment.memory_nats) > threshold_nats).sum()),
-        "surprisal_micronats": round(float(surprisal.sum()) * MICRO),
-        "entropy_micronats": round(float(entropy.sum()) * MICRO),
-        "difficulty_micronats": round(segment.difficulty_nats * MICRO),
+        "documents": 1,
+        "segments": len(document.segment_starts),
+        "source_tokens": len(document.input_ids),
+        "hard_tokens": int(np.count_nonzero(nats > np.float64(threshold_nats))),
+        "surprisal_micronats": round(float(document.surprisal_nats.sum(dtype=np.float64)) * MICRO),
+        "entropy_micronats": round(float(document.entropy_nats.sum(dtype=np.float64)) * MICRO),
+        "difficulty_micronats": round(float(document.segment_difficulty_nats.sum()) * MICRO),
     }
 
 

@@ -28,6 +28,7 @@ from pipelines.shown import shown_of
 from pipelines.stage import StageRun, digest, run_stage
 from sharding import manifest, records
 from sharding.manifest import Manifest
+from sharding.part_join import part_count
 from sharding.records import (
     Candidate,
     ContaminatedDocument,
@@ -58,7 +59,8 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
         },
         inputs=_inputs(config, augmented, tokenizer.fingerprint),
     )
-    num_parts = max(1, len(augmented.files.get("requests", [])))
+    segment_urls = manifest.file_urls(config.output, scored, "segments")
+    num_parts = part_count(segment_urls)
 
     def build(pipeline: beam.Pipeline) -> None:
         requests = (
@@ -72,9 +74,9 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
             | "By request" >> GroupRecords(requests=Request, rows=LedgerRow)
             | "Candidates" >> MakeCandidates(config.tokenizer)
         )
-        segments = pipeline | "Segments" >> ReadParts(
-            manifest.file_urls(config.output, scored, "segments"), ScoredSegment, SEGMENT_COLUMNS
-        )
+        # Without a generation or a benchmark there is nothing to hold against the text.
+        looked_at = segment_urls if augmented.counts["generations"] or config.select.decontaminate else []
+        segments = pipeline | "Segments" >> ReadParts(looked_at, ScoredSegment, SEGMENT_COLUMNS)
         judged = (
             {
                 "segments": segments | "Segment's document" >> by_document(ScoredSegment),

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines import config as config_module
 from pipelines.beam_options import beam_options
 from sharding import manifest, shard_io
 from sharding.errors import MillError, RequestError
+from sharding.lease import Lease
 from sharding.manifest import STAGES, Manifest
 from sharding.manifest import digest as digest
 from sharding.records import FileEntry
@@ -65,7 +67,7 @@ class StageRun:
             counts=counts,
             facts=facts,
             rehearsal=rehearsal,
-            elapsed_s=round(time.time() - self.started_at, 3),
+            elapsed_s=round(max(0.0, time.time() - self.started_at), 3),
         )
 
     def done(self, *, replace: bool) -> Manifest | None:
@@ -119,27 +121,46 @@ def run_stage(
 
     Raises:
         MillError: a step failed; names the step.
-        RequestError: a Beam option is unknown, or the output holds another run's result.
+        RequestError: a Beam option is unknown, the output holds another run's result, or another run is at work on it.
     """
     options = beam_options(beam_args)
     done = run.done(replace=replace)
     if done is not None:
         return done, False
-    run.clear()
+    with Lease(run.output, run.stage) as lease:
+        # Another run may have finished the stage a moment ago.
+        done = run.done(replace=replace)
+        if done is not None:
+            return done, False
+        run.clear()
+        _run(run, options, build)
+        lease.check()
+    return manifest.require(run.output, run.stage), True
+
+
+def _run(run: StageRun, options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
+    run_pipeline(pipeline, run.stage)
+
+
+def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
+    """Run a pipeline to its end; a failure becomes an error of ours that names the step.
+
+    Raises:
+        MillError: a step failed.
+    """
     try:
         state = pipeline.run().wait_until_finish()
     except MillError as error:
-        raise _located(error, run.stage) from error
+        raise _located(error, name) from error
     except RuntimeError as error:
         # A worker process sends its exception back as text.
         if (found := _last(WORKER_ERROR, str(error))) is None:
             raise
-        raise _located(MillError(found["message"]), run.stage) from error
+        raise _located(MillError(found["message"]), name) from error
     if state not in (None, PipelineState.DONE):
-        raise MillError(f"{run.stage}: the runner ended with {state}: see its log")
-    return manifest.require(run.output, run.stage), True
+        raise MillError(f"{name}: the runner ended with {state}: see its log")
 
 
 def _plain(section: Any) -> Any:

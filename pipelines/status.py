@@ -244,7 +244,7 @@ def render(found: dict[str, Any]) -> Table:
             "thinking tokens",
             f"{generation['thought_tokens']:,} of at most {generation['thought_tokens_planned']:,.0f} planned",
         )
-        table.add_row("spent", _spent(generation))
+        table.add_row("spent", spent(generation))
         if found["stages"]["augment"] != "done":
             table.add_row("under way", _under_way(generation))
             if generation["tokens_per_second"]:
@@ -257,9 +257,10 @@ def render(found: dict[str, Any]) -> Table:
     return table
 
 
-def _spent(generation: Mapping[str, Any]) -> str:
-    unit, spent = generation["unit"], generation["spent"]
-    text = f"{_amount(spent)} of {_amount(generation['budget'])} {UNIT_NAMES[unit]}"
+def spent(generation: Mapping[str, Any]) -> str:
+    """What was spent of the budget, in its unit and in money."""
+    unit = generation["unit"]
+    text = f"{_amount(generation['spent'])} of {_amount(generation['budget'])} {UNIT_NAMES[unit]}"
     other = {"dollars": generation["dollars"], "gpu_hours": generation["gpu_hours"]}
     for name, amount in other.items():
         if name != unit and amount is not None:

@@ -41,6 +41,8 @@ def render(output: str) -> Group:
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
+    if forecast := card.forecast(augmented):
+        facts.add_row("", forecast)
     facts.add_row(
         "traces",
         f"{selected.counts['kept']:,} kept of {selected.counts['candidates']:,}"

@@ -92,6 +92,13 @@ class LayoutCounts:
     def __add__(self, other: LayoutCounts) -> LayoutCounts:
         return LayoutCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    def nonzero(self) -> dict[str, int]:
+        """The counts that are not 0, by name."""
+        return {name: count for name in _COUNT_NAMES if (count := getattr(self, name))}
+
+
+_COUNT_NAMES = tuple(f.name for f in fields(LayoutCounts))
+
 
 def lay_out(
     doc_id: str,
@@ -118,11 +125,7 @@ def lay_out(
     """
     wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
     end = len(delimiters.document_end)
-    if max_tokens < wrap + end + 2:
-        raise RequestError(
-            f"pack.sequence_length: {max_tokens} has no room for a source token, a thought token and the {wrap + end} "
-            f"tokens of pack.thought_open, pack.thought_close and pack.document_end; at least {wrap + end + 2} needed"
-        )
+    _check_room(delimiters, max_tokens)
     thoughts_in = [thought for segment in segments for thought in segment.thoughts]
     filled = [segment for segment in segments if len(segment.input_ids)]
     parts: list[Part] = []
@@ -158,6 +161,57 @@ def lay_out(
         thought_tokens=thought_tokens,
         delimiter_tokens=sum(len(item.input_ids) for item in items) - source_tokens - thought_tokens,
     )
+
+
+def lay_out_plain(
+    doc_id: str,
+    input_ids: np.ndarray,
+    segment_starts: np.ndarray,
+    delimiters: Delimiters,
+    max_tokens: int,
+    dtype: np.dtype,
+) -> tuple[list[Item], LayoutCounts]:
+    """What `lay_out` gives for a document without thoughts, from its tokens in one array: most of most corpora.
+
+    Args:
+        input_ids: (num_tokens,) training token ids of the document.
+        segment_starts: (num_segments,) where its segments begin; only for the counts.
+
+    Raises:
+        RequestError, ValueError: as `lay_out`.
+    """
+    ids, end = _as_ids(input_ids, dtype), _as_ids(delimiters.document_end, dtype)
+    _check_room(delimiters, max_tokens)
+    cuts = [0] if len(ids) else []
+    while cuts and (left := len(ids) - cuts[-1]) + len(end) > max_tokens:
+        cuts.append(cuts[-1] + min(max_tokens, left - 1))  # the document's end doesn't stand alone
+    items = []
+    for start, stop in zip(cuts, [*cuts[1:], len(ids)], strict=False):
+        tail = end if stop == len(ids) else end[:0]
+        kinds = np.full(stop - start + len(tail), TokenType.SOURCE, np.uint8)
+        kinds[stop - start :] = TokenType.DELIMITER
+        tokens = np.concatenate((ids[start:stop], tail)) if len(tail) else ids[start:stop]
+        items.append(Item(doc_id=doc_id, source_start=start, input_ids=tokens, token_type=kinds))
+    return items, LayoutCounts(
+        documents=1,
+        documents_empty=int(not items),
+        documents_cut=int(len(items) > 1),
+        items=len(items),
+        source_cuts=max(0, len(items) - 1),
+        segments_cut=len(set(cuts[1:]).difference(segment_starts.tolist())) if len(cuts) > 1 else 0,
+        source_tokens=len(ids),
+        delimiter_tokens=len(end) if items else 0,
+    )
+
+
+def _check_room(delimiters: Delimiters, max_tokens: int) -> None:
+    wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
+    end = len(delimiters.document_end)
+    if max_tokens < wrap + end + 2:
+        raise RequestError(
+            f"pack.sequence_length: {max_tokens} has no room for a source token, a thought token and the {wrap + end} "
+            f"tokens of pack.thought_open, pack.thought_close and pack.document_end; at least {wrap + end + 2} needed"
+        )
 
 
 def _thoughts_at(segment: SegmentTokens, layout: Layout) -> int:

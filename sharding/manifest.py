@@ -89,15 +89,35 @@ def read(output: str, stage: str) -> Manifest | None:
     """The stage's manifest, or None when the stage hasn't finished.
 
     Raises:
-        MillError: there is a manifest but it cannot be understood.
+        MillError: there is a manifest but it cannot be understood, or names files outside of its folder.
     """
     url = manifest_url(output, stage)
     if not shard_io.exists(url):
         return None
     try:
-        return msgspec.json.decode(shard_io.read_bytes(url), type=Manifest)
-    except msgspec.MsgspecError as error:
+        found = msgspec.json.decode(shard_io.read_bytes(url), type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MillError(f"{url} is not a manifest of this version: {error}") from error
+    if problem := _misplaced(found, stage):
+        raise MillError(f"{url} is not a manifest of this output: {problem}")
+    return found
+
+
+def _misplaced(manifest: Manifest, stage: str) -> str | None:
+    """What in a manifest points out of its folder; None when nothing does. A manifest may be anyone's."""
+    if manifest.stage != stage:
+        return f"it is of the stage {manifest.stage!r}, not {stage}"
+    folder = manifest.folder
+    while folder.startswith("../"):
+        folder = folder.removeprefix("../")
+    if ".." in folder.split("/"):
+        return f"folder is {manifest.folder!r}"
+    for family, entries in manifest.files.items():
+        for entry in entries:
+            parts = entry.name.split("/")
+            if any(part in ("", ".", "..") for part in parts) or any(mark in entry.name for mark in ("\\", "\0", ":")):
+                return f"a name in files.{family} is {entry.name!r}, which is no name of a file below the folder"
+    return None
 
 
 def require(output: str, stage: str) -> Manifest:

@@ -58,7 +58,7 @@ class PackConfig:
     window_items: int = Field(
         default=WINDOW_ITEMS, ge=1, description="Items packed together at least; more means less padding and memory."
     )
-    zstd_level: int = Field(default=3, ge=1, le=22, description="Compression level of the shards.")
+    zstd_level: int = Field(default=6, ge=1, le=22, description="Compression level of the shards.")
     thought_open: str = Field(default="\n\n<think>\n", description="Text before every thought; may be empty.")
     thought_close: str = Field(default="\n</think>", description="Text after every thought; may be empty.")
     document_end: str | None = Field(

@@ -115,6 +115,47 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
         return segment_id(self.doc_id, self.segment_index)
 
 
+class ScoredDocument(Record, frozen=True, kw_only=True, eq=False):
+    """All segments of a document in one record, for the way between workers: one element where there would be many.
+
+    Attributes:
+        segment_starts: (num_segments,) int64, the token that each segment begins with.
+        input_ids, surprisal_nats, entropy_nats, memory_nats: of all its tokens; otherwise as in `ScoredSegment`.
+        segment_difficulty_nats: (num_segments,) float64, the difficulty mass of each segment.
+        metadata, source: as in `ScoredSegment`.
+    """
+
+    doc_id: str
+    segment_starts: np.ndarray
+    input_ids: np.ndarray
+    surprisal_nats: np.ndarray
+    entropy_nats: np.ndarray
+    memory_nats: np.ndarray
+    segment_difficulty_nats: np.ndarray
+    metadata: str | None = None
+    source: str = ""
+
+    def segments(self) -> Iterator[ScoredSegment]:
+        """The segments as they rest on disk, in order."""
+        starts = self.segment_starts.tolist()
+        ends = [*starts[1:], len(self.input_ids)]
+        for index, difficulty_nats in enumerate(self.segment_difficulty_nats.tolist()):
+            start, end = starts[index], ends[index]
+            yield ScoredSegment(
+                doc_id=self.doc_id,
+                segment_index=index,
+                num_segments=len(starts),
+                token_start=start,
+                input_ids=self.input_ids[start:end],
+                surprisal_nats=self.surprisal_nats[start:end],
+                entropy_nats=self.entropy_nats[start:end],
+                memory_nats=self.memory_nats[start:end],
+                difficulty_nats=difficulty_nats,
+                metadata=self.metadata if index == 0 else None,
+                source=self.source,
+            )
+
+
 class Request(Record, frozen=True, kw_only=True, eq=False):
     """The thinking one segment asks for: `samples` generations of one prompt by one model.
 

@@ -25,13 +25,23 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError, RequestError
 from sharding.records import FileEntry, Record, from_batch, to_batch
+from sharding.stores import patiently
 
 BATCH_BYTES = 2 << 20
 """Size of an Arrow record batch before compression."""
 
 R = TypeVar("R", bound=Record)
 
-EXTRA_FOR_PROTOCOL = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
+EXTRA_FOR_PROTOCOL = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+}
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -83,7 +93,7 @@ def publish(url: str) -> Iterator[IO[bytes]]:
         if local:
             temporary.replace(path)
         else:
-            fs.put_file(str(temporary), path)
+            patiently("write", url, fs, lambda: fs.put_file(str(temporary), path))
     except OSError as error:
         raise MillError(f"cannot write {url}: {error.strerror or error}") from error
     finally:
@@ -109,17 +119,27 @@ def read_bytes(url: str) -> bytes:
         MillError: the file is absent or unreadable; names it.
     """
     fs, path = filesystem(url)
-    try:
-        return fs.cat_file(path)
-    except OSError as error:
-        raise MillError(f"cannot read {url}: {error.strerror or error}") from error
+    return patiently("read", url, fs, lambda: fs.cat_file(path))
 
 
 def exists(url: str) -> bool:
-    """Whether a file is there, as the store says now (no cached listing)."""
+    """Whether a file is there, as the store says now (no cached listing).
+
+    Raises:
+        MillError: the store can't tell; names the file.
+    """
     fs, path = filesystem(url)
-    fs.invalidate_cache()
-    return fs.exists(path)
+
+    def ask() -> bool:
+        # Not fs.exists: it takes any failure for an absence, and a stage would be made again.
+        fs.invalidate_cache()
+        try:
+            fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    return patiently("look up", url, fs, ask)
 
 
 class _HashingWriter:
@@ -217,7 +237,7 @@ def read_batches(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.
         if isinstance(fs, LocalFileSystem):
             source: Any = pa.memory_map(path)
         else:
-            source = pa.BufferReader(fs.cat_file(path))
+            source = pa.BufferReader(read_bytes(url))
         included = None
         if columns is not None:
             with pa.ipc.open_stream(source) as reader:
@@ -254,9 +274,10 @@ def remove(url: str) -> None:
         MillError: the store refused; names the file.
     """
     fs, path = filesystem(url)
-    try:
+    # One that was there before a call that failed may be gone at the next: that is what was asked for.
+    patiently("remove", url, fs, lambda: _remove(fs, path))
+
+
+def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise MillError(f"cannot remove {url}: {error.strerror or error}") from error

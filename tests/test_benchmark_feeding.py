@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from augment.engines import GenerationRequest, ModelConfig
 from benchmarks import feeding
+from benchmarks.feeding_bare import generation_requests
 from benchmarks.feeding_load import Turn, engine_cpu_s, make_load, run_ours, take_turns
 from benchmarks.feeding_server import server_flags
 from benchmarks.feeding_simulated import (
@@ -28,6 +29,7 @@ from benchmarks.feeding_simulated import (
     schedule_steps,
     simulate,
 )
+from tests.endpoint_server import ScriptedServer, completion
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,6 +157,24 @@ def test_the_cpu_time_of_what_was_started_counts() -> None:
 def test_arguments_become_flags() -> None:
     arguments = {"model": "m", "enforce_eager": True, "enable_chunked_prefill": False, "revision": None, "seed": 3}
     assert server_flags(arguments) == ["--model", "m", "--enforce-eager", "--no-enable-chunked-prefill", "--seed", "3"]
+
+
+def test_the_side_of_datatrove(byte_tokenizer: str, tmp_path: Path) -> None:
+    for module in ("datatrove", "orjson", "aiofiles"):
+        pytest.importorskip(module)
+    from benchmarks.feeding_datatrove import run_datatrove
+
+    server = ScriptedServer(lambda number, body: {**completion(body), "usage": {"completion_tokens": 5}})
+    model = ModelConfig(engine="rehearsal", name="rehearsal", max_model_len=512)
+    load = make_load(model, tmp_path, tokenizer=byte_tokenizer, count=12, caps=(16, 32))
+    requests = generation_requests(load)
+    try:
+        turn = run_datatrove(requests, server.url, "small", str(tmp_path / "saved"))
+    finally:
+        server.stop()
+    assert turn.tokens == 12 * 5
+    sent = {(body["seed"], body["max_tokens"], tuple(body["prompt"])) for body in server.bodies}
+    assert sent == {(r.seed, r.max_tokens, tuple(r.prompt_token_ids.tolist())) for r in requests}
 
 
 def test_parts_are_named() -> None:

@@ -31,6 +31,18 @@ MISTAKES = [
     ({"layout": "behind"}, ["layout", "'behind'", "after_document"]),
     ({"difficulty": {"scorer": "causal_lm"}}, ["difficulty", "model"]),
     ({"difficulty": {"scorer": "rehearsal", "threshold_nats": float("nan")}}, ["difficulty.threshold_nats"]),
+    ({"difficulty": {"scorer": "none"}}, ["budget.policy", "adaptive", "uniform or fixed"]),
+    (
+        {
+            "difficulty": {"scorer": "none"},
+            "budget": {
+                "policy": "uniform",
+                "thinking_tokens": 10,
+                "tiers": [{"name": "a", "model": "pretend", "prompt": "brief", "max_tokens": 9, "samples": 2}],
+            },
+        },
+        ["select.value", "continuation_gain", "needs a scorer"],
+    ),
     ({"models": {"m": {"engine": "vlm", "name": "x"}}}, ["models.m.engine", "'vlm'", "vllm"]),
     ({"models": {"m": {"engine": "vllm"}}}, ["models.m.name", "required"]),
     ({"models": {"m": {"engine": "vllm", "name": "x", "max_len": 4}}}, ["models.m.max_len", "max_model_len"]),

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def run(line: str, workspace: Path) -> None:
         command = [sys.executable, "-m", "pipelines.cli", *words[1:]]
         done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False, env=environment)
         if words[1] == "init":
-            (workspace / "stand-in.yaml").replace(workspace / words[2])
+            shutil.copy(workspace / "stand-in.yaml", workspace / words[2])
     assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
@@ -99,6 +100,7 @@ def test_python_runs(block: str, workspace: Path, monkeypatch: pytest.MonkeyPatc
             export("out/demo", name, f"out/{name}")
         for place, stands_for in PLACES.items():
             block = block.replace(place, stands_for)
+    block = block.replace('"mill.yaml"', '"stand-in.yaml"')
     monkeypatch.setenv("HF_HOME", str(workspace / "cache"))
     done = subprocess.run([sys.executable, "-c", block], cwd=workspace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -72,19 +72,17 @@ NO_REFUSALS = {
 STORY = "“Come to the harbour tonight,” he wrote. I'm sorry, but I can't, she wrote back, and closed the window."
 
 LEAKS = {
-    # The first four were written by SmolLM2-135M-Instruct about pages of Python's documentation.
+    # The first four are like what SmolLM2-135M-Instruct writes about pages of Python's documentation.
     "template": "The expert dwells on what is difficult, dense, and surprising: works out what is left unsaid, "
     "checks the "
     "steps, asks why it is so, and ties it to things known from elsewhere. The answer is in the text, but you can "
     "read it.",
-    "template of another shape": "The single point in the passage that a good student is most likely to get wrong "
-    "is what "
-    "the passage is really about, and what it is not. It is the passage's message that is most likely to be missed.",
-    "template, in a loop": "The passage is a single point in the passage that a good student is most likely to get "
-    "wrong:\n\nThe passage is a single point in the passage that a good student is most likely to get wrong:",
-    "template, instructions too": "A good student is most likely to get the passage wrong. Don't retell it, don't "
-    "greet "
-    "it, and don't mention these instructions. Think aloud about the single point in the passage, say what it means.",
+    "template of another shape": "The subtlest point here, where even good students slip: say what it really means is "
+    "what the passage is about, and what it is not. It is the passage's message that is most likely to be missed.",
+    "template, in a loop": "This is the subtlest point here, where even good students slip:\n\nThis is the subtlest "
+    "point here, where even good students slip:\n\nThis is the subtlest point here, where even good students slip:",
+    "template, instructions too": "A good student is most likely to get the passage wrong. Don't retell the passage, "
+    "don't greet and don't mention these instructions. Think aloud about the point, say what it means.",
     "the user wants": "Okay, so the user wants me to go through this passage on lambda expressions. Let me start "
     "with the "
     "grammar, since everything follows from a lambda being an expression.",

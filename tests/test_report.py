@@ -17,8 +17,9 @@ from difficulty.histogram import DifficultyHistogram
 from pipelines import report
 from pipelines.config import from_mapping
 from pipelines.report import charts, room, sample
+from pipelines.report.blocks import Laid, Mark, Source, Thought, Unit
 from pipelines.report.charts import Series
-from pipelines.report.document import Laid, Reader, Source, Thought, Unit
+from pipelines.report.document import Reader
 from pipelines.report.visible import visible
 from pipelines.run import mill
 from sharding import manifest, records, shard_io
@@ -127,7 +128,9 @@ def test_documents_read_as_they_stand_in_the_shards(finished: str) -> None:
     for url in manifest.file_urls(finished, packed, "shards"):
         for row in shard_io.read_records(url, records.Row):
             ends = np.cumsum(row.seq_lengths)
-            for doc_id, start, first, end in zip(row.doc_ids, row.source_starts, [0, *ends[:-1]], ends, strict=True):
+            for doc_id, start, first, end in zip(
+                row.doc_ids, row.source_starts, ends - row.seq_lengths, ends, strict=True
+            ):
                 pieces.setdefault(doc_id, {})[int(start)] = row.input_ids[first:end]
     laid = lay_all(finished, stages)
     assert {document.doc_id for document in laid} == set(pieces)
@@ -137,12 +140,23 @@ def test_documents_read_as_they_stand_in_the_shards(finished: str) -> None:
         assert text_of(document) == tokenizer.decode(stored)
 
 
-@pytest.mark.parametrize("layout", ["after_document", "after_segment", "before_segment", "at_hard_span"])
-def test_every_layout_shows_all_source_and_every_thought(finished: str, layout: str) -> None:
+def packed_otherwise(finished: str, layout: str, **pack: Any) -> Stages:
+    """The stages, as if the last one had packed in another way."""
     stages = read_stages(finished)
-    packed, selected = stages["pack"], stages["select"]
-    assert packed is not None and selected is not None
-    stages["pack"] = msgspec.structs.replace(packed, config={**packed.config, "layout": layout})
+    packed = stages["pack"]
+    assert packed is not None
+    config = {**packed.config, "layout": layout, "pack": {**packed.config["pack"], **pack}}
+    return {**stages, "pack": msgspec.structs.replace(packed, config=config)}
+
+
+@pytest.mark.parametrize("delimiters", [{}, {"thought_open": "", "thought_close": ""}], ids=["delimited", "bare"])
+@pytest.mark.parametrize("layout", ["after_document", "after_segment", "before_segment", "at_hard_span"])
+def test_every_layout_shows_all_source_and_every_thought(
+    finished: str, layout: str, delimiters: dict[str, str]
+) -> None:
+    stages = packed_otherwise(finished, layout, **delimiters)
+    selected = stages["select"]
+    assert selected is not None
     laid = lay_all(finished, stages)
     plain = lay_all(finished, {**stages, "pack": None})
     for document, as_selected in zip(laid, plain, strict=True):
@@ -155,6 +169,14 @@ def test_every_layout_shows_all_source_and_every_thought(finished: str, layout: 
         assert closing == list(range(len(document.segments)))
     shown = [block.candidate.key for one in laid for block in one.blocks if isinstance(block, Thought)]
     assert len(shown) == len(set(shown)) == selected.counts["kept"]
+
+
+def test_thoughts_without_room_say_what_they_lost(finished: str) -> None:
+    laid = lay_all(finished, packed_otherwise(finished, "after_segment", sequence_length=48))
+    thoughts = [block for document in laid for block in document.blocks if isinstance(block, Thought)]
+    assert all(0 <= thought.tokens_lost < len(thought.candidate.input_ids) for thought in thoughts)
+    assert any(thought.tokens_lost for thought in thoughts)
+    assert any(isinstance(block, Mark) and block.kind == "cut" for document in laid for block in document.blocks)
 
 
 def test_tokens_that_share_a_character_are_one_unit_and_nats_stay(finished: str) -> None:
@@ -283,7 +305,7 @@ def test_partial_outputs_say_what_is_missing(
     assert {key for key, body in figures.items() if "Not there yet" in body} == waits
     assert all('class="chart"' in figures[key] for key in there)
     missing = manifest.STAGES[len(done)]
-    assert f"Run `thoughtmill {missing} CONFIG` first" in html
+    assert f"Run <code>thoughtmill {missing} CONFIG</code> first" in html
     assert 'class="tokens"' in html  # the reading room is there as soon as there are scores
 
 

@@ -349,3 +349,14 @@ def test_the_small_model_finds_the_surprising_word(small_model: str) -> None:
     assert nats[" umbrella"] > 8 > 2 > nats[" Paris"]
     control = scorer.score(["<|im_end|>\x04<think>"])[0]
     assert control.byte_ends[-1] == len("<|im_end|>\x04<think>")
+
+
+def test_no_scorer_finds_nothing_hard() -> None:
+    config = DifficultyConfig(scorer="none")
+    scorer = make_scorer(config)
+    assert not scorer.rehearsal and describe_scorer(config) == {"scorer": "none", "measure": "none"}
+    (scores,) = score_documents(scorer, ["ab cd"], [np.array([2, 5])])
+    assert scores.surprisal_nats.tolist() == scores.entropy_nats.tolist() == [0.0, 0.0]
+    (empty,) = score_documents(scorer, [""], [np.empty(0, np.int64)])
+    assert not len(empty.surprisal_nats)
+    assert not scorer.nats_after(["", "before"], "ab cd", 0).any()

@@ -1,9 +1,11 @@
 """JSON lines and text: every record becomes a document or goes to quarantine, whatever the cuts."""
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -15,6 +17,7 @@ from sharding.errors import MillError
 from sharding.records import Document, Quarantined
 from sharding.sources import ReadUnit, Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
+from sharding.sources.text import _paragraphs
 from tests.source_files import as_jsonl, put, read_all, read_alone, texts
 
 LINES = [
@@ -130,6 +133,20 @@ def test_overlong_documents_are_refused_once_whatever_the_cut(lines: list[str], 
     assert found == [type(record).__name__ for record in read_in_units(url, data, max(1, len(data)), config)]
     if document == "line":
         assert found.count("Quarantined") == sum(len(line) > 45 for line in lines)
+
+
+def test_a_range_inside_one_paragraph_is_not_read_to_its_end() -> None:
+    taken = []
+
+    class Counted(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            taken.append(super().readinto(buffer))
+            return taken[-1]
+
+    unit = ReadUnit(url="x", start=1 << 20, end=2 << 20)
+    source = Source("source", SourceConfig(path="x", format="text", document="paragraph"))
+    assert list(_paragraphs(Counted(b"a line\n" * (1 << 20)), unit, source)) == []
+    assert 1 << 20 <= sum(taken) < 3 << 20
 
 
 def test_a_text_file_is_one_document_as_it_is(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import PurePosixPath
 
+from markupsafe import Markup, escape
+
 from pipelines.report import room
 from pipelines.report.facts import Facts, Figure
 from pipelines.report.funnel import Step
@@ -43,6 +45,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_code"] = with_code
     stages = facts.stages
     packed, augmented = stages["pack"], stages["augment"]
     name = packed.config["card"]["name"] if packed else PurePosixPath(output.rstrip("/")).name
@@ -69,6 +72,12 @@ def render(
         script_digest=digest,
     )
     return visible(html)
+
+
+def with_code(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code."""
+    pieces = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
 
 
 def _file(name: str) -> str:

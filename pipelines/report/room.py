@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pipelines.report.document import Laid, Mark, Source, Thought, Unit
+from pipelines.report.blocks import Laid, Mark, Source, Thought, Unit
 from sharding.records import Candidate
 
 MAX_DOCUMENTS = 16
@@ -94,12 +94,12 @@ def reading(document: Laid, threshold_nats: float) -> Reading:
     difficulty = sum(segment.difficulty_nats for segment in document.segments)
     facts = [
         f"{document.num_tokens:,} tokens",
-        _some(len(document.segments), "segment"),
+        counted(len(document.segments), "segment"),
         f"{difficulty:,.0f} nats above {threshold_nats:g}",
-        _some(document.thoughts, "thought"),
+        counted(document.thoughts, "thought"),
     ]
     if left_out:
-        facts.append(f"{_some(len(shown), 'segment')} shown here")
+        facts.append(f"{counted(len(shown), 'segment')} shown here")
     return Reading(
         doc_id=document.doc_id,
         fate=document.fate,
@@ -108,7 +108,8 @@ def reading(document: Laid, threshold_nats: float) -> Reading:
     )
 
 
-def _some(count: int, thing: str) -> str:
+def counted(count: int, thing: str) -> str:
+    """A number of things: "1 segment", "1,200 segments"."""
     return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 

@@ -15,12 +15,12 @@ import msgspec
 from sharding import shard_io
 from sharding.card import croissant, making, using
 from sharding.card.front_matter import front_matter, size_category, splits
-from sharding.card.making import amount
+from sharding.card.making import amount, forecast
 from sharding.card.markdown import redacted
 from sharding.card.using import REHEARSAL_NOTICE
 from sharding.manifest import Manifest
 
-__all__ = ["REHEARSAL_NOTICE", "amount", "redacted", "render", "size_category", "splits", "write"]
+__all__ = ["REHEARSAL_NOTICE", "amount", "forecast", "redacted", "render", "size_category", "splits", "write"]
 
 CARD_NAME = "README.md"
 

@@ -113,8 +113,22 @@ def generation(augmented: Manifest) -> str:
         f"Decoding: {listing(config['sampling'])}.",
         f"Budget: {amount(facts)}, spread {config['budget']['policy']}; {spent}"
         + (f"; {counts['failed']:,} generations failed." if counts.get("failed") else "."),
+        forecast(augmented),
         table(tiers, header),
         _cut_points(facts),
+    )
+
+
+def forecast(augmented: Manifest) -> str:
+    """What a pilot had forecast of the thinking tokens against what they came to; empty without a pilot."""
+    found = augmented.facts.get("forecast")
+    if not found:
+        return ""
+    said, actual = found["thought_tokens"], augmented.counts["thought_tokens"]
+    off = f" ({actual / said['value'] - 1:+.1%})" if said["value"] else ""
+    return (
+        f"Forecast by a pilot: {said['value']:,.0f} thinking tokens ({said['low']:,.0f} to {said['high']:,.0f} with "
+        f"90% confidence); generated: {actual:,}{off}."
     )
 
 

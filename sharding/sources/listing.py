@@ -16,6 +16,7 @@ from sharding.sources import readers
 from sharding.sources.columns import check_columns
 from sharding.sources.config import Format, Source, misplaced_key
 from sharding.sources.units import COMPRESSIONS, SourceFile
+from sharding.stores import patiently
 
 ENDINGS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -82,22 +83,28 @@ def _version(info: Mapping[str, Any]) -> str:
 def _list(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
     """The files that the path names, as (url, the store's facts)."""
     path_given = source.config.path
-    root: str | None
     fs, path = shard_io.filesystem(path_given)
-    try:
+
+    def ask() -> tuple[bool, Mapping[str, Any]]:
         fs.invalidate_cache()
-        if fs.isdir(path):
-            if source.config.format in (None, "arrow") and (saved := _saved_files(fs, path, source)) is not None:
-                return saved
-            root, found = path, fs.find(path, detail=True)
-        elif any(character in path for character in "*?["):
-            root, found = _root_of(path), fs.glob(path, detail=True)
-        else:
-            root, found = path, {path: fs.info(path)}
-    except FileNotFoundError:
-        root, found = path, {}
-    except OSError as error:
-        raise MillError(f"{source.key}.path: cannot list {path_given}: {error}") from error
+        try:
+            info = fs.info(path)
+        except FileNotFoundError:
+            return False, fs.glob(path, detail=True) if wildcard else {}
+        is_folder = info["type"] == "directory"
+        return is_folder, fs.find(path, detail=True) if is_folder else {path: info}
+
+    wildcard = any(character in path for character in "*?[")
+    try:
+        # Not fs.isdir: it takes a store that fails for one that has no such folder.
+        is_folder, found = patiently("list", path_given, fs, ask)
+    except MillError as error:
+        raise MillError(f"{source.key}.path: {error}") from error
+    if is_folder and source.config.format in (None, "arrow"):
+        saved = _saved_files(fs, path, source)
+        if saved is not None:
+            return saved
+    root = _root_of(path) if wildcard and not is_folder and path not in found else path
     names = sorted(name for name, info in found.items() if info["type"] == "file" and not _hidden(name, root))
     if not names:
         raise RequestError(

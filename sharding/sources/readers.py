@@ -12,6 +12,7 @@ from sharding.errors import MillError
 from sharding.records import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.units import ReadUnit
+from sharding.stores import is_store_error
 
 DAMAGED = (OSError, UnicodeDecodeError, pa.ArrowException)
 """What reading a damaged file raises; not UTF-8 are then the names of its columns."""
@@ -33,6 +34,10 @@ def read_documents(unit: ReadUnit, source: Source) -> Iterator[Document | Quaran
         yield from reader.read(unit, source)
     except DAMAGED as error:
         raise MillError(f"cannot read {unit.url}: {error}") from error
+    except Exception as error:
+        if is_store_error(error):
+            raise MillError(f"cannot read {unit.url}: {error}") from error
+        raise
 
 
 def columns_of(url: str, source: Source) -> pa.Schema:

@@ -1,0 +1,32 @@
+# Workers without a GPU: score on servers, augment on servers, select, pack. Build it in the root of the repository:
+#   docker build -t REGISTRY/thoughtmill:0.1.0 .
+# The versions of Python and Beam must be those of the machine that submits the job.
+ARG PYTHON_VERSION=3.11
+ARG BEAM_VERSION=2.77.0
+
+FROM python:${PYTHON_VERSION}-slim-bookworm AS wheel
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY augment augment
+COPY configs configs
+COPY difficulty difficulty
+COPY pipelines pipelines
+COPY sharding sharding
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM apache/beam_python${PYTHON_VERSION}_sdk:${BEAM_VERSION} AS beam
+
+FROM python:${PYTHON_VERSION}-slim-bookworm
+ARG BEAM_VERSION
+COPY --from=beam /opt/apache/beam /opt/apache/beam
+COPY --from=wheel /wheels /wheels
+RUN wheel="$(ls /wheels/thoughtmill-*.whl)" \
+ && python -m pip install --no-cache-dir "${wheel}[endpoint,datasets,s3,gcs,azure]" "apache-beam[gcp]==${BEAM_VERSION}" \
+ && rm -r /wheels \
+ && python -c "import pipelines.run"
+# Nothing is fetched while a job runs: bake tokenizers and models in below /models, or name a store that is mounted.
+ENV PYTHONUNBUFFERED=1 \
+    HF_HOME=/models \
+    THOUGHTMILL_HOME=/models
+# What a runner starts; `docker run --entrypoint thoughtmill IMAGE --help` gives the command line.
+ENTRYPOINT ["/opt/apache/beam/boot"]

@@ -1,0 +1,321 @@
+"""What a plan knows of the corpus: the scored parts, or else a sample of the source, scored on the spot.
+
+scored parts ─► histogram of everything, a few documents for the length of prompts
+source       ─► byte ranges by hash ─► documents by hash ─► scored ─► histogram scaled to the whole
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from difficulty.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
+from pipelines import config as config_module
+from pipelines.config import MillConfig
+from sharding import manifest, shard_io, sources
+from sharding.errors import RequestError
+from sharding.manifest import Manifest
+from sharding.order import content_id
+from sharding.records import Document, ScoredSegment
+from sharding.sources import ReadUnit, Source, SourceFile
+from sharding.sources.units import UNIT_BYTES, compression_of
+from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+
+RANGE_BYTES = 1 << 20
+"""A plain file is sampled in ranges of this size: enough for whole records, little to read."""
+
+MAX_RANGES = 16
+"""So many ranges, chosen by hash over all bytes of the source, stand for it; fewer than that are read entirely."""
+
+MAX_RANGE_DOCUMENTS = 2_000
+"""Of a file that can't be entered in the middle only so many documents are looked at."""
+
+SCAN_DOCUMENTS = 50_000
+"""A scored part holds fewer documents than this, unless they are tiny; more aren't looked at."""
+
+_HASH_BINS = 256
+_SEGMENT_COLUMNS = (
+    "doc_id",
+    "segment_index",
+    "num_segments",
+    "input_ids",
+    "surprisal_nats",
+    "memory_nats",
+    "difficulty_nats",
+    "source",
+)
+
+
+class SampledDocument(NamedTuple):
+    """A document that stands for others: its scored segments, bytes of text, and the range or part it was read from."""
+
+    segments: tuple[ScoredSegment, ...]
+    text_bytes: int
+    group: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of the corpus.
+
+    Attributes:
+        scored: the manifest of the scored parts; None where a sample of the source stands for them.
+        sample: the documents that were looked at.
+        text_bytes: of the whole source, about; 0 for scored parts.
+        complete: the sample is the whole corpus.
+        whole_groups: every range or part was read, so that only the choice of documents is left to chance.
+        scoring_tokens_per_second: as the sample was scored here, or the whole by the score stage.
+        notes: what the reader should know of all this.
+    """
+
+    scored: Manifest | None
+    sample: tuple[SampledDocument, ...]
+    text_bytes: float
+    complete: bool
+    whole_groups: bool
+    scoring_tokens_per_second: float | None
+    notes: tuple[str, ...]
+
+    def corpus(self, multiplicity: np.ndarray) -> Corpus:
+        """The corpus, if each sampled document had been drawn so often: (documents,) whole numbers, not all 0."""
+        if self.scored is not None:
+            counts = self.scored.counts
+            histogram = DifficultyHistogram.from_json(self.scored.facts["histogram"])
+            return Corpus(histogram, counts["documents"], counts["segments"], counts["source_tokens"])
+        drawn_bytes = float(multiplicity @ np.array([document.text_bytes for document in self.sample]))
+        scale = 1.0 if self.complete else self.text_bytes / drawn_bytes
+        weights = np.repeat(multiplicity * scale, [len(document.segments) for document in self.sample])
+        segments = [segment for document in self.sample for segment in document.segments]
+        return Corpus(
+            scaled_histogram(np.array([segment.difficulty_nats for segment in segments]), weights),
+            float(multiplicity.sum() * scale),
+            float(weights.sum()),
+            float(weights @ np.array([len(segment.input_ids) for segment in segments])),
+        )
+
+
+class Corpus(NamedTuple):
+    """Difficulty and size of a corpus; as counted, or as estimated."""
+
+    histogram: DifficultyHistogram
+    documents: float
+    segments: float
+    source_tokens: float
+
+
+def scaled_histogram(difficulty_nats: np.ndarray, weights: np.ndarray) -> DifficultyHistogram:
+    """A histogram in which each segment stands for as many as its weight says.
+
+    Args:
+        difficulty_nats: (n,) float64.
+        weights: (n,) float64, not negative; their sum is the number of segments, rounded.
+    """
+    order = np.argsort(difficulty_nats, kind="stable")
+    # Rounding the running sum and not each weight keeps the total.
+    counts = np.diff(np.rint(np.cumsum(weights[order])), prepend=0).astype(np.int64)
+    there = counts > 0
+    by_difficulty, by_hash = KeyCounts(), KeyCounts(KEY_BITS - _HASH_BINS.bit_length() + 1)
+    by_difficulty.add_bins(difficulty_keys(difficulty_nats[order][there]), counts[there])
+    # Hashes are uniform, whatever the segments.
+    total = int(counts.sum())
+    edges = np.arange(_HASH_BINS + 1) * total // _HASH_BINS
+    dealt = np.diff(edges)
+    by_hash.add_bins(np.flatnonzero(dealt), dealt[dealt > 0])
+    return DifficultyHistogram(by_difficulty, by_hash)
+
+
+def gather(config: MillConfig, sample_documents: int) -> Evidence:
+    """The scored parts where they are of this config, otherwise a sample of the source.
+
+    Raises:
+        RequestError: the source is not there, or holds no document in the sample.
+        MillError: it can't be read, or the scorer can't be loaded.
+    """
+    output = config.scored or config.output
+    scored = manifest.read(output, "score")
+    if scored is None:
+        return _sample_source(config, sample_documents)
+    if differ := _differences(config, scored):
+        note = f"{output} holds scores that another config made ({', '.join(differ)}): the source was sampled instead"
+        return _sample_source(config, sample_documents, (note,))
+    return _read_scored(output, scored, sample_documents)
+
+
+def _differences(config: MillConfig, scored: Manifest) -> list[str]:
+    """The sections in which the scores were made otherwise; where the scorer's servers are doesn't matter."""
+    difficulty = config_module.to_mapping(config.difficulty)
+    before = scored.config
+    differ = [] if before["tokenizer"] == config.tokenizer else ["tokenizer"]
+    differ += [f"difficulty.{key}" for key, value in before["difficulty"].items() if difficulty.get(key) != value]
+    if config.scored is None and "source" in before and config.source is not None:
+        source = config_module.to_mapping(config.source)
+        differ += [f"source.{key}" for key, value in before["source"].items() if source.get(key) != value]
+    return differ
+
+
+# --- scored parts -----------------------------------------------------------------------------------------------------
+
+
+def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
+    """Documents of a few parts, all of whose documents were there by the hash of their id."""
+    urls = sorted(manifest.file_urls(output, scored, "segments"), key=content_id)
+    found: list[SampledDocument] = []
+    for group, url in enumerate(urls):
+        if len(found) >= wanted:
+            break
+        documents = shard_io.read_groups(url, ScoredSegment, "doc_id", _SEGMENT_COLUMNS)
+        for _, segments in itertools.islice(documents, SCAN_DOCUMENTS):
+            found.append(SampledDocument(tuple(segments), 0, group))
+    chosen = sorted(found, key=lambda document: content_id(document.segments[0].doc_id))[:wanted]
+    return Evidence(
+        scored=scored,
+        sample=tuple(chosen),
+        text_bytes=0.0,
+        complete=len(chosen) == scored.counts["documents"],
+        whole_groups=True,  # parts are filled by hash: any is as good as all
+        scoring_tokens_per_second=scored.counts["source_tokens"] / max(scored.elapsed_s, 1e-3),
+        notes=(),
+    )
+
+
+# --- a sample of the source -------------------------------------------------------------------------------------------
+
+
+class _Range(NamedTuple):
+    """A piece of one file: which source, what to read, and the bytes of the file it covers."""
+
+    source: Source
+    unit: ReadUnit
+    size_bytes: int
+
+
+def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ()) -> Evidence:
+    resolved, listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
+    ranges, every = _choose_ranges(resolved, listings)
+    documents: list[tuple[Document, int]] = []
+    read_bytes = text_bytes = 0
+    estimated = False
+    for group, piece in enumerate(ranges):
+        records = list(itertools.islice(sources.read_documents(piece.unit, piece.source), MAX_RANGE_DOCUMENTS + 1))
+        read = [record for record in records[:MAX_RANGE_DOCUMENTS] if isinstance(record, Document)]
+        if len(records) <= MAX_RANGE_DOCUMENTS:
+            read_bytes += piece.size_bytes
+            text_bytes += sum(len(document.text.encode("utf-8", "surrogatepass")) for document in read)
+        else:
+            every, estimated = False, True
+        documents += [(document, group) for document in read]
+    if not documents:
+        raise RequestError(f"source: no document in {len(ranges)} pieces of the source that were looked at")
+    if estimated or not read_bytes:
+        whole_bytes = float(sum(sources.text_bytes(f, s.config) for s, f in zip(resolved, listings, strict=True)))
+        notes = (*notes, "the size of the text is estimated from that of its files: it may be off by half")
+    else:
+        size_bytes = sum(file.size_bytes for files in listings for file in files)
+        whole_bytes = text_bytes * size_bytes / read_bytes
+    chosen = sorted(documents, key=lambda found: content_id(found[0].text + "\0" + found[0].origin))[:wanted]
+    if config.difficulty.memory is not None:
+        notes = (*notes, "difficulty.memory needs the whole corpus: without it a sample looks harder than it is")
+    if config.duplicates == "drop":
+        notes = (*notes, "duplicates: a sample can't tell how many will be dropped")
+    began = time.monotonic()
+    sample = tuple(_score(config, chosen))
+    if not sample:
+        raise RequestError("tokenizer: it can't spell any document of the sample")
+    tokens = sum(len(segment.input_ids) for document in sample for segment in document.segments)
+    return Evidence(
+        scored=None,
+        sample=sample,
+        text_bytes=whole_bytes,
+        complete=every and len(chosen) == len(documents),
+        whole_groups=every,
+        scoring_tokens_per_second=tokens / max(time.monotonic() - began, 1e-3),
+        notes=notes,
+    )
+
+
+def _choose_ranges(resolved: Sequence[Source], listings: Sequence[Sequence[SourceFile]]) -> tuple[list[_Range], bool]:
+    """The pieces of the source to look at, and whether they are all of it.
+
+    A piece is chosen by a byte that a hash points to, so that a file is looked at in proportion to its size.
+    """
+    files = [
+        (source, file, number)
+        for number, s in enumerate(resolved)
+        for source, file in ((s, f) for f in listings[number])
+    ]
+    ends = list(itertools.accumulate(file.size_bytes for _, file, _ in files))
+    few = list(itertools.islice((r for entry in files for r in _ranges_of(*entry)), MAX_RANGES + 1))
+    if len(few) <= MAX_RANGES:
+        return few, True
+    digest = sources.listing_digest(listings)
+    chosen: dict[tuple[str, int, int | None], _Range] = {}
+    for draw in range(MAX_RANGES):
+        place = int(content_id(f"{digest} {draw}"), 16) % ends[-1]
+        index = bisect_right(ends, place)
+        source, file, number = files[index]
+        piece = _range_at(source, file, number, place - (ends[index] - file.size_bytes))
+        chosen[(piece.unit.url, piece.unit.start, piece.unit.shard)] = piece
+    return list(chosen.values()), False
+
+
+def _ranges_of(source: Source, file: SourceFile, number: int) -> Iterator[_Range]:
+    step = _step(source, file)
+    for start in range(0, max(file.size_bytes, 1), step):
+        yield _range_at(source, file, number, start)
+
+
+def _range_at(source: Source, file: SourceFile, number: int, offset: int) -> _Range:
+    step = _step(source, file)
+    if step >= file.size_bytes:
+        return _Range(source, ReadUnit(url=file.url, shard=file.shard, source=number), file.size_bytes)
+    start = offset // step * step
+    end = min(start + step, file.size_bytes)
+    return _Range(source, ReadUnit(url=file.url, start=start, end=end, source=number), end - start)
+
+
+def _step(source: Source, file: SourceFile) -> int:
+    """In what pieces the file can be read: see `sharding.sources.units`."""
+    whole_document = source.config.format == "text" and source.config.document in (None, "file")
+    lines = source.config.format in ("jsonl", "text")
+    if file.shard is not None or whole_document or (lines and compression_of(file.url) is not None):
+        return max(file.size_bytes, 1)
+    return RANGE_BYTES if lines else UNIT_BYTES
+
+
+def _score(config: MillConfig, chosen: Sequence[tuple[Document, int]]) -> Iterator[SampledDocument]:
+    from difficulty.memory import NgramMemory
+    from difficulty.scorers import make_scorer
+    from difficulty.scoring import score_segments
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    memory = NgramMemory.load(config.difficulty.memory_path) if config.difficulty.memory_path else None
+    spelled = [
+        (document, ids, group) for document, group in chosen if (ids := _encode(tokenizer, document)) is not None
+    ]
+    segments = score_segments(
+        [(document, ids) for document, ids, _ in spelled],
+        tokenizer,
+        make_scorer(config.difficulty),
+        config.difficulty,
+        memory,
+    )
+    # Ids may repeat over sources, positions don't.
+    for document, ids, group in spelled:
+        own: list[ScoredSegment] = []
+        while sum(len(segment.input_ids) for segment in own) < len(ids):
+            own.append(next(segments))
+        if own:
+            yield SampledDocument(tuple(own), len(document.text.encode("utf-8", "surrogatepass")), group)
+
+
+def _encode(tokenizer: TextTokenizer, document: Document) -> np.ndarray | None:
+    try:
+        return tokenizer.encode(document.text)
+    except UnencodableText:
+        return None

@@ -1,0 +1,176 @@
+"""The pilot: a few segments really generated, through the augment stage's own transforms into the run's own ledger.
+
+What it buys the run will find; what it measures takes the place of a plan's assumptions.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.typehints import KV
+
+from augment import work
+from augment.generation import TracePlanner
+from augment.judging import DocumentJudge
+from augment.ledger import collapse_duplicates, ledger_parts, read_ledger
+from augment.selection import make_candidates
+from augment.transforms import FindMissing, GenerateTraces, MissingSamples, ReadLedger
+from augment.work import WorkOrder
+from difficulty.allocation import Allocation
+from pipelines.beam_options import beam_options
+from pipelines.config import MillConfig
+from pipelines.plan.evidence import Evidence, SampledDocument
+from pipelines.plan.forecast import MIN_MEASURED
+from pipelines.plan.measured import MeasuredTier, Pilot
+from pipelines.planning import Focus, trace_planner
+from pipelines.shown import shown_of
+from pipelines.stage import run_pipeline
+from sharding.errors import MillError
+from sharding.order import content_id
+from sharding.records import JudgedSegment, LedgerRow, Request
+from sharding.tokenizer import load_tokenizer
+
+FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
+LEAST_PER_TIER = 4
+"""A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
+
+
+def measure(
+    config: MillConfig, evidence: Evidence, allocation: Allocation, count: int, beam_args: Sequence[str] = ()
+) -> Pilot:
+    """Generate about `count` segments of the sample and measure them.
+
+    Raises:
+        MillError: too much of it failed; what was generated is in the ledger.
+    """
+    planner = trace_planner(config)
+    requests = _requests(config, planner, evidence, allocation, choose(config, evidence, allocation, count))
+    _generate(config, planner, requests, beam_args)
+    wanted = {request.request_key for _, request in requests}
+    rows = collapse_duplicates(row for row in read_ledger(config.ledger_url) if row.request_key in wanted)
+    return _measured(config, evidence, requests, rows)
+
+
+def choose(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
+    """Ids of the segments to generate: by hash, as many of each tier as its share, but a few of each at least."""
+    by_tier: dict[int, list[str]] = {}
+    for document in evidence.sample:
+        for segment in document.segments:
+            tier = allocation.tier_of(segment.segment_id, segment.difficulty_nats)
+            if not config.budget.tiers[tier].skips:
+                by_tier.setdefault(tier, []).append(segment.segment_id)
+    total = sum(allocation.tiers[tier].segments for tier in by_tier)
+    chosen: set[str] = set()
+    for tier, ids in by_tier.items():
+        share = round(count * allocation.tiers[tier].segments / total) if total else 0
+        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: max(share, LEAST_PER_TIER)])
+    return chosen
+
+
+def _requests(
+    config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
+) -> list[tuple[SampledDocument, Request]]:
+    shown, focus = shown_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    found = []
+    for document in evidence.sample:
+        if chosen.isdisjoint(segment.segment_id for segment in document.segments):
+            continue
+        for request in planner.requests(document.segments, allocation.tier_of, shown, focus):
+            if isinstance(request, Request) and request.segment_id in chosen:
+                found.append((document, request))
+    return found
+
+
+def _generate(
+    config: MillConfig,
+    planner: TracePlanner,
+    requests: Sequence[tuple[SampledDocument, Request]],
+    beam_args: Sequence[str],
+) -> None:
+    order = WorkOrder(
+        run_id=secrets.token_hex(8),
+        began_ms=int(time.time() * 1000),
+        ledger_url=config.ledger_url,
+        flush_rows=config.ledger.flush_rows,
+        flush_seconds=config.ledger.flush_seconds,
+        max_failed_fraction=config.ledger.max_failed_fraction,
+    )
+    pipeline = beam.Pipeline(options=beam_options(beam_args))
+    wanted = [(request.request_key, request) for _, request in requests]
+    missing = {
+        "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
+        "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
+    } | "Missing" >> FindMissing()
+    for name in planner.models:
+        _ = (
+            missing["requests"]
+            | f"For {name}"
+            >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
+            | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, order)
+        )
+    try:
+        run_pipeline(pipeline, "pilot")
+    finally:
+        work.close_all()
+
+
+def _measured(
+    config: MillConfig,
+    evidence: Evidence,
+    requests: Sequence[tuple[SampledDocument, Request]],
+    rows: Sequence[LedgerRow],
+) -> Pilot:
+    tokenizer = load_tokenizer(config.tokenizer)
+    judge = DocumentJudge(config.select, tokenizer, frozenset())
+    rows_of: dict[str, list[LedgerRow]] = {}
+    for row in rows:
+        rows_of.setdefault(row.request_key, []).append(row)
+    lists: dict[str, list[tuple[int, int, int, int, int, float]]] = {}
+    made: dict[str, list[LedgerRow]] = {}
+    for document, request in requests:
+        own = rows_of.get(request.request_key, [])
+        candidates = make_candidates(request, own, tokenizer)
+        if not candidates:
+            continue  # it failed
+        judged = [j for j in judge.judge(document.segments, candidates) if isinstance(j, JudgedSegment)]
+        accepted = [c for segment in judged for c in segment.candidates if not c.reasons]
+        lists.setdefault(request.tier, []).append(
+            (
+                sum(candidate.thought_tokens for candidate in candidates),
+                request.prompt_tokens,
+                len(candidates),
+                len(accepted),
+                sum(candidate.closed != "natural" for candidate in candidates),
+                float(np.mean([len(candidate.input_ids) for candidate in accepted])) if accepted else 0.0,
+            )
+        )
+        made.setdefault(request.model, []).extend(own)
+    if not lists:
+        raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
+    return Pilot(
+        tiers={
+            name: MeasuredTier(
+                thought_tokens=columns[0],
+                prompt_tokens=columns[1],
+                generations=columns[2],
+                accepted=columns[3],
+                cut=columns[4],
+                kept_tokens=columns[5],
+            )
+            for name, values in sorted(lists.items())
+            for columns in [tuple(zip(*values, strict=True))]
+        },
+        tokens_per_second={name: tokens_per_second(of_model) for name, of_model in sorted(made.items())},
+    )
+
+
+def tokens_per_second(rows: Sequence[LedgerRow]) -> float | None:
+    """The rate at which an engine made these; its start is no part of it. None of fewer than `MIN_MEASURED`."""
+    if len(rows) < MIN_MEASURED:
+        return None
+    span_s = max(row.finished_at for row in rows) - min(row.finished_at - row.wall_s for row in rows)
+    return sum(row.thought_tokens for row in rows) / span_s if span_s > 0 else None

@@ -1,0 +1,132 @@
+"""A plan for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from pipelines.status import UNIT_NAMES
+from sharding.card import REHEARSAL_NOTICE
+
+Estimate = Mapping[str, float]
+
+_BASIS = {"pilot": "measured", "expected_tokens": "as stated", "max_tokens": "at most", "": ""}
+
+
+def render(plan: Mapping[str, Any]) -> Group:
+    """The plan as something rich prints."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    budget, score, augment, select, pack = (plan[k] for k in ("budget", "score", "augment", "select", "pack"))
+    facts.add_row("based on", _basis(plan["basis"]))
+    facts.add_row(
+        "budget",
+        f"{_number(budget['target'])} {UNIT_NAMES[budget['unit']]}, spread {budget['policy']}; the plan comes to "
+        f"{_number(budget['planned'])}",
+    )
+    took = "" if score["seconds_here"] is None else f"; about {_time(score['seconds_here']['value'])} on this machine"
+    facts.add_row(
+        "1 score",
+        f"{_shown(score['documents'])} documents, {_shown(score['segments'])} segments, "
+        f"{_shown(score['tokens_in'])} source tokens{took}",
+    )
+    facts.add_row(
+        "2 augment",
+        f"{_shown(augment['tokens_in'])} prompt tokens in, {_shown(augment['tokens_out'])} thinking tokens out",
+    )
+    tiers = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in ("tier", "segments", "generations", "tokens in", "tokens out", "", "GPU-hours", "dollars", "passing"):
+        tiers.add_column(name, justify="left" if name in ("tier", "") else "right")
+    for tier in augment["tiers"]:
+        thinking = ("generations", "tokens_in", "tokens_out") if tier["model"] is not None else ()
+        tiers.add_row(
+            tier["name"],
+            _short(tier["segments"]),
+            *(_short(tier[name]) for name in thinking),
+            *([""] * (3 - len(thinking))),
+            _BASIS[tier["length_from"]],
+            *(_short(tier[name]) if thinking else "" for name in ("gpu_hours", "dollars")),
+            "" if tier["accepted_share"] is None else f"{tier['accepted_share']:.0%}",
+        )
+    costs = Table.grid(padding=(0, 2))
+    costs.add_column(style="bold", no_wrap=True)
+    costs.add_column(overflow="fold")
+    costs.add_row("GPU-hours", _total(augment["gpu_hours"], augment["tiers"], "gpu_hours", "tokens_per_gpu_second"))
+    costs.add_row("dollars", _total(augment["dollars"], augment["tiers"], "dollars", "dollars_per_million_tokens"))
+    if augment["hours"] is not None:
+        number = augment["accelerators"]
+        costs.add_row("time", f"{_shown(augment['hours'])} hours on {number:,} accelerator{'s' * (number != 1)}")
+    costs.add_row("3 select", f"{_shown(select['candidates'])} candidates, {_shown(select['kept'])} kept")
+    costs.add_row(
+        "4 pack",
+        f"{_shown(pack['training_tokens'])} training tokens, {_shown(pack['sequences'])} sequences in "
+        f"{pack['shards']:,} shards, {_bytes(pack['bytes'])}",
+    )
+    for warning in plan["warnings"]:
+        costs.add_row("warning", f"[yellow]{warning}[/yellow]")
+    if plan["basis"]["rehearsal"]:
+        costs.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+    return Group(facts, tiers, costs)
+
+
+def _basis(basis: Mapping[str, Any]) -> str:
+    if basis["scored"]:
+        text = "the scored parts: difficulty as it is"
+    elif basis["complete"]:
+        text = f"all {basis['documents']:,} documents of the source, scored now"
+    else:
+        text = f"a sample of {basis['documents']:,} documents, scored now; in brackets what 90% of such samples give"
+    if basis["pilot_segments"]:
+        return f"{text}; a pilot of {basis['pilot_segments']:,} segments"
+    return f"{text}; lengths of traces are assumed: --pilot measures them"
+
+
+def _total(total: Estimate | None, tiers: Any, key: str, field: str) -> str:
+    if total is not None:
+        return _shown(total)
+    missing = sorted({f"models.{tier['model']}.{field}" for tier in tiers if tier["model"] and tier[key] is None})
+    return f"unknown: set {' and '.join(missing)}" if missing else "none"
+
+
+def _short(value: Estimate | None) -> str:
+    """An estimate in a few characters: the wider half of its interval in percent."""
+    if value is None:
+        return "unknown"
+    half = max(value["high"] - value["value"], value["value"] - value["low"])
+    off = f" ±{half / value['value']:.0%}" if value["value"] and half > 0 else ""
+    return _number(value["value"]) + off
+
+
+def _shown(value: Estimate) -> str:
+    point, low, high = (_number(value[key]) for key in ("value", "low", "high"))
+    return point if low == high else f"{point} ({low} – {high})"
+
+
+def _number(number: float) -> str:
+    for size, sign in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:,.3g}{sign}"
+    if number >= 100 or number == int(number):
+        return f"{number:,.0f}"
+    return f"{number:.3g}"
+
+
+def _bytes(value: Estimate) -> str:
+    size, sign = next(
+        (s, n)
+        for s, n in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+        if value["value"] >= s or s == 1
+    )
+    scaled = {key: number / size for key, number in value.items()}
+    return f"{_shown(scaled)} {sign}"
+
+
+def _time(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} seconds"

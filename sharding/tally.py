@@ -1,0 +1,26 @@
+"""What this process has done so far, in a few numbers: for a person who watches, never for a result.
+
+Steps add to it as they go; `pipelines.progress` reads it where the runner works in the same process. A count may come
+twice, from a bundle that was tried again. Nothing is locked: an addition may be lost, and that is all that can happen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+_counts: Counter[str] = Counter()
+
+
+def add(**numbers: int) -> None:
+    """Add to numbers by name, such as `add(segments=3)`."""
+    _counts.update(numbers)
+
+
+def read() -> dict[str, int]:
+    """The numbers so far."""
+    return dict(_counts)
+
+
+def clear() -> None:
+    """Begin anew."""
+    _counts.clear()

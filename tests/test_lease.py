@@ -1,0 +1,133 @@
+"""One run at a time writes to an output; one that is gone holds up nobody for long, whatever the clocks say."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from sharding import shard_io
+from sharding.errors import MillError, RequestError
+from sharding.lease import Lease, lease_url, machine_identity, owner_is_alive, process_identity
+
+
+@pytest.fixture(params=["disk", "memory"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path / "out") if request.param == "disk" else "memory://lease-test/out"
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/lease-test"):
+        fs.rm("/lease-test", recursive=True)
+
+
+def unknown(_: dict[str, Any]) -> None:
+    """As if the owner were on another machine."""
+
+
+def holder(output: str, **changes: Any) -> dict[str, Any]:
+    owner = {"token": "another", "purpose": "augment", "host": "elsewhere", "pid": 7, "machine": "m", "process": "1"}
+    shard_io.write_json(lease_url(output), owner | changes)
+    return owner | changes
+
+
+def test_it_leaves_nothing_behind(output: str) -> None:
+    with Lease(output, "score"):
+        assert json.loads(shard_io.read_bytes(lease_url(output)))["purpose"] == "score"
+    assert not shard_io.exists(lease_url(output))
+
+
+def test_a_live_process_is_not_disturbed(output: str) -> None:
+    with Lease(output, "augment"), pytest.raises(RequestError, match=r"another run \(augment, process \d+ on .*end it"):
+        Lease(output, "score").__enter__()
+    with Lease(output, "score"):
+        pass
+
+
+def test_a_dead_process_is_followed_at_once(output: str) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    holder(output, pid=gone.pid, machine=machine_identity())
+    began = time.monotonic()
+    with Lease(output, "score", beat_s=0.01):
+        assert time.monotonic() - began < 5
+        assert json.loads(shard_io.read_bytes(lease_url(output)))["token"] != "another"
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_another() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = {"pid": child.pid, "process": process_identity(child.pid), "machine": machine_identity()}
+    assert owner_is_alive(owner) is True
+    assert owner_is_alive({**owner, "process": "12345"}) is False
+    assert owner_is_alive({**owner, "machine": "another"}) is None
+    child.kill()
+    while process_identity(child.pid) is not None:  # until it is a zombie: nobody has waited for it
+        time.sleep(0.01)
+    assert owner_is_alive(owner) is False
+    child.wait()
+
+
+def test_another_machine_is_given_up_when_it_stands_still(output: str) -> None:
+    holder(output)
+    began = time.monotonic()
+    with Lease(output, "score", beat_s=0.01, lease_s=0.3, alive=unknown):
+        assert time.monotonic() - began >= 0.3
+
+
+def test_another_machine_is_left_alone_while_it_moves(output: str) -> None:
+    owner = holder(output, beats=0)
+    timer = threading.Timer(0.1, lambda: shard_io.write_json(lease_url(output), {**owner, "beats": 1}))
+    timer.start()
+    with pytest.raises(RequestError, match="elsewhere"):
+        Lease(output, "score", beat_s=0.01, lease_s=30, alive=unknown).__enter__()
+    timer.join()
+
+
+def test_a_file_cut_short_holds_up_nobody(output: str) -> None:
+    shard_io.write_bytes(lease_url(output), b'{"tok')
+    with Lease(output, "score", beat_s=0.01, lease_s=0.1):
+        pass
+
+
+def test_it_is_renewed_and_its_loss_is_told(output: str) -> None:
+    with Lease(output, "score", beat_s=0.02) as lease:
+        deadline = time.monotonic() + 10
+        while json.loads(shard_io.read_bytes(lease_url(output)))["beats"] < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads(shard_io.read_bytes(lease_url(output)))["beats"] >= 3
+        lease.check()
+        holder(output)
+        while not lease._lost.is_set() and time.monotonic() < deadline:
+            holder(output)  # the renewal may have just overwritten it
+            time.sleep(0.02)
+        with pytest.raises(MillError, match="took over"):
+            lease.check()
+    assert json.loads(shard_io.read_bytes(lease_url(output)))["token"] == "another"
+
+
+def test_of_many_at_once_one_gets_it(output: str) -> None:
+    inside: list[int] = []
+    refused: list[str] = []
+    start = threading.Barrier(8)
+    done = threading.Barrier(8)
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            with Lease(output, "score"):
+                inside.append(number)
+                done.wait()
+        except RequestError as error:
+            refused.append(str(error))
+            done.wait()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(inside), len(refused)) == (1, 7)

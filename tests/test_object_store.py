@@ -1,0 +1,279 @@
+"""The whole job on S3, over HTTP: source, output, ledger; no rename, listings that lag, calls that fail."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+
+from augment.parts import ledger_parts, read_part
+from pipelines.config import MillConfig, from_mapping, to_mapping
+from pipelines.run import mill
+from sharding import manifest, shard_io
+from sharding.errors import MillError, RequestError
+from sharding.lease import Lease, lease_url
+from sharding.verify import verify
+from tests.s3_server import BUCKET, FaultyS3, serve_s3
+
+pytest.importorskip("moto", reason="moto's server is not installed")
+pytest.importorskip("s3fs", reason="s3fs is not installed")
+
+PARALLEL = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+DOCUMENTS = [{"id": f"doc-{i}", "text": f"Document {i} says {i * i}. " * (10 + 3 * i)} for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyS3]:
+    with serve_s3() as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The server, empty but for a bucket, and an environment that leads to it: that is all the mill needs."""
+    server.empty()
+    set_environment(server, monkeypatch)
+    fsspec.filesystem("s3").mkdir(BUCKET)
+    yield server
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def set_environment(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret-key",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+Job = Callable[..., MillConfig]
+
+
+@pytest.fixture
+def job(rehearsal_config: Callable[..., dict[str, Any]]) -> Job:
+    """Writes the documents and gives the config of a run, with all of it in one folder of any store."""
+
+    def make(root: str, name: str = "out", **sections: Any) -> MillConfig:
+        for part in range(2):
+            lines = "".join(json.dumps(document) + "\n" for document in DOCUMENTS[part::2])
+            shard_io.write_bytes(shard_io.join(root, "raw", f"{part}.jsonl"), lines.encode())
+        return from_mapping(
+            rehearsal_config(
+                shard_io.join(root, "raw", "*.jsonl"),
+                output=shard_io.join(root, name),
+                ledger={"path": shard_io.join(root, "ledger"), "flush_rows": 8},
+                **sections,
+            )
+        )
+
+    return make
+
+
+def hashes(config: MillConfig) -> dict[str, str]:
+    return {entry.name: entry.sha256 for entry in manifest.require(config.output, "pack").files["shards"]}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The shards of the same job on a disk; filled by the first test that asks."""
+    return {}
+
+
+@pytest.fixture
+def local(expected: dict[str, str], job: Job, tmp_path: Path) -> dict[str, str]:
+    if not expected:
+        config = job(str(tmp_path / "local"))
+        mill(config)
+        expected.update(hashes(config))
+    return expected
+
+
+@pytest.mark.slow
+def test_the_same_shards_as_on_a_disk(store: FaultyS3, job: Job, local: dict[str, str]) -> None:
+    config = job(f"s3://{BUCKET}/work")
+    mill(config)
+    assert hashes(config) == local
+    assert verify(config.output).problems == []
+    assert not shard_io.exists(lease_url(config.output))
+    names = fsspec.filesystem("s3").find(f"{BUCKET}/work")
+    assert not [name for name in names if name.endswith(".tmp")]
+    # Nothing is moved: on an object store that is a copy, which readers may see half done.
+    assert set(store.requests) <= {"GET", "HEAD", "PUT", "POST", "DELETE"} and store.requests["PUT"] > 10
+    # Once more: done, and the ledger has everything for another output.
+    again = job(f"s3://{BUCKET}/work", "again")
+    assert mill(again)["augment"].counts["generated"] == 0
+    assert hashes(again) == local
+
+
+@pytest.mark.slow
+def test_no_artefact_holds_a_key(store: FaultyS3, job: Job) -> None:
+    config = job(f"s3://{BUCKET}/secrets")
+    mill(config)
+    fs = fsspec.filesystem("s3")
+    for name in fs.find(f"{BUCKET}/secrets"):
+        assert b"planted-secret-key" not in fs.cat_file(name), name
+
+
+@pytest.mark.slow
+def test_worker_processes_find_the_store(store: FaultyS3, job: Job, local: dict[str, str], tmp_path: Path) -> None:
+    config = job(f"s3://{BUCKET}/workers")
+    path = tmp_path / "mill.yaml"
+    path.write_text(yaml.safe_dump(to_mapping(config)))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "run", str(path), "--", *PARALLEL],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hashes(config) == local
+
+
+@pytest.mark.slow
+def test_readers_go_by_manifests_not_by_listings(
+    store: FaultyS3, job: Job, local: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = job(f"s3://{BUCKET}/listings")
+    mill(config, stages=["score"])
+    # What a listing shows that no manifest names isn't read; what it doesn't show is read all the same.
+    folder = manifest.stage_url(config.output, "score")
+    shard_io.write_bytes(shard_io.join(folder, "segments-09999.arrow"), b"left by a run that was killed")
+    fs = fsspec.filesystem("s3")
+    kind, listed = type(fs), []
+    for name in ("_find", "_glob"):
+        method = getattr(kind, name)
+
+        async def lagging(self: Any, path: str, *args: Any, _method: Any = method, **kwargs: Any) -> Any:
+            listed.append(path)
+            found = await _method(self, path, *args, **kwargs)
+            return found if "/raw/" in path or "/ledger/" in path else type(found)()
+
+        monkeypatch.setattr(kind, name, lagging)
+    kind.clear_instance_cache()  # an instance binds its methods when it is made
+    mill(config, stages=["augment", "select", "pack"])
+    assert listed and not [path for path in listed if "/ledger/" not in path]
+    assert hashes(config) == local
+
+
+@pytest.mark.slow
+def test_a_ledger_listing_that_lags_costs_generations_and_nothing_else(
+    store: FaultyS3, job: Job, local: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = job(f"s3://{BUCKET}/lag")
+    bought = mill(first, stages=["score", "augment"])["augment"].counts["generated"]
+    hidden = len(read_part(ledger_parts(first.ledger_url)[-1]) or [])
+    kind = type(fsspec.filesystem("s3"))
+    whole = kind._glob
+
+    async def lagging(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        found = await whole(self, path, *args, **kwargs)
+        return sorted(found)[:-1] if "/ledger/" in path else found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "_glob", lagging)
+        kind.clear_instance_cache()
+        second = job(f"s3://{BUCKET}/lag", "second")
+        counts = mill(second, stages=["score", "augment"])["augment"].counts
+    assert counts["generated"] == hidden and 0 < hidden < bought
+    kind.clear_instance_cache()
+    for config in (first, second):
+        mill(config)
+        assert hashes(config) == local
+
+
+@pytest.mark.slow
+def test_one_call_in_twenty_fails(store: FaultyS3, job: Job, local: dict[str, str]) -> None:
+    config = job(f"s3://{BUCKET}/failing")
+    store.fail_fraction = 0.05
+    mill(config)
+    store.fail_fraction = 0.0
+    assert store.refused >= 5
+    assert hashes(config) == local
+    assert verify(config.output).problems == []
+
+
+@pytest.mark.slow
+def test_our_own_patience_suffices(
+    store: FaultyS3, job: Job, local: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # botocore no longer tries again; only the source's reads, which are streams, are without a second try then.
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    set_environment(store, monkeypatch)
+    config = job(f"s3://{BUCKET}/impatient")
+    before = store.refused
+    runs = 0
+    while True:
+        runs += 1
+        store.fail_fraction = 0.05
+        try:
+            mill(config)
+            break
+        except MillError as error:
+            assert f"{BUCKET}/impatient" in str(error)
+            assert runs < 20
+        finally:
+            store.fail_fraction = 0.0
+    assert store.refused - before >= 3
+    assert hashes(config) == local
+
+
+def test_a_store_that_is_down_is_one_clear_error(
+    server: FaultyS3, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_environment(server, monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("sharding.stores.TRIES", 1)
+    kind = fsspec.get_filesystem_class("s3")
+    monkeypatch.setattr(kind, "retries", 1)
+    kind.clear_instance_cache()
+    local = job(str(tmp_path / "local"))
+    config = from_mapping({**to_mapping(local), "output": f"s3://{BUCKET}/down"})
+    with pytest.raises(MillError, match=f"s3://{BUCKET}/down"):
+        mill(config)
+    config = from_mapping({**to_mapping(local), "source": {"path": f"s3://{BUCKET}/raw/*.jsonl"}})
+    with pytest.raises(MillError, match=f"s3://{BUCKET}/raw"):
+        mill(config)
+    kind.clear_instance_cache()
+
+
+def test_a_bucket_that_is_not_there_is_named(store: FaultyS3, job: Job, tmp_path: Path) -> None:
+    local = job(str(tmp_path / "local"))
+    config = from_mapping({**to_mapping(local), "output": "s3://no-such-bucket/out"})
+    with pytest.raises(MillError, match="no-such-bucket"):
+        mill(config)
+    config = from_mapping({**to_mapping(local), "source": {"path": "s3://no-such-bucket/raw/*.jsonl"}})
+    with pytest.raises(RequestError, match="no-such-bucket"):
+        mill(config)
+
+
+def test_the_lease_is_a_conditional_write(store: FaultyS3) -> None:
+    output = f"s3://{BUCKET}/leased"
+    with Lease(output, "score"):
+        with pytest.raises(RequestError, match="another run"):
+            Lease(output, "score").__enter__()
+        # Nobody looked before: the store itself refuses the second.
+        other = Lease(output, "score")
+        other._read = lambda: None  # type: ignore[method-assign]
+        assert not other._create()
+    with Lease(output, "score"):
+        pass
+
+
+def test_what_fails_half_way_leaves_nothing(store: FaultyS3) -> None:
+    url = f"s3://{BUCKET}/half/file"
+    with pytest.raises(ZeroDivisionError), shard_io.publish(url) as out:
+        out.write(b"half")
+        raise ZeroDivisionError
+    assert not shard_io.exists(url)

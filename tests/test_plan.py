@@ -1,0 +1,241 @@
+"""`thoughtmill plan`: what it says follows from the scored parts or a sample, and a pilot measures the rest."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from augment.ledger import read_ledger
+from difficulty.histogram import DifficultyHistogram
+from pipelines import summary
+from pipelines.config import MillConfig, from_mapping
+from pipelines.plan import make_plan, show
+from pipelines.plan.evidence import gather, scaled_histogram
+from pipelines.plan.forecast import estimate
+from pipelines.run import mill
+from sharding import manifest
+from sharding.errors import RequestError
+
+TIERS = ("skip", "brief", "deep")
+
+
+@pytest.fixture
+def tree(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    source = write_jsonl(
+        {"id": str(i), "text": f"Word {i} and word {i * 7 % 31}, said {i % 5} times over. " * (4 + i * i % 23)}
+        for i in range(60)
+    )
+    return rehearsal_config(source)
+
+
+def printed(plan: dict[str, Any]) -> str:
+    return as_text(show.render(plan))
+
+
+def as_text(what: Any) -> str:
+    console = Console(width=300, file=io.StringIO())
+    console.print(what)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def scored(tree: dict[str, Any]) -> MillConfig:
+    config = from_mapping(tree)
+    mill(config, stages=["score"])
+    return config
+
+
+def test_a_complete_sample_gives_the_plan_of_the_scored_parts(tree: dict[str, Any]) -> None:
+    config = from_mapping(tree)
+    before = make_plan(config, sample_documents=1000)
+    assert not before["basis"]["scored"] and before["basis"]["complete"]
+    counts = scored(tree)
+    after = make_plan(counts, sample_documents=1000)
+    assert after["basis"]["scored"]
+    assert before["score"]["documents"]["value"] == 60
+    for stage in ("augment", "select", "pack"):
+        assert before[stage] == after[stage]
+    for found in (before, after):
+        assert found["augment"]["tokens_out"]["low"] == found["augment"]["tokens_out"]["high"]
+
+
+def test_the_plan_is_what_the_run_plans(tree: dict[str, Any]) -> None:
+    config = scored(tree)
+    plan = make_plan(config)
+    mill(config, stages=["augment"])
+    augmented = manifest.require(config.output, "augment")
+    for tier, fact in zip(plan["augment"]["tiers"], augmented.facts["tiers"], strict=True):
+        assert tier["segments"]["value"] == pytest.approx(fact["planned_segments"])
+        assert tier["tokens_out"]["value"] == pytest.approx(fact["planned_tokens"])
+    assert plan["budget"]["planned"] == pytest.approx(augmented.facts["planned_spend"])
+
+
+@pytest.mark.parametrize("documents", [8, 20, 45])
+def test_intervals_of_a_sample_hold_the_whole(tree: dict[str, Any], documents: int) -> None:
+    sampled = make_plan(from_mapping(tree), sample_documents=documents)
+    whole = make_plan(from_mapping(tree), sample_documents=1000)
+    for stage, name in (("score", "tokens_in"), ("score", "segments"), ("augment", "tokens_out")):
+        found, truth = sampled[stage][name], whole[stage][name]["value"]
+        assert found["low"] < found["high"]
+        # Ten percent of samples miss; this much slack is for the three of them that are drawn here.
+        assert found["low"] * 0.97 <= truth <= found["high"] * 1.03, (name, found, truth)
+
+
+def test_a_large_source_is_sampled_in_ranges(
+    tree: dict[str, Any], write_jsonl: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.plan.evidence.RANGE_BYTES", 1000)
+    config = from_mapping(tree)
+    evidence = gather(config, 12)
+    assert not evidence.complete and not evidence.whole_groups
+    truth = sum(len(json.loads(line)["text"]) for line in Path(tree["source"]["path"]).read_text().splitlines())
+    assert evidence.text_bytes == pytest.approx(truth, rel=0.25)
+    assert len({document.group for document in evidence.sample}) > 3
+    again = gather(config, 12)
+    assert [d.segments[0].doc_id for d in again.sample] == [d.segments[0].doc_id for d in evidence.sample]
+
+
+def test_a_scaled_histogram_stands_for_the_whole() -> None:
+    nats = np.array([0.0, 3.5, 10.0, 200.0])
+    assert scaled_histogram(nats, np.ones(4)).by_difficulty == _histogram(nats).by_difficulty
+    scaled = scaled_histogram(nats, np.array([0.0, 10.4, 10.4, 1000.2]))
+    assert scaled.num_segments == 1021 == sum(scaled.by_hash.counts.values())
+    assert scaled.total_nats == pytest.approx(10 * 3.5 + 11 * 10 + 1000 * 200, rel=0.02)
+    assert DifficultyHistogram.from_json(scaled.to_json()) == scaled
+
+
+def _histogram(nats: np.ndarray) -> DifficultyHistogram:
+    histogram = DifficultyHistogram()
+    histogram.add_many([str(i) for i in range(len(nats))], nats)
+    return histogram
+
+
+def test_an_interval_holds_its_estimate() -> None:
+    assert estimate(np.array([5.0, *range(100)]))["value"] == 5.0
+    assert estimate(np.array([-1.0, *range(101)])) == {"value": -1.0, "low": -1.0, "high": 95.0}
+
+
+# --- money ------------------------------------------------------------------------------------------------------------
+
+
+def test_costs_at_the_config_s_prices(tree: dict[str, Any]) -> None:
+    tree["models"]["pretend"] |= {"tokens_per_gpu_second": 100.0, "dollars_per_million_tokens": 2.0}
+    augment = make_plan(from_mapping(tree), accelerators=4)["augment"]
+    tokens = augment["tokens_out"]["value"]
+    assert augment["gpu_hours"]["value"] == pytest.approx(tokens / 100 / 3600)
+    assert augment["hours"]["value"] == pytest.approx(tokens / 100 / 3600 / 4)
+    assert augment["dollars"]["value"] == pytest.approx(tokens * 2e-6)
+
+
+def test_an_unknown_price_is_named(tree: dict[str, Any]) -> None:
+    plan = make_plan(from_mapping(tree))
+    assert plan["augment"]["dollars"] is None and plan["augment"]["gpu_hours"] is None
+    said = printed(plan)
+    assert "unknown: set models.pretend.dollars_per_million_tokens" in said
+    assert "unknown: set models.pretend.tokens_per_gpu_second" in said
+    assert "rehearsal: not for training" in said
+
+
+# --- warnings and refusals --------------------------------------------------------------------------------------------
+
+
+def test_a_budget_that_cannot_be_met_is_refused(tree: dict[str, Any]) -> None:
+    tree["budget"]["thinking_tokens_per_source_token"] = 1e5
+    with pytest.raises(RequestError, match=r"budget\.thinking_tokens_per_source_token.*estimated from 60 documents"):
+        make_plan(from_mapping(tree))
+
+
+def test_segments_longer_than_the_context(tree: dict[str, Any]) -> None:
+    tree["models"]["pretend"]["max_model_len"] = 600
+    tree["difficulty"]["segment_tokens"] = 400
+    tree["budget"]["tiers"][2] = {
+        "name": "deep",
+        "model": "pretend",
+        "prompt": "brief",
+        "max_tokens": 300,
+        "expected_tokens": 10,
+    }
+    tree["budget"]["thinking_tokens_per_source_token"] = 0.04
+    warnings = "\n".join(make_plan(from_mapping(tree))["warnings"])
+    assert "budget.tiers.2.max_tokens leaves" in warnings and "difficulty.segment_tokens=400" in warnings
+
+
+def test_a_model_without_a_thinking_mode(tree: dict[str, Any], byte_tokenizer: str) -> None:
+    tree["models"]["pretend"] = {"engine": "endpoint", "name": byte_tokenizer, "urls": ["http://localhost:1"]}
+    assert any("no thinking mode" in warning for warning in make_plan(from_mapping(tree))["warnings"])
+    tree["models"]["pretend"]["thinking"] = True
+    assert not any("no thinking mode" in warning for warning in make_plan(from_mapping(tree))["warnings"])
+
+
+def test_scores_of_another_config_are_not_used(tree: dict[str, Any]) -> None:
+    scored(tree)
+    tree["difficulty"]["segment_tokens"] = 32
+    plan = make_plan(from_mapping(tree))
+    assert not plan["basis"]["scored"]
+    assert any("difficulty.segment_tokens" in warning for warning in plan["warnings"])
+
+
+# --- the pilot --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pilot_wants_scores(tree: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="thoughtmill score"):
+        make_plan(from_mapping(tree), pilot=5)
+
+
+def test_a_pilot_measures_and_the_run_buys_nothing_twice(tree: dict[str, Any]) -> None:
+    config = scored(tree)
+    ceiling = make_plan(config)["augment"]
+    plan = make_plan(config, pilot=12)
+    bought = {row.key for row in read_ledger(config.ledger_url)}
+    assert {tier["length_from"] for tier in plan["augment"]["tiers"]} == {"", "pilot"}
+    said = plan["augment"]["tokens_out"]
+    assert said["high"] < ceiling["tokens_out"]["value"], "traces are shorter than their caps"
+    assert plan["augment"]["gpu_hours"] is not None, "the rate was measured"
+    assert any("budget.tiers.2.expected_tokens" in warning for warning in plan["warnings"])
+    assert make_plan(config)["augment"]["tokens_out"] == said, "a later plan goes by the pilot"
+
+    mill(config)
+    augmented = manifest.require(config.output, "augment")
+    assert augmented.counts["found"] == len(bought) and 12 <= len(bought) < augmented.counts["generations"]
+    assert said["low"] <= augmented.counts["thought_tokens"] <= said["high"]
+    for text in (as_text(summary.render(config.output)), (Path(config.output) / "README.md").read_text()):
+        assert f"Forecast by a pilot: {said['value']:,.0f} thinking tokens" in text
+        assert f"generated: {augmented.counts['thought_tokens']:,} (" in text
+
+
+def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any]) -> None:
+    config = scored(tree)
+    make_plan(config, pilot=10)
+    tree["budget"]["thinking_tokens_per_source_token"] = 0.4
+    assert make_plan(from_mapping(tree))["basis"]["pilot_segments"] > 0, "how much is spent doesn't change the traces"
+    tree["sampling"] = {"temperature": 0.9}
+    plan = make_plan(from_mapping(tree))
+    assert plan["basis"]["pilot_segments"] == 0
+    assert any("sampling" in warning and "--pilot" in warning for warning in plan["warnings"])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_starts_without_beam_and_torch(tree: dict[str, Any], tmp_path: Path) -> None:
+    scored(tree)
+    (tmp_path / "mill.yaml").write_text(yaml.safe_dump(tree))
+    code = (
+        "import sys, typer.testing, pipelines.cli as cli; cli.set_up_logging = lambda debug: None; "
+        f"r = typer.testing.CliRunner().invoke(cli.app, ['plan', {str(tmp_path / 'mill.yaml')!r}, '--json']); "
+        "print(r.stdout.strip()); print(sorted({'torch', 'vllm', 'apache_beam', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plan, heavy = done.stdout.strip().splitlines()
+    assert heavy == "[]"
+    assert [tier["name"] for tier in json.loads(plan)["augment"]["tiers"]] == list(TIERS)

@@ -1,0 +1,111 @@
+"""A store that fails for a moment is asked again; one that refuses for good gives one clear error."""
+
+import errno
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from sharding import shard_io, stores
+from sharding.errors import MillError, RequestError
+from sharding.stores import TRIES, patiently
+
+REMOTE = fsspec.filesystem("memory")
+LOCAL = fsspec.filesystem("file")
+
+
+class ClientError(Exception):
+    """As the clients of stores have them: no OSError."""
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waits: list[float] = []
+    monkeypatch.setattr(stores.time, "sleep", waits.append)
+    return waits
+
+
+def failing(error: Exception, times: int) -> tuple[Callable[[], str], list[int]]:
+    calls: list[int] = []
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return "done"
+
+    return call, calls
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBUSY, "slow down"), ClientError("503"), TimeoutError()], ids=repr)
+def test_what_passes_is_waited_for(error: Exception, no_waiting: list[float]) -> None:
+    call, _ = failing(error, TRIES - 1)
+    assert patiently("read", "s3://b/f", REMOTE, call) == "done"
+    assert no_waiting == sorted(no_waiting) and 3 < sum(no_waiting) < 7
+
+
+def test_what_does_not_pass_names_the_file() -> None:
+    call, calls = failing(ClientError("no route"), 99)
+    with pytest.raises(MillError, match=r"cannot read s3://b/f: no route") as caught:
+        patiently("read", "s3://b/f", REMOTE, call)
+    assert len(calls) == TRIES and isinstance(caught.value.__cause__, ClientError)
+
+
+@pytest.mark.parametrize(
+    ("error", "fs"),
+    [
+        (FileNotFoundError("gone"), REMOTE),
+        (PermissionError("no"), REMOTE),
+        (OSError(errno.ENOSPC, "full"), REMOTE),
+        (OSError(errno.EIO, "broken"), LOCAL),
+    ],
+    ids=str,
+)
+def test_what_stays_is_asked_once(error: Exception, fs: fsspec.AbstractFileSystem) -> None:
+    call, calls = failing(error, 99)
+    with pytest.raises(MillError):
+        patiently("read", "f", fs, call)
+    assert len(calls) == 1
+
+
+def test_a_failure_is_not_taken_for_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def info(self: object, path: str, **_: object) -> None:
+        raise ClientError("503")
+
+    monkeypatch.setattr(type(REMOTE), "info", info)
+    with pytest.raises(MillError, match="cannot look up"):
+        shard_io.exists("memory://somewhere/MANIFEST.json")
+
+
+def test_absence_is_no_failure(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert shard_io.exists(str(file))
+    assert not shard_io.exists(str(tmp_path / "none"))
+    assert not shard_io.exists(str(file / "below"))
+    assert not shard_io.exists("memory://nowhere/none")
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [("gs://b/f", "gcs"), ("gcs://b/f", "gcs"), ("az://b/f", "azure"), ("abfs://b/f", "azure"), ("s3://b/f", "s3")],
+)
+def test_a_missing_package_is_named_by_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = importlib.import_module("fsspec.registry")
+    protocol = url.partition(":")[0]
+    monkeypatch.setattr(registry, "_registry", {})
+    monkeypatch.setitem(registry.known_implementations, protocol, {"class": "no_such_package.X", "err": "install it"})
+    with pytest.raises(RequestError, match=rf"{url}: no filesystem for .*pip install 'thoughtmill\[{extra}\]'"):
+        shard_io.filesystem(url)
+
+
+def test_the_hub_comes_with_the_package() -> None:
+    fs, path = shard_io.filesystem("hf://datasets/owner/name/data")
+    assert path == "datasets/owner/name/data" and type(fs).__name__ == "HfFileSystem"
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(RequestError, match=r"nonsense://x/y: no filesystem for nonsense://"):
+        shard_io.filesystem("nonsense://x/y")
