@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.beam_options import beam_options
 from pipelines.config import MillConfig, from_mapping
 from pipelines.run import mill
 from sharding import manifest, shard_io
@@ -135,6 +136,7 @@ def check(output: str, tokenizer: str | None, beam_args: Sequence[str]) -> dict[
     Raises:
         RequestError, MillError: as `mill`.
     """
+    beam_options(beam_args)  # a wrong option is told before anything runs
     name = write_job(output, tokenizer)
     runs = {REFERENCE: (), "runner": tuple(beam_args)}
     found: dict[str, dict[str, str]] = {}

@@ -71,8 +71,10 @@ def write(name: str, target: Path, answers: Mapping[str, str] | None = None) -> 
     """
     text = _text(name)
     for key, answer in (answers or {}).items():
+        found = _line(key).search(text)
+        assert found is not None, f"the example {name} has no {key}"
         quoted = json.dumps(answer, ensure_ascii=False)  # a JSON string is a YAML string
-        text = _line(key).sub(lambda found, quoted=quoted: found["key"] + quoted + found["comment"], text, count=1)
+        text = text[: found.start("value")] + quoted + text[found.end("value") :]
     try:
         with target.open("x") as file:
             file.write(text)

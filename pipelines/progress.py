@@ -88,6 +88,8 @@ class Progress:
         self._generation, self._look_again = None, 0.0
         self._began = time.monotonic()
         self._stage = name
+        if self._live is not None:
+            self._live.update("", refresh=True)  # what follows is printed where the panel was
 
     def snapshot(self) -> dict[str, Any] | None:
         """What is being done now, as JSON values; None between stages."""
@@ -181,9 +183,9 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
     if generation := found["generation"]:
         yield "generations", f"{generation['generations']:,} of about {generation['generations_planned']:,.0f}"
+        if generation["processes"]:
+            yield "under way", status.under_way(generation)
         yield "spent", status.spent(generation)
-        if generation["failed"]:
-            yield "failed", f"{generation['failed']:,}"
         if generation["tokens_per_second"]:
             yield "rate", f"{generation['tokens_per_second']:,.0f} tokens/s"
             yield "time left", f"about {duration(generation['seconds_left'])}"

@@ -246,7 +246,7 @@ def render(found: dict[str, Any]) -> Table:
         )
         table.add_row("spent", spent(generation))
         if found["stages"]["augment"] != "done":
-            table.add_row("under way", _under_way(generation))
+            table.add_row("under way", under_way(generation))
             if generation["tokens_per_second"]:
                 table.add_row("rate", f"{generation['tokens_per_second']:,.0f} tokens/s")
                 table.add_row("time left", f"about {generation['seconds_left'] / 60:,.1f} min at this rate")
@@ -274,7 +274,8 @@ def _amount(number: float | None) -> str:
     return f"{number:,.0f}" if number >= 1000 or number == int(number) else f"{number:,.4g}"
 
 
-def _under_way(generation: Mapping[str, Any]) -> str:
+def under_way(generation: Mapping[str, Any]) -> str:
+    """What the processes that generate are doing."""
     if not generation["processes"]:
         since = generation["seconds_since_last"]
         return "no process is at work" + (f"; the last generation came {since / 60:,.1f} min ago" if since else "")

@@ -71,7 +71,7 @@ def job(rehearsal_config: Callable[..., dict[str, Any]]) -> Job:
             rehearsal_config(
                 shard_io.join(root, "raw", "*.jsonl"),
                 output=shard_io.join(root, name),
-                ledger={"path": shard_io.join(root, "ledger"), "flush_rows": 8},
+                ledger={"path": shard_io.join(root, "ledger"), "flush_rows": 8, "flush_seconds": 0.2},
                 **sections,
             )
         )
@@ -170,7 +170,8 @@ def test_readers_go_by_manifests_not_by_listings(
 def test_a_ledger_listing_that_lags_costs_generations_and_nothing_else(
     store: FaultyS3, job: Job, local: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = job(f"s3://{BUCKET}/lag")
+    slow = {"engine": "rehearsal", "name": "pretend", "engine_args": {"capacity": 4, "tokens_per_second": 1500}}
+    first = job(f"s3://{BUCKET}/lag", models={"pretend": slow})
     bought = mill(first, stages=["score", "augment"])["augment"].counts["generated"]
     hidden = len(read_part(ledger_parts(first.ledger_url)[-1]) or [])
     kind = type(fsspec.filesystem("s3"))

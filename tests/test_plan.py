@@ -239,3 +239,37 @@ def test_the_command_starts_without_beam_and_torch(tree: dict[str, Any], tmp_pat
     plan, heavy = done.stdout.strip().splitlines()
     assert heavy == "[]"
     assert [tier["name"] for tier in json.loads(plan)["augment"]["tiers"]] == list(TIERS)
+
+
+@pytest.mark.model
+def test_a_pilot_of_the_real_model_forecasts_the_run(tmp_path: Path, small_model: str) -> None:
+    from pipelines.demo import topic_documents
+
+    lines = [json.dumps(document) for document in topic_documents()[:6]]
+    (tmp_path / "source.jsonl").write_text("\n".join(lines))
+    config = from_mapping(
+        {
+            "source": {"path": str(tmp_path / "source.jsonl"), "id_field": "id"},
+            "output": str(tmp_path / "out"),
+            "tokenizer": small_model,
+            "difficulty": {"model": small_model, "segment_tokens": 128},
+            "models": {"small": {"engine": "vllm", "name": small_model, "max_model_len": 1024}},
+            "budget": {
+                "thinking_tokens_per_source_token": 0.9,
+                "tiers": [
+                    {"name": "skip"},
+                    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 32},
+                    {"name": "deep", "model": "small", "prompt": "expert", "max_tokens": 96, "samples": 2},
+                ],
+            },
+            "pack": {"sequence_length": 1024, "num_shards": 1},
+        }
+    )
+    mill(config, stages=["score"])
+    plan = make_plan(config, pilot=6)
+    assert any("no thinking mode" in warning for warning in plan["warnings"])
+    mill(config, stages=["augment"])
+    said, counts = plan["augment"]["tokens_out"], manifest.require(config.output, "augment").counts
+    assert 0 < counts["found"] < counts["generations"]
+    off = counts["thought_tokens"] / said["value"] - 1
+    assert abs(off) < 0.05 or said["low"] <= counts["thought_tokens"] <= said["high"], (off, said, counts)

@@ -36,7 +36,11 @@ GENERATION: dict[str, Any] = {
     "budget": 2.0,
     "dollars": 0.5,
     "gpu_hours": None,
+    "processes": 3,
+    "in_flight": 8,
+    "waiting": 40,
     "failed": 2,
+    "seconds_since_last": 1.0,
     "tokens_per_second": 100.0,
     "seconds_left": 7200.0,
 }
@@ -75,7 +79,15 @@ def test_what_a_line_says() -> None:
 def test_what_a_line_says_of_generation() -> None:
     snapshot = {**SNAPSHOT, "stage": "augment", "counts": {}, "tokens_per_second": None, "generation": GENERATION}
     told = progress.line({**snapshot, "warning": "the store is slow"})
-    for words in ("10 of about 30", "0.5 of 2 dollars", "failed 2", "100 tokens/s", "about 2.0 h", "the store is slow"):
+    for words in (
+        "10 of about 30",
+        "0.5 of 2 dollars",
+        "2 failed",
+        "8 in flight and 40 waiting",
+        "100 tokens/s",
+        "about 2.0 h",
+        "the store is slow",
+    ):
         assert words in told, told
     console = console_of(terminal=True)
     console.print(progress.render({**snapshot, "warning": "[not markup]"}))

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.config import MillConfig, dump, from_mapping, load, to_mapping
 from sharding.errors import RequestError
+from tests.fuzz.conftest import Tally
 
 NUM_CONFIGS = 2_000
 
@@ -88,11 +90,12 @@ def outcome(tree: Any) -> str:
     return "accepted"
 
 
-def test_two_thousand_configs() -> None:
+def test_two_thousand_configs(tally: Tally) -> None:
     rng = random.Random(5)
     assert outcome(WHOLE) == "accepted"
     found = [outcome(changed(rng)) for _ in range(NUM_CONFIGS)]
     assert 40 < found.count("accepted") < NUM_CONFIGS - 1_000
+    tally("configs", Counter(found))
 
 
 TREES = st.recursive(

@@ -17,6 +17,7 @@ from sharding.export import export
 from sharding.read import PackedDataset
 from sharding.verify import verify
 from tests.conftest import rehearsal_tree
+from tests.fuzz.conftest import Tally
 
 NUM_MANIFESTS = 400
 
@@ -114,7 +115,7 @@ def test_a_shard_that_is_a_link_to_something_else_is_told(output: Path, target: 
 
 
 @pytest.mark.slow
-def test_damaged_manifests_are_told(output: Path) -> None:
+def test_damaged_manifests_are_told(output: Path, tally: Tally) -> None:
     rng = random.Random(11)
     path = output / manifest.MANIFEST_NAME
     whole = path.read_bytes()
@@ -131,3 +132,4 @@ def test_damaged_manifests_are_told(output: Path) -> None:
             assert manifest.MANIFEST_NAME in str(error)
             refused += 1
     assert refused > NUM_MANIFESTS // 2
+    tally("damaged manifests", {"read": NUM_MANIFESTS - refused, "refused by name": refused})

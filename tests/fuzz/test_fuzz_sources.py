@@ -22,6 +22,7 @@ from sharding.errors import MillError, RequestError
 from sharding.records import Document, Quarantined, decode, encode
 from sharding.sources import Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
+from tests.fuzz.conftest import Tally
 from tests.source_files import put, read_all
 
 REASONS = {
@@ -93,7 +94,7 @@ def assert_sound(record: Document | Quarantined) -> None:
     assert decode(type(record), encode(record)) == record
 
 
-def test_ten_thousand_lines() -> None:
+def test_ten_thousand_lines(tally: Tally) -> None:
     rng = random.Random(7)
     outcomes: dict[str, int] = {}
     for number in range(NUM_DOCUMENTS):
@@ -104,6 +105,7 @@ def test_ten_thousand_lines() -> None:
     assert sum(outcomes.values()) == NUM_DOCUMENTS
     assert outcomes["document"] > 2_000
     assert REASONS - {"too_long"} <= set(outcomes), outcomes
+    tally("JSON lines", outcomes)
 
 
 JSON = st.recursive(
@@ -166,7 +168,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.slow
-def test_damaged_files_are_read_or_named(tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_named(tmp_path: Path, tally: Tally) -> None:
     rng = random.Random(3)
     plain = b"".join(json.dumps({"id": str(i), "text": f"text {i}", "kind": i}).encode() + b"\n" for i in range(60))
     refused = 0
@@ -188,6 +190,7 @@ def test_damaged_files_are_read_or_named(tmp_path: Path) -> None:
             assert name in str(error)
             refused += 1
     assert 100 < refused < 500
+    tally("damaged files", {"read": 600 - refused, "refused by name": refused})
 
 
 def test_a_parquet_without_the_column(tmp_path: Path) -> None:
