@@ -61,7 +61,7 @@ def test_what_does_not_pass_names_the_file() -> None:
         (OSError(errno.ENOSPC, "full"), REMOTE),
         (OSError(errno.EIO, "broken"), LOCAL),
     ],
-    ids=str,
+    ids=["absent", "forbidden", "full", "broken disk"],
 )
 def test_what_stays_is_asked_once(error: Exception, fs: fsspec.AbstractFileSystem) -> None:
     call, calls = failing(error, 99)
