@@ -37,7 +37,7 @@ test: model browser
 test-fast: install
 	$(BIN)/python -m pytest -m "not model and not slow and not chaos_long" --timeout=60 -n auto --dist loadfile
 
-# Kills, full disks and damaged ledgers, many of each: takes about half an hour.
+# Kills, full disks and damaged ledgers, many of each.
 chaos: install
 	$(BIN)/python -m pytest tests/chaos -m "slow or chaos_long"
 

@@ -175,6 +175,7 @@ def test_an_output_with_its_arms_may_be_moved(milled: MillConfig, tmp_path: Path
     assert any("elsewhere/stages/score/segments" in str(problem) for problem in verify(output, deep=True).problems)
 
 
+@pytest.mark.slow
 def test_making_an_arm_again_leaves_the_scores_alone(tmp_path: Path, byte_tokenizer: str) -> None:
     config = config_in(tmp_path, byte_tokenizer)
     lent = mill(config, stages=["score"])["score"]

@@ -189,6 +189,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch, caps
     assert "datatrove is left out: not installed: datatrove" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_figures(byte_tokenizer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The parts without a model, all small: a table each, and the figures in the last line."""
     for name, value in (("SIMULATED_REQUESTS", 200), ("LEDGER_ROWS", 200), ("RESUME_ROWS", 60)):

@@ -20,6 +20,7 @@ from sharding import manifest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_documents_are_the_same_each_time_and_half_prose() -> None:
     documents = list(islice(milling_corpus.documents(400_000), 200))
     assert documents == list(islice(milling_corpus.documents(400_000), 200))
@@ -36,6 +37,7 @@ def test_docstrings_without_their_indentation() -> None:
     assert list(milling_corpus._docstrings(source)) == ["First.\n\nSecond."]
 
 
+@pytest.mark.slow
 def test_the_same_documents_ten_times_over(tmp_path: Path) -> None:
     paths, count, _ = milling_corpus.write_jsonl(tmp_path / "once", 30_000, 2)
     milling.repeat(paths, tmp_path / "often", 3)
@@ -68,6 +70,7 @@ def test_rates_are_those_of_the_median_turn() -> None:
     assert milling.median_rate(turns) == 50
 
 
+@pytest.mark.slow
 def test_our_turn_and_what_is_in_the_shards(byte_tokenizer: str, tmp_path: Path) -> None:
     source, output = tmp_path / "source", str(tmp_path / "out")
     _, count, text_bytes = milling_corpus.write_jsonl(source, 60_000, 2)

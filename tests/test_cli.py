@@ -150,6 +150,7 @@ def test_an_output_that_takes_no_more_leaves_nothing_that_looks_finished(
     assert thoughtmill("verify", str(tmp_path / "out")).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_broken_input_is_one_message(config_file: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"id": "1", "text": "some text"}\n' * 5000)[:100])
     done = thoughtmill("run", config_file(), "--set", f"source.path={tmp_path / 'cut.jsonl.gz'}")

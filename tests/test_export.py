@@ -111,6 +111,7 @@ def test_megatron_changes_ids_at_its_own_size(vocab_size: int, dtype: str) -> No
     assert token_dtype(vocab_size) == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["16-bit", "between"])
 def test_megatron_opens_it(outputs: dict[str, PackedOutput], tmp_path: Path, name: str) -> None:
     from megatron.core.datasets.indexed_dataset import DType, IndexedDataset

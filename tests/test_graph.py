@@ -60,6 +60,7 @@ def test_each_models_branch_carries_its_accelerator(
         assert f"Generate with {model}" in name
 
 
+@pytest.mark.slow
 def test_two_models_run_in_one_job(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
 ) -> None:

@@ -130,6 +130,7 @@ def test_before_there_is_a_plan(output: str, tmp_path: Path) -> None:
         shown(str(tmp_path), rejected="loop")
 
 
+@pytest.mark.slow
 def test_the_commands(output: str) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pipelines.cli", *arguments]

@@ -192,6 +192,7 @@ def test_a_pilot_wants_scores(tree: dict[str, Any]) -> None:
         make_plan(from_mapping(tree), pilot=5)
 
 
+@pytest.mark.slow
 def test_a_pilot_measures_and_the_run_buys_nothing_twice(tree: dict[str, Any]) -> None:
     config = scored(tree)
     ceiling = make_plan(config)["augment"]

@@ -176,6 +176,7 @@ def config(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict
     return from_mapping(rehearsal_config(source))
 
 
+@pytest.mark.slow
 def test_a_real_run_counts_what_it_did(config: MillConfig) -> None:
     seen: dict[str, dict[str, int]] = {}
 
@@ -197,6 +198,7 @@ def watching(monkeypatch: pytest.MonkeyPatch, states: list[tuple[Any, Any]]) -> 
     monkeypatch.setattr(progress, "state", lambda output: next(left))
 
 
+@pytest.mark.slow
 def test_watch_ends_with_the_run(config: MillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     mill(config)
     found = progress.status.read(config.output)

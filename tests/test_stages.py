@@ -143,6 +143,7 @@ def test_the_budget_is_kept(finished: str) -> None:
     assert augmented.counts["thought_tokens"] <= augmented.facts["planned_tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unit", "price", "amount"),
     [("dollars", "dollars_per_million_tokens", 0.01), ("gpu_hours", "tokens_per_gpu_second", 0.001)],
@@ -169,6 +170,7 @@ def test_shards_have_equal_rows_and_at_most_one_row_of_padding(run: Callable[...
         assert all(len(row.seq_lengths) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_second_run_skips_everything(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
 ) -> None:
@@ -249,6 +251,7 @@ def test_bad_records_go_to_quarantine_with_their_reason(
     assert all(r.origin.rpartition(":")[2].isdigit() and r.detail for r in refused)
 
 
+@pytest.mark.slow
 def test_what_the_corpus_repeats_is_not_hard(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -277,6 +280,7 @@ def test_what_the_corpus_repeats_is_not_hard(
     assert reused == remembered
 
 
+@pytest.mark.slow
 def test_equal_ids_are_told_apart(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
 ) -> None:
@@ -306,6 +310,7 @@ def test_a_document_of_five_megabytes_goes_through(
     assert source_texts(config.output, byte_tokenizer) == {"big": text}
 
 
+@pytest.mark.slow
 def test_source_and_output_may_be_in_memory(
     rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
 ) -> None:

@@ -95,7 +95,7 @@ def test_absence_is_no_failure(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_by_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = importlib.import_module("fsspec.registry")
     protocol = url.partition(":")[0]
-    monkeypatch.setattr(registry, "_registry", {})
+    monkeypatch.delitem(registry._registry, protocol, raising=False)  # there already once a test has used it
     monkeypatch.setitem(registry.known_implementations, protocol, {"class": "no_such_package.X", "err": "install it"})
     with pytest.raises(RequestError, match=rf"{url}: no filesystem for .*pip install 'thoughtmill\[{extra}\]'"):
         shard_io.filesystem(url)
