@@ -206,14 +206,16 @@ BOMB_BYTES = 1 << 30
 LIMIT_BYTES = 1 << 20
 
 READ_IT = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from sharding import sources
 from sharding.sources import Source, SourceConfig
 source, files = sources.resolve(Source("source", SourceConfig(path=sys.argv[1], max_document_bytes=int(sys.argv[2]))))
 units = [unit for file in files for unit in sources.units_of(file, source.config)]
 found = [record for unit in units for record in sources.read_documents(unit, source)]
 print(*sorted({getattr(r, "reason", "document") for r in found}), len(found))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss: that begins with what the parent held when it forked.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
