@@ -24,7 +24,7 @@ from augment.dispatch import Dispatcher, EngineOwner, FeedingConfig, Memory
 from augment.engines import Engine
 from augment.occupancy import FeederStats
 from augment.tickets import Completed, Failure, FeederClosed, Job, Result, Ticket
-from sharding.errors import MillError
+from sharding.errors import MillError, restated
 
 __all__ = ["Completed", "Failure", "Feeder", "FeederStats", "FeedingConfig", "Result", "Ticket"]
 
@@ -94,7 +94,7 @@ class Feeder:
             if self._closing and (self._error is None or isinstance(self._error, FeederClosed)):
                 raise FeederClosed(f"the engine of model {self.name} was closed")
             if self._error is not None:
-                raise MillError(f"the engine of model {self.name} failed: {self._error}") from self._error
+                raise restated(self._error, f"the engine of model {self.name} failed: {self._error}") from self._error
             self._free -= 1
             self._unfinished += 1
             if self._thread is None:

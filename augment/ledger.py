@@ -21,7 +21,7 @@ import pyarrow as pa
 from augment.parts import every_part, ledger_parts, read_part, write_part
 from sharding.errors import MillError
 from sharding.records import LEDGER_SCHEMA, LedgerRow, encode, from_batch
-from sharding.shard_io import remove
+from sharding.shard_io import chunks, remove
 
 __all__ = [
     "Compaction",
@@ -236,7 +236,7 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
     if len(old) <= 1 and rows_before == len(counts):
         return Compaction(len(old), len(old), rows_before, rows_before)
     new = 0
-    for chunk in _chunks(_unique(old, counts), rows_per_part):
+    for chunk in chunks(_unique(old, counts), rows_per_part, weigh=lambda row: 1):
         write_part(ledger_url, chunk)
         new += 1
     for url in old:
@@ -259,14 +259,3 @@ def _unique(urls: list[str], counts: dict[str, int]) -> Iterator[LedgerRow]:
             same.append(row)
             if len(same) == counts[row.key]:
                 yield choose(waiting.pop(row.key))
-
-
-def _chunks(rows: Iterator[LedgerRow], size: int) -> Iterator[list[LedgerRow]]:
-    chunk: list[LedgerRow] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -12,13 +12,13 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from sharding.errors import MillError
 from sharding.records import LEDGER_SCHEMA, LedgerRow, from_batch, to_batch
-from sharding.shard_io import BATCH_BYTES, filesystem, join, read_bytes, record_size_bytes, write_bytes
+from sharding.shard_io import BATCH_BYTES, chunks, filesystem, join, read_bytes, write_bytes
 from sharding.stores import patiently
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def write_part(ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = L
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=3))
     with pa.ipc.new_stream(sink, schema, options=options) as writer:
-        for chunk in _chunks(rows, BATCH_BYTES):
+        for chunk in chunks(rows, BATCH_BYTES):
             writer.write_batch(to_batch(chunk, schema))
     data = sink.getvalue().to_pybytes()
     url = join(ledger_url, f"part-{time.time_ns() // 1_000_000}-{_digest(data)}.arrow")
@@ -126,16 +126,3 @@ def _digest(data: bytes) -> str:
 def _written_ms(name: str) -> int:
     found = _NAME.fullmatch(name)
     return int(found["written_ms"]) if found else 0
-
-
-def _chunks(rows: Iterable[LedgerRow], size_bytes: int) -> Iterator[list[LedgerRow]]:
-    chunk: list[LedgerRow] = []
-    held = 0
-    for row in rows:
-        chunk.append(row)
-        held += record_size_bytes(row)
-        if held >= size_bytes:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk

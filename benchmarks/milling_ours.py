@@ -1,6 +1,7 @@
 """Our side of `benchmarks.milling`, in a process of its own: the four stages over raw text, no scorer, no thoughts.
 
     python -m benchmarks.milling_ours SOURCE OUTPUT --tokenizer NAME --shards 2 --beam-args=--direct_num_workers=2
+    python -m benchmarks.milling_ours SOURCE OUTPUT --tokenizer NAME --without-fast
 
 What is timed is `mill` from its call to `_SUCCESS`, Beam's pipelines built, its workers started and every file synced.
 The last line is a JSON object of what it took: seconds, processor seconds and the largest process, of this one (which
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -118,7 +120,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--beam-args", default="", help="separated by commas")
+    parser.add_argument("--without-fast", action="store_true", help="as if the extra fast were not installed")
     args = parser.parse_args()
+    if args.without_fast:
+        sys.modules["gigatoken"] = None  # type: ignore[assignment]  # importing it fails
     beam_args = [word for word in args.beam_args.split(",") if word]
     print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, beam_args)))
 

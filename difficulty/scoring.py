@@ -15,6 +15,8 @@ from sharding.errors import MillError, RequestError
 from sharding.records import Document, ScoredDocument, ScoredSegment
 from sharding.tokenizer import TextTokenizer, load_tokenizer
 
+LARGEST_HALF = np.finfo(np.float16).max
+
 
 def score_segments(
     encoded: Sequence[tuple[Document, np.ndarray]],
@@ -67,11 +69,12 @@ def _scored(
     memory: np.ndarray,
     config: DifficultyConfig,
 ) -> ScoredDocument:
-    surprisal, entropy = _half(scored.surprisal_nats), _half(scored.entropy_nats)
-    if not (np.isfinite(surprisal).all() and np.isfinite(entropy).all()):
+    if not (_finite(scored.surprisal_nats) and _finite(scored.entropy_nats)):
         raise MillError(f"the scorer gave document {document.doc_id!r} nats that are not finite numbers")
+    surprisal, entropy = _half(scored.surprisal_nats), _half(scored.entropy_nats)
     difficulty = token_difficulty_nats(surprisal, memory)
     spans = cut_segments(byte_ends, document.text.encode(), config.segment_tokens)
+    masses = [difficulty_nats(difficulty[start:end], config.threshold_nats) for start, end in spans]
     return ScoredDocument(
         doc_id=document.doc_id,
         segment_starts=np.array([start for start, _ in spans], np.int64),
@@ -80,17 +83,22 @@ def _scored(
         entropy_nats=entropy,
         memory_nats=memory,
         # From the stored nats, so that whoever reads the parts gets the same mass.
-        segment_difficulty_nats=np.array(
-            [difficulty_nats(difficulty[start:end], config.threshold_nats) for start, end in spans], np.float64
-        ),
+        segment_difficulty_nats=np.array(masses, np.float64),
         metadata=document.metadata,
         source=document.source,
     )
 
 
+def _finite(nats: np.ndarray) -> bool:
+    # A NaN comes through both.
+    return len(nats) == 0 or bool(np.isfinite(nats.min()) and np.isfinite(nats.max()))
+
+
 def _half(nats: np.ndarray) -> np.ndarray:
     """As float16; where several scorer tokens fall on one training token, the sum may exceed what float16 holds."""
-    return np.minimum(nats, np.finfo(np.float16).max).astype(np.float16)
+    if len(nats) and nats.max() > LARGEST_HALF:
+        nats = np.minimum(nats, LARGEST_HALF)
+    return nats.astype(np.float16)
 
 
 def score_texts(texts: Sequence[str], config: DifficultyConfig, tokenizer: str | None = None) -> list[ScoredSegment]:

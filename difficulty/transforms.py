@@ -75,8 +75,8 @@ class _ScoreFn(beam.DoFn):
         self._waiting_bytes = 0
         self._tokenized: tuple[list[Document], Future[list[np.ndarray]]] | None = None
         self._memory: NgramMemory | None = None
-        # One batch is tokenized while the one before it is scored.
-        self._thread = ThreadPoolExecutor(1)
+        # One batch is tokenized while the one before it is scored, unless the two would only wait for each other.
+        self._thread = None if self._tokenizer.is_quick else ThreadPoolExecutor(1)
 
     def process(self, document: Document, memory_url: str) -> Iterator[Any]:
         self._memory = _load_memory(memory_url)
@@ -86,7 +86,7 @@ class _ScoreFn(beam.DoFn):
             yield from self._advance()
 
     def finish_bundle(self) -> Iterator[Any]:
-        with self._thread:
+        with self._thread or contextlib.nullcontext():
             for output in (*self._advance(), *self._advance()):
                 tagged = isinstance(output, beam.pvalue.TaggedOutput)
                 value = WindowedValue(output.value if tagged else output, MIN_TIMESTAMP, [GlobalWindow()])
@@ -97,10 +97,20 @@ class _ScoreFn(beam.DoFn):
         tokenized, self._tokenized = self._tokenized, None
         if self._waiting:
             texts = [document.text for document in self._waiting]
-            self._tokenized = (self._waiting, self._thread.submit(self._tokenizer.encode_batch, texts))
+            self._tokenized = (self._waiting, self._encode(texts))
             self._waiting, self._waiting_bytes = [], 0
         if tokenized is not None:
             yield from self._score(*tokenized)
+
+    def _encode(self, texts: list[str]) -> Future[list[np.ndarray]]:
+        if self._thread is not None:
+            return self._thread.submit(self._tokenizer.encode_batch, texts)
+        done: Future[list[np.ndarray]] = Future()
+        try:
+            done.set_result(self._tokenizer.encode_batch(texts))
+        except UnencodableText as error:
+            done.set_exception(error)
+        return done
 
     def _score(self, documents: list[Document], tokens: Future[list[np.ndarray]]) -> Iterator[Any]:
         try:

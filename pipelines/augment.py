@@ -69,10 +69,16 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
     segment_urls = manifest.file_urls(config.output, scored, "segments")
     num_parts = part_count(segment_urls)
 
+    finish = finisher(run, config.ledger, allocation, planner, scored)
+
+    def every_tier_skips() -> None:
+        write_plan(run, config, scored, allocation, planner)
+        finish([], [], {})
+
     def build(pipeline: beam.Pipeline) -> None:
         write_plan(run, config, scored, allocation, planner)
         made = pipeline | "Requests" >> MakeRequests(
-            segment_urls if planner.models else [],  # where every tier skips, no text is read
+            segment_urls,
             planner,
             tier_of=allocation.tier_of,
             shown_of=shown,
@@ -109,13 +115,14 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         )
         totals = counts | "All counts" >> beam.Flatten() | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
         pipeline | "Finish" >> WriteOnce(
-            finisher(run, config.ledger, allocation, planner, scored),
+            finish,
             lists={"request_files": request_files, "quarantine_files": quarantine_files},
             singles={"counts": totals},
         )
 
     try:
-        return run_stage(run, build, beam_args=beam_args, replace=replace)
+        without_work = None if planner.models else every_tier_skips
+        return run_stage(run, build, without_work=without_work, beam_args=beam_args, replace=replace)
     finally:
         # An engine of this process would hold its memory through the stages that don't generate.
         work.close_all()

@@ -43,6 +43,11 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
         inputs={"score": digest(scored), "select": digest(selected), "tokenizer": tokenizer.fingerprint},
     )
     delimiters = encode_delimiters(config.pack, tokenizer)
+    tokenizer_facts = {
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "document_end_ids": delimiters.document_end.tolist(),
+    }
     schema = records.row_schema(
         config.pack.sequence_length, tokenizer.vocab_size, with_loss_mask=config.pack.loss_mask != "all"
     )
@@ -69,7 +74,7 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
             | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
         )
         pipeline | "Finish" >> WriteOnce(
-            finisher(run, config, tokenizer), lists={"shard_files": shards["files"]}, singles={"counts": counts}
+            finisher(run, config, tokenizer_facts), lists={"shard_files": shards["files"]}, singles={"counts": counts}
         )
 
     return run_stage(run, build, beam_args=beam_args, replace=replace)
@@ -166,7 +171,7 @@ def split_shards(config: PackConfig) -> dict[order.Split, int]:
     return shards
 
 
-def finisher(run: StageRun, config: MillConfig, tokenizer: TextTokenizer) -> Callable[..., None]:
+def finisher(run: StageRun, config: MillConfig, tokenizer_facts: dict[str, Any]) -> Callable[..., None]:
     """What the last step does: card and config beside the shards, then the manifest, then `_SUCCESS`."""
 
     def finish(shard_files: list[FileEntry], counts: dict[str, int]) -> None:
@@ -180,12 +185,7 @@ def finisher(run: StageRun, config: MillConfig, tokenizer: TextTokenizer) -> Cal
         packed = run.manifest(
             files=[("shards", entry) for entry in shard_files],
             counts=totals,
-            facts={
-                "tokenizer_fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "document_end_ids": encode_delimiters(config.pack, tokenizer).document_end.tolist(),
-                "versions": versions.installed(),
-            },
+            facts={**tokenizer_facts, "versions": versions.installed()},
             rehearsal=any(stage.rehearsal for stage in earlier.values()),
         )
         resolved = card.redacted(config_module.dump(config))

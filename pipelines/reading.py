@@ -8,6 +8,7 @@ Texts go through one shuffle. Exact copies are found among hashes, whatever the 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -119,6 +120,12 @@ _place_decoder = msgspec.msgpack.Decoder(tuple[int, str, str])
 _mark_decoder = msgspec.msgpack.Decoder(tuple[int, str])
 
 
+def _only(members: Iterable[bytes]) -> bytes | None:
+    """The only member of a group of one, which nearly all are."""
+    first_two = list(itertools.islice(members, 2))
+    return first_two[0] if len(first_two) == 1 else None
+
+
 def _place(data: bytes) -> tuple[int, str, str]:
     return _place_decoder.decode(data)
 
@@ -135,6 +142,10 @@ def distinct_documents(group: tuple[str, Iterable[bytes]], ranks: Mapping[str, i
         ranks: the place of each source among the sources, by name.
     """
     doc_id, members = group
+    only = _only(members)
+    if only is not None and only[:1] == DOCUMENT and NUMBERED.search(doc_id) is None:
+        yield records.decode(Document, only[1:])
+        return
     dropped: set[tuple[int, str]] = set()
     places: list[tuple[int, str, str]] = []
     # Two passes: only places are held, not the texts.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -61,6 +62,7 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
     )
     segment_urls = manifest.file_urls(config.output, scored, "segments")
     num_parts = part_count(segment_urls)
+    finish = finisher(run, config, augmented)
 
     def build(pipeline: beam.Pipeline) -> None:
         requests = (
@@ -74,9 +76,7 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
             | "By request" >> GroupRecords(requests=Request, rows=LedgerRow)
             | "Candidates" >> MakeCandidates(config.tokenizer)
         )
-        # Without a generation or a benchmark there is nothing to hold against the text.
-        looked_at = segment_urls if augmented.counts["generations"] or config.select.decontaminate else []
-        segments = pipeline | "Segments" >> ReadParts(looked_at, ScoredSegment, SEGMENT_COLUMNS)
+        segments = pipeline | "Segments" >> ReadParts(segment_urls, ScoredSegment, SEGMENT_COLUMNS)
         judged = (
             {
                 "segments": segments | "Segment's document" >> by_document(ScoredSegment),
@@ -125,9 +125,12 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
             | "All counts" >> beam.Flatten()
             | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
         )
-        pipeline | "Finish" >> WriteOnce(finisher(run, config, augmented), lists=files, singles={"counts": counts})
+        pipeline | "Finish" >> WriteOnce(finish, lists=files, singles={"counts": counts})
 
-    return run_stage(run, build, beam_args=beam_args, replace=replace)
+    # Without a generation or a benchmark there is nothing to hold against the text.
+    idle = not augmented.counts["generations"] and config.select.decontaminate is None
+    without_work = partial(finish, [], [], [], {}) if idle else None
+    return run_stage(run, build, without_work=without_work, beam_args=beam_args, replace=replace)
 
 
 def by_document(kind: type[Any]) -> beam.PTransform:

@@ -15,13 +15,15 @@ from apache_beam.runners.runner import PipelineState
 from pipelines import config as config_module
 from pipelines.beam_options import beam_options
 from sharding import manifest, shard_io
-from sharding.errors import MillError, RequestError
+from sharding.errors import MillError, RequestError, restated
 from sharding.lease import Lease
 from sharding.manifest import STAGES, Manifest
 from sharding.manifest import digest as digest
 from sharding.records import FileEntry
 
-WORKER_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:MillError|RequestError|UnencodableText): (?P<message>.+)$", re.MULTILINE)
+WORKER_ERROR = re.compile(
+    r"^(?:[\w.]+\.)?(?P<kind>MillError|RequestError|UnencodableText): (?P<message>.+)$", re.MULTILINE
+)
 """How our own errors look in the traceback text that a remote worker sends back."""
 
 WHILE_RUNNING = re.compile(r" \[while running '(?P<step>.*)'\]$", re.DOTALL)
@@ -111,10 +113,19 @@ def run_stage(
     run: StageRun,
     build: Callable[[beam.Pipeline], None],
     *,
+    without_work: Callable[[], None] | None = None,
     beam_args: Sequence[str] = (),
     replace: bool = False,
 ) -> tuple[Manifest, bool]:
     """Run the stage unless it is done.
+
+    Args:
+        run: the stage.
+        build: adds its steps to a pipeline; the last one publishes the manifest.
+        without_work: given where there is nothing to process: publishes the manifest in place of a pipeline, whose
+            start takes a second here and minutes in a cloud.
+        beam_args: Beam options.
+        replace: make it again where another config has made it.
 
     Returns:
         Its manifest, and whether it ran now.
@@ -133,7 +144,10 @@ def run_stage(
         if done is not None:
             return done, False
         run.clear()
-        _run(run, options, build)
+        if without_work is None:
+            _run(run, options, build)
+        else:
+            without_work()
         lease.check()
     return manifest.require(run.output, run.stage), True
 
@@ -158,7 +172,8 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
         # A worker process sends its exception back as text.
         if (found := _last(WORKER_ERROR, str(error))) is None:
             raise
-        raise _located(MillError(found["message"]), name) from error
+        kind = RequestError if found["kind"] == "RequestError" else MillError
+        raise _located(kind(found["message"]), name) from error
     if state not in (None, PipelineState.DONE):
         raise MillError(f"{name}: the runner ended with {state}: see its log")
 
@@ -171,11 +186,7 @@ def _located(error: MillError, stage: str) -> MillError:
     message = str(error)
     step = WHILE_RUNNING.search(message)
     where = f"{stage} ({step['step']})" if step else stage
-    return (
-        type(error)(f"{where}: {WHILE_RUNNING.sub('', message)}")
-        if type(error) in (MillError, RequestError)
-        else (MillError(f"{where}: {WHILE_RUNNING.sub('', message)}"))
-    )
+    return restated(error, f"{where}: {WHILE_RUNNING.sub('', message)}")
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

@@ -14,3 +14,8 @@ class RequestError(MillError):
     """The request was wrong: which key or argument, its value, and what is allowed. Exit code 2."""
 
     exit_code = 2
+
+
+def restated(error: BaseException, message: str) -> MillError:
+    """An error with another message, for someone else who hears of it: a wrong request stays one."""
+    return RequestError(message) if isinstance(error, RequestError) else MillError(message)

@@ -15,7 +15,7 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -191,26 +191,12 @@ def write_part(
     with publish(url) as out:
         hashing = _HashingWriter(out)
         with pa.ipc.new_stream(pa.PythonFile(hashing, mode="w"), schema, options=options) as writer:
-            for batch in _batches(records, schema):
-                writer.write_batch(batch)
-                rows += batch.num_rows
+            for chunk in chunks(records, BATCH_BYTES):
+                writer.write_batch(to_batch(chunk, schema))
+                rows += len(chunk)
     return FileEntry(
         name=name or posixpath.basename(url), size_bytes=hashing.size_bytes, sha256=hashing.sha256, rows=rows
     )
-
-
-def _batches(records: Iterable[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Batches that depend on the records alone, so that equal records give equal bytes."""
-    pending: list[Record] = []
-    size = 0
-    for record in records:
-        pending.append(record)
-        size += record_size_bytes(record)
-        if size >= BATCH_BYTES:
-            yield to_batch(pending, schema)
-            pending, size = [], 0
-    if pending:
-        yield to_batch(pending, schema)
 
 
 def record_size_bytes(record: Record) -> int:
@@ -220,6 +206,20 @@ def record_size_bytes(record: Record) -> int:
         value = getattr(record, name)
         size += value.nbytes if hasattr(value, "nbytes") else len(value) if isinstance(value, str) else 8
     return size
+
+
+def chunks(records: Iterable[R], at_least: int, weigh: Callable[[R], int] = record_size_bytes) -> Iterator[list[R]]:
+    """Consecutive records that weigh `at_least` together; by the records alone: equal ones give equal chunks."""
+    chunk: list[R] = []
+    weight = 0
+    for record in records:
+        chunk.append(record)
+        weight += weigh(record)
+        if weight >= at_least:
+            yield chunk
+            chunk, weight = [], 0
+    if chunk:
+        yield chunk
 
 
 def read_batches(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

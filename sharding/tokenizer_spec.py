@@ -97,10 +97,11 @@ def byte_table(spec: dict[str, Any], tokenizer: Tokenizer, name: str) -> list[by
     table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     spaced = bool(kinds & {"Replace", "Metaspace"})
     if "ByteLevel" in kinds:
-        symbols = _byte_symbols()
+        symbols = byte_symbols()
+        in_latin_1 = {ord(symbol): byte for symbol, byte in symbols.items()}
         for piece, index in vocabulary.items():
-            known = all(symbol in symbols for symbol in piece)
-            table[index] = bytes(symbols[symbol] for symbol in piece) if known else piece.encode()
+            known = symbols.keys() >= set(piece)
+            table[index] = piece.translate(in_latin_1).encode("latin-1") if known else piece.encode()
     elif kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and kinds:
         for piece, index in vocabulary.items():
             table[index] = (piece.replace(METASPACE, " ") if spaced else piece).encode()
@@ -139,7 +140,7 @@ def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield decoder
 
 
-def _byte_symbols() -> dict[str, int]:
+def byte_symbols() -> dict[str, int]:
     """The character that stands for each byte in byte-level vocabularies.
 
     GPT-2's scheme: bytes that print in Latin-1 stand for themselves, the others follow from U+0100 on in order.

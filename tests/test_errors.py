@@ -123,12 +123,12 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
             "models.pretend.name={tokenizer}",
             "models.pretend.api_key_env=NO_SUCH_KEY",
         ),
-        1,
+        2,
         ["api_key_env", "NO_SUCH_KEY is not set"],
     ),
     "an engine argument that isn't there": (
         setting("models.pretend.engine_args.speed=9"),
-        1,
+        2,
         ["engine_args.speed", "tokens_per_second"],
     ),
     "a benchmark that isn't there": (

@@ -1,6 +1,8 @@
 """Text to tokens and back: lossless, and raw text never turns into control tokens."""
 
 import json
+import pickle
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,79 @@ def test_plain_text_comes_back_and_holds_no_control_token(tokenizer: TextTokeniz
 @given(st.sampled_from(sorted(TOKENIZERS)), st.lists(st.one_of(st.text(), st.sampled_from([*CONTROL, " ", "▁"]))))
 def test_any_text_comes_back(name: str, parts: list[str]) -> None:
     assert_lossless(TOKENIZERS[name], "".join(parts))
+
+
+def without_gigatoken(data: bytes) -> TextTokenizer:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "gigatoken", None)
+        return TextTokenizer(data, eos_token="</s>")
+
+
+EXACT = {name: without_gigatoken(data) for name, data in SPECS.items()}
+MIXED = st.text(
+    alphabet=st.one_of(st.sampled_from(" \n\r\t'sdtreaZ09.,_-\u00a0\u2028é日🚀ſ"), st.characters(codec="utf-8"))
+)
+
+
+def test_a_byte_level_tokenizer_is_quick() -> None:
+    assert TOKENIZERS["byte level"].is_quick
+    assert not any(tokenizer.is_quick for tokenizer in EXACT.values())
+    assert not TOKENIZERS["metaspace"].is_quick
+
+
+@given(st.sampled_from(["byte level", "ignore merges"]), MIXED)
+def test_the_quick_way_gives_the_same_ids(name: str, text: str) -> None:
+    np.testing.assert_array_equal(TOKENIZERS[name].encode(text), EXACT[name].encode(text))
+
+
+@pytest.mark.model
+@given(MIXED)
+def test_the_quick_way_gives_the_same_ids_for_a_real_vocabulary(text: str) -> None:
+    data = (model_home() / "smollm2-135m-instruct" / "tokenizer.json").read_bytes()
+    if data not in REAL:
+        REAL[data] = TextTokenizer(data), without_gigatoken(data)
+    quick, exact = REAL[data]
+    assert quick.is_quick
+    found = []
+    for tokenizer in (quick, exact):
+        try:
+            found.append(tokenizer.encode(text).tolist())
+        except UnencodableText as error:
+            found.append([error.reason, str(error)])
+    assert found[0] == found[1]
+
+
+REAL: dict[bytes, tuple[TextTokenizer, TextTokenizer]] = {}
+
+
+def test_a_character_that_gigatoken_takes_otherwise_is_left_to_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gigatoken
+
+    real = gigatoken.Tokenizer.encode
+
+    def other_unicode(self: Any, text: str) -> np.ndarray:
+        return real(self, text.replace("é", "e"))
+
+    monkeypatch.setattr(gigatoken.Tokenizer, "encode", other_unicode)
+    tokenizer = TextTokenizer(SPECS["byte level"], eos_token="</s>")
+    assert tokenizer.is_quick
+    for text in ("the café", "thé", "日本 the é", "日本 the"):
+        np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
+
+
+def test_a_gigatoken_that_tokenizes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gigatoken
+
+    real = gigatoken.Tokenizer.encode
+    monkeypatch.setattr(gigatoken.Tokenizer, "encode", lambda self, text: real(self, text.replace("  ", " ")))
+    assert not TextTokenizer(SPECS["byte level"], eos_token="</s>").is_quick
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_tokenizer_can_be_sent_to_another_process(name: str) -> None:
+    sent = pickle.loads(pickle.dumps(TOKENIZERS[name]))  # noqa: S301
+    assert sent.is_quick == TOKENIZERS[name].is_quick
+    assert sent.encode("the <think>é").tolist() == EXACT[name].encode("the <think>é").tolist()
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -69,7 +69,10 @@ COLUMNS = {
 
 
 def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
-    """The bytes of the file, or what is wrong with them. A file in an object store is fetched once, for all checks."""
+    """The bytes of the file, or what is wrong with them or its columns.
+
+    A file in an object store is fetched once, for all checks.
+    """
     url, entry = task.url, task.entry
     size_bytes = shard_io.filesystem(url)[0].info(shard_io.filesystem(url)[1])["size"]
     if size_bytes != entry.size_bytes:
@@ -79,7 +82,9 @@ def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
     if sha256 != entry.sha256:
         said = f"(sha256 {sha256[:12]}..., not {entry.sha256[:12]}...)"
         return None, [Problem(url, f"its bytes are not those of its manifest {said}")]
-    return buffer, []
+    with pa.ipc.open_stream(buffer) as reader:
+        problems = check_schema(task, reader.schema)
+    return (None, problems) if problems else (buffer, [])
 
 
 def read_buffer(buffer: pa.Buffer, columns: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
@@ -137,10 +142,6 @@ def check_part(task: Task) -> Found:
     """Check a file of any stage but pack."""
     buffer, problems = verified_buffer(task)
     if buffer is None:
-        return Found(problems)
-    with pa.ipc.open_stream(buffer) as reader:
-        problems = check_schema(task, reader.schema)
-    if problems:
         return Found(problems)
     found = Found(readable=True)
     num_rows = 0

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sharding.records import TokenType
 from sharding.rows import loss_mask
 from sharding.verify.digests import document_keys, stretch_digests
-from sharding.verify.files import Found, Task, check_schema, read_buffer, verified_buffer
+from sharding.verify.files import Found, Task, read_buffer, verified_buffer
 from sharding.verify.report import Problem, at, limited
 from sharding.verify.spill import Spill
 
@@ -105,10 +105,6 @@ def check_shard(task: Task, split: int, spills: Spills) -> Found:
     """
     buffer, problems = verified_buffer(task)
     if buffer is None:
-        return Found(problems)
-    with pa.ipc.open_stream(buffer) as reader:
-        problems = check_schema(task, reader.schema)
-    if problems:
         return Found(problems)
     found = Found(readable=True)
     totals = np.zeros(len(TokenType), np.int64)
