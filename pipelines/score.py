@@ -145,7 +145,9 @@ def document_counts(document: ScoredDocument, threshold_nats: float) -> dict[str
     """What one document adds to the stage's counts; nats in millionths."""
     nats = token_difficulty_nats(document.surprisal_nats, document.memory_nats)
     tally.add(documents=1, segments=len(document.segment_starts), tokens=len(document.input_ids))
+    of_source = {"documents": 1, "tokens": len(document.input_ids)} if document.source else {}
     return {
+        **{f"source.{document.source}.{name}": count for name, count in of_source.items()},
         "documents": 1,
         "segments": len(document.segment_starts),
         "source_tokens": len(document.input_ids),

@@ -71,10 +71,8 @@ class QuickEncoder:
         if not self._refused.isdisjoint(characters):
             return False
         tried = {
-            f"{before}{character}{behind}": character
-            for character in sorted(characters - self._agreed)
-            for before in KINDS
-            for behind in (*KINDS, character)
+            "".join(f"{before}{new}{behind}" for before in KINDS for behind in KINDS + new): new
+            for new in sorted(characters - self._agreed)
         }
         self._refused.update(tried[text] for text in self._differences(list(tried)))
         self._agreed.update(characters - self._refused)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sharding import records, shard_io
 from sharding.errors import MillError
-from sharding.records import Candidate, Quarantined, Row, ScoredSegment
+from sharding.records import Candidate, Item, Quarantined, Row, ScoredSegment, decode, encode
 
 
 @st.composite
@@ -32,6 +32,20 @@ def scored_segments(draw: st.DrawFn) -> ScoredSegment:
 @given(scored_segments())
 def test_bytes_round_trip(segment: ScoredSegment) -> None:
     assert records.decode(ScoredSegment, records.encode(segment)) == segment
+
+
+@pytest.mark.parametrize("last", [0.0, -0.0, 1.0])
+@pytest.mark.parametrize("length", [0, 1, 31, 32, 1000])
+def test_zeros_take_no_room_and_come_back(length: int, last: float) -> None:
+    nats = np.zeros(length, np.float16)
+    nats[-1:] = last
+    item = Item(doc_id="d", source_start=0, input_ids=nats, token_type=np.zeros(length, np.uint8))
+    data = encode(item)
+    found = decode(Item, data)
+    assert found.input_ids.tobytes() == nats.tobytes()
+    assert found.token_type.tobytes() == bytes(length)
+    if length == 1000 and str(last) == "0.0":
+        assert len(data) < 100
 
 
 @given(st.lists(scored_segments(), max_size=5))

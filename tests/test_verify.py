@@ -440,6 +440,11 @@ def test_copies_and_documents_left_out_are_accounted_for(tmp_path: Path, byte_to
     counts = manifest_tree(output, "pack")["counts"]
     assert counts["document_copies"] == 16 and 0 < counts["documents_left_out"] < 16 and counts["thoughts_copied"] > 0
     assert said(output, deep=True) == []
+    scored = manifest_tree(output, "score")["counts"]
+    tokens = [scored[f"source.{name}.tokens"] for name in "ab"]
+    assert [scored[f"source.{name}.documents"] for name in "ab"] == [16, 16]
+    assert sum(tokens) == scored["source_tokens"] and tokens[0] > 0
+    assert f"| a | `{tmp_path}/source.jsonl` | by ending | 16 | {tokens[0]:,} |" in (output / "README.md").read_text()
     for name, what in (
         ("document_copies", "documents are there 16 times beyond the first, it says 17"),
         ("documents_left_out", "scored documents are in no shard"),
@@ -452,6 +457,10 @@ def test_copies_and_documents_left_out_are_accounted_for(tmp_path: Path, byte_to
         assert what in problem
         lying["counts"][name] -= 1
         write_manifest(output, "pack", lying)
+    lying = manifest_tree(output, "score")
+    lying["counts"]["source.b.documents"] += 1
+    write_manifest(output, "score", lying)
+    assert any("says source.b.documents 17, its files hold 16" in problem for problem in said(output))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ from sharding.manifest import Manifest
 ACCOUNTED = ("candidates", "kept", "thought_tokens", "kept_thought_tokens")
 """What the account of selection says of each tier, model and prompt."""
 
+COUNTED = ("documents", "tokens")
+"""What is counted of each source that has a name."""
+
 _BAR_WIDTH = 40
 _KEY_BITS = 32
 
@@ -22,14 +25,19 @@ def sources(scored: Manifest) -> str:
     config, counts = scored.config, scored.counts
     named = config.get("sources") or [config.get("source")]
     lines = [
-        (source.get("name") or "", f"`{source['path']}`", source.get("format") or "by ending")
+        (
+            source.get("name") or "",
+            f"`{source['path']}`",
+            source.get("format") or "by ending",
+            *(f"{counts[key]:,}" if (key := f"source.{source.get('name')}.{of}") in counts else "" for of in COUNTED),
+        )
         for source in named
         if isinstance(source, Mapping) and source.get("path")
     ]
     quarantined, why = counts["quarantined"], _reasons(counts, "quarantined.")
     return section(
         "Sources",
-        table(lines, ("name", "path", "format")) if lines else "",
+        table(lines, ("name", "path", "format", *COUNTED)) if lines else "",
         f"{counts['documents_in']:,} records gave {counts['documents']:,} documents in {counts['segments']:,} "
         f"segments; {f'{quarantined:,} could not be taken in ({why})' if quarantined else 'none was refused'}.",
         f"{counts['documents_duplicate']:,} exact copies of a text were found, {counts.get('duplicates_dropped', 0):,} "

@@ -58,7 +58,7 @@ READ_ERRORS = (MillError, pa.ArrowException, OSError, ValueError)
 """What reading a damaged file may raise."""
 
 COLUMNS = {
-    "segments": ("segment_index", "input_ids"),
+    "segments": ("segment_index", "input_ids", "source"),
     "requests": ("tier", "samples"),
     "kept": ("input_ids", "thought_tokens", "kept", "reasons"),
     "rejected": ("input_ids", "thought_tokens", "kept", "reasons"),
@@ -170,6 +170,23 @@ def _vocabulary(task: Task) -> str:
     return f"the vocabulary size {task.vocab_size}"
 
 
+def _counts_by_source(batch: pa.RecordBatch) -> Counter[str]:
+    """Documents and tokens of each source; a source without a name is the only one, and not counted by itself."""
+    table = pa.table(
+        {
+            "source": batch.column("source"),
+            "documents": pc.cast(pc.equal(batch.column("segment_index"), 0), pa.int64()),
+            "tokens": pc.list_value_length(batch.column("input_ids")),
+        }
+    )
+    summed = table.group_by("source").aggregate([("documents", "sum"), ("tokens", "sum")])
+    counts: Counter[str] = Counter()
+    for row in summed.to_pylist():
+        for name in ("documents", "tokens"):
+            counts[f"source.{row['source']}.{name}"] = row[f"{name}_sum"] if row["source"] else 0
+    return +counts
+
+
 def _counts(task: Task, batch: pa.RecordBatch) -> Counter[str]:
     """What a batch adds to the counts of its stage's manifest."""
     family = task.family
@@ -178,6 +195,7 @@ def _counts(task: Task, batch: pa.RecordBatch) -> Counter[str]:
         counts["documents"] = int(pc.sum(pc.equal(batch.column("segment_index"), 0)).as_py() or 0)
         counts["segments"] = batch.num_rows
         counts["source_tokens"] = len(batch.column("input_ids").flatten())
+        counts += _counts_by_source(batch)
     elif family == "requests":
         table = pa.Table.from_batches([batch]).group_by("tier").aggregate([("samples", "sum"), ("samples", "count")])
         for tier in table.to_pylist():

@@ -45,7 +45,9 @@ def check_counts(output: str, stage: Manifest, counted: Mapping[str, int]) -> It
         counted: what was counted, by the name of the count; names that are not here are not compared.
     """
     url = manifest.manifest_url(output, stage.stage)
-    recounted = {"score": ("quarantined.",), "augment": ("tier.",), "select": ("rejected.",)}.get(stage.stage, ())
+    recounted = {"score": ("quarantined.", "source."), "augment": ("tier.",), "select": ("rejected.",)}.get(
+        stage.stage, ()
+    )
     if stage.counts.get("rows_left_out", 0):
         counted = {name: number for name, number in counted.items() if name != "items"}  # counted before rows were cut
     names = {*counted, *(name for name in stage.counts if name.startswith(recounted) and recounted)}
