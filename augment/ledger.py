@@ -236,7 +236,7 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
     if len(old) <= 1 and rows_before == len(counts):
         return Compaction(len(old), len(old), rows_before, rows_before)
     new = 0
-    for chunk in chunks(_unique(old, counts), rows_per_part, weigh=lambda row: 1):
+    for chunk in chunks(_unique(old, counts), rows_per_part, lambda row: 1):
         write_part(ledger_url, chunk)
         new += 1
     for url in old:

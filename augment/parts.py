@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sharding.errors import MillError
 from sharding.records import LEDGER_SCHEMA, LedgerRow, from_batch, to_batch
-from sharding.shard_io import BATCH_BYTES, chunks, filesystem, join, read_bytes, write_bytes
+from sharding.shard_io import BATCH_BYTES, chunks, filesystem, join, read_bytes, record_size_bytes, write_bytes
 from sharding.stores import patiently
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def write_part(ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = L
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=3))
     with pa.ipc.new_stream(sink, schema, options=options) as writer:
-        for chunk in chunks(rows, BATCH_BYTES):
+        for chunk in chunks(rows, BATCH_BYTES, record_size_bytes):
             writer.write_batch(to_batch(chunk, schema))
     data = sink.getvalue().to_pybytes()
     url = join(ledger_url, f"part-{time.time_ns() // 1_000_000}-{_digest(data)}.arrow")

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.milling_ours import cpu_seconds
+from sharding.shard_io import chunks
 
 BATCH_CHARACTERS = 1 << 20
 END_OF_TEXT = "<|endoftext|>"
@@ -34,23 +34,9 @@ def run_bare(source: Path, output: Path, tokenizer: Path) -> dict[str, Any]:
     bare.encode_batch_fast(texts[:8], add_special_tokens=False)  # its threads are there
     cpu_s, began = cpu_seconds(), time.perf_counter()
     tokens = 0
-    for batch in batches(texts):
+    for batch in chunks(texts, BATCH_CHARACTERS, len):
         tokens += sum(map(len, bare.encode_batch_fast(batch, add_special_tokens=False)))
     return {"elapsed_s": time.perf_counter() - began, "cpu_s": cpu_seconds() - cpu_s, "tokens": tokens}
-
-
-def batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Consecutive texts of about a megabyte together."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def run_datatrove(source: Path, output: Path, tokenizer: Path) -> dict[str, Any]:

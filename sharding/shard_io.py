@@ -31,6 +31,7 @@ BATCH_BYTES = 2 << 20
 """Size of an Arrow record batch before compression."""
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 EXTRA_FOR_PROTOCOL = {
     "s3": "s3",
@@ -191,7 +192,7 @@ def write_part(
     with publish(url) as out:
         hashing = _HashingWriter(out)
         with pa.ipc.new_stream(pa.PythonFile(hashing, mode="w"), schema, options=options) as writer:
-            for chunk in chunks(records, BATCH_BYTES):
+            for chunk in chunks(records, BATCH_BYTES, record_size_bytes):
                 writer.write_batch(to_batch(chunk, schema))
                 rows += len(chunk)
     return FileEntry(
@@ -208,13 +209,13 @@ def record_size_bytes(record: Record) -> int:
     return size
 
 
-def chunks(records: Iterable[R], at_least: int, weigh: Callable[[R], int] = record_size_bytes) -> Iterator[list[R]]:
-    """Consecutive records that weigh `at_least` together; by the records alone: equal ones give equal chunks."""
-    chunk: list[R] = []
+def chunks(values: Iterable[T], at_least: int, weigh: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive values that weigh `at_least` together; by the values alone: equal ones give equal chunks."""
+    chunk: list[T] = []
     weight = 0
-    for record in records:
-        chunk.append(record)
-        weight += weigh(record)
+    for value in values:
+        chunk.append(value)
+        weight += weigh(value)
         if weight >= at_least:
             yield chunk
             chunk, weight = [], 0

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import milling, milling_corpus
 from benchmarks.milling_ours import raw_config, run
-from benchmarks.milling_peers import BATCH_CHARACTERS, batches, run_bare
+from benchmarks.milling_peers import run_bare
 from benchmarks.milling_reading import cut_needlessly, reading_speeds, shard_figures
 from sharding import manifest
 
@@ -57,12 +57,6 @@ def test_the_same_documents_ten_times_over(tmp_path: Path) -> None:
 )
 def test_documents_that_were_cut_though_they_fit(items: list[tuple[str, int]], needlessly: int) -> None:
     assert cut_needlessly(items, 10) == needlessly
-
-
-def test_batches_hold_every_text_once() -> None:
-    texts = ["x" * size for size in (1, BATCH_CHARACTERS, 2, 3, BATCH_CHARACTERS - 5, 7)]
-    assert [text for batch in batches(texts) for text in batch] == texts
-    assert [len(batch) for batch in batches(texts)] == [2, 3, 1]
 
 
 def test_rates_are_those_of_the_median_turn() -> None:

@@ -168,3 +168,9 @@ def test_memory_store_is_a_store_like_any_other() -> None:
     refused = [Quarantined(stage="score", origin="o", reason="r", detail="d")]
     shard_io.write_part(url, refused, records.QUARANTINE_SCHEMA)
     assert list(shard_io.read_records(url, Quarantined)) == refused
+
+
+def test_chunks_hold_every_value_once() -> None:
+    texts = ["a" * 6, "b" * 4, "", "c" * 12, "d" * 3, "e" * 3, "f"]
+    assert list(shard_io.chunks(texts, 10, len)) == [texts[:2], texts[2:4], texts[4:]]
+    assert list(shard_io.chunks([], 10, len)) == []
