@@ -274,7 +274,7 @@ def test_logprobs_only_where_they_are_of_what_was_sampled(
 ONCE = {
     "500": ((500, {}, {"error": {"message": "boom"}}), "answered 500: boom"),
     "503 without Retry-After": ((503, {}, b"<html>no backend</html>"), "answered 503: <html>no backend"),
-    "hang": (HANG, "no answer within 0.2 s"),
+    "hang": (HANG, "no answer within 0.6 s"),
     "cut": (CUT, "RemoteProtocolError"),
     "malformed": (b'{"choices": [{"text": "a', "makes no sense"),
     "not UTF-8": (b'{"choices": [{"text": "\xff"}]}', "makes no sense"),
@@ -291,7 +291,7 @@ def test_a_failure_is_tried_again(
 ) -> None:
     act, message = ONCE[name]
     server = serve(lambda number, body: act if number == 0 else completion(body))
-    feeder = feed(config(server, timeout_s=0.2))
+    feeder = feed(config(server, timeout_s=0.6 if act is HANG else 20.0))
     assert run_one(feeder, request("a")).retries == 1
     server.script = lambda number, body: act if body["seed"] == 7 else completion(body)
     results = run_all(feeder, [*many(20), request("bad", seed=7)])
