@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,50 +117,49 @@ def model_folder(tokenizer: str) -> Path:
     return Path(resolve_model(tokenizer))
 
 
-def look_at_shards(output: Path, scratch: Path, rounds: int) -> Figures:
+def look_at_shards(output: Path, scratch: Path, rounds: int, mds_python: str | None) -> Figures:
     """Size, padding, cuts, and the speed of reading."""
     from benchmarks.milling_reading import reading_speeds, shard_figures
 
-    speeds = reading_speeds(str(output), str(scratch), rounds)
+    speeds = reading_speeds(str(output), str(scratch), rounds, mds_python)
     figures: Figures = {**shard_figures(str(output)), "read_mtokens_per_s": speeds["ours"] / 1e6}
     table = Table("reader", "Mtok/s", title="Reading from the page cache, two threads")
     for name, rate in speeds.items():
         table.add_row(name, f"{rate / 1e6:.0f}")
     if "MDS" not in speeds:
-        table.add_row("MDS", "mosaicml-streaming is not installed")
+        table.add_row("MDS", "not read: --mds-python names an interpreter with mosaicml-streaming")
     console.print(table)
     return figures
 
 
 def measure_growth(args: argparse.Namespace, scratch: Path) -> Figures:
-    """Ten times the documents, in ten times the shards: what the largest worker takes, and how long it all takes."""
+    """Ten times the documents, in ten times the shards: what the largest worker takes, and how long it all takes.
+
+    One turn each, of more text than the buffers of Beam's workers hold, some 100 MB a kind: what grows until they are
+    full says nothing of a larger corpus.
+    """
     small, large = scratch / "once", scratch / "ten-times"
     paths, _, _ = write_jsonl(small, args.growth_megabytes * 10**6, args.shards)
     repeat(paths, large, GROWTH)
-    turns: dict[str, list[Turn]] = {"1x": [], "10x": []}
-    for number in range(args.rounds):
-        for name, source, factor in (("1x", small, 1), ("10x", large, GROWTH)):
-            output = scratch / f"growth-{name}-{number}"
-            turns[name].append(ours(source, output, args.tokenizer, factor * args.shards, TWO_WORKERS))
+    turns = {
+        name: ours(source, scratch / f"growth-{name}", args.tokenizer, factor * args.shards, TWO_WORKERS)
+        for name, source, factor in (("1x", small, 1), ("10x", large, GROWTH))
+    }
     table = Table("", "tokens", "seconds", "largest worker, MB", "Beam's local runner, MB", title="Growth")
-    for name, side in turns.items():
+    for name, turn in turns.items():
         table.add_row(
             name,
-            f"{side[0]['tokens']:,}",
-            f"{middle(side, 'elapsed_s'):.1f}",
-            f"{middle(side, 'worker_peak_bytes') / 1e6:.0f}",
-            f"{middle(side, 'runner_peak_bytes') / 1e6:.0f}",
+            f"{turn['tokens']:,}",
+            f"{turn['elapsed_s']:.1f}",
+            f"{turn['worker_peak_bytes'] / 1e6:.0f}",
+            f"{turn['runner_peak_bytes'] / 1e6:.0f}",
         )
     console.print(table)
 
     def growth(measure: str) -> float:
-        return middle(turns["10x"], measure) / middle(turns["1x"], measure)
+        return turns["10x"][measure] / turns["1x"][measure]
 
     return {"rss_growth_10x": growth("worker_peak_bytes"), "time_growth_10x": growth("elapsed_s")}
-
-
-def middle(turns: Sequence[Mapping[str, float]], measure: str) -> float:
-    return statistics.median(turn[measure] for turn in turns)
 
 
 def repeat(paths: Sequence[Path], folder: Path, times: int) -> None:
@@ -179,11 +178,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="a folder, or a fetched model")
     parser.add_argument("--megabytes", type=int, default=64, help="of text")
-    parser.add_argument("--growth-megabytes", type=int, default=16, help="of text, before it is ten times as much")
+    parser.add_argument("--growth-megabytes", type=int, default=96, help="of text, before it is ten times as much")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts of {', '.join(PARTS)}")
     parser.add_argument("--beam-args", default="", help="of our speed turns, separated by commas")
+    parser.add_argument("--mds-python", help="an interpreter with mosaicml-streaming, to read MDS as well")
     args = parser.parse_args()
     args.beam_args = [word for word in args.beam_args.split(",") if word]
     parts = args.only.split(",")
@@ -204,7 +204,7 @@ def main() -> None:
                 output = scratch / "ours"
                 ours(source, output, args.tokenizer, args.shards, args.beam_args)
             if "shards" in parts:
-                figures |= look_at_shards(output, scratch, args.rounds)
+                figures |= look_at_shards(output, scratch, args.rounds, args.mds_python)
         if "growth" in parts:
             figures |= measure_growth(args, scratch)
     packages = ("apache-beam", "tokenizers", "gigatoken", "pyarrow", "datatrove", "mosaicml-streaming")

@@ -4,17 +4,18 @@ All sides read the same rows on two threads and add up every id, so that what is
 
 ours     shards as they are: `sharding.rows`, as `sharding.read` and the exporters read them
 Parquet  what `thoughtmill export --format parquet` wrote: 32-bit ids, zstd, row groups of 32 MiB; pyarrow
-MDS      what `--format mds` wrote, which isn't compressed; mosaicml-streaming's own reader of a file, where installed
+MDS      what `--format mds` wrote, which isn't compressed; `benchmarks.milling_mds`, in a process of its own
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,28 +57,17 @@ def read_parquet(folder: str) -> list[Callable[[], int]]:
     return [partial(read, path) for path in sorted(Path(folder).rglob("*.parquet"))]
 
 
-def read_mds(folder: str) -> list[Callable[[], int]]:
-    """The same for each MDS file, with the reader that StreamingDataset uses."""
-    import json
-
-    from streaming.base.format import reader_from_json
-
-    def read(split: Path, info: dict[str, Any]) -> int:
-        shard = reader_from_json(str(split.parent), split.name, info)
-        return sum(int(shard[i]["tokens"].sum(dtype=np.int64)) for i in range(len(shard)))
-
-    indexes = sorted(Path(folder).rglob("index.json"))
-    return [partial(read, p.parent, info) for p in indexes for info in json.loads(p.read_text())["shards"]]
-
-
 def exported(output: str, target: str, fmt: str) -> str:
     """The output in another format."""
     export(output, fmt, target)
     return target
 
 
-def reading_speeds(output: str, scratch: str, rounds: int) -> dict[str, float]:
+def reading_speeds(output: str, scratch: str, rounds: int, mds_python: str | None = None) -> dict[str, float]:
     """Tokens per second of each reader, of its quickest turn, by turns.
+
+    Args:
+        mds_python: an interpreter with mosaicml-streaming; without one MDS is left out.
 
     Raises:
         AssertionError: the readers don't read the same ids.
@@ -88,8 +78,6 @@ def reading_speeds(output: str, scratch: str, rounds: int) -> dict[str, float]:
         "ours": read_ours(output),
         "Parquet": read_parquet(exported(output, shard_io.join(scratch, "parquet"), "parquet")),
     }
-    if find_spec("streaming") is not None:
-        sides["MDS"] = read_mds(exported(output, shard_io.join(scratch, "mds"), "mds"))
     seconds: dict[str, float] = {}
     sums: dict[str, int] = {}
     for _ in range(rounds + 1):  # the first brings everything into the page cache
@@ -98,6 +86,12 @@ def reading_speeds(output: str, scratch: str, rounds: int) -> dict[str, float]:
             with ThreadPoolExecutor(THREADS) as pool:
                 sums[name] = sum(pool.map(lambda read: read(), work))
             seconds[name] = min(seconds.get(name, np.inf), time.perf_counter() - began)
+    if mds_python is not None:
+        script = str(Path(__file__).with_name("milling_mds.py"))
+        command = [mds_python, script, exported(output, shard_io.join(scratch, "mds"), "mds"), f"--rounds={rounds}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        seconds["MDS"], sums["MDS"] = found["elapsed_s"], found["sum"]
     if len(set(sums.values())) != 1:
         raise AssertionError(f"the readers differ in the sum of the ids they read: {sums}")
     return {name: tokens / elapsed_s for name, elapsed_s in seconds.items()}

@@ -27,6 +27,9 @@ KINDS = "aZ7 \n.'"
 
 PROBE_LENGTH = 3
 
+RENEWED_AFTER_CHARACTERS = 64 << 20
+"""gigatoken 0.10 keeps every word it has seen, some 80 bytes each, for good; so it is made anew after so much text."""
+
 
 class QuickEncoder:
     """Encodes the texts that it is known to encode as `exact` does.
@@ -42,11 +45,9 @@ class QuickEncoder:
     """
 
     def __init__(self, exact: Tokenizer, spec: dict[str, Any], vocab_size: int) -> None:
-        import gigatoken
-
         self._exact, self._spec, self._vocab_size = exact, spec, vocab_size
         try:
-            self._quick = gigatoken.Tokenizer.from_json(msgspec.json.encode(_with_all_bytes(spec, vocab_size)))
+            self._renew()
         except RuntimeError as error:
             raise ValueError(f"gigatoken can't read it: {error}") from error
         self._agreed = {chr(code) for code in range(128)}
@@ -62,9 +63,18 @@ class QuickEncoder:
         """(num_tokens,) uint32 ids of a text that is valid Unicode; None: let `exact` do it."""
         if not text.isascii() and not self._agreed.issuperset(text) and not self._agree(set(text)):
             return None
+        self._left -= len(text)
+        if self._left < 0:
+            self._renew()
         ids: np.ndarray = self._quick.encode(text)
         # An id beyond the vocabulary is a byte that the vocabulary lacks.
         return ids if not len(ids) or ids.max() < self._vocab_size else None
+
+    def _renew(self) -> None:
+        import gigatoken
+
+        self._left = RENEWED_AFTER_CHARACTERS
+        self._quick = gigatoken.Tokenizer.from_json(msgspec.json.encode(_with_all_bytes(self._spec, self._vocab_size)))
 
     def _agree(self, characters: set[str]) -> bool:
         """Whether all characters are taken alike; those not seen before are tried."""

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from sharding import quick_tokenizer
 from sharding.errors import MillError
 from sharding.model_store import model_fingerprint, model_home, resolve_model
 from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
@@ -186,6 +187,18 @@ def test_a_character_that_gigatoken_takes_otherwise_is_left_to_tokenizers(monkey
     assert tokenizer.is_quick
     for text in ("the café", "thé", "日本 the é", "日本 the"):
         np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
+
+
+def test_the_quick_way_forgets_what_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick_tokenizer, "RENEWED_AFTER_CHARACTERS", 100)
+    tokenizer = TextTokenizer(SPECS["byte level"], eos_token="</s>")
+    made = [tokenizer._quick._quick]
+    for number in range(40):
+        text = f"the{number} </s> thé"
+        np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
+        if tokenizer._quick._quick is not made[-1]:
+            made.append(tokenizer._quick._quick)
+    assert 5 <= len(made) <= 10
 
 
 def test_a_gigatoken_that_tokenizes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
