@@ -48,17 +48,18 @@ def account_counts(candidates: Sequence[Candidate]) -> dict[str, int]:
     return dict(counts)
 
 
-def _gain_counts(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Sums over segments of what the kept candidate gains, what the first that passed would have, and the difference.
+def stands_for(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate whose gain counts for its segment: the kept one, of several that of most value; None unvalued."""
+    kept = [candidate for candidate in candidates if candidate.kept and candidate.heldout_nats is not None]
+    return max(kept, key=lambda candidate: candidate.value or 0.0, default=None)
 
-    Of several kept candidates the one of most value stands for the segment.
-    """
-    in_running = [c for c in candidates if c.heldout_nats is not None]
-    kept = [c for c in in_running if c.kept]
-    if not kept:
+
+def _gain_counts(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Sums of what the candidate kept of a segment gains, what the first that passed would have, and the difference."""
+    chosen = stands_for(candidates)
+    if chosen is None:
         return {}
-    chosen = max(kept, key=lambda candidate: candidate.value or 0.0)
-    first = in_running[0]
+    first = next(candidate for candidate in candidates if candidate.heldout_nats is not None)
     group = (chosen.tier, chosen.model, chosen.prompt)
     nats = {
         "heldout": chosen.heldout_nats,

@@ -34,6 +34,14 @@ def controls_of(segment: JudgedSegment) -> Iterator[tuple[str, Control]]:
             return
 
 
+def pools_of(segments: Iterable[JudgedSegment], size: int) -> dict[str, list[Control]]:
+    """The pool of each tier, from segments that all fit in memory; the select stage combines the same from parts."""
+    offered: dict[str, list[Control]] = {}
+    for tier, control in (pair for segment in segments for pair in controls_of(segment)):
+        offered.setdefault(tier, []).append(control)
+    return {tier: lowest_ranks(controls, size) for tier, controls in offered.items()}
+
+
 def lowest_ranks(controls: Iterable[Control], size: int) -> list[Control]:
     """The pool of some controls: the `size` of lowest rank, each segment and text once."""
     unique = {(control.rank, control.doc_id, control.segment_index): control for control in controls}

@@ -2,7 +2,8 @@
 
     request + ledger rows ──► candidates ──► judged by the gates ──► valued ──► the keep policy chooses
 
-The select stage applies one step after the other; every candidate ends kept, or rejected with exactly one first reason.
+The select stage, and the pilot of a plan, apply one step after the other; every candidate ends kept, or rejected with
+exactly one first reason.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import msgspec
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from augment.controls import Control, controls_for
 from augment.decontamination import DecontaminationConfig
 from augment.gates import Gate, GatesConfig, Subject
 from augment.ledger import collapse_duplicates
 from augment.requests import fraction_of
 from augment.thoughts import Trace, parse_trace
-from augment.values import BUILT_IN, Case, GainConfig, Value
+from augment.values import BUILT_IN, Case, GainConfig, NatsAfter, Value, value_class
 from sharding.config import STRICT
 from sharding.records import Candidate, JudgedSegment, LedgerRow, Request
 from sharding.tokenizer import TextTokenizer, UnencodableText
@@ -139,6 +141,35 @@ def judge(
     if benchmarks and remove:
         reasons.append(CONTAMINATED)
     return msgspec.structs.replace(candidate, reasons=reasons, contaminated=list(benchmarks))
+
+
+def make_value(config: SelectConfig, nats_after: NatsAfter, threshold_nats: float) -> Value | None:
+    """The value of a config; None for none.
+
+    Args:
+        nats_after: asks the scorer; loads it when first called.
+        threshold_nats: surprisal above which a token is hard.
+
+    Raises:
+        RequestError: it can't be loaded.
+    """
+    name = config.value_name
+    return None if name == "none" else value_class(name)(nats_after, threshold_nats)
+
+
+def decide(
+    segment: JudgedSegment, config: SelectConfig, value: Value | None, pool: Sequence[Control]
+) -> list[Candidate]:
+    """The candidates of a judged segment, valued where its tier is, each kept or with a reason why not.
+
+    Args:
+        value: from `make_value`.
+        pool: the controls of the segment's tier.
+    """
+    if value is not None and segment.valued:
+        controls = controls_for(segment, pool, config.gain.controls)
+        segment = add_worths(segment, value, [control.text for control in controls])
+    return choose(segment.candidates, config)
 
 
 def add_worths(segment: JudgedSegment, value: Value, controls: Sequence[str]) -> JudgedSegment:

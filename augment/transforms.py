@@ -14,14 +14,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from augment import registry
 from augment.account import account_counts
-from augment.controls import Control, controls_for, controls_of, lowest_ranks
+from augment.controls import Control, controls_of, lowest_ranks
 from augment.dispatch import FeedingConfig
 from augment.generation import TracePlanner
 from augment.judging import DocumentJudge
 from augment.ledger import read_part
-from augment.selection import SelectConfig, add_worths, choose, make_candidates
+from augment.selection import SelectConfig, decide, make_candidates, make_value
 from augment.tickets import Completed, Failure, Result
-from augment.values import NatsAfter, value_class
+from augment.values import NatsAfter
 from augment.work import TooManyFailures, WorkOrder, begin_bundle
 from sharding import shard_io, tally
 from sharding.errors import MillError
@@ -408,14 +408,10 @@ class _ChooseFn(beam.DoFn):
         self._config, self._nats_after, self._threshold_nats = config, nats_after, threshold_nats
 
     def setup(self) -> None:
-        name = self._config.value_name
-        self._value = None if name == "none" else value_class(name)(self._nats_after, self._threshold_nats)
+        self._value = make_value(self._config, self._nats_after, self._threshold_nats)
 
     def process(self, segment: JudgedSegment, controls: Mapping[str, list[Control]]) -> Iterator[Any]:
-        if self._value is not None and segment.valued:
-            chosen_controls = controls_for(segment, controls.get(segment.tier, []), self._config.gain.controls)
-            segment = add_worths(segment, self._value, [control.text for control in chosen_controls])
-        candidates = choose(segment.candidates, self._config)
+        candidates = decide(segment, self._config, self._value, controls.get(segment.tier, ()))
         tally.add(segments=1, candidates=len(candidates), kept=sum(candidate.kept for candidate in candidates))
         yield from candidates
         yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates))

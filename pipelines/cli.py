@@ -56,6 +56,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on sta
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
 DEBUG = {"on": False}
 
+# vLLM warns before it looks at this setting. Its processes begin with the main module of the process that starts them.
+if (level := os.environ.get("VLLM_LOGGING_LEVEL")) in logging.getLevelNamesMapping():
+    logging.getLogger("vllm").setLevel(str(level))
+
 
 @app.callback()
 def options(
@@ -147,9 +151,25 @@ def _run(
     with Progress(config.output, err, quiet=quiet) as progress:
         mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
     if "pack" in stages:
+        _write_report(config.output, again=ran_any)
         out.print(summary.render(config.output))
         if not ran_any:
             out.print("Everything was done already; nothing was run.")
+
+
+def _write_report(output: str, *, again: bool) -> None:
+    """Write the page about a finished run, where it isn't there or no longer true."""
+    from pipelines import report
+
+    try:
+        if again or not report.is_there(output):
+            report.write(output)
+    except Exception as error:
+        # Whatever it is, it is not worth a finished run.
+        if DEBUG["on"]:
+            logging.exception("the report could not be written")
+        why = _escape(str(error) or repr(error))
+        err.print(f"[yellow]warning[/yellow] no report: {why}; `thoughtmill report {_escape(output)}` tries again")
 
 
 @app.command()

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from pipelines import cli
 from sharding.shard_io import write_bytes
 
 SOURCE = "out/demo-source/topics.jsonl"
@@ -27,8 +28,6 @@ def topic_documents() -> list[dict[str, str]]:
 
 def main() -> None:
     """Write the source unless it is there, then run the mill on it."""
-    from pipelines import cli
-
     lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in topic_documents()).encode()
     # Left alone when it is the same: a file's time is part of what a finished run is recognised by.
     if not Path(SOURCE).is_file() or Path(SOURCE).read_bytes() != lines:

@@ -121,7 +121,7 @@ class Progress:
         self._look_again = began + max(LOOK_S, took_s / MAX_SHARE)
 
     def _run(self) -> None:
-        logged, published = time.monotonic(), float("-inf")
+        logged, published, stage = time.monotonic(), float("-inf"), ""
         while not self._stop.wait(LOOK_S):
             try:
                 found, now = self.snapshot(), time.monotonic()
@@ -132,8 +132,8 @@ class Progress:
                 elif not self._quiet and now >= logged + self._log_s:
                     logged = now
                     self._console.print(escape(line(found)))
-                if now >= published + PUBLISH_S:
-                    published = now
+                if now >= published + PUBLISH_S or found["stage"] != stage:  # what was published says another one
+                    published, stage = now, found["stage"]
                     shard_io.write_json(self._url, found)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is not worth a run
                 logger.debug("progress: %s", error)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Group
 from rich.table import Table
 
+from pipelines import report
 from sharding import card, manifest, shard_io
 from sharding.card import REHEARSAL_NOTICE
 
@@ -18,15 +22,7 @@ def render(output: str) -> Group:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     counts = scored.counts
-    facts.add_row(
-        "documents",
-        f"{counts['documents']:,} in {counts['segments']:,} segments"
-        + (
-            f"; {counts['quarantined']:,} quarantined ({_reasons(counts, 'quarantined.')})"
-            if counts["quarantined"]
-            else ""
-        ),
-    )
+    facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
         "difficulty",
@@ -66,10 +62,25 @@ def render(output: str) -> Group:
         facts.add_row("warning", f"[yellow]{warning}[/yellow]")
     if packed.rehearsal:
         facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
-    facts.add_row("look at", f"{shard_io.join(output, 'README.md')} (the dataset card)")
+    pages = [(shard_io.join(output, "README.md"), "the dataset card")]
+    if report.is_there(output):
+        pages.insert(0, (report.report_url(output), "figures and documents to read, in a browser"))
+    for number, (url, about) in enumerate(pages):
+        facts.add_row("" if number else "look at", f"{url} ({about})")
     facts.add_row("", f'load_dataset("{output}", split="train")')
     facts.add_row("", f"thoughtmill verify {output}")
     return Group("", facts)
+
+
+def _not_taken(counts: dict[str, int]) -> str:
+    """Which records became no document, and which are copies."""
+    said = ""
+    if counts["quarantined"]:
+        said += f"; {counts['quarantined']:,} quarantined ({_reasons(counts, 'quarantined.')})"
+    if copies := counts.get("documents_duplicate", 0):
+        dropped = counts.get("duplicates_dropped", 0)
+        said += f"; {copies:,} exact copies, {f'{dropped:,} dropped' if dropped else 'all kept'}"
+    return said
 
 
 def _reasons(counts: dict[str, int], prefix: str) -> str:
@@ -81,9 +92,13 @@ def _reasons(counts: dict[str, int], prefix: str) -> str:
 def _gains(selected: manifest.Manifest) -> str:
     """What kept thoughts are worth on text that the choice didn't look at, by tier."""
     rows = [row for row in selected.facts.get("account") or [] if row.get("gains")]
-    return "; ".join(
-        f"{row['tier']}: {row['gains']['heldout']['mean']:+.2f} nats per segment beyond control traces" for row in rows
-    )
+    return "; ".join(f"{row['tier']}: {_nats(row['gains']['heldout'])} beyond control traces" for row in rows)
+
+
+def _nats(found: Mapping[str, Any]) -> str:
+    interval = found["interval95"]
+    sure = f" ({interval[0]:+.2f} to {interval[1]:+.2f} with 95% confidence)" if interval else ""
+    return f"{found['mean']:+.2f} nats per segment{sure}"
 
 
 def _left_out(counts: dict[str, int]) -> str:

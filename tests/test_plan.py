@@ -21,7 +21,8 @@ from pipelines import summary
 from pipelines.config import MillConfig, from_mapping
 from pipelines.plan import make_plan, show
 from pipelines.plan.evidence import gather, scaled_histogram
-from pipelines.plan.forecast import estimate
+from pipelines.plan.forecast import TierForecast, estimate, forecast
+from pipelines.plan.measured import MeasuredTier, Pilot, read_pilot
 from pipelines.run import mill
 from sharding import manifest
 from sharding.errors import RequestError
@@ -214,15 +215,105 @@ def test_a_pilot_measures_and_the_run_buys_nothing_twice(tree: dict[str, Any]) -
         assert f"generated: {augmented.counts['thought_tokens']:,} (" in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["best", "best_above", "all"])
+def test_a_pilot_of_everything_selects_what_the_run_selects(tree: dict[str, Any], keep: str) -> None:
+    tree["select"] = {"keep": keep, "gain": {"hold_back_tokens": 16}}
+    config = scored(tree)
+    plan = make_plan(config, sample_documents=1000, pilot=10_000)
+    mill(config)
+    selected = manifest.require(config.output, "select")
+    # Of the bin that straddles the budget the plan counts the segments as expected, not as the hash deals them.
+    assert plan["select"]["candidates"]["value"] == pytest.approx(selected.counts["candidates"], abs=2)
+    kept = plan["select"]["kept"]
+    assert kept["value"] == pytest.approx(selected.counts["kept"], abs=2)
+    assert kept["low"] == kept["high"], "all were measured"
+    packed = manifest.require(config.output, "pack").counts
+    training_tokens = packed["tokens_source"] + packed["tokens_thought"]
+    assert plan["pack"]["training_tokens"]["value"] == pytest.approx(training_tokens, rel=0.01)
+    tiers = {tier["name"]: tier for tier in plan["augment"]["tiers"]}
+    accounts = {row["tier"]: row for row in selected.facts["account"]}
+    for name in ("brief", "deep"):
+        assert tiers[name]["kept_share"] == pytest.approx(accounts[name]["kept_share"], abs=1e-4)
+    assert tiers["brief"]["gain_nats"] is None and "gains" not in accounts["brief"], "a tier with one sample"
+    gain, actual = tiers["deep"]["gain_nats"], accounts["deep"]["gains"]["heldout"]
+    assert gain["value"] == pytest.approx(actual["mean"], abs=1e-3)
+    assert gain["low"] < gain["value"] < gain["high"]
+    assert f"deep {gain['value']:+.2f} ({gain['low']:+.2f} – {gain['high']:+.2f})" in printed(plan)
+    if keep == "best_above":
+        assert kept["value"] < make_plan(config)["select"]["candidates"]["value"]
+        assert tiers["deep"]["kept_share"] < tiers["deep"]["accepted_share"] / 2, "some of the best are below zero"
+
+
+def test_what_is_kept_and_gained_is_forecast_from_what_selection_kept(tree: dict[str, Any]) -> None:
+    config = from_mapping(tree)
+    evidence = gather(config, 1000)
+
+    def measured_tier(kept: int, heldout_nats: tuple[float | None, ...]) -> MeasuredTier:
+        once = (1,) * len(heldout_nats)
+        return MeasuredTier(
+            thought_tokens=(20, 24, 22, 26),
+            prompt_tokens=once,
+            generations=(2,) * len(once),
+            accepted=(2,) * len(once),
+            cut=once,
+            kept=(kept,) * len(once),
+            kept_tokens=(10 * kept,) * len(once),
+            heldout_nats=heldout_nats,
+        )
+
+    def deep(kept: int, heldout_nats: tuple[float | None, ...]) -> TierForecast:
+        pilot = Pilot(tiers={"deep": measured_tier(kept, heldout_nats)}, tokens_per_second={})
+        return forecast(config, evidence, pilot).tiers[2]
+
+    kept, none = deep(1, (3.0, None, 1.0, 2.0)), deep(0, (None,) * 4)
+    assert kept.kept[0] == pytest.approx(kept.segments[0]) and kept.kept_tokens[0] == pytest.approx(10 * kept.kept[0])
+    assert (kept.accepted_share, kept.kept_share) == (1.0, 0.5)
+    assert kept.gain_nats is not None
+    gain = estimate(kept.gain_nats)
+    # The 95% quantile of Student's t with two degrees of freedom is 2.92; the numbers are 1 apart.
+    assert gain["value"] == 2.0 and gain["high"] - gain["low"] == pytest.approx(2 * 2.92 / 3**0.5, rel=0.1)
+    assert not none.kept.any() and not none.kept_tokens.any() and none.kept_share == 0 and none.gain_nats is None
+    assert deep(1, (3.0, None, None, None)).gain_nats is None, "one number has no interval"
+
+
+def test_a_pilot_without_gain_is_worth_a_word(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = scored(tree)
+    for low, word in ((-3.0, "a larger --pilot tells"), (-9.0, "another prompt or model"), (0.5, "")):
+        heldout_nats = (low, low + 1, low + 5, low + 4)
+        once = (1,) * 4
+        pilot = Pilot(
+            tiers={
+                "deep": MeasuredTier(
+                    **dict.fromkeys(("thought_tokens", "prompt_tokens", "generations", "accepted", "kept"), once),
+                    cut=(0,) * 4,
+                    kept_tokens=once,
+                    heldout_nats=heldout_nats,
+                )
+            },
+            tokens_per_second={},
+        )
+        monkeypatch.setattr("pipelines.plan.measured.read_pilot", lambda config, scored, pilot=pilot: (pilot, []))
+        said = [warning for warning in make_plan(config)["warnings"] if "gain" in warning]
+        assert len(said) == bool(word) and all(word in warning and "tier deep" in warning for warning in said)
+
+
 def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any]) -> None:
     config = scored(tree)
     make_plan(config, pilot=10)
     tree["budget"]["thinking_tokens_per_source_token"] = 0.4
     assert make_plan(from_mapping(tree))["basis"]["pilot_segments"] > 0, "how much is spent doesn't change the traces"
-    tree["sampling"] = {"temperature": 0.9}
-    plan = make_plan(from_mapping(tree))
-    assert plan["basis"]["pilot_segments"] == 0
-    assert any("sampling" in warning and "--pilot" in warning for warning in plan["warnings"])
+    for section, change in (
+        ("sampling", {"temperature": 0.9}),
+        ("select", {"keep": "best_above", "min_value": 1.0}),
+        ("select", {"value": "self_gain"}),
+        ("layout", "at_hard_span"),
+        ("difficulty", tree["difficulty"] | {"threshold_nats": 3.0}),
+    ):
+        plan = make_plan(from_mapping({**tree, section: change}))
+        assert plan["basis"]["pilot_segments"] == 0, section
+        assert any(f"({section})" in warning and "--pilot" in warning for warning in plan["warnings"]), section
+    assert make_plan(from_mapping({**tree, "layout": "after_segment"}))["basis"]["pilot_segments"] > 0
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -270,6 +361,13 @@ def test_a_pilot_of_the_real_model_forecasts_the_run(tmp_path: Path, small_model
     mill(config, stages=["score"])
     plan = make_plan(config, pilot=6)
     assert any("no thinking mode" in warning for warning in plan["warnings"])
+    measured = read_pilot(config, manifest.require(config.output, "score"))[0]
+    assert measured is not None
+    deep = measured.tiers["deep"]
+    assert [nats is not None for nats in deep.heldout_nats] == [kept > 0 for kept in deep.kept], (
+        "the scorer valued them"
+    )
+    assert not any(measured.tiers["brief"].heldout_nats)
     mill(config, stages=["augment"])
     said, counts = plan["augment"]["tokens_out"], manifest.require(config.output, "augment").counts
     assert 0 < counts["found"] < counts["generations"]

@@ -121,6 +121,14 @@ def test_quiet_says_nothing_but_publishes(tmp_path: Path) -> None:
     assert progress.published(str(tmp_path)) is None, "it goes when the run does"
 
 
+def test_another_stage_is_published_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PUBLISH_S", 60.0)
+    with Progress(str(tmp_path), console_of(terminal=False), quiet=True) as shown:
+        for stage in ("score", "pack"):
+            shown.stage(stage)
+            wait_for(lambda stage=stage: (progress.published(str(tmp_path)) or {}).get("stage") == stage)  # type: ignore[misc]
+
+
 def test_what_was_published_long_ago_is_of_a_run_that_is_gone(tmp_path: Path) -> None:
     url = shard_io.join(str(tmp_path), progress.PROGRESS_NAME)
     shard_io.write_json(url, {**SNAPSHOT, "at": time.time() - 10})

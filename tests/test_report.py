@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -12,9 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from difficulty.histogram import DifficultyHistogram
-from pipelines import report
+from pipelines import report, summary
 from pipelines.config import from_mapping
 from pipelines.report import charts, room, sample
 from pipelines.report.blocks import Laid, Mark, Source, Thought, Unit
@@ -315,6 +317,52 @@ def test_a_plan_of_other_scores_is_not_shown(copied: str) -> None:
     histogram.add_many(["a#0", "b#0"], np.array([5.0, 50.0]))
     manifest.write(copied, msgspec.structs.replace(scored, facts={**scored.facts, "histogram": histogram.to_json()}))
     assert Reader(copied, read_stages(copied)).allocation is None
+
+
+def test_copies_cost_nothing_and_are_told(copied: str) -> None:
+    scored, augmented = manifest.require(copied, "score"), manifest.require(copied, "augment")
+    bought = augmented.counts["thought_tokens"] - 100  # so many were shared
+    counts = {**augmented.counts, "thought_tokens": bought}
+    manifest.write(copied, msgspec.structs.replace(augmented, counts=counts))
+    counts = {**scored.counts, "documents_duplicate": 1234, "duplicates_dropped": 1234}
+    manifest.write(copied, msgspec.structs.replace(scored, counts=counts))
+    page = report.render(copied)
+    assert f'<th scope="row">pretend, generated</th><td>{bought:,}</td><td>${bought * 2.0 / 1e6:,.4g}</td>' in page
+    assert "<li>1,234 exact copies, dropped</li>" in page
+    assert "; 1,234 exact copies, 1,234 dropped" in as_text(summary.render(copied))
+    counts = {**counts, "duplicates_dropped": 0, "quarantined": 2, "quarantined.no_text": 2}
+    manifest.write(copied, msgspec.structs.replace(scored, counts=counts))
+    assert "<li>1,234 exact copies, kept</li>" in report.render(copied)
+    assert "; 2 quarantined (no_text 2); 1,234 exact copies, all kept" in as_text(summary.render(copied))
+
+
+def test_the_summary_says_where_to_look_and_how_sure_a_gain_is(copied: str) -> None:
+    said = as_text(summary.render(copied))
+    assert "copies" not in said and "report.html" not in said, "there are none, and it isn't written"
+    gains = [row["gains"]["heldout"] for row in manifest.require(copied, "select").facts["account"] if "gains" in row]
+    assert gains
+    for gain in gains:
+        low, high = gain["interval95"]
+        assert f"{gain['mean']:+.2f} nats per segment ({low:+.2f} to {high:+.2f} with 95% confidence)" in said
+    report.write(copied)
+    assert f"look at            {copied}/report.html (" in as_text(summary.render(copied))
+
+
+def as_text(what: Any) -> str:
+    console = Console(width=300, file=io.StringIO())
+    console.print(what)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_forecast_stands_beside_what_came(copied: str, page: str) -> None:
+    assert "Forecast" not in page and "forecast" not in page, "there was no pilot"
+    augmented = manifest.require(copied, "augment")
+    forecast = {"thought_tokens": {"value": 1000.0, "low": 900.0, "high": 1100.0}}
+    manifest.write(copied, msgspec.structs.replace(augmented, facts={**augmented.facts, "forecast": forecast}))
+    [cost] = re.findall(r'<figure id="cost"(.*?)</figure>', report.render(copied), re.DOTALL)
+    assert "Forecast by a pilot: 1,000 thinking tokens (900 to 1,100 with 90% confidence)" in cost
+    assert f"generated: {augmented.counts['thought_tokens']:,}" in cost
+    assert '<th scope="row">forecast</th><td>1,000</td>' in cost
 
 
 def test_without_the_tokenizer_there_are_figures_still(copied: str) -> None:

@@ -63,11 +63,11 @@ def make_plan(
         found: Pilot | None = measure(config, evidence, allocation_for(config, evidence), pilot, beam_args)
         notes: list[str] = []
     else:
-        found, notes = measured.read_pilot(config)
+        found, notes = measured.read_pilot(config, evidence.scored)
     made = forecast(config, evidence, found)
-    if pilot and found is not None:
+    if pilot and found is not None and evidence.scored is not None:
         thinking = estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0))
-        measured.write_pilot(config, found, {"thought_tokens": thinking})
+        measured.write_pilot(config, evidence.scored, found, {"thought_tokens": thinking})
     return _to_json(config, evidence, made, found, accelerators, notes)
 
 
@@ -164,6 +164,8 @@ def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None) -> dict[s
         "rate_from": rate_from,
         "cut_share": tier.cut_share,
         "accepted_share": tier.accepted_share,
+        "kept_share": tier.kept_share,
+        "gain_nats": None if tier.gain_nats is None else estimate(tier.gain_nats),
         "_gpu_hours": gpu_hours,
         "_dollars": dollars,
     }
@@ -198,6 +200,12 @@ def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[s
             said.append(
                 f"budget.tiers.{number}.max_tokens={tier.max_tokens} cuts {cut:.0%} of the traces of tier {tier.name}: "
                 "raise it, or spend on fewer segments"
+            )
+        if (found := made.tiers[number].gain_nats) is not None and (gain := estimate(found))["low"] <= 0:
+            said.append(
+                f"the pilot doesn't show that the traces of tier {tier.name} gain anything: {gain['value']:+.2f} nats "
+                f"per segment beyond traces of other segments ({gain['low']:+.2f} to {gain['high']:+.2f}): "
+                + ("a larger --pilot tells" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
             )
         if pilot is not None and made.tiers[number].basis == "pilot":
             mean = float(made.tiers[number].tokens_out[0] / max(made.tiers[number].generations[0], 1e-9))

@@ -46,7 +46,8 @@ class TierForecast:
 
     Attributes:
         basis: where the length of its traces comes from: "pilot", "expected_tokens", or "max_tokens", a ceiling.
-        cut_share, accepted_share: of the pilot's generations; None without.
+        cut_share, accepted_share, kept_share: of the pilot's generations; None without.
+        gain_nats: mean over segments of what a kept trace gains beyond controls; None without, or with no such value.
     """
 
     name: str
@@ -60,6 +61,8 @@ class TierForecast:
     basis: str
     cut_share: float | None
     accepted_share: float | None
+    kept_share: float | None
+    gain_nats: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +215,8 @@ def _tier(
             basis="",
             cut_share=None,
             accepted_share=None,
+            kept_share=None,
+            gain_nats=None,
         )
     if measured is not None and len(measured.thought_tokens) < MIN_MEASURED:
         measured = None
@@ -240,21 +245,24 @@ def _tier(
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
             cut_share=None,
             accepted_share=None,
+            kept_share=None,
+            gain_nats=None,
         )
     made = sum(measured.generations)
-    with_kept = np.array([accepted if keep_all else min(accepted, 1) for accepted in measured.accepted], np.float64)
     return TierForecast(
         name=tier.name,
         model=tier.model,
         segments=segments,
         generations=generations,
-        tokens_in=generations * float(np.mean(measured.prompt_tokens)),
+        tokens_in=_total(np.array(measured.prompt_tokens, np.float64) * tier.samples, segments, random),
         tokens_out=_total(np.array(measured.thought_tokens, np.float64), segments, random),
-        kept=_total(with_kept, segments, random).clip(0),
-        kept_tokens=_total(np.array(measured.kept_tokens) * with_kept, segments, random).clip(0),
+        kept=np.minimum(_total(np.array(measured.kept, np.float64), segments, random), generations),
+        kept_tokens=_total(np.array(measured.kept_tokens, np.float64), segments, random),
         basis="pilot",
         cut_share=sum(measured.cut) / made,
         accepted_share=sum(measured.accepted) / made,
+        kept_share=sum(measured.kept) / made,
+        gain_nats=_mean(np.array([nats for nats in measured.heldout_nats if nats is not None]), random),
     )
 
 
@@ -272,6 +280,18 @@ def _total(measured: np.ndarray, segments: np.ndarray, random: np.random.Generat
     noise += random.standard_normal(len(segments)) * spread * np.sqrt(others)
     noise[0] = 0.0
     return np.asarray(np.maximum(total + noise, 0.0))
+
+
+def _mean(measured: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
+    """(1 + DRAWS,) the mean of few numbers, uncertain by Student's t; None of fewer than `MIN_MEASURED`.
+
+    Nothing is added to it, so its draws needn't be independent: evenly spaced quantiles give a steadier interval.
+    """
+    if len(measured) < MIN_MEASURED:
+        return None
+    drawn = random.standard_t(len(measured) - 1, 10_000) * measured.std(ddof=1) / math.sqrt(len(measured))
+    spaced = np.quantile(drawn, (np.arange(DRAWS) + 0.5) / DRAWS)
+    return np.concatenate([[measured.mean()], measured.mean() + spaced])
 
 
 def _copies(config: MillConfig, evidence: Evidence, draws: Sequence[np.ndarray]) -> np.ndarray:

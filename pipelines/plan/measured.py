@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from augment.values import value_digest
 from pipelines import config as config_module
 from pipelines.config import MillConfig
 from pipelines.planning import what_decides_text
+from pipelines.shown import shown_of
 from sharding import shard_io
 from sharding.errors import MillError
+from sharding.manifest import Manifest
 
 PILOT_NAME = "pilot.json"
 """In the output."""
@@ -27,7 +30,10 @@ class MeasuredTier:
         generations: samples that were generated.
         accepted: of them, how many passed the gates.
         cut: of them, how many reached the cap before they had come to an end, whether a closing was forced or not.
-        kept_tokens: training tokens of those that passed, on average; 0 where none did.
+        kept: of them, how many selection keeps.
+        kept_tokens: training tokens of those that it keeps.
+        heldout_nats: what the kept one gains beyond controls on text that the choice didn't look at; None where none
+            is kept, or none was valued.
     """
 
     thought_tokens: tuple[int, ...]
@@ -35,7 +41,9 @@ class MeasuredTier:
     generations: tuple[int, ...]
     accepted: tuple[int, ...]
     cut: tuple[int, ...]
-    kept_tokens: tuple[float, ...]
+    kept: tuple[int, ...]
+    kept_tokens: tuple[int, ...]
+    heldout_nats: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +54,11 @@ class Pilot:
     tokens_per_second: Mapping[str, float | None]
 
 
-def read_pilot(config: MillConfig) -> tuple[Pilot | None, list[str]]:
-    """The pilot of this output, if it was made with the tiers, models and prompts of this config; and warnings.
+def read_pilot(config: MillConfig, scored: Manifest | None) -> tuple[Pilot | None, list[str]]:
+    """The pilot of this output, if it was made with the tiers, models, prompts and selection of this config; warnings.
+
+    Args:
+        scored: the manifest of the scored parts, None where there are none of this config.
 
     Raises:
         MillError: it can't be read.
@@ -57,8 +68,8 @@ def read_pilot(config: MillConfig) -> tuple[Pilot | None, list[str]]:
         return None, []
     try:
         found = json.loads(shard_io.read_bytes(url))
-        if found["config"] != decides(config):
-            differ = [key for key, value in decides(config).items() if found["config"].get(key) != value]
+        if found["config"] != (wanted := decides(config, scored)):
+            differ = [key for key, value in wanted.items() if found["config"].get(key) != value]
             return None, [f"{url} was measured with another config ({', '.join(differ)}): add --pilot to measure again"]
         tiers = {
             name: MeasuredTier(**{key: tuple(values) for key, values in tier.items()})
@@ -69,10 +80,10 @@ def read_pilot(config: MillConfig) -> tuple[Pilot | None, list[str]]:
         raise MillError(f"{url} is not what a pilot writes: {error!r}; remove it, or add --pilot") from error
 
 
-def write_pilot(config: MillConfig, pilot: Pilot, forecast: Mapping[str, Any]) -> None:
+def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Mapping[str, Any]) -> None:
     """Store a pilot with the forecast of thinking tokens for this config's budget."""
     content = {
-        "config": decides(config),
+        "config": decides(config, scored),
         "budget": config_module.to_mapping(config.budget),
         "forecast": dict(forecast),
         "tiers": {name: asdict(tier) for name, tier in pilot.tiers.items()},
@@ -81,17 +92,21 @@ def write_pilot(config: MillConfig, pilot: Pilot, forecast: Mapping[str, Any]) -
     shard_io.write_json(shard_io.join(config.output, PILOT_NAME), content)
 
 
-def decides(config: MillConfig) -> dict[str, Any]:
-    """The parts of the config that the measurements depend on: not how much is spent, and not at which price."""
+def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
+    """What the measurements depend on: not how much is spent, and not at which price."""
     plain = config_module.to_mapping(config.budget)
+    shown = shown_of(config)
     expectations = ("expected_tokens", "expected_resolution")
     return {
         "tiers": [{k: v for k, v in tier.items() if k not in expectations} for tier in plain["tiers"]],
         "models": {name: what_decides_text(model) for name, model in sorted(config.models.items())},
         "sampling": config_module.to_mapping(config.sampling),
         "closing": config_module.to_mapping(config.closing),
-        "gates": config_module.to_mapping(config.select.gates),
+        "select": config_module.to_mapping(config.select),
+        "value's code": value_digest(config.select.value_name) if shown.valued_tiers else "",
+        "layout": "at_hard_span" if shown.at_hard_span else "",
         "tokenizer": config.tokenizer,
+        "difficulty": scored.config["difficulty"] if scored is not None else None,
     }
 
 

@@ -1,4 +1,5 @@
-"""The pilot: a few segments really generated, through the augment stage's own transforms into the run's own ledger.
+"""The pilot: a few segments really generated, through the augment stage's own transforms into the run's own ledger, and
+selected as the select stage would.
 
 What it buys the run will find; what it measures takes the place of a plan's assumptions.
 """
@@ -7,18 +8,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.typehints import KV
 
 from augment import work
+from augment.account import stands_for
+from augment.controls import pools_of
 from augment.generation import TracePlanner
 from augment.judging import DocumentJudge
 from augment.ledger import collapse_duplicates, ledger_parts, read_ledger
-from augment.selection import make_candidates
+from augment.selection import decide, make_candidates, make_value
 from augment.transforms import FindMissing, GenerateTraces, MissingSamples, ReadLedger
+from augment.values import needs_controls
 from augment.work import WorkOrder
 from difficulty.allocation import Allocation
 from pipelines.beam_options import beam_options
@@ -27,11 +31,12 @@ from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.planning import Focus, trace_planner
+from pipelines.select import ScorerNats
 from pipelines.shown import shown_of
 from pipelines.stage import run_pipeline
 from sharding.errors import MillError
 from sharding.order import content_id
-from sharding.records import JudgedSegment, LedgerRow, Request
+from sharding.records import Candidate, JudgedSegment, LedgerRow, Request
 from sharding.tokenizer import load_tokenizer
 
 FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
@@ -52,7 +57,7 @@ def measure(
     _generate(config, planner, requests, beam_args)
     wanted = {request.request_key for _, request in requests}
     rows = collapse_duplicates(row for row in read_ledger(config.ledger_url) if row.request_key in wanted)
-    return _measured(config, evidence, requests, rows)
+    return _measured(config, requests, rows)
 
 
 def choose(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
@@ -119,53 +124,58 @@ def _generate(
 
 
 def _measured(
-    config: MillConfig,
-    evidence: Evidence,
-    requests: Sequence[tuple[SampledDocument, Request]],
-    rows: Sequence[LedgerRow],
+    config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
 ) -> Pilot:
     tokenizer = load_tokenizer(config.tokenizer)
-    judge = DocumentJudge(config.select, tokenizer, frozenset())
+    judge = DocumentJudge(config.select, tokenizer, frozenset(shown_of(config).valued_tiers))
     rows_of: dict[str, list[LedgerRow]] = {}
     for row in rows:
         rows_of.setdefault(row.request_key, []).append(row)
-    lists: dict[str, list[tuple[int, int, int, int, int, float]]] = {}
     made: dict[str, list[LedgerRow]] = {}
+    judged: list[tuple[Request, JudgedSegment]] = []
     for document, request in requests:
         own = rows_of.get(request.request_key, [])
-        candidates = make_candidates(request, own, tokenizer)
-        if not candidates:
-            continue  # it failed
-        judged = [j for j in judge.judge(document.segments, candidates) if isinstance(j, JudgedSegment)]
-        accepted = [c for segment in judged for c in segment.candidates if not c.reasons]
-        lists.setdefault(request.tier, []).append(
-            (
-                sum(candidate.thought_tokens for candidate in candidates),
-                request.prompt_tokens,
-                len(candidates),
-                len(accepted),
-                sum(candidate.closed != "natural" for candidate in candidates),
-                float(np.mean([len(candidate.input_ids) for candidate in accepted])) if accepted else 0.0,
-            )
-        )
         made.setdefault(request.model, []).extend(own)
-    if not lists:
+        # Without a candidate it failed, and there is no segment.
+        found = judge.judge(document.segments, make_candidates(request, own, tokenizer))
+        judged += [(request, outcome) for outcome in found if isinstance(outcome, JudgedSegment)]
+    if not judged:
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
+    by_tier: dict[str, list[dict[str, Any]]] = {}
+    for (request, segment), decided in zip(judged, _decided(config, [segment for _, segment in judged]), strict=True):
+        by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided))
     return Pilot(
         tiers={
-            name: MeasuredTier(
-                thought_tokens=columns[0],
-                prompt_tokens=columns[1],
-                generations=columns[2],
-                accepted=columns[3],
-                cut=columns[4],
-                kept_tokens=columns[5],
-            )
-            for name, values in sorted(lists.items())
-            for columns in [tuple(zip(*values, strict=True))]
+            name: MeasuredTier(**{field: tuple(entry[field] for entry in entries) for field in entries[0]})
+            for name, entries in sorted(by_tier.items())
         },
         tokens_per_second={name: tokens_per_second(of_model) for name, of_model in sorted(made.items())},
     )
+
+
+def _decided(config: MillConfig, segments: Sequence[JudgedSegment]) -> Iterator[list[Candidate]]:
+    """The candidates of each segment as the select stage would decide, with the pilot's own traces as controls."""
+    select = config.select
+    value = make_value(select, ScorerNats(config.difficulty), config.difficulty.threshold_nats)
+    pools = pools_of(segments, select.gain.control_pool) if needs_controls(select.value_name) else {}
+    for segment in segments:
+        yield decide(segment, select, value, pools.get(segment.tier, ()))
+
+
+def _measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:
+    """The entries of one segment in the lists of `MeasuredTier`."""
+    kept = [candidate for candidate in decided if candidate.kept]
+    chosen = stands_for(decided)
+    return {
+        "thought_tokens": sum(candidate.thought_tokens for candidate in decided),
+        "prompt_tokens": request.prompt_tokens,
+        "generations": len(decided),
+        "accepted": sum(not candidate.reasons for candidate in judged.candidates),
+        "cut": sum(candidate.closed != "natural" for candidate in decided),
+        "kept": len(kept),
+        "kept_tokens": sum(len(candidate.input_ids) for candidate in kept),
+        "heldout_nats": None if chosen is None else chosen.heldout_nats,
+    }
 
 
 def tokens_per_second(rows: Sequence[LedgerRow]) -> float | None:

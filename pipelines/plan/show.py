@@ -13,6 +13,11 @@ from sharding.card import REHEARSAL_NOTICE
 
 Estimate = Mapping[str, float]
 
+_COLUMNS = ("tier", "segments", "generations", "tokens in", "tokens out", "", "GPU-hours", "dollars")
+_MEASURED_COLUMNS = ("passing", "kept")
+_SMALL = 0.001
+"""What is less needs no digits: a second of a GPU, a tenth of a cent."""
+
 _BASIS = {"pilot": "measured", "expected_tokens": "as stated", "max_tokens": "at most", "": ""}
 
 
@@ -39,7 +44,9 @@ def render(plan: Mapping[str, Any]) -> Group:
         f"{_shown(augment['tokens_in'])} prompt tokens in, {_shown(augment['tokens_out'])} thinking tokens out",
     )
     tiers = Table(box=None, padding=(0, 1), pad_edge=False)
-    for name in ("tier", "segments", "generations", "tokens in", "tokens out", "", "GPU-hours", "dollars", "passing"):
+    is_measured = any(tier["accepted_share"] is not None for tier in augment["tiers"])
+    shares = ("accepted_share", "kept_share") if is_measured else ()
+    for name in (*_COLUMNS, *(_MEASURED_COLUMNS if is_measured else ())):
         tiers.add_column(name, justify="left" if name in ("tier", "") else "right")
     for tier in augment["tiers"]:
         thinking = ("generations", "tokens_in", "tokens_out") if tier["model"] is not None else ()
@@ -50,7 +57,7 @@ def render(plan: Mapping[str, Any]) -> Group:
             *([""] * (3 - len(thinking))),
             _BASIS[tier["length_from"]],
             *(_short(tier[name]) if thinking else "" for name in ("gpu_hours", "dollars")),
-            "" if tier["accepted_share"] is None else f"{tier['accepted_share']:.0%}",
+            *("" if tier[name] is None else f"{tier[name]:.0%}" for name in shares),
         )
     costs = Table.grid(padding=(0, 2))
     costs.add_column(style="bold", no_wrap=True)
@@ -61,6 +68,8 @@ def render(plan: Mapping[str, Any]) -> Group:
         number = augment["accelerators"]
         costs.add_row("time", f"{_shown(augment['hours'])} hours on {number:,} accelerator{'s' * (number != 1)}")
     costs.add_row("3 select", f"{_shown(select['candidates'])} candidates, {_shown(select['kept'])} kept")
+    if gains := [f"{tier['name']} {_gain(tier['gain_nats'])}" for tier in augment["tiers"] if tier["gain_nats"]]:
+        costs.add_row("", f"held-out gain, nats per segment beyond controls: {', '.join(gains)}")
     costs.add_row(
         "4 pack",
         f"{_shown(pack['training_tokens'])} training tokens, {_shown(pack['sequences'])} sequences in "
@@ -103,7 +112,11 @@ def _short(value: Estimate | None) -> str:
 
 def _shown(value: Estimate) -> str:
     point, low, high = (_number(value[key]) for key in ("value", "low", "high"))
-    return point if low == high else f"{point} ({low} – {high})"
+    return point if low == high == point else f"{point} ({low} – {high})"
+
+
+def _gain(value: Estimate) -> str:
+    return f"{value['value']:+.2f} ({value['low']:+.2f} – {value['high']:+.2f})"
 
 
 def _number(number: float) -> str:
@@ -112,6 +125,8 @@ def _number(number: float) -> str:
             return f"{number / size:,.3g}{sign}"
     if number >= 100 or number == int(number):
         return f"{number:,.0f}"
+    if 0 < number < _SMALL:
+        return f"<{_SMALL}"
     return f"{number:.3g}"
 
 

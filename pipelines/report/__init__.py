@@ -1,4 +1,5 @@
-"""The report: one page about a run, for a browser without a network. `thoughtmill report OUTPUT`.
+"""The report: one page about a run, for a browser without a network. `thoughtmill run` ends with it, and
+`thoughtmill report OUTPUT` makes it at any time.
 
 manifests ────► facts ──► funnel, spread, traces, shards: figures ─┐
 a few parts ──► sample ─┘                                          ├─► template/page.html.j2 ──► report.html
@@ -21,13 +22,23 @@ REPORT_NAME = "report.html"
 PLAN_NAME = "plan.json"
 
 
+def report_url(output: str) -> str:
+    """Where the report of a run is, or will be."""
+    return shard_io.join(output, REPORT_NAME)
+
+
+def is_there(output: str) -> bool:
+    """Whether it has been written."""
+    return shard_io.exists(report_url(output))
+
+
 def write(output: str) -> str:
     """Write the report into the output, over an older one; its URL.
 
     Raises:
         MillError: nothing of a run is there, or a file can't be read or written.
     """
-    url = shard_io.join(output, REPORT_NAME)
+    url = report_url(output)
     shard_io.write_bytes(url, render(output).encode())
     return url
 

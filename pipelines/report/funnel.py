@@ -42,13 +42,15 @@ def _scored(stages: Stages) -> list[Step]:
         for name, n in counts.items()
         if name.startswith("quarantined.")
     ]
+    copies, dropped = counts.get("documents_duplicate", 0), counts.get("duplicates_dropped", 0)
+    copied = [f"{copies:,} exact copies, {'dropped' if dropped else 'kept'}"] if copies else []
     nats = counts.get("surprisal_micronats", 0) / 1e6 / max(1, counts["source_tokens"])
     return [
         Step(
             name="documents",
             count=f"{taken:,}",
             part=taken / there if there else None,
-            notes=[f"of {there:,} records", *(why or ["none refused"])],
+            notes=[f"of {there:,} records", *(why or ["none refused"]), *copied],
         ),
         Step(
             name="segments",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.report import charts
 from pipelines.report.charts import Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
+from sharding.card import forecast
 
 KINDS = (("source", "k1"), ("thought", "k2"), ("delimiter", "k3"), ("padding", "k0"))
 
@@ -76,6 +77,8 @@ def cost(facts: Facts) -> Figure:
         ("planned", allocation.planned_tokens),
     ]
     if augmented is not None:
+        if said := augmented.facts.get("forecast"):
+            values.append(("forecast", said["thought_tokens"]["value"]))
         values.append(("generated", augmented.counts.get("thought_tokens", 0)))
     if facts.stages["select"] is not None:
         values.append(("kept", facts.stages["select"].counts.get("kept_thought_tokens", 0)))
@@ -83,6 +86,7 @@ def cost(facts: Facts) -> Figure:
     says = f"Budget: {allocation.target_spend:,.6g} {unit}; planned: {allocation.planned_spend:,.6g} {unit}."
     if augmented is not None:
         says += f" {augmented.counts.get('thought_tokens', 0):,} thinking tokens were generated."
+        says += f" {forecast(augmented)}".rstrip()
     else:
         says += " Generation hasn't finished: `thoughtmill status` tells how far it is."
     chart = charts.bars(
@@ -108,7 +112,10 @@ def cost(facts: Facts) -> Figure:
 
 
 def _tokens_by_model(facts: Facts) -> dict[str, float]:
-    """Generated tokens by model, as the account of selection tells; of all models together before that."""
+    """Generated tokens by model, in the proportions of the account of selection; of all models together before that.
+
+    The account has candidates, and those of segments with one text share what was generated once.
+    """
     tokens: dict[str, float] = {}
     selected, augmented = facts.stages["select"], facts.stages["augment"]
     for row in selected.facts.get("account", []) if selected else []:
@@ -116,4 +123,6 @@ def _tokens_by_model(facts: Facts) -> dict[str, float]:
     models = list(augmented.facts["models"]) if augmented else []
     if not tokens and augmented and len(models) == 1:
         tokens[models[0]] = augmented.counts.get("thought_tokens", 0)
-    return tokens
+    total = sum(tokens.values())
+    generated = augmented.counts.get("thought_tokens", 0) if augmented else 0
+    return {model: count * generated / total for model, count in tokens.items()} if total else tokens
