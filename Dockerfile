@@ -20,8 +20,10 @@ FROM python:${PYTHON_VERSION}-slim-bookworm
 ARG BEAM_VERSION
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 COPY --from=wheel /wheels /wheels
+COPY requirements/workers.txt /wheels/workers.txt
 RUN wheel="$(ls /wheels/thoughtmill-*.whl)" \
- && python -m pip install --no-cache-dir "${wheel}[endpoint,datasets,s3,gcs,azure]" "apache-beam[gcp]==${BEAM_VERSION}" \
+ && python -m pip install --no-cache-dir -c /wheels/workers.txt \
+      "${wheel}[endpoint,datasets,s3,gcs,azure,fast]" "apache-beam[gcp]==${BEAM_VERSION}" \
  && rm -r /wheels \
  && python -c "import pipelines.run"
 # Nothing is fetched while a job runs: bake tokenizers and models in below /models, or name a store that is mounted.

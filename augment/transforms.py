@@ -136,12 +136,19 @@ class FindMissing(beam.PTransform):
 
     Requests with one key, from segments with one text, become one. Takes {"requests": Request, "rows": LedgerRow},
     both keyed by request key.
+
+    Args:
+        num_partitions: see `sharding.shuffle.GroupBytes`.
     """
+
+    def __init__(self, num_partitions: int) -> None:
+        super().__init__()
+        self._num_partitions = num_partitions
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> Any:
         outputs = (
             pcolls
-            | "Join" >> GroupRecords(requests=Request, rows=LedgerRow)
+            | "Join" >> GroupRecords(self._num_partitions, requests=Request, rows=LedgerRow)
             | "Missing" >> beam.FlatMap(missing_samples).with_outputs(COUNTS, main="requests")
         )
         outputs["requests"].element_type = MissingSamples

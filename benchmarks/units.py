@@ -137,7 +137,10 @@ def weights(output: str, trace_tokens: int | None) -> Iterator[Weight]:
     yield weigh("segments, tokens only", thin, lambda s: len(s.input_ids), {"input_ids": ids})
     requests, size_bytes = family(output, "augment", "requests", Request)
     yield weigh("requests, without their prompts", requests, lambda _: 0, {}, size_bytes)
-    prompted = [msgspec.structs.replace(r, prompt_token_ids=np.zeros(r.prompt_tokens, np.uint32)) for r in requests]
+    prompted = [
+        msgspec.structs.replace(r, prompt_token_ids=np.arange(1, r.prompt_tokens + 1, dtype=np.uint32))
+        for r in requests
+    ]
     yield weigh("requests", prompted, lambda r: r.prompt_tokens, {"prompt_token_ids": np.empty(0, np.uint32)})
     url = shard_io.join(output, "ledger")
     rows = list(read_ledger(url))

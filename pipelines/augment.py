@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 from apache_beam.typehints import KV
 
 from augment import work
@@ -39,7 +40,7 @@ from sharding.errors import MillError
 from sharding.manifest import Manifest
 from sharding.part_join import part_count
 from sharding.records import FileEntry, Request
-from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
+from sharding.transforms import AddUpCounts, WriteOnce, WriteParts, write_quarantine
 
 DIFFICULTY_NAME = "difficulty.json"
 """In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
@@ -85,7 +86,8 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             focus_of=Focus(config.tokenizer, config.difficulty.threshold_nats),
         )
         requests = made["requests"]
-        request_files = requests | "Write requests" >> WriteParts(
+        stored = requests | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)
+        request_files = stored | "Write requests" >> WriteParts(
             run.folder,
             "requests",
             records.REQUEST_SCHEMA,
@@ -98,7 +100,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             "requests": requests
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
-        } | "Missing" >> FindMissing()
+        } | "Missing" >> FindMissing(num_parts)
         counts = [missing["counts"], requests | "Count requests" >> beam.Map(request_counts)]
         failed = [made[FAILED]]
         for name in planner.models:
@@ -113,7 +115,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         quarantine_files = (
             failed | "All failed" >> beam.Flatten() | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         )
-        totals = counts | "All counts" >> beam.Flatten() | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
+        totals = tuple(counts) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(
             finish,
             lists={"request_files": request_files, "quarantine_files": quarantine_files},
@@ -153,6 +155,11 @@ def write_plan(
         shard_io.join(config.output, DIFFICULTY_NAME),
         {"histogram": scored.facts["histogram"], "allocation": allocation.to_json()},
     )
+
+
+def without_prompt(request: Request) -> Request:
+    """The request as it is stored; its prompt is most of it, and would be shuffled to be left out."""
+    return msgspec.structs.replace(request, prompt_token_ids=request.prompt_token_ids[:0])
 
 
 def request_counts(request: Request) -> dict[str, int]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from secrets import token_hex
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from fsspec.implementations.local import LocalFileSystem
 
+from sharding import shard_io
 from sharding.errors import RequestError
+from sharding.shuffle import LocalShuffleOptions
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """The default: Beam's DirectRunner would first try to download Prism."""
+
+SHUFFLE_NAME = ".shuffle"
+"""In the folder of a stage, while it runs."""
 
 
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -40,3 +50,26 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     if standard.runner is None or standard.runner == "DirectRunner":
         standard.runner = IN_PROCESS_RUNNER
     return options
+
+
+@contextlib.contextmanager
+def local_shuffle(options: PipelineOptions, stage_folder: str) -> Iterator[None]:
+    """Has the local runner's shuffles go through files while a stage runs; other runners have their own."""
+    chosen = options.view_as(LocalShuffleOptions)
+    local = (options.view_as(StandardOptions).runner or "").endswith("FnApiRunner")
+    if not local or chosen.local_shuffle_folder == "":
+        yield
+        return
+    fs, path = shard_io.filesystem(stage_folder)
+    if chosen.local_shuffle_folder is None and isinstance(fs, LocalFileSystem):
+        folder = Path(path) / SHUFFLE_NAME
+    else:
+        folder = Path(chosen.local_shuffle_folder or tempfile.gettempdir()) / f"thoughtmill-shuffle-{token_hex(8)}"
+    # A run that was killed leaves its own behind; only one at a time works on an output.
+    shutil.rmtree(folder, ignore_errors=True)
+    before, chosen.local_shuffle_folder = chosen.local_shuffle_folder, str(folder)
+    try:
+        yield
+    finally:
+        chosen.local_shuffle_folder = before
+        shutil.rmtree(folder, ignore_errors=True)

@@ -7,15 +7,16 @@
         --runner=DataflowRunner --project=... --region=... --temp_location=gs://bucket/tmp
 
 The job runs on the in-process runner first and then on the one asked for, with the rehearsal scorer and engine, into
-two folders of `--output` (a temporary folder, unless workers elsewhere have to reach it), and the sha256 of all that
-the two have written is compared. All other options go to Beam. Exit 0: the same; 1: not the same, or the job failed;
-2: an option is wrong. The last line is one JSON object.
+two new folders of `--output` (a temporary folder, unless workers elsewhere have to reach it), and the sha256 of all
+that the two have written is compared. All other options go to Beam. Exit 0: the same; 1: not the same, or the job
+failed; 2: an option is wrong. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.beam_options import beam_options
@@ -86,16 +88,16 @@ def train_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
 
 
-def job_config(output: str, name: str, tokenizer: str) -> MillConfig:
-    """The fixed job, with its results in the folder `name` of `output`."""
+def job_config(root: str, output: str, tokenizer: str) -> MillConfig:
+    """The fixed job: its source below `root`, its results in `output`."""
     return from_mapping(
         {
             "source": {
-                "path": shard_io.join(output, "source", "*.jsonl"),
+                "path": shard_io.join(root, "source", "*.jsonl"),
                 "id_field": "id",
                 "metadata_fields": ["kind"],
             },
-            "output": shard_io.join(output, name),
+            "output": output,
             "tokenizer": tokenizer,
             "difficulty": {"scorer": "rehearsal", "segment_tokens": 96, "memory": {"order": 3}},
             "models": {
@@ -131,20 +133,23 @@ def check(output: str, tokenizer: str | None, beam_args: Sequence[str]) -> dict[
     """Run the job twice and compare.
 
     Returns:
-        `same`; `files`, how many were compared; `different` and `missing`, their names; `elapsed_s` of each run.
+        `same`; `files`, how many were compared; `different` and `missing`, their names; `elapsed_s` of each run;
+        `output`, the folder of both.
 
     Raises:
         RequestError, MillError: as `mill`.
     """
     beam_options(beam_args)  # a wrong option is told before anything runs
     name = write_job(output, tokenizer)
+    # New folders: what an earlier check left there is done, and would be compared in place of this runner's work.
+    folder = shard_io.join(output, f"check-{secrets.token_hex(4)}")
     runs = {REFERENCE: (), "runner": tuple(beam_args)}
     found: dict[str, dict[str, str]] = {}
     elapsed_s: dict[str, float] = {}
     for run, arguments in runs.items():
-        config = job_config(output, run, name)
+        config = job_config(output, shard_io.join(folder, run), name)
         start = time.monotonic()
-        mill(config, beam_args=arguments, replace=True)
+        mill(config, beam_args=arguments)
         elapsed_s[run] = round(time.monotonic() - start, 1)
         found[run] = fingerprints(config)
     expected, got = found[REFERENCE], found["runner"]
@@ -156,6 +161,7 @@ def check(output: str, tokenizer: str | None, beam_args: Sequence[str]) -> dict[
         "different": different,
         "missing": missing,
         "elapsed_s": elapsed_s,
+        "output": folder,
     }
 
 
@@ -174,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             result = check(args.output or temporary, args.tokenizer, beam_args)
         except MillError as error:
-            console.print(f"[bold]conformance:[/] {error}", markup=True)
+            console.print(f"[bold]conformance:[/] {escape(str(error))}")
             return 2 if isinstance(error, RequestError) else 1
     runner = next((word.partition("=")[2] for word in beam_args if word.startswith("--runner=")), "the default runner")
     table = Table("run", "seconds", "files", "as the in-process runner", title=f"Conformance of {runner}")
@@ -188,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     console.print(table)
     for file in [*result["different"], *result["missing"]]:
-        console.print(f"differs: {file}")
+        console.print(f"differs: {file}", markup=False)
     print(json.dumps({"name": "conformance", "runner": runner, **result}))  # noqa: T201
     return 0 if result["same"] else 1
 

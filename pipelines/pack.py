@@ -26,7 +26,7 @@ from sharding.packing import PackConfig
 from sharding.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
 from sharding.records import Candidate, FileEntry, Item, ScoredSegment
 from sharding.tokenizer import TextTokenizer, load_tokenizer
-from sharding.transforms import PackShards, SumCountsCombineFn, WriteOnce
+from sharding.transforms import AddUpCounts, PackShards, WriteOnce
 
 COUNTS = "counts"
 
@@ -68,11 +68,7 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
         shards = laid_out["items"] | "Shards" >> PackShards(
             run.folder, config.pack, split_shards(config.pack), schema, tokenizer.dtype
         )
-        counts = (
-            (laid_out[COUNTS], shards["counts"])
-            | "All counts" >> beam.Flatten()
-            | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
-        )
+        counts = (laid_out[COUNTS], shards["counts"]) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(
             finisher(run, config, tokenizer_facts), lists={"shard_files": shards["files"]}, singles={"counts": counts}
         )

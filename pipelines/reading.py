@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import apache_beam as beam
 import msgspec
@@ -20,6 +20,7 @@ from apache_beam.typehints import KV
 from sharding import records, sources
 from sharding.order import content_id
 from sharding.records import Document, Quarantined
+from sharding.shuffle import GroupBytes
 from sharding.sources import ReadUnit, Source, SourceFile
 
 Duplicates = Literal["keep", "drop"]
@@ -31,22 +32,27 @@ DOCUMENT, DROPPED = b"d", b"x"
 
 
 class ReadDocuments(beam.PTransform):
-    """The documents of the sources with ids of their own; `quarantined` and `counts` beside them.
+    """The documents of the sources with ids of their own; `quarantined`, and `counts`, a tuple, beside them.
 
     Args:
         resolved: the sources as `sources.resolve` gives them.
         listings: the files of each.
         duplicates: whether exact copies of a text stay. They are counted either way.
+        num_partitions: see `GroupBytes`.
     """
 
     def __init__(
-        self, resolved: Sequence[Source], listings: Sequence[Sequence[SourceFile]], duplicates: Duplicates
+        self,
+        resolved: Sequence[Source],
+        listings: Sequence[Sequence[SourceFile]],
+        duplicates: Duplicates,
+        num_partitions: int,
     ) -> None:
         super().__init__()
-        self._sources, self._duplicates = tuple(resolved), duplicates
+        self._sources, self._duplicates, self._num_partitions = tuple(resolved), duplicates, num_partitions
         self._listing = [piece for i, files in enumerate(listings) for piece in sources.pack_listing(files, i)]
 
-    def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
+    def expand(self, pipeline: beam.Pipeline) -> dict[str, Any]:
         resolved, drop = self._sources, self._duplicates == "drop"
         ranks = {source.config.name: i for i, source in enumerate(resolved)}
         raw = (
@@ -61,7 +67,7 @@ class ReadDocuments(beam.PTransform):
         copies = (
             good
             | "By text" >> beam.Map(text_key, ranks).with_output_types(KV[str, bytes])
-            | "Group texts" >> beam.GroupByKey()
+            | "Group texts" >> GroupBytes(self._num_partitions)
             | "Copies" >> beam.FlatMap(later_copies).with_output_types(KV[str, bytes])
         )
         keyed = good | "By id" >> beam.Map(lambda d: (d.doc_id, DOCUMENT + records.encode(d))).with_output_types(
@@ -69,15 +75,14 @@ class ReadDocuments(beam.PTransform):
         )
         documents = (
             ((keyed, copies) if drop else (keyed,))
-            | "To group" >> beam.Flatten()
-            | "Group" >> beam.GroupByKey()
+            | "Group" >> GroupBytes(self._num_partitions)
             | "One id each" >> beam.FlatMap(distinct_documents, ranks).with_output_types(Document)
         )
         names = ("documents_duplicate", *(("duplicates_dropped",) if drop else ()))
         counts = (
             raw | "Count read" >> beam.Map(lambda _: {"documents_in": 1}),
             copies | "Count copies" >> beam.Map(lambda _: dict.fromkeys(names, 1)),
-        ) | "Counts" >> beam.Flatten()
+        )
         return {"documents": documents, "quarantined": bad, "counts": counts}
 
 

@@ -27,7 +27,7 @@ from sharding import manifest, records, shard_io, sources, tally
 from sharding.manifest import Manifest
 from sharding.records import FileEntry, Quarantined, ScoredDocument
 from sharding.tokenizer import load_tokenizer
-from sharding.transforms import SumCountsCombineFn, WriteOnce, WriteParts, write_quarantine
+from sharding.transforms import AddUpCounts, WriteOnce, WriteParts, write_quarantine
 
 PART_SOURCE_BYTES = 16 << 20
 """A scored part holds about this much source, in bytes."""
@@ -73,7 +73,7 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
     scorer = describe_scorer(config.difficulty)
 
     def build(pipeline: beam.Pipeline) -> None:
-        read = pipeline | "Source" >> ReadDocuments(resolved, listings, config.duplicates)
+        read = pipeline | "Source" >> ReadDocuments(resolved, listings, config.duplicates, num_parts)
         memory = build_memory(pipeline, read["documents"], config, memory_url(config, run), size_bytes)
         scored = read["documents"] | "Score" >> ScoreDocuments(config.difficulty, config.tokenizer, memory)
         quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
@@ -91,14 +91,10 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
         quarantine_files = quarantined | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counts = (
-            (
-                read["counts"],
-                scored["scored"] | "Count segments" >> beam.Map(document_counts, config.difficulty.threshold_nats),
-                quarantined | "Count quarantined" >> beam.Map(quarantine_counts),
-            )
-            | "All counts" >> beam.Flatten()
-            | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
-        )
+            *read["counts"],
+            scored["scored"] | "Count segments" >> beam.Map(document_counts, config.difficulty.threshold_nats),
+            quarantined | "Count quarantined" >> beam.Map(quarantine_counts),
+        ) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(
             finisher(run, config, scorer, tokenizer.vocab_size),
             lists={"segment_files": segment_files, "quarantine_files": quarantine_files},
@@ -180,6 +176,8 @@ def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_si
         totals = dict.fromkeys(ALWAYS_COUNTED, 0) | counts
         if totals["documents_in"] != totals["documents"] + totals["quarantined"] + totals["duplicates_dropped"]:
             raise AssertionError(f"documents in do not equal documents out, quarantined and dropped: {totals}")
+        if (written := sum(entry.rows for entry in segment_files)) != totals["segments"]:
+            raise AssertionError(f"{written} segments were written, of {totals['segments']}")
         url = memory_url(config, run)
         scored = run.manifest(
             files=[("segments", f) for f in segment_files] + [("quarantine", f) for f in quarantine_files],

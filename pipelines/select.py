@@ -39,7 +39,7 @@ from sharding.records import (
     ScoredSegment,
 )
 from sharding.tokenizer import load_tokenizer
-from sharding.transforms import GroupRecords, ReadParts, SumCountsCombineFn, WriteOnce, WriteParts
+from sharding.transforms import AddUpCounts, GroupRecords, ReadParts, WriteOnce, WriteParts
 
 SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids")
 
@@ -73,7 +73,7 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
         rows = pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url))
         made = (
             {"requests": requests, "rows": rows}
-            | "By request" >> GroupRecords(requests=Request, rows=LedgerRow)
+            | "By request" >> GroupRecords(num_parts, requests=Request, rows=LedgerRow)
             | "Candidates" >> MakeCandidates(config.tokenizer)
         )
         segments = pipeline | "Segments" >> ReadParts(segment_urls, ScoredSegment, SEGMENT_COLUMNS)
@@ -82,7 +82,7 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
                 "segments": segments | "Segment's document" >> by_document(ScoredSegment),
                 "candidates": made["candidates"] | "Candidate's document" >> by_document(Candidate),
             }
-            | "By document" >> GroupRecords(segments=ScoredSegment, candidates=Candidate)
+            | "By document" >> GroupRecords(num_parts, segments=ScoredSegment, candidates=Candidate)
             | "Judge" >> JudgeCandidates(config.select, config.tokenizer, valued_tiers)
         )
         if valued_tiers and needs_controls(config.select.value_name):
@@ -117,14 +117,10 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
             sort_key=lambda document: document.doc_id,
         )
         counts = (
-            (
-                made["counts"],
-                chosen["counts"],
-                judged["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts),
-            )
-            | "All counts" >> beam.Flatten()
-            | "Add up" >> beam.CombineGlobally(SumCountsCombineFn())
-        )
+            made["counts"],
+            chosen["counts"],
+            judged["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts),
+        ) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(finish, lists=files, singles={"counts": counts})
 
     # Without a generation or a benchmark there is nothing to hold against the text.

@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines import config as config_module
-from pipelines.beam_options import beam_options
+from pipelines.beam_options import beam_options, local_shuffle
 from sharding import manifest, shard_io
 from sharding.errors import MillError, RequestError, restated
 from sharding.lease import Lease
@@ -145,7 +145,8 @@ def run_stage(
             return done, False
         run.clear()
         if without_work is None:
-            _run(run, options, build)
+            with local_shuffle(options, run.folder):
+                _run(run, options, build)
         else:
             without_work()
         lease.check()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -46,8 +47,10 @@ class QuickEncoder:
 
     def __init__(self, exact: Tokenizer, spec: dict[str, Any], vocab_size: int) -> None:
         self._exact, self._spec, self._vocab_size = exact, spec, vocab_size
+        self._lock, self._left = threading.Lock(), RENEWED_AFTER_CHARACTERS
+        self._quick: Any = None
         try:
-            self._renew()
+            self._ready()
         except RuntimeError as error:
             raise ValueError(f"gigatoken can't read it: {error}") from error
         self._agreed = {chr(code) for code in range(128)}
@@ -65,16 +68,22 @@ class QuickEncoder:
             return None
         self._left -= len(text)
         if self._left < 0:
-            self._renew()
-        ids: np.ndarray = self._quick.encode(text)
+            self._quick = None  # the old one goes before the new one comes
+        ids: np.ndarray = self._ready().encode(text)
         # An id beyond the vocabulary is a byte that the vocabulary lacks.
         return ids if not len(ids) or ids.max() < self._vocab_size else None
 
-    def _renew(self) -> None:
+    def _ready(self) -> Any:
         import gigatoken
 
-        self._left = RENEWED_AFTER_CHARACTERS
-        self._quick = gigatoken.Tokenizer.from_json(msgspec.json.encode(_with_all_bytes(self._spec, self._vocab_size)))
+        if (quick := self._quick) is not None:
+            return quick
+        with self._lock:
+            if self._quick is None:
+                self._left = RENEWED_AFTER_CHARACTERS
+                spec = msgspec.json.encode(_with_all_bytes(self._spec, self._vocab_size))
+                self._quick = gigatoken.Tokenizer.from_json(spec)
+            return self._quick
 
     def _agree(self, characters: set[str]) -> bool:
         """Whether all characters are taken alike; those not seen before are tried."""
@@ -91,7 +100,7 @@ class QuickEncoder:
     def _differences(self, texts: Sequence[str]) -> Iterator[str]:
         encodings = self._exact.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, encodings, strict=True):
-            if self._quick.encode(text).tolist() != encoding.ids:
+            if self._ready().encode(text).tolist() != encoding.ids:
                 yield text
 
 

@@ -5,6 +5,8 @@ They only wire: what happens to a record is in the pure modules next door.
 
 from __future__ import annotations
 
+import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -13,12 +15,16 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from apache_beam import coders
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints import KV
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
 from sharding import order, records, shard_io
 from sharding.packing import PackConfig, pack_rows, padding_row
 from sharding.records import FileEntry, Item, MaskedRow, Quarantined, Record, Row, TokenType
 from sharding.rows import loss_mask
+from sharding.shuffle import GroupBytes, GroupPartitions, Settle
 
 R = TypeVar("R", bound=Record)
 
@@ -118,17 +124,17 @@ class WriteParts(beam.PTransform):
         return (
             pcoll
             | "Partition"
-            >> beam.Map(lambda r: (order.partition_of(partition_key(r), num_parts), r)).with_output_types(
-                KV[int, self._kind]
-            )
-            | "Group" >> beam.GroupByKey()
+            >> beam.Map(
+                lambda r: (order.partition_of(partition_key(r), num_parts), records.encode(r))
+            ).with_output_types(KV[int, bytes])
+            | "Group" >> GroupPartitions()
             | "Write" >> beam.Map(self._write).with_output_types(FileEntry)
         )
 
-    def _write(self, part: tuple[int, Iterable[Record]]) -> FileEntry:
-        index, members = part
+    def _write(self, part: tuple[int, Iterable[bytes]]) -> FileEntry:
+        index, values = part
         name = part_name(self._family, index, self._num_parts)
-        members = sorted(members, key=self._sort_key)
+        members = sorted((records.decode(self._kind, value) for value in values), key=self._sort_key)
         rows = members if self._rows_of is None else (row for member in members for row in self._rows_of(member))
         return shard_io.write_part(shard_io.join(self._folder, name), rows, self._schema, name=name)
 
@@ -151,25 +157,35 @@ def part_name(family: str, index: int, num_parts: int) -> str:
     return f"{family}-{index:05d}-of-{num_parts:05d}.arrow"
 
 
-class SumCountsCombineFn(beam.CombineFn):
-    """Adds up mappings of name → integer; integers, so that no order of addition shows."""
+class AddUpCounts(beam.PTransform):
+    """A tuple of collections of name → integer to a singleton of their sums; integers, so that no order shows.
 
-    def create_accumulator(self) -> dict[str, int]:
-        return {}
+    Each is added up within its bundles first: a count for every document would be a collection as long as the corpus.
+    """
 
-    def add_input(self, total: dict[str, int], counts: Mapping[str, int]) -> dict[str, int]:
+    def expand(self, counts: tuple[beam.PCollection, ...]) -> beam.PCollection:
+        summed = tuple(each | f"Sum {n}" >> beam.ParDo(_SumBundleFn()) for n, each in enumerate(counts))
+        return summed | beam.Flatten() | "Total" >> beam.CombineGlobally(_total)
+
+
+class _SumBundleFn(beam.DoFn):
+    def start_bundle(self) -> None:
+        self._sums = Counter[str]()
+
+    def process(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self._sums[name] += count
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        yield WindowedValue(dict(self._sums), MIN_TIMESTAMP, [GlobalWindow()])
+
+
+def _total(sums: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for counts in sums:
         for name, count in counts.items():
             total[name] = total.get(name, 0) + count
-        return total
-
-    def merge_accumulators(self, totals: Iterable[dict[str, int]]) -> dict[str, int]:
-        merged: dict[str, int] = {}
-        for counts in totals:
-            self.add_input(merged, counts)
-        return merged
-
-    def extract_output(self, total: dict[str, int]) -> dict[str, int]:
-        return dict(sorted(total.items()))
+    return dict(sorted(total.items()))
 
 
 class GroupRecords(beam.PTransform):
@@ -178,19 +194,20 @@ class GroupRecords(beam.PTransform):
     The records travel as tagged bytes: Beam's own co-grouping would pickle them.
 
     Args:
+        num_partitions: see `GroupBytes`.
         kinds: name of each input collection → its record type.
     """
 
-    def __init__(self, **kinds: type[Record]) -> None:
+    def __init__(self, num_partitions: int, **kinds: type[Record]) -> None:
         super().__init__()
-        self._kinds = kinds
+        self._num_partitions, self._kinds = num_partitions, kinds
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         kinds = list(self._kinds.items())
-        tagged = [
+        tagged = tuple(
             pcolls[name] | f"Tag {name}" >> beam.MapTuple(_tagger(tag)).with_output_types(KV[str, bytes])
             for tag, (name, _) in enumerate(kinds)
-        ]
+        )
 
         def sort_out(key: str, values: Iterable[bytes]) -> tuple[str, dict[str, list[Record]]]:
             groups: dict[str, list[Record]] = {name: [] for name, _ in kinds}
@@ -199,7 +216,8 @@ class GroupRecords(beam.PTransform):
                 groups[name].append(records.decode(kind, data[1:]))
             return key, groups
 
-        return tagged | beam.Flatten() | "Group" >> beam.GroupByKey() | "Sort out" >> beam.MapTuple(sort_out)
+        grouped = tagged | "Group" >> GroupBytes(self._num_partitions)
+        return grouped | "Sort out" >> beam.MapTuple(sort_out)
 
 
 def _tagger(tag: int) -> Callable[[str, Record], tuple[str, bytes]]:
@@ -240,8 +258,10 @@ class WriteOnce(beam.PTransform):
 
 ROW_COUNTS = "row_counts"
 
-ShardRow = KV[int, KV[int, Row]]
-"""(shard, (index in the shard, row))."""
+ShardRow = KV[int, bytes]
+"""(shard, place in the shard and row)."""
+
+_PLACE = struct.Struct("<q")
 
 
 class PackShards(beam.PTransform):
@@ -275,8 +295,8 @@ class PackShards(beam.PTransform):
     def expand(self, items: beam.PCollection) -> dict[str, beam.PCollection]:
         provisional = (
             items
-            | "To shards" >> beam.Map(self._provisional).with_output_types(KV[int, Item])
-            | "Group items" >> beam.GroupByKey()
+            | "To shards" >> beam.Map(self._provisional).with_output_types(KV[int, bytes])
+            | "Group items" >> GroupPartitions()
             | "Pack" >> beam.FlatMap(self._pack).with_output_types(ShardRow)
         )
         balances = beam.pvalue.AsSingleton(
@@ -286,8 +306,10 @@ class PackShards(beam.PTransform):
             | "Together" >> beam.combiners.ToDict()
             | "Balances" >> beam.Map(self._balances)
         )
-        placed = provisional | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(
-            ROW_COUNTS, main="rows"
+        placed = (
+            provisional
+            | "Settle" >> Settle()
+            | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(ROW_COUNTS, main="rows")
         )
         placed["rows"].element_type = ShardRow
         # A shard that gets no row at all is still written, with its padding.
@@ -298,24 +320,23 @@ class PackShards(beam.PTransform):
         )
         files = (
             (placed["rows"], every_shard)
-            | beam.Flatten()
-            | "Group rows" >> beam.GroupByKey()
+            | "Group rows" >> GroupPartitions()
             | "Write" >> beam.FlatMap(self._write, balances=balances).with_output_types(FileEntry)
         )
         return {"files": files, "counts": placed[ROW_COUNTS]}
 
-    def _provisional(self, item: Item) -> tuple[int, Item]:
+    def _provisional(self, item: Item) -> tuple[int, bytes]:
         split = order.split_of(item.doc_id, self._config.validation_fraction)
         shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[split])
-        return self._first[split] + shard, item
+        return self._first[split] + shard, records.encode(item)
 
-    def _pack(self, group: tuple[int, Iterable[Item]]) -> Iterator[tuple[int, tuple[int, Row]]]:
-        shard, items = group
+    def _pack(self, group: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
+        shard, values = group
         config = self._config
-        ordered = order.sort_items(items, config.seed)
+        ordered = order.sort_items((records.decode(Item, value) for value in values), config.seed)
         rows = list(pack_rows(ordered, config.sequence_length, window_items=config.window_items))
         for index, row in enumerate(order.shuffle_rows(rows, config.seed, shard)):
-            yield shard, (index, row)
+            yield shard, _PLACE.pack(index) + records.encode(row)
 
     def _balances(self, rows_per_shard: Mapping[int, int]) -> dict[str, order.Balance]:
         return {
@@ -326,25 +347,25 @@ class PackShards(beam.PTransform):
     def _cut(self, split: order.Split, balances: Mapping[str, order.Balance]) -> order.Cut:
         return order.cut_rows(balances[split], self._config.max_rows.get(split))
 
-    def _place(self, element: tuple[int, tuple[int, Row]], balances: Mapping[str, order.Balance]) -> Iterator[Any]:
-        shard, (index, row) = element
+    def _place(self, element: tuple[int, bytes], balances: Mapping[str, order.Balance]) -> Iterator[Any]:
+        shard, placed = element
         split, number = self._shards[shard]
-        final, position = balances[split].place(number, index)
+        row = placed[_PLACE.size :]
+        final, position = balances[split].place(number, _place_of(placed))
         if position < self._cut(split, balances).kept[final]:
-            yield self._first[split] + final, (position, row)
+            yield self._first[split] + final, _PLACE.pack(position) + row
             yield beam.pvalue.TaggedOutput(ROW_COUNTS, {f"rows_{split}": 1})
         else:
-            yield beam.pvalue.TaggedOutput(ROW_COUNTS, left_out_counts(row))
+            yield beam.pvalue.TaggedOutput(ROW_COUNTS, left_out_counts(records.decode(Row, row)))
 
-    def _write(
-        self, group: tuple[int, Iterable[tuple[int, Row]]], balances: Mapping[str, order.Balance]
-    ) -> Iterator[FileEntry]:
-        shard, placed = group
+    def _write(self, group: tuple[int, Iterable[bytes]], balances: Mapping[str, order.Balance]) -> Iterator[FileEntry]:
+        shard, values = group
         split, number = self._shards[shard]
         cut = self._cut(split, balances)
         if not cut.rows_per_shard:
             return
-        rows = [row for position, row in sorted(placed, key=lambda pair: pair[0]) if position >= 0]
+        placed = sorted((value for value in values if len(value) > _PLACE.size), key=_place_of)
+        rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
         if len(rows) < cut.rows_per_shard:
             rows.append(padding_row(self._config.sequence_length, self._dtype))
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
@@ -369,6 +390,12 @@ def left_out_counts(row: Row) -> dict[str, int]:
     }
 
 
-def _nothing(shard: int) -> tuple[int, tuple[int, Row]]:
+def _place_of(placed: bytes) -> int:
+    """The place of a row, before its bytes."""
+    place: int = _PLACE.unpack_from(placed)[0]
+    return place
+
+
+def _nothing(shard: int) -> tuple[int, bytes]:
     """A place holder that brings a shard into being."""
-    return shard, (-1, padding_row(0, np.dtype(np.uint16)))
+    return shard, _PLACE.pack(-1)

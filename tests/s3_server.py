@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 BUCKET = "mill"
+SECRET = "planted-secret-key"
 
 REFUSAL = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>ServiceUnavailable</Code>'
@@ -24,7 +27,7 @@ class FaultyS3:
     Attributes:
         url: the endpoint.
         fail_fraction: of the requests, from now on.
-        requests: how many of each method were answered by the store itself.
+        requests: how many of each method were answered by the store itself; PUTs that copy count as COPY.
         refused: how many were answered with 503.
     """
 
@@ -49,7 +52,7 @@ class FaultyS3:
             if refuse:
                 self.refused += 1
             else:
-                self.requests[environ["REQUEST_METHOD"]] += 1
+                self.requests["COPY" if "HTTP_X_AMZ_COPY_SOURCE" in environ else environ["REQUEST_METHOD"]] += 1
         if refuse:
             if environ.get("CONTENT_LENGTH"):
                 environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
@@ -81,3 +84,18 @@ def serve_s3() -> Iterator[FaultyS3]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def lead_to(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment that leads every client in this process to the server, and forget those that are there."""
+    import fsspec
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

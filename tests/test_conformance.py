@@ -1,36 +1,95 @@
-"""The fixed job gives the same bytes on every runner that this machine has; those it hasn't are skipped, saying why."""
+"""The fixed job gives the same bytes on every runner that this machine has; those it hasn't are skipped, saying why.
+
+All of it runs from an installed wheel, outside the checkout: that is how it is used elsewhere.
+"""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from apache_beam.version import __version__ as beam_version
 
 from pipelines import conformance
+from sharding.errors import MillError, RequestError
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path.home() / ".apache_beam" / "cache"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TOPS = sorted({name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]})
+LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
 ALWAYS = {
     "multi_processing with 2 workers": ["--direct_num_workers=2", "--direct_running_mode=multi_processing"],
     "multi_processing with 4 workers": ["--direct_num_workers=4", "--direct_running_mode=multi_processing"],
-    "portable job API": ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"],
+    "portable job API": LOOPBACK,
 }
 
 
-def run(tmp_path: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
-    """The conformance command, run outside the checkout."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the tree."""
+    tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in (*TOPS, "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(tree),
+    ]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [built] = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel, and what it requires from the one that runs the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    bin_folder = folder / "bin"
+    [site] = folder.glob("lib/python*/site-packages")
+    # Of a folder named in a .pth the .pth files don't count: so none that leads to the checkout.
+    (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "-q", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    return bin_folder
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command outside the checkout, in an environment that doesn't lead there."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.conformance", f"--output={tmp_path / 'check'}", *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"},
+        words,
+        cwd=folder,
+        env={**environment, "NO_COLOR": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def check(installed: Path, folder: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
+    return run(
+        [str(installed / "python"), "-m", "pipelines.conformance", f"--output={folder / 'check'}", *options], folder
     )
 
 
@@ -42,8 +101,42 @@ def assert_same(done: subprocess.CompletedProcess[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", ALWAYS.values(), ids=ALWAYS)
-def test_the_same_bytes(tmp_path: Path, options: list[str]) -> None:
-    assert_same(run(tmp_path, options))
+def test_the_same_bytes(installed: Path, tmp_path: Path, options: list[str]) -> None:
+    assert_same(check(installed, tmp_path, options))
+
+
+@pytest.mark.slow
+def test_the_wheel_has_everything(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    ours = {
+        path.relative_to(ROOT).as_posix()
+        for top in TOPS
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    ours |= {f"pipelines/example_configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert not ours - names, "a package or its data is missing in pyproject.toml"
+    beside = {name for name in names - ours if ".dist-info/" not in name}
+    assert not beside, "what is no part of the package is in it"
+
+
+@pytest.mark.slow
+def test_the_command_line_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """`thoughtmill run CONFIG -- --runner=...`, with everything it reads from the wheel or from here."""
+    said = run([str(installed / "python"), "-c", "import pipelines, sharding; print(pipelines.__file__)"], tmp_path)
+    assert Path(said.stdout.strip()).is_relative_to(installed.parent), "the checkout is what was imported"
+    mill = str(installed / "thoughtmill")
+    assert run([mill, "init", "mill.yaml", "--example", "rehearsal"], tmp_path).returncode == 0
+    conformance.train_tokenizer(tmp_path / "tokenizer")
+    lines = [json.dumps({"id": str(i), "text": f"Document {i} says this. " * 40}) for i in range(6)]
+    (tmp_path / "source.jsonl").write_text("\n".join(lines))
+    config = yaml.safe_load((tmp_path / "mill.yaml").read_text())
+    config |= {"source": {"path": "source.jsonl", "id_field": "id"}, "output": "out", "tokenizer": "tokenizer"}
+    (tmp_path / "mill.yaml").write_text(yaml.safe_dump(config))
+    done = run([mill, "run", "mill.yaml", "--", *LOOPBACK], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for words in (["verify", "out", "--deep"], ["status", "out"], ["report", "out"], ["inspect", "out"]):
+        assert run([mill, *words], tmp_path).returncode == 0, words
 
 
 def found(variable: str, cached: str) -> str:
@@ -65,32 +158,32 @@ def needs_java() -> None:
 
 
 @pytest.mark.slow
-def test_prism(tmp_path: Path) -> None:
+def test_prism(installed: Path, tmp_path: Path) -> None:
     location = found("THOUGHTMILL_PRISM", f"prism/bin/apache_beam-v{beam_version}-prism-*")
-    assert_same(run(tmp_path, ["--runner=PrismRunner", f"--prism_location={location}"]))
+    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={location}"]))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_spark(tmp_path: Path) -> None:
+def test_spark(installed: Path, tmp_path: Path) -> None:
     needs_java()
     jar = found("THOUGHTMILL_SPARK_JAR", f"jars/beam-runners-spark-*job-server-{beam_version}.jar")
     options = ["--runner=SparkRunner", f"--spark_job_server_jar={jar}", "--environment_type=LOOPBACK"]
-    assert_same(run(tmp_path, options))
+    assert_same(check(installed, tmp_path, options))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_flink(tmp_path: Path) -> None:
+def test_flink(installed: Path, tmp_path: Path) -> None:
     needs_java()
     jar = found("THOUGHTMILL_FLINK_JAR", f"jars/beam-runners-flink-*job-server-{beam_version}.jar")
     options = ["--runner=FlinkRunner", f"--flink_job_server_jar={jar}", "--environment_type=LOOPBACK"]
-    assert_same(run(tmp_path, options))
+    assert_same(check(installed, tmp_path, options))
 
 
 @pytest.mark.slow
-def test_a_wrong_option_is_the_callers_mistake(tmp_path: Path) -> None:
-    done = run(tmp_path, ["--no_such_option=1"])
+def test_a_wrong_option_is_the_callers_mistake(installed: Path, tmp_path: Path) -> None:
+    done = check(installed, tmp_path, ["--no_such_option=1"])
     assert done.returncode == 2
     assert "no_such_option" in done.stderr
     assert not done.stdout
@@ -107,3 +200,29 @@ def test_what_differs_is_named(
     last = json.loads(said.out.splitlines()[-1])
     assert (last["same"], last["different"], last["missing"]) == (False, ["pack/b"], ["pack/c", "pack/d"])
     assert "pack/b" in said.err
+
+
+def test_nothing_is_compared_that_an_earlier_check_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[str] = []
+    monkeypatch.setattr(conformance, "mill", lambda config, **_: outputs.append(config.output))
+    monkeypatch.setattr(conformance, "fingerprints", lambda _: {"pack/a": "1"})
+    for _ in range(2):
+        assert conformance.check(str(tmp_path), None, ["--runner=DirectRunner"])["same"]
+    assert len(set(outputs)) == 4
+    assert all(Path(output).is_relative_to(tmp_path) and not Path(output).exists() for output in outputs)
+
+
+def test_a_store_needs_a_tokenizer_that_workers_can_load() -> None:
+    with pytest.raises(RequestError, match="--tokenizer is needed with an --output in a store"):
+        conformance.check("memory://conformance", None, [])
+
+
+def test_an_error_with_brackets_is_shown_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MillError("score ([ref/Read]): [/tmp] is full")
+
+    monkeypatch.setattr(conformance, "mill", fail)
+    assert conformance.main([f"--output={tmp_path}"]) == 1
+    assert "score ([ref/Read]): [/tmp] is full" in capsys.readouterr().err

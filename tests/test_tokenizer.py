@@ -196,7 +196,7 @@ def test_the_quick_way_forgets_what_it_has_seen(monkeypatch: pytest.MonkeyPatch)
     for number in range(40):
         text = f"the{number} </s> thé"
         np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
-        if tokenizer._quick._quick is not made[-1]:
+        if tokenizer._quick._quick not in made:
             made.append(tokenizer._quick._quick)
     assert 5 <= len(made) <= 10
 

@@ -8,6 +8,7 @@ head runs over a few hundred of them at once.
 import logging
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -325,7 +326,7 @@ def _load_model(where: str, revision: str | None, trust_remote_code: bool, dtype
         model = AutoModelForCausalLM.from_pretrained(
             where, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
         raise MillError(
             f"model {where!r} can't be loaded as a causal language model: {error}\n"
             "Name a local folder, a model from `thoughtmill models fetch`, or a hub id that can be reached from here."

@@ -109,7 +109,7 @@ def _generate(
     missing = {
         "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
         "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
-    } | "Missing" >> FindMissing()
+    } | "Missing" >> FindMissing(1)
     for name in planner.models:
         _ = (
             missing["requests"]

@@ -11,12 +11,15 @@ from sharding.records import Document, Quarantined
 from sharding.sources.config import Source
 
 EXCERPT_BYTES = 400
+MAX_DETAIL = 1000
+"""Characters."""
 
 
 def refuse(origin: str, reason: str, detail: str, payload: bytes = b"") -> Quarantined:
     """A record that can't be read, with the first bytes of it."""
     excerpt = payload[:EXCERPT_BYTES].decode(errors="backslashreplace")
-    return Quarantined(stage="score", origin=origin, reason=reason, detail=detail, excerpt=excerpt)
+    # It may hold an id or names of the record's own, of any length.
+    return Quarantined(stage="score", origin=origin, reason=reason, detail=detail[:MAX_DETAIL], excerpt=excerpt)
 
 
 def too_long(origin: str, source: Source) -> Quarantined:

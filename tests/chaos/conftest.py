@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 import pytest
 
 from pipelines.config import MillConfig, from_mapping
-from tests.chaos.jobs import documents, hashes, run_here
+from tests.chaos.jobs import (
+    FEW_DOCUMENTS,
+    FLUSH_ROWS,
+    MANY_DOCUMENTS,
+    MadeLog,
+    documents,
+    hashes,
+    ledger_keys,
+    run_here,
+)
 from tests.conftest import rehearsal_tree
 
 PROPERTY = "faults"
@@ -24,8 +34,8 @@ class Account:
     Attributes:
         fault: in a few words.
         injected: how many times.
-        lost: generations that were paid for, were durable and had to be made again, or shards that differ.
-        again: generations that were made again because they were not durable yet.
+        lost: generations that were durable and were made again or are missing, and shards that differ.
+        again: calls of the engine that were made again because what they gave was not durable yet.
     """
 
     fault: str = ""
@@ -35,12 +45,22 @@ class Account:
 
 
 @pytest.fixture
-def account(record_property: Callable[[str, object], None]) -> Any:
-    """Fill it in; it is printed with all others when the test has passed."""
+def account(record_property: Callable[[str, object], None]) -> Iterator[Account]:
+    """Fill it in; it is printed with all others, as survived where the test has passed."""
     filled = Account()
     yield filled
     assert filled.fault and filled.injected, "a test of faults that injected none shows nothing"
     record_property(PROPERTY, [filled.fault, filled.injected, filled.lost, filled.again])
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeLog:
+    """Notes what the rehearsal engine makes, in this process and in every `Child` that is given it."""
+    from augment.engines.rehearsal import RehearsalEngine
+
+    log = MadeLog(tmp_path / "made.log")
+    monkeypatch.setattr(RehearsalEngine, "generate", log.follow(RehearsalEngine))
+    return log
 
 
 @dataclass(frozen=True)
@@ -67,35 +87,48 @@ class Job:
 
     def tree(self, folder: Path, **sections: Any) -> dict[str, Any]:
         tree = rehearsal_tree(folder, self.tokenizer, self.source)
-        tree["ledger"] = {"flush_rows": 4, "flush_seconds": 0.2}
+        tree["ledger"] = {"flush_rows": FLUSH_ROWS, "flush_seconds": 0.2}
         return {**tree, **sections}
+
+
+def undisturbed(folder: Path, tokenizer: str, num_documents: int) -> Job:
+    """A job, run once as it should be."""
+    source = folder / "source.jsonl"
+    source.write_text("".join(json.dumps(document) + "\n" for document in documents(num_documents)))
+    config = Job(str(source), tokenizer, {}, frozenset(), {}).config(folder)
+    elapsed_s = run_here(config)
+    return Job(str(source), tokenizer, hashes(config), frozenset(ledger_keys(config)), elapsed_s)
 
 
 @pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> Job:
-    from tests.chaos.jobs import ledger_keys
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), byte_tokenizer, FEW_DOCUMENTS)
 
-    folder = tmp_path_factory.mktemp("undisturbed")
-    source = folder / "source.jsonl"
-    source.write_text("".join(json.dumps(document) + "\n" for document in documents()))
-    blank = Job(str(source), byte_tokenizer, {}, frozenset(), {})
-    config = blank.config(folder)
-    elapsed_s = run_here(config)
-    return Job(str(source), byte_tokenizer, hashes(config), frozenset(ledger_keys(config)), elapsed_s)
+
+@pytest.fixture(scope="session")
+def large_job(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> Job:
+    """One that a run can be killed in many times before its generations are all there."""
+    return undisturbed(tmp_path_factory.mktemp("undisturbed-large"), byte_tokenizer, MANY_DOCUMENTS)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    rows = [
-        value
-        for report in terminalreporter.stats.get("", [])
-        if report.when == "teardown"
-        for name, value in report.user_properties
-        if name == PROPERTY
-    ]
-    if not rows:
+    """One line a fault, and a total; what a test that failed had injected is not called survived."""
+    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    failed = {report.nodeid for report in reports if report.failed}
+    total: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for report in reports:
+        for name, value in report.user_properties:
+            if name == PROPERTY and report.when == "teardown":
+                fault, injected, lost, again = value
+                survived = 0 if report.nodeid in failed else injected
+                for i, number in enumerate((injected, survived, lost, again)):
+                    total[fault][i] += number
+    if not total:
         return
     terminalreporter.section("faults injected on purpose")
-    for fault, injected, lost, again in sorted(rows):
-        terminalreporter.write_line(f"{fault}: {injected} injected, survived, lost={lost}, made again={again}")
-    total, lost = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    terminalreporter.write_line(f"{total} faults injected, {total} survived, lost={lost}")
+    for fault, (injected, survived, lost, again) in sorted(total.items()):
+        terminalreporter.write_line(
+            f"{fault}: {injected} injected, {survived} survived, lost={lost}, made again={again}"
+        )
+    injected, survived, lost, again = (sum(numbers) for numbers in zip(*total.values(), strict=True))
+    terminalreporter.write_line(f"all: {injected} injected, {survived} survived, lost={lost}, made again={again}")

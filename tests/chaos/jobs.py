@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from augment.ledger import read_ledger
 from pipelines.config import MillConfig
 from sharding import manifest
 
-NUM_DOCUMENTS = 20
+FEW_DOCUMENTS = 20
+MANY_DOCUMENTS = 200
 CAPACITY = 8
-"""Requests in flight at once: what a kill may cost, besides rows that wait for the next flush."""
+"""Requests in flight at once in the slow engine."""
+
+FLUSH_ROWS = 4
+UNFLUSHED = CAPACITY + 2 * FLUSH_ROWS
+"""What a kill may cost at most: a part that is being written, one that is being filled, and what came meanwhile."""
 
 
-def documents() -> list[dict[str, str]]:
-    return [{"id": f"doc-{i}", "text": f"Document {i} says {i * i}. " * (8 + 4 * i)} for i in range(NUM_DOCUMENTS)]
+def documents(count: int) -> list[dict[str, str]]:
+    return [{"id": f"doc-{i}", "text": f"Document {i} says {i * i}. " * (8 + 4 * (i % 20))} for i in range(count)]
 
 
 def hashes(config: MillConfig) -> dict[str, str]:
@@ -36,6 +43,40 @@ def repeated(config: MillConfig) -> int:
     return sum(count - 1 for count in Counter(ledger_keys(config)).values())
 
 
+class MadeLog:
+    """What engines have handed over, whichever process they were in: a line for each call, as it ended.
+
+    The ledger can't tell: it lacks what was made and not yet written when a process was killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def follow(self, engine: Any) -> Any:
+        """The `generate` of an engine's class, noting what it makes."""
+        whole, path = engine.generate, self.path
+
+        async def generate(self: Any, request: Any) -> Any:
+            generation = await whole(self, request)
+            with path.open("a") as file:
+                file.write(f"{request.key} {request.seed}\n")
+            return generation
+
+        return generate
+
+    def calls(self) -> list[str]:
+        """Key and seed of each call, in order; a closing call has the key of the generation and another seed."""
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def keys(self) -> set[str]:
+        return {call.partition(" ")[0] for call in self.calls()}
+
+    def again(self) -> int:
+        """How many calls were made before."""
+        calls = self.calls()
+        return len(calls) - len(set(calls))
+
+
 def run_here(config: MillConfig, stages: tuple[str, ...] = manifest.STAGES) -> dict[str, float]:
     """Run stages in this process; the seconds each took."""
     from pipelines.run import mill
@@ -48,14 +89,14 @@ def run_here(config: MillConfig, stages: tuple[str, ...] = manifest.STAGES) -> d
     return elapsed_s
 
 
-def _child(tree: dict[str, Any], stages: tuple[str, ...], replace: bool, said: Any) -> None:
-    import logging
-
+def _child(tree: dict[str, Any], stages: tuple[str, ...], replace: bool, log: Path, said: Any) -> None:
+    from augment.engines.rehearsal import RehearsalEngine
     from pipelines.config import from_mapping
     from pipelines.run import mill
     from sharding.errors import MillError
 
     logging.disable(logging.ERROR)
+    RehearsalEngine.generate = MadeLog(log).follow(RehearsalEngine)  # type: ignore[method-assign]
     try:
         mill(from_mapping(tree), stages=stages, replace=replace)
         said.send("done")
@@ -67,14 +108,14 @@ class Child:
     """A run in a process of its own."""
 
     def __init__(
-        self, tree: dict[str, Any], stages: tuple[str, ...] = manifest.STAGES, *, replace: bool = False
+        self, tree: dict[str, Any], log: MadeLog, stages: tuple[str, ...] = manifest.STAGES, *, replace: bool = False
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
             ["apache_beam", "pipelines.score", "pipelines.augment", "pipelines.select", "pipelines.pack"]
         )
         self._reader, writer = context.Pipe(duplex=False)
-        self.process: BaseProcess = context.Process(target=_child, args=(tree, stages, replace, writer))
+        self.process: BaseProcess = context.Process(target=_child, args=(tree, stages, replace, log.path, writer))
         self.process.start()
         writer.close()
 

@@ -14,9 +14,10 @@ import pytest
 from pipelines.run import mill
 from sharding import manifest
 from sharding.errors import MillError
+from sharding.verify import verify
 from tests.chaos.conftest import Account, Job
-from tests.chaos.jobs import hashes, ledger_keys, repeated
-from tests.chaos.test_kills import assert_undisturbed
+from tests.chaos.jobs import MadeLog, hashes, ledger_keys, repeated
+from tests.chaos.test_kills import SLOW, finish
 
 
 @contextlib.contextmanager
@@ -38,12 +39,13 @@ def small_disk(folder: Path, size_kib: int) -> Iterator[Callable[[], None]]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def fill(job: Job, folder: Path, sizes_kib: list[int], account: Account) -> None:
+def fill(job: Job, folder: Path, sizes_kib: list[int], account: Account, made: MadeLog) -> None:
     """Run on a disk that is too small at one moment after the other, until it is large enough."""
     account.fault = "a full disk"
     stopped: list[str] = []
     for size_kib in sizes_kib:
         disk = folder / f"disk-{size_kib}"
+        made.path.unlink(missing_ok=True)
         with small_disk(disk, size_kib) as grow:
             try:
                 mill(job.config(disk))
@@ -53,19 +55,24 @@ def fill(job: Job, folder: Path, sizes_kib: list[int], account: Account) -> None
                 assert not (disk / "out" / manifest.SUCCESS_NAME).exists()
                 stopped.append(str(error).partition(":")[0].partition(" (")[0])
             grow()
-            assert_undisturbed(job, disk, account)
+            config = job.config(disk)
+            calls, durable = len(made.calls()), set(ledger_keys(config))
+            finish(job, config, account)
+            account.lost += sum(call.partition(" ")[0] in durable for call in made.calls()[calls:])
+            account.again += made.again()
+            assert account.lost == 0, "what was durable was made again"
     assert set(stopped) & set(manifest.STAGES), stopped
 
 
 @pytest.mark.slow
-def test_a_full_disk(job: Job, tmp_path: Path, account: Account) -> None:
-    fill(job, tmp_path, [32, 96], account)
+def test_a_full_disk(job: Job, tmp_path: Path, account: Account, made: MadeLog) -> None:
+    fill(job, tmp_path, [32, 96], account, made)
 
 
 @pytest.mark.chaos_long
 @pytest.mark.timeout(1800)
-def test_many_full_disks(job: Job, tmp_path: Path, account: Account) -> None:
-    fill(job, tmp_path, list(range(16, 400, 16)), account)
+def test_many_full_disks(job: Job, tmp_path: Path, account: Account, made: MadeLog) -> None:
+    fill(job, tmp_path, list(range(8, 176, 8)), account, made)
 
 
 class JumpingClock:
@@ -91,16 +98,25 @@ class JumpingClock:
         return self._time_ns() + int(self._offset_s * 1e9)
 
 
-@pytest.mark.slow
-def test_a_clock_that_jumps(job: Job, tmp_path: Path, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = JumpingClock(1)
+def jump(job: Job, folder: Path, seed: int, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = JumpingClock(seed)
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", clock.time)
         patched.setattr(time, "time_ns", clock.time_ns)
-        done = mill(job.config(tmp_path))
-    account.fault, account.injected = "a clock that jumps by up to two days", clock.jumps
+        done = mill(job.config(folder))
+    account.fault = "a clock that jumps by up to two days"
+    account.injected += clock.jumps
     assert all(finished.elapsed_s >= 0 for finished in done.values())
-    assert_undisturbed(job, tmp_path, account)
+    finish(job, job.config(folder), account)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps(
+    job: Job, tmp_path: Path, account: Account, made: MadeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jump(job, tmp_path, 1, account, monkeypatch)
+    account.again = made.again()
+    assert account.again == 0
     # A run that is dated before the ledger it finds uses it all the same.
     day = 86_400
     real_s, real_ns = time.time, time.time_ns
@@ -111,24 +127,34 @@ def test_a_clock_that_jumps(job: Job, tmp_path: Path, account: Account, monkeypa
     assert again["augment"].counts["generated"] == 0
 
 
+@pytest.mark.chaos_long
+@pytest.mark.timeout(1800)
+def test_many_clocks(job: Job, tmp_path: Path, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(2, 22):
+        jump(job, tmp_path / str(seed), seed, account, monkeypatch)
+
+
 def cut_parts(job: Job, folder: Path, share: float, account: Account) -> None:
     rng = random.Random(share)
     ledger: dict[str, Any] = {"path": str(folder / "ledger"), "flush_rows": 4, "flush_seconds": 0.2}
-    first = job.config(folder / "one", ledger=ledger)
+    first = job.config(folder / "one", ledger=ledger, **SLOW)  # slow enough for many parts
     mill(first)
     parts = sorted((folder / "ledger").glob("part-*.arrow"))
+    assert len(parts) >= 5
     damaged = rng.sample(parts, max(1, round(share * len(parts))))
     for part in damaged:
         data = part.read_bytes()
         part.write_bytes(data[: rng.randrange(len(data))])
     account.fault, account.injected = "a ledger part cut short", len(damaged)
     left = set(ledger_keys(first))
+    assert len(left) < len(job.keys) and (left or share == 1)
     second = job.config(folder / "two", ledger=ledger)
     counts = mill(second)["augment"].counts
     account.again = counts["generated"]
     assert counts["generated"] == len(job.keys - left), "what was cut off is made again, and nothing else"
     assert hashes(second) == job.expected
     assert set(ledger_keys(second)) == job.keys and repeated(second) == 0
+    assert verify(second.output).problems == []
 
 
 @pytest.mark.slow

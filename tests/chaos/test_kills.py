@@ -1,39 +1,41 @@
 """SIGKILL at random moments in each stage, a worker that hardly runs, two runs at once: the same shards."""
 
+import json
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from pipelines.config import MillConfig
 from pipelines.run import mill
 from sharding import manifest, shard_io
 from sharding.lease import lease_url
 from sharding.verify import verify
 from tests.chaos.conftest import Account, Job
-from tests.chaos.jobs import Child, hashes, ledger_keys, repeated
-
-SLOW_ENGINE = {
-    "models": {
-        "pretend": {
-            "engine": "rehearsal",
-            "name": "pretend",
-            "engine_args": {"capacity": 8, "tokens_per_second": 800},
-        }
-    }
-}
-"""Generation that takes long enough to be met by a kill; the engine's speed decides no text."""
+from tests.chaos.jobs import CAPACITY, UNFLUSHED, Child, MadeLog, hashes, ledger_keys, repeated
 
 
-def assert_undisturbed(job: Job, folder: Path, account: Account, **sections: object) -> None:
-    """Finish the run and compare with the one that nothing disturbed."""
-    config = job.config(folder, **sections)
+def slow_engine(tokens_per_second: int) -> dict[str, Any]:
+    """Generation that takes long enough to be met by a kill; the engine's speed decides no text."""
+    arguments = {"capacity": CAPACITY, "tokens_per_second": tokens_per_second}
+    return {"models": {"pretend": {"engine": "rehearsal", "name": "pretend", "engine_args": arguments}}}
+
+
+SLOW = slow_engine(800)
+WAIT_S = 120
+
+
+def finish(job: Job, config: MillConfig, account: Account) -> None:
+    """Finish the run, undisturbed, and compare it with the one that nothing disturbed."""
     mill(config)
     account.lost += repeated(config) + len(job.keys - set(ledger_keys(config)))
     account.lost += sum(hashes(config).get(name) != sha256 for name, sha256 in job.expected.items())
@@ -42,68 +44,121 @@ def assert_undisturbed(job: Job, folder: Path, account: Account, **sections: obj
     assert verify(config.output).problems == []
 
 
-def kill_at_random(job: Job, folder: Path, stage: str, kills: int, account: Account) -> None:
+def until(true: Callable[[], bool], child: Child) -> None:
+    """Return when something is true, or the child has ended."""
+    deadline = time.monotonic() + WAIT_S
+    while not true() and child.process.is_alive():
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.002)
+
+
+def holds(child: Child, lease: Path) -> bool:
+    """Whether the child is at work on the output: the lease is the first thing that a stage writes."""
+    try:
+        return json.loads(lease.read_bytes())["pid"] == child.process.pid
+    except (OSError, ValueError):
+        return False
+
+
+def kill_at_random(job: Job, folder: Path, stage: str, kills: int, account: Account, made: MadeLog, speed: int) -> None:
     rng = random.Random(f"{stage} {kills}")
-    config = job.config(folder, **SLOW_ENGINE)
-    earlier = manifest.STAGES[: manifest.STAGES.index(stage)]
-    mill(config, stages=earlier)
-    met = tries = 0
+    sections = slow_engine(speed)
+    config = job.config(folder, **sections)
+    lease, done = Path(lease_url(config.output)), Path(manifest.manifest_url(config.output, stage))
+    mill(config, stages=manifest.STAGES[: manifest.STAGES.index(stage)])
+    met = tries = met_generating = 0
+    durable: list[tuple[int, set[str]]] = []  # after how many calls; what the ledger had then
     while met < kills:
         tries += 1
         assert tries <= 10 * kills, "hardly a kill met the stage: the test shows nothing"
-        child = Child(job.tree(folder, **SLOW_ENGINE), (stage,), replace=True)
-        # The lease is the first thing a stage writes.
-        deadline = time.monotonic() + 60
-        while not Path(lease_url(config.output)).exists() and child.process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 1.5 * job.elapsed_s[stage]) * rng.random())
-        met += child.kill()
-        if manifest.read(config.output, stage) is not None:
+        child = Child(job.tree(folder, **sections), made, (stage,), replace=True)
+        before = len(made.calls())
+        until(lambda child=child: holds(child, lease), child)  # type: ignore[misc]
+        if stage == "augment" and rng.random() < 0.75:
+            # Most at a random moment after the first generation, however long the start takes here.
+            until(lambda before=before: len(made.calls()) > before, child)  # type: ignore[misc]
+            time.sleep(rng.uniform(0, 0.8))
+        else:
+            time.sleep(rng.uniform(0, 1.5 * job.elapsed_s[stage]) * rng.random())
+        was_at_work = child.kill() and not done.exists()
+        met += was_at_work
+        met_generating += was_at_work and len(made.calls()) > before
+        keys = set(ledger_keys(config))
+        durable.append((len(made.calls()), keys))
+        assert len(made.keys() - keys) <= UNFLUSHED, "more than the unflushed would be made again"
+        if rng.random() < 0.75:
+            lease.unlink(missing_ok=True)  # else the next one finds that its holder is gone, which takes a second
+        if done.exists():
             # It was through: once more from its beginning.
-            shard_io.remove(manifest.manifest_url(config.output, stage))
+            shard_io.remove(str(done))
     account.fault, account.injected = f"SIGKILL in {stage}", met
-    assert_undisturbed(job, folder, account, **SLOW_ENGINE)
+    finish(job, config, account)
+    calls = made.calls()
+    for count, keys in durable:
+        account.lost += sum(call.partition(" ")[0] in keys for call in calls[count:])
+    account.again = made.again()
+    assert account.lost == 0, "what was durable was made again"
+    assert made.keys() == job.keys
+    assert stage != "augment" or met_generating >= kills // 4, "hardly a kill met the generation"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", manifest.STAGES)
-def test_kills(job: Job, tmp_path: Path, stage: str, account: Account) -> None:
-    kill_at_random(job, tmp_path, stage, 2, account)
+def test_kills(job: Job, tmp_path: Path, stage: str, account: Account, made: MadeLog) -> None:
+    kill_at_random(job, tmp_path, stage, 2, account, made, speed=800)
 
 
 @pytest.mark.chaos_long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", manifest.STAGES)
-def test_many_kills(job: Job, tmp_path: Path, stage: str, account: Account) -> None:
-    kill_at_random(job, tmp_path, stage, 25, account)
+def test_many_kills(large_job: Job, tmp_path: Path, stage: str, account: Account, made: MadeLog) -> None:
+    kill_at_random(large_job, tmp_path, stage, 25, account, made, speed=200)
 
 
-@pytest.mark.slow
-def test_two_runs_at_once(job: Job, tmp_path: Path, account: Account) -> None:
-    children = [Child(job.tree(tmp_path, **SLOW_ENGINE)) for _ in range(2)]
+def two_at_once(job: Job, folder: Path, apart_s: float, account: Account, made: MadeLog) -> None:
+    """Two runs of one config on one output: one is refused, or waits for nothing and ends with the same shards."""
+    children = [Child(job.tree(folder, **SLOW), made)]
+    time.sleep(apart_s)
+    children.append(Child(job.tree(folder, **SLOW), made))
     outcomes = sorted(child.outcome() for child in children)
-    account.fault, account.injected = "two runs on one output at once", 2
-    assert outcomes[1] == "done" or "another run" in outcomes[1]
+    account.fault = "two runs on one output at once"
+    account.injected += 2
     assert "done" in outcomes, outcomes
     for outcome in outcomes:
         assert outcome == "done" or (outcome.startswith("RequestError") and "is being written by another" in outcome)
-    assert_undisturbed(job, tmp_path, account, **SLOW_ENGINE)
+    finish(job, job.config(folder, **SLOW), account)
+    account.again += made.again()
+    assert account.again == 0, "both have generated"
 
 
 @pytest.mark.slow
-def test_a_second_run_with_another_config_keeps_out(job: Job, tmp_path: Path, account: Account) -> None:
-    mill(job.config(tmp_path, **SLOW_ENGINE), stages=["score"])
-    first = Child(job.tree(tmp_path, **SLOW_ENGINE))
-    url = Path(lease_url(str(tmp_path / "out")))
-    deadline = time.monotonic() + 60
-    while not url.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    other = Child(job.tree(tmp_path, difficulty={"scorer": "rehearsal", "segment_tokens": 32}), replace=True)
+def test_two_runs_at_once(job: Job, tmp_path: Path, account: Account, made: MadeLog) -> None:
+    two_at_once(job, tmp_path, 0.0, account, made)
+
+
+@pytest.mark.chaos_long
+@pytest.mark.timeout(1800)
+def test_two_runs_at_many_distances(job: Job, tmp_path: Path, account: Account) -> None:
+    rng = random.Random(4)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        two_at_once(job, folder, rng.uniform(0, 3), account, MadeLog(folder / "made.log"))
+
+
+@pytest.mark.slow
+def test_a_second_run_with_another_config_keeps_out(job: Job, tmp_path: Path, account: Account, made: MadeLog) -> None:
+    mill(job.config(tmp_path, **SLOW), stages=["score"])
+    first = Child(job.tree(tmp_path, **SLOW), made)
+    lease = Path(lease_url(str(tmp_path / "out")))
+    until(lambda: holds(first, lease), first)
+    other = Child(job.tree(tmp_path, difficulty={"scorer": "rehearsal", "segment_tokens": 32}), made, replace=True)
     account.fault, account.injected = "a second run that would replace the first", 1
     refused = other.outcome()
     assert refused.startswith("RequestError") and "is being written by another run (augment" in refused
     assert first.outcome() == "done"
-    assert_undisturbed(job, tmp_path, account, **SLOW_ENGINE)
+    finish(job, job.config(tmp_path, **SLOW), account)
+    assert made.keys() == job.keys
 
 
 @pytest.mark.slow
@@ -145,4 +200,4 @@ def test_a_worker_that_hardly_runs(job: Job, tmp_path: Path, account: Account) -
         thread.join()
         run.kill()
     account.fault = "a worker stopped for 0.3 s of every 0.4 s"
-    assert_undisturbed(job, tmp_path, account)
+    finish(job, job.config(tmp_path), account)
