@@ -141,13 +141,14 @@ UNPICKLERS = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
 
 def test_nothing_is_unpickled() -> None:
-    """No module that reads pickles is imported, and nothing is asked to."""
+    """Nothing that reads pickles is imported (the error may be, to be caught), and nothing is asked to."""
     seen = 0
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             seen += 1
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} != {"UnpicklingError"}:
+                names.append(node.module or "")
             assert not {name.partition(".")[0] for name in names} & UNPICKLERS, path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
