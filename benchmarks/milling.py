@@ -2,11 +2,12 @@
 
     python -m benchmarks.milling
     python -m benchmarks.milling --megabytes 16 --rounds 1 --only speed,shards
-    python -m benchmarks.milling --beam-args=--direct_num_workers=2,--direct_running_mode=multi_processing
+    python -m benchmarks.milling --beam-args=
 
-The same documents (`benchmarks.milling_corpus`), in fresh processes that take turns, each with a tokenizer thread per
-core. A speed is source tokens per second of the median turn; the ratios per processor second hold on a busy machine
-too. The last line is one JSON object with the figures of the parts that ran.
+The same documents (`benchmarks.milling_corpus`), in fresh processes that take turns: ours and datatrove with two worker
+processes each (or ours with other options of Beam), the bare tokenizer with a thread per core. A speed is source tokens
+per second of the median turn; the ratios per processor second hold on a busy machine too. The last line is one JSON
+object with the figures of the parts that ran.
 """
 
 from __future__ import annotations
@@ -177,12 +178,12 @@ def repeat(paths: Sequence[Path], folder: Path, times: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="a folder, or a fetched model")
-    parser.add_argument("--megabytes", type=int, default=64, help="of text")
+    parser.add_argument("--megabytes", type=int, default=128, help="of text")
     parser.add_argument("--growth-megabytes", type=int, default=96, help="of text, before it is ten times as much")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts of {', '.join(PARTS)}")
-    parser.add_argument("--beam-args", default="", help="of our speed turns, separated by commas")
+    parser.add_argument("--beam-args", default=",".join(TWO_WORKERS), help="of our speed turns, separated by commas")
     parser.add_argument("--mds-python", help="an interpreter with mosaicml-streaming, to read MDS as well")
     args = parser.parse_args()
     args.beam_args = [word for word in args.beam_args.split(",") if word]

@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -122,10 +123,18 @@ def main() -> None:
     parser.add_argument("--beam-args", default="", help="separated by commas")
     parser.add_argument("--without-fast", action="store_true", help="as if the extra fast were not installed")
     args = parser.parse_args()
-    if args.without_fast:
-        sys.modules["gigatoken"] = None  # type: ignore[assignment]  # importing it fails
     beam_args = [word for word in args.beam_args.split(",") if word]
-    print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, beam_args)))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.without_fast:
+            hide("gigatoken", Path(folder))
+        print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, beam_args)))
+
+
+def hide(package: str, folder: Path) -> None:
+    """Have imports of a package fail, here and in the workers that are started from here."""
+    (folder / f"{package}.py").write_text("raise ImportError")
+    sys.path.insert(0, str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 if __name__ == "__main__":
