@@ -69,7 +69,7 @@ def _scored(
     memory: np.ndarray,
     config: DifficultyConfig,
 ) -> ScoredDocument:
-    if not (_finite(scored.surprisal_nats) and _finite(scored.entropy_nats)):
+    if not (_are_numbers(scored.surprisal_nats) and _are_numbers(scored.entropy_nats)):
         raise MillError(f"the scorer gave document {document.doc_id!r} nats that are not finite numbers")
     surprisal, entropy = _half(scored.surprisal_nats), _half(scored.entropy_nats)
     difficulty = token_difficulty_nats(surprisal, memory)
@@ -89,9 +89,9 @@ def _scored(
     )
 
 
-def _finite(nats: np.ndarray) -> bool:
-    # A NaN comes through both.
-    return len(nats) == 0 or bool(np.isfinite(nats.min()) and np.isfinite(nats.max()))
+def _are_numbers(nats: np.ndarray) -> bool:
+    # A NaN is the smallest of all, and no comparison with it holds. Infinite surprisal is a number too large to hold.
+    return len(nats) == 0 or bool(nats.min() > -np.inf)
 
 
 def _half(nats: np.ndarray) -> np.ndarray:

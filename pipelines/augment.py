@@ -183,6 +183,8 @@ def finisher(
             "thought_tokens_now",
         )
         totals = dict.fromkeys(names, 0) | counts
+        if (written := sum(entry.rows for entry in request_files)) != totals["requests"]:
+            raise AssertionError(f"{written} requests were written, of {totals['requests']}")
         if totals["generations"] != totals["found"] + totals["generated"] + totals["failed"]:
             raise AssertionError(f"generations wanted do not equal those found, made and failed: {totals}")
         if totals["failed"] > ledger.max_failed_fraction * totals["generations"]:

@@ -15,13 +15,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import shard_io
 from sharding.errors import RequestError
+from sharding.order import content_id
 from sharding.shuffle import LocalShuffleOptions
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """The default: Beam's DirectRunner would first try to download Prism."""
-
-SHUFFLE_NAME = ".shuffle"
-"""In the folder of a stage, while it runs."""
 
 
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -53,23 +51,40 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
 
 
 @contextlib.contextmanager
-def local_shuffle(options: PipelineOptions, stage_folder: str) -> Iterator[None]:
-    """Has the local runner's shuffles go through files while a stage runs; other runners have their own."""
+def local_shuffle(options: PipelineOptions, url: str) -> Iterator[None]:
+    """Has the local runner's shuffles go through files while a pipeline runs; other runners have their own.
+
+    Args:
+        url: where they go, if that is on a local disk and the options don't say otherwise; nobody else's.
+
+    Raises:
+        RequestError: the options name a folder for shuffles, and another runner.
+    """
     chosen = options.view_as(LocalShuffleOptions)
-    local = (options.view_as(StandardOptions).runner or "").endswith("FnApiRunner")
-    if not local or chosen.local_shuffle_folder == "":
+    runner = options.view_as(StandardOptions).runner or ""
+    if not runner.endswith("FnApiRunner"):
+        if chosen.local_shuffle_folder:
+            raise RequestError(
+                f"--local_shuffle_folder={chosen.local_shuffle_folder}: {runner} has shuffles of its own; leave it out"
+            )
         yield
         return
-    fs, path = shard_io.filesystem(stage_folder)
+    if chosen.local_shuffle_folder == "":
+        yield
+        return
+    fs, path = shard_io.filesystem(url)
     if chosen.local_shuffle_folder is None and isinstance(fs, LocalFileSystem):
-        folder = Path(path) / SHUFFLE_NAME
+        own = Path(path)
     else:
-        folder = Path(chosen.local_shuffle_folder or tempfile.gettempdir()) / f"thoughtmill-shuffle-{token_hex(8)}"
-    # A run that was killed leaves its own behind; only one at a time works on an output.
-    shutil.rmtree(folder, ignore_errors=True)
-    before, chosen.local_shuffle_folder = chosen.local_shuffle_folder, str(folder)
+        base = Path(chosen.local_shuffle_folder or tempfile.gettempdir())
+        own = base / f"thoughtmill-shuffle-{content_id(url)[:16]}"
+    # What a run that was killed has left. One that is still at work, and should have stopped, notices.
+    shutil.rmtree(own, ignore_errors=True)
+    before, chosen.local_shuffle_folder = chosen.local_shuffle_folder, str(own / token_hex(8))
     try:
         yield
     finally:
+        shutil.rmtree(chosen.local_shuffle_folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            own.rmdir()
         chosen.local_shuffle_folder = before
-        shutil.rmtree(folder, ignore_errors=True)

@@ -144,11 +144,11 @@ def run_stage(
         if done is not None:
             return done, False
         run.clear()
-        if without_work is None:
-            with local_shuffle(options, run.folder):
+        with local_shuffle(options, shard_io.join(run.output, "stages", f".shuffle-{run.stage}")):
+            if without_work is None:
                 _run(run, options, build)
-        else:
-            without_work()
+            else:
+                without_work()
         lease.check()
     return manifest.require(run.output, run.stage), True
 

@@ -51,12 +51,13 @@ class QuickEncoder:
         self._quick: Any = None
         try:
             self._ready()
+            wrong = next(self._differences(_probes(spec)), None)
         except RuntimeError as error:
             raise ValueError(f"gigatoken can't read it: {error}") from error
+        if wrong is not None:
+            raise ValueError(f"gigatoken tokenizes {wrong!r} otherwise than tokenizers")
         self._agreed = {chr(code) for code in range(128)}
         self._refused: set[str] = set()
-        for text in self._differences(_probes(spec)):
-            raise ValueError(f"gigatoken tokenizes {text!r} otherwise than tokenizers")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # gigatoken's own part can't be pickled, and where this arrives it may not be installed.
@@ -107,7 +108,8 @@ class QuickEncoder:
 def quick_encoder(exact: Tokenizer, spec: dict[str, Any], vocab_size: int) -> QuickEncoder | None:
     """The quick encoder of a byte-level tokenizer, if there can be one."""
     byte_level = any(step.get("type") == "ByteLevel" for step in _pre_tokenizers(spec))
-    if not byte_level or spec["model"]["type"] != "BPE":
+    # Older files, such as GPT-2's, don't name the type.
+    if not byte_level or spec["model"].get("type", "BPE") != "BPE":
         return None
     try:
         return QuickEncoder(exact, spec, vocab_size)

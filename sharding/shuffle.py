@@ -61,16 +61,20 @@ class GroupPartitions(beam.PTransform):
         return files | beam.Flatten() | "Group files" >> beam.GroupByKey() | "Open" >> beam.MapTuple(_opened)
 
 
+MIN_PARTITIONS = 64
+"""The steps behind a shuffle have as many pieces of work, at most, as there are partitions."""
+
+
 class GroupBytes(beam.PTransform):
     """(key, bytes) → (key, its values), in no particular order. Takes `Inputs`.
 
     Args:
-        num_partitions: where it goes through files, how many: one is held in memory at a time.
+        num_partitions: where it goes through files, how many at least: one is held in memory at a time.
     """
 
     def __init__(self, num_partitions: int) -> None:
         super().__init__()
-        self._num_partitions = num_partitions
+        self._num_partitions = max(MIN_PARTITIONS, num_partitions)
 
     def expand(self, inputs: Inputs) -> beam.PCollection:
         collections = _several(inputs)

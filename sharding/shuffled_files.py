@@ -32,6 +32,7 @@ class PartitionWriter:
         self._held: dict[int, list[bytes]] = {}
         self._held_bytes = 0
         self._paths: dict[int, Path] = {}
+        self._sizes: dict[int, int] = {}
 
     def add(self, partition: int, value: bytes) -> None:
         """Take in a value.
@@ -60,7 +61,10 @@ class PartitionWriter:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab") as file:
+                    if file.tell() != self._sizes.get(partition, 0):
+                        raise MillError(f"{path} was changed or removed while it was written; run again")
                     file.writelines(values)
+                    self._sizes[partition] = file.tell()
             except OSError as error:
                 raise MillError(
                     f"cannot write {path}: {error.strerror or error}; the Beam option --local_shuffle_folder names "

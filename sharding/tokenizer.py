@@ -150,7 +150,7 @@ class TextTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` for several texts, on all cores.
+        """`encode` for several texts; on all cores, unless it `is_quick`.
 
         Raises:
             UnencodableText: for the first text that can't be encoded; encode one by one to set it apart.

@@ -366,6 +366,7 @@ class PackShards(beam.PTransform):
             return
         placed = sorted((value for value in values if len(value) > _PLACE.size), key=_place_of)
         rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
+        del placed
         if len(rows) < cut.rows_per_shard:
             rows.append(padding_row(self._config.sequence_length, self._dtype))
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"

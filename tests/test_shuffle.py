@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.beam_options import SHUFFLE_NAME, beam_options, local_shuffle
+from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import from_mapping
 from pipelines.run import mill
 from sharding import manifest, shuffled_files
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
 from sharding.shuffle import GroupBytes, GroupPartitions, LocalShuffleOptions, Settle
 from sharding.shuffled_files import FiledValues, PartitionWriter
 
@@ -135,21 +136,57 @@ def test_settled_values_are_the_same(tmp_path: Path, in_files: bool) -> None:
 # --- where they go ----------------------------------------------------------------------------------------------------
 
 
-def chosen(arguments: tuple[str, ...], stage_folder: str) -> str | None:
+def chosen(arguments: tuple[str, ...], url: str) -> str | None:
     options = beam_options(arguments)
-    with local_shuffle(options, stage_folder):
+    with local_shuffle(options, url):
         return options.view_as(LocalShuffleOptions).local_shuffle_folder
 
 
 def test_where_the_local_runner_puts_its_shuffles(tmp_path: Path) -> None:
-    output = str(tmp_path / "out/stages/score")
-    assert chosen((), output) == f"{output}/{SHUFFLE_NAME}"
-    assert chosen((), f"file://{output}") == f"{output}/{SHUFFLE_NAME}"
+    url = str(tmp_path / "out/stages/.shuffle-score")
+    assert str(chosen((), url)).startswith(f"{url}/")
+    assert str(chosen((), f"file://{url}")).startswith(f"{url}/")
     assert "/thoughtmill-shuffle-" in str(chosen((), "memory://bucket/out"))
-    scratch = str(chosen((f"--local_shuffle_folder={tmp_path}/scratch",), output))
+    scratch = str(chosen((f"--local_shuffle_folder={tmp_path}/scratch",), url))
     assert scratch.startswith(f"{tmp_path}/scratch/thoughtmill-shuffle-")
-    assert chosen(("--local_shuffle_folder=",), output) == ""
-    assert chosen(("--runner=PortableRunner", "--job_endpoint=localhost:1"), output) is None
+    assert chosen(("--local_shuffle_folder=",), url) == ""
+    other = ("--runner=PortableRunner", "--job_endpoint=localhost:1")
+    assert chosen(other, url) is None
+    with pytest.raises(RequestError, match="--local_shuffle_folder=/scratch: PortableRunner has shuffles of its own"):
+        chosen((*other, "--local_shuffle_folder=/scratch"), url)
+
+
+@pytest.mark.parametrize("folder", [None, "scratch"])
+def test_what_a_killed_run_left_goes_and_what_another_makes_stays(tmp_path: Path, folder: str | None) -> None:
+    arguments = (f"--local_shuffle_folder={tmp_path / folder}",) if folder else ()
+    url = str(tmp_path / "out/stages/.shuffle-score")
+    for _ in range(2):
+        options = beam_options(arguments)
+        with local_shuffle(options, url):
+            mine = Path(str(options.view_as(LocalShuffleOptions).local_shuffle_folder))
+            mine.mkdir(parents=True)
+            left = mine.parent / "left"
+            left.mkdir()
+        assert left.exists() and not mine.exists()
+    options = beam_options(arguments)
+    with local_shuffle(options, url):
+        assert not left.exists()
+    assert not mine.parent.exists()
+
+
+def test_a_folder_that_goes_while_it_is_written_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shuffled_files, "HELD_BYTES", 10)
+    writer = PartitionWriter(str(tmp_path / "own"))
+    writer.add(0, b"x" * 20)
+    shutil.rmtree(tmp_path / "own")
+    with pytest.raises(MillError, match="was changed or removed while it was written"):
+        writer.add(0, b"y" * 20)
+
+
+def test_few_partitions_are_work_for_many_workers() -> None:
+    transform = GroupBytes(1)
+    assert transform._num_partitions >= 64
+    assert GroupBytes(1000)._num_partitions == 1000
 
 
 @pytest.mark.slow
@@ -165,12 +202,12 @@ def test_a_run_is_the_same_through_files_and_leaves_none(
     found = []
     for name, extra in (("files", ()), ("memory", ("--local_shuffle_folder=",))):
         config = from_mapping({**tree, "output": str(tmp_path / name), "duplicates": "drop"})
-        leftover = tmp_path / name / "stages/score" / SHUFFLE_NAME / "0-of-a-killed-run"
+        leftover = tmp_path / name / "stages/.shuffle-score/token/0-of-a-killed-run"
         leftover.parent.mkdir(parents=True)
         leftover.write_bytes(b"\xff" * 8)
         done = mill(config, beam_args=(*beam_args, *extra))
         assert done["score"].counts["duplicates_dropped"] > 0 and done["select"].counts["kept"] > 0
         found.append({s: [e.sha256 for f in done[s].files.values() for e in f] for s in manifest.STAGES})
         if name == "files":
-            assert not list((tmp_path / name).rglob(SHUFFLE_NAME))
+            assert not list((tmp_path / name).rglob(".shuffle*"))
     assert found[0] == found[1]

@@ -189,6 +189,15 @@ def test_a_character_that_gigatoken_takes_otherwise_is_left_to_tokenizers(monkey
         np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
 
 
+def test_a_tokenizer_that_does_not_name_its_kind() -> None:
+    """As GPT-2's own file."""
+    data = json.loads(SPECS["byte level"])
+    del data["model"]["type"]
+    tokenizer = TextTokenizer(json.dumps(data).encode(), eos_token="</s>")
+    for text in ("the </s> thé", " a"):
+        np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
+
+
 def test_the_quick_way_forgets_what_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick_tokenizer, "RENEWED_AFTER_CHARACTERS", 100)
     tokenizer = TextTokenizer(SPECS["byte level"], eos_token="</s>")

@@ -25,7 +25,7 @@ from augment.transforms import FindMissing, GenerateTraces, MissingSamples, Read
 from augment.values import needs_controls
 from augment.work import WorkOrder
 from difficulty.allocation import Allocation
-from pipelines.beam_options import beam_options
+from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
 from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
@@ -34,6 +34,7 @@ from pipelines.planning import Focus, trace_planner
 from pipelines.select import ScorerNats
 from pipelines.shown import shown_of
 from pipelines.stage import run_pipeline
+from sharding import shard_io
 from sharding.errors import MillError
 from sharding.order import content_id
 from sharding.records import Candidate, JudgedSegment, LedgerRow, Request
@@ -104,23 +105,25 @@ def _generate(
         flush_seconds=config.ledger.flush_seconds,
         max_failed_fraction=config.ledger.max_failed_fraction,
     )
-    pipeline = beam.Pipeline(options=beam_options(beam_args))
-    wanted = [(request.request_key, request) for _, request in requests]
-    missing = {
-        "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
-        "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
-    } | "Missing" >> FindMissing(1)
-    for name in planner.models:
-        _ = (
-            missing["requests"]
-            | f"For {name}"
-            >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
-            | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, order)
-        )
-    try:
-        run_pipeline(pipeline, "pilot")
-    finally:
-        work.close_all()
+    options = beam_options(beam_args)
+    with local_shuffle(options, shard_io.join(config.output, "stages", ".shuffle-pilot")):
+        pipeline = beam.Pipeline(options=options)
+        wanted = [(request.request_key, request) for _, request in requests]
+        missing = {
+            "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
+            "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
+        } | "Missing" >> FindMissing(1)
+        for name in planner.models:
+            _ = (
+                missing["requests"]
+                | f"For {name}"
+                >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
+                | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, order)
+            )
+        try:
+            run_pipeline(pipeline, "pilot")
+        finally:
+            work.close_all()
 
 
 def _measured(
