@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from sharding.errors import MillError
 from sharding.model_store import resolve_model
-from sharding.quick_tokenizer import quick_encoder
+from sharding.quick_tokenizer import QuickEncoder, quick_encoder
 from sharding.records import token_dtype
 from sharding.tokenizer_spec import METASPACE, byte_table, is_control, metaspace_bytes, plain_spec, trusted_spec
 
@@ -93,9 +93,14 @@ class TextTokenizer:
         self._is_control = np.zeros(self.vocab_size, bool)
         self._is_control[list(self.control_ids)] = True
         self._metaspace_ids = metaspace_bytes(spec, self._trusted)
-        self._quick = None if self._metaspace_ids else quick_encoder(self._plain, plain, self.vocab_size)
+        self._plain_spec = plain
         self._bos_token = bos_token
         self._eos_token = eos_token
+
+    @cached_property
+    def _quick(self) -> QuickEncoder | None:
+        # Made with the first text: most of what only decodes, or writes delimiters, never has one.
+        return None if self._metaspace_ids else quick_encoder(self._plain, self._plain_spec, self.vocab_size)
 
     @property
     def is_quick(self) -> bool:

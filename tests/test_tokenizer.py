@@ -134,7 +134,9 @@ def test_any_text_comes_back(name: str, parts: list[str]) -> None:
 def without_gigatoken(data: bytes) -> TextTokenizer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "gigatoken", None)
-        return TextTokenizer(data, eos_token="</s>")
+        tokenizer = TextTokenizer(data, eos_token="</s>")
+        assert not tokenizer.is_quick
+        return tokenizer
 
 
 EXACT = {name: without_gigatoken(data) for name, data in SPECS.items()}
