@@ -25,8 +25,9 @@ from sharding.manifest import Manifest
 from sharding.packing import PackConfig
 from sharding.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
 from sharding.records import Candidate, FileEntry, Item, ScoredSegment
+from sharding.shard_transforms import PackShards
 from sharding.tokenizer import TextTokenizer, load_tokenizer
-from sharding.transforms import AddUpCounts, PackShards, WriteOnce
+from sharding.transforms import AddUpCounts, WriteOnce
 
 COUNTS = "counts"
 
