@@ -200,6 +200,19 @@ class GenerateTraces(beam.PTransform):
         return outputs
 
 
+def generate_with_each(
+    missing: beam.PCollection, planner: TracePlanner, feeding: FeedingConfig, order: WorkOrder
+) -> list[Any]:
+    """What `GenerateTraces` gives for each of the planner's models, on its own missing samples."""
+    return [
+        missing
+        | f"For {name}"
+        >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
+        | f"Generate with {name}" >> GenerateTraces(planner, name, feeding, order)
+        for name in planner.models
+    ]
+
+
 class _GenerateFn(beam.DoFn):
     """One bundle is one ticket at the process's feeder; its results are durable when the bundle ends."""
 

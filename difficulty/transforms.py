@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import apache_beam as beam
@@ -73,7 +73,7 @@ class _ScoreFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._waiting: list[Document] = []
         self._waiting_bytes = 0
-        self._tokenized: tuple[list[Document], Future[list[np.ndarray]]] | None = None
+        self._tokenized: tuple[list[Document], Callable[[], list[np.ndarray]]] | None = None
         self._memory: NgramMemory | None = None
         # One batch is tokenized while the one before it is scored, unless the two would only wait for each other.
         self._thread = None if self._tokenizer.is_quick else ThreadPoolExecutor(1)
@@ -102,19 +102,14 @@ class _ScoreFn(beam.DoFn):
         if tokenized is not None:
             yield from self._score(*tokenized)
 
-    def _encode(self, texts: list[str]) -> Future[list[np.ndarray]]:
-        if self._thread is not None:
-            return self._thread.submit(self._tokenizer.encode_batch, texts)
-        done: Future[list[np.ndarray]] = Future()
-        try:
-            done.set_result(self._tokenizer.encode_batch(texts))
-        except UnencodableText as error:
-            done.set_exception(error)
-        return done
+    def _encode(self, texts: list[str]) -> Callable[[], list[np.ndarray]]:
+        """What gives the tokens of some texts, once they are needed."""
+        encode = partial(self._tokenizer.encode_batch, texts)
+        return encode if self._thread is None else self._thread.submit(encode).result
 
-    def _score(self, documents: list[Document], tokens: Future[list[np.ndarray]]) -> Iterator[Any]:
+    def _score(self, documents: list[Document], tokens: Callable[[], list[np.ndarray]]) -> Iterator[Any]:
         try:
-            encoded = list(zip(documents, tokens.result(), strict=True))
+            encoded = list(zip(documents, tokens(), strict=True))
         except UnencodableText:
             # One of them: one by one, to set it apart.
             encoded = []

@@ -22,10 +22,9 @@ from augment.ledger import ledger_parts
 from augment.transforms import (
     FAILED,
     FindMissing,
-    GenerateTraces,
     MakeRequests,
-    MissingSamples,
     ReadLedger,
+    generate_with_each,
 )
 from augment.work import WorkOrder
 from difficulty.allocation import Allocation
@@ -101,21 +100,16 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing(num_parts)
-        counts = [missing["counts"], requests | "Count requests" >> beam.Map(request_counts)]
-        failed = [made[FAILED]]
-        for name in planner.models:
-            generated = (
-                missing["requests"]
-                | f"For {name}"
-                >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
-                | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, order)
-            )
-            counts.append(generated["counts"])
-            failed.append(generated[FAILED])
+        generated = generate_with_each(missing["requests"], planner, config.feeding, order)
+        failed = (made[FAILED], *(each[FAILED] for each in generated))
         quarantine_files = (
             failed | "All failed" >> beam.Flatten() | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         )
-        totals = tuple(counts) | "Counts" >> AddUpCounts()
+        totals = (
+            missing["counts"],
+            requests | "Count requests" >> beam.Map(request_counts),
+            *(each["counts"] for each in generated),
+        ) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(
             finish,
             lists={"request_files": request_files, "quarantine_files": quarantine_files},

@@ -75,12 +75,12 @@ class QuickEncoder:
         return ids if not len(ids) or ids.max() < self._vocab_size else None
 
     def _ready(self) -> Any:
-        import gigatoken
-
         if (quick := self._quick) is not None:
             return quick
         with self._lock:
             if self._quick is None:
+                import gigatoken
+
                 self._left = RENEWED_AFTER_CHARACTERS
                 spec = msgspec.json.encode(_with_all_bytes(self._spec, self._vocab_size))
                 self._quick = gigatoken.Tokenizer.from_json(spec)

@@ -21,7 +21,7 @@ from augment.generation import TracePlanner
 from augment.judging import DocumentJudge
 from augment.ledger import collapse_duplicates, ledger_parts, read_ledger
 from augment.selection import decide, make_candidates, make_value
-from augment.transforms import FindMissing, GenerateTraces, MissingSamples, ReadLedger
+from augment.transforms import FindMissing, ReadLedger, generate_with_each
 from augment.values import needs_controls
 from augment.work import WorkOrder
 from difficulty.allocation import Allocation
@@ -113,13 +113,7 @@ def _generate(
             "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing(1)
-        for name in planner.models:
-            _ = (
-                missing["requests"]
-                | f"For {name}"
-                >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
-                | f"Generate with {name}" >> GenerateTraces(planner, name, config.feeding, order)
-            )
+        generate_with_each(missing["requests"], planner, config.feeding, order)
         try:
             run_pipeline(pipeline, "pilot")
         finally:
