@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints import KV, List, Tuple
-from apache_beam.utils.timestamp import MIN_TIMESTAMP
-from apache_beam.utils.windowed_value import WindowedValue
 
 from augment import registry
 from augment.account import account_counts
@@ -35,6 +32,7 @@ from sharding.records import (
     ScoredSegment,
     sample_key,
 )
+from sharding.shuffle import at_bundle_end
 from sharding.tokenizer import load_tokenizer
 from sharding.transforms import GroupRecords
 
@@ -255,10 +253,7 @@ class _GenerateFn(beam.DoFn):
             raise
         self._leave()
         # Only now: what is emitted must be durable.
-        for outcome in outcomes:
-            tagged = isinstance(outcome, beam.pvalue.TaggedOutput)
-            value = WindowedValue(outcome.value if tagged else outcome, MIN_TIMESTAMP, [GlobalWindow()])
-            yield beam.pvalue.TaggedOutput(outcome.tag, value) if tagged else value
+        yield from map(at_bundle_end, outcomes)
 
     def _give_up(self, error: MillError) -> None:
         """Keep what was paid for."""

@@ -10,10 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
-from apache_beam.utils.timestamp import MIN_TIMESTAMP
-from apache_beam.utils.windowed_value import WindowedValue
 
 from difficulty.config import DifficultyConfig
 from difficulty.histogram import DifficultyHistogram
@@ -22,6 +19,7 @@ from difficulty.ngrams import MemoryConfig, NgramCounts, starting_level
 from difficulty.scorers import Scorer, make_scorer
 from difficulty.scoring import score_whole_documents
 from sharding.records import Document, Quarantined, ScoredDocument, segment_id
+from sharding.shuffle import at_bundle_end
 from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 BATCH_BYTES = 256 << 10
@@ -87,10 +85,7 @@ class _ScoreFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         with self._thread or contextlib.nullcontext():
-            for output in (*self._advance(), *self._advance()):
-                tagged = isinstance(output, beam.pvalue.TaggedOutput)
-                value = WindowedValue(output.value if tagged else output, MIN_TIMESTAMP, [GlobalWindow()])
-                yield beam.pvalue.TaggedOutput(output.tag, value) if tagged else value
+            yield from map(at_bundle_end, (*self._advance(), *self._advance()))
 
     def _advance(self) -> Iterator[Any]:
         """Has the waiting documents tokenized and scores those before them."""

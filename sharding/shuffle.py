@@ -119,9 +119,15 @@ class _FileFn(beam.DoFn):
     def process(self, element: tuple[int, bytes]) -> None:
         self._writer.add(*element)
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        for file in self._writer.close().items():
-            yield WindowedValue(file, MIN_TIMESTAMP, [GlobalWindow()])
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(at_bundle_end, self._writer.close().items())
+
+
+def at_bundle_end(output: Any) -> Any:
+    """An output, tagged or not, in the form in which Beam takes it from `finish_bundle`."""
+    tagged = isinstance(output, beam.pvalue.TaggedOutput)
+    value = WindowedValue(output.value if tagged else output, MIN_TIMESTAMP, [GlobalWindow()])
+    return beam.pvalue.TaggedOutput(output.tag, value) if tagged else value
 
 
 def _several(inputs: Inputs) -> tuple[beam.PCollection, ...]:

@@ -12,14 +12,11 @@ from typing import Any, TypeVar
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam import coders
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints import KV
-from apache_beam.utils.timestamp import MIN_TIMESTAMP
-from apache_beam.utils.windowed_value import WindowedValue
 
 from sharding import order, records, shard_io
 from sharding.records import FileEntry, Quarantined, Record
-from sharding.shuffle import GroupBytes, GroupPartitions
+from sharding.shuffle import GroupBytes, GroupPartitions, at_bundle_end
 
 R = TypeVar("R", bound=Record)
 
@@ -171,8 +168,8 @@ class _SumBundleFn(beam.DoFn):
         for name, count in counts.items():
             self._sums[name] += count
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        yield WindowedValue(dict(self._sums), MIN_TIMESTAMP, [GlobalWindow()])
+    def finish_bundle(self) -> Iterator[Any]:
+        yield at_bundle_end(dict(self._sums))
 
 
 def _total(sums: Iterable[Mapping[str, int]]) -> dict[str, int]:

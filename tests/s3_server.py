@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import fsspec
 import pytest
 
 BUCKET = "mill"
@@ -98,4 +99,20 @@ def lead_to(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="module", name="server")
+def server_fixture() -> Iterator[FaultyS3]:
+    with serve_s3() as running:
+        yield running
+
+
+@pytest.fixture(name="store")
+def store_fixture(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The server, empty but for a bucket, and an environment that leads to it: that is all the mill needs."""
+    server.empty()
+    lead_to(server, monkeypatch)
+    fsspec.filesystem("s3").mkdir(BUCKET)
+    yield server
     fsspec.get_filesystem_class("s3").clear_instance_cache()

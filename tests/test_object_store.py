@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,13 @@ from sharding import manifest, shard_io
 from sharding.errors import MillError, RequestError
 from sharding.lease import Lease, lease_url
 from sharding.verify import verify
-from tests.s3_server import BUCKET, SECRET, FaultyS3, lead_to, serve_s3
+from tests.s3_server import BUCKET, SECRET, FaultyS3, lead_to, server_fixture, store_fixture  # noqa: F401
 
 pytest.importorskip("moto", reason="moto's server is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 
 PARALLEL = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 DOCUMENTS = [{"id": f"doc-{i}", "text": f"Document {i} says {i * i}. " * (10 + 3 * i)} for i in range(20)]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyS3]:
-    with serve_s3() as running:
-        yield running
-
-
-@pytest.fixture
-def store(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """The server, empty but for a bucket, and an environment that leads to it: that is all the mill needs."""
-    server.empty()
-    lead_to(server, monkeypatch)
-    fsspec.filesystem("s3").mkdir(BUCKET)
-    yield server
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 Job = Callable[..., MillConfig]

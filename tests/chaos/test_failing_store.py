@@ -1,11 +1,9 @@
 """An S3 that answers one call in twenty with 503: source, output and ledger are there, and nothing is lost."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from pipelines.config import MillConfig, from_mapping
@@ -15,27 +13,12 @@ from sharding.errors import MillError
 from tests.chaos.conftest import Account, Job
 from tests.chaos.jobs import UNFLUSHED, Child, MadeLog, ledger_keys
 from tests.chaos.test_kills import finish, slow_engine, until
-from tests.s3_server import BUCKET, FaultyS3, lead_to, serve_s3
+from tests.s3_server import BUCKET, FaultyS3, lead_to, server_fixture, store_fixture  # noqa: F401
 
 pytest.importorskip("moto", reason="moto's server is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 
 SHARE = 0.05
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyS3]:
-    with serve_s3() as running:
-        yield running
-
-
-@pytest.fixture
-def store(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    server.empty()
-    lead_to(server, monkeypatch)
-    fsspec.filesystem("s3").mkdir(BUCKET)
-    yield server
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def tree_on_store(job: Job, root: str, **sections: Any) -> dict[str, Any]:
