@@ -21,7 +21,7 @@ model: install
 	$(BIN)/thoughtmill models fetch $(MODEL)
 
 demo: model
-	$(BIN)/python -m pipelines.demo
+	$(BIN)/python -m pipelines.tools.demo
 
 # The report's tests open it in a real browser, and are skipped where there is none. CHROMIUM names one elsewhere.
 browser:

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import conclude
-from difficulty.allocation import Allocation
-from difficulty.budget import allocate
-from difficulty.histogram import DifficultyHistogram
-from difficulty.tiers import BudgetConfig, TierConfig
+from difficulty.budget.allocate import allocate
+from difficulty.budget.allocation import Allocation
+from difficulty.budget.histogram import DifficultyHistogram
+from difficulty.budget.tiers import BudgetConfig, TierConfig
 
 SIZES = (10, 30, 100, 1_000, 10_000, 100_000, 1_000_000)
 SEEDS = {1_000_000: 1, 100_000: 2}  # fewer where a seed takes seconds

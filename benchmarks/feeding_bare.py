@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from augment import registry, work
-from augment.engines import GenerationRequest, ModelConfig
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import GenerationRequest
 from augment.engines.vllm import VllmEngine
+from augment.feeding import registry, worker
 from benchmarks.feeding_load import MAX_MODEL_LEN, Load, Turn, make_load, run_ours, take_turns
-from sharding.records import sample_key
+from sharding.records.types import sample_key
 
 CAPS = (16, 32, 64, 96, 128)
 LONG_TASK = "Explain at length, with an example, and name every step"
@@ -81,4 +82,4 @@ def compare(model_name: str, *, count: int, rounds: int, engine_args: dict[str, 
                 rounds,
             )
         finally:
-            work.close_all()
+            worker.close_all()

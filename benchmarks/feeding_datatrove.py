@@ -17,7 +17,7 @@ from datatrove.pipeline.inference.run_inference import InferenceConfig, Inferenc
 from datatrove.pipeline.writers.jsonl import JsonlWriter  # type: ignore[import-untyped]
 from loguru import logger
 
-from augment.engines import GenerationRequest
+from augment.engines.protocol import GenerationRequest
 from benchmarks.feeding_load import Turn, clock
 
 

@@ -24,16 +24,16 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from augment.engines import ModelConfig, SamplingConfig
-from augment.feeding import FeedingConfig
-from augment.generation import TierRequest, TracePlanner
-from augment.ledger import read_ledger
-from augment.requests import fraction_of
-from augment.thoughts import ClosingConfig
+from augment.engines.config import ModelConfig, SamplingConfig
+from augment.feeding.config import FeedingConfig
+from augment.feeding.worker import WorkOrder
+from augment.ledger.reading import read_ledger
+from augment.requests.closing import ClosingConfig
+from augment.requests.planner import TierRequest, TracePlanner
 from augment.transforms import GenerateTraces
-from augment.work import WorkOrder
-from sharding.records import Request, ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding.hashing import fraction_of
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Request, ScoredSegment
 
 MODEL = "served"
 """The name of the one model in the planner."""

@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from augment import work
-from augment.engines import ModelConfig, SamplingConfig
+from augment.engines.config import ModelConfig, SamplingConfig
+from augment.feeding import worker
 from benchmarks.feeding_bare import CAPS, LONG_TASK, generation_requests
 from benchmarks.feeding_load import MAX_MODEL_LEN, Turn, make_load, run_ours, take_turns
 from benchmarks.feeding_server import serve
-from sharding.model_store import resolve_model
+from sharding.models.store import resolve_model
 
 NATURAL_CAP = 128
 
@@ -46,7 +46,7 @@ def compare(
             if datatrove_count:
                 turns["datatrove"] = sides.beside_datatrove(datatrove_count, rounds)
         finally:
-            work.close_all()
+            worker.close_all()
     return turns
 
 

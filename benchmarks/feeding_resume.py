@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from augment import registry
-from augment.engines import Generation, GenerationRequest, ModelConfig
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import Generation, GenerationRequest
 from augment.engines.rehearsal import RehearsalEngine
-from augment.ledger import ledger_parts
+from augment.feeding import registry
+from augment.ledger.parts import ledger_parts
 from pipelines.augment import augment
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
 from pipelines.run import mill
-from sharding import manifest, shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import storage
+from sharding.storage import manifest
 
 MAX_TOKENS = 256
 
@@ -70,11 +73,11 @@ def resume(tokenizer: str, *, rows: int, missing: int) -> Resume:
         fresh_s, _, made = _timed(config)
         # What a kill leaves: no manifest, and the ledger without its last parts.
         for file in (manifest.manifest_url(config.output, "augment"), _success(config.output)):
-            shard_io.remove(file)
+            storage.remove(file)
         parts = ledger_parts(config.ledger_url)
         gone = max(1, round(missing / (made / len(parts))))
         for url in parts[-gone:]:
-            shard_io.remove(url)
+            storage.remove(url)
         again_s, again_cpu_s, lacked = _timed(config)
     return Resume(made - lacked, len(parts) - gone, lacked, again_s, again_cpu_s, fresh_s)
 
@@ -95,7 +98,7 @@ def _timed(config: MillConfig) -> tuple[float, float, int]:
 
 
 def _success(output: str) -> str:
-    return shard_io.join(manifest.stage_url(output, "augment"), manifest.SUCCESS_NAME)
+    return storage.join(manifest.stage_url(output, "augment"), manifest.SUCCESS_NAME)
 
 
 def _config(tokenizer: str, folder: Path, documents: int) -> MillConfig:

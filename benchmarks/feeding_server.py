@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from augment.engines import ModelConfig
+from augment.engines.config import ModelConfig
 from augment.engines.vllm import engine_arguments
 from sharding.errors import MillError
 

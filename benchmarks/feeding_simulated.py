@@ -27,12 +27,13 @@ from unittest import mock
 
 import numpy as np
 
-import augment.ledger
-from augment import registry, work
-from augment.engines import Generation, GenerationRequest, ModelConfig
-from augment.requests import fraction_of
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import Generation, GenerationRequest
+from augment.feeding import registry, worker
+from augment.ledger import writer as ledger_writer
 from benchmarks.feeding_bare import CAPS as REAL_CAPS
 from benchmarks.feeding_load import Turn, make_load, run_ours
+from sharding.hashing import fraction_of
 
 SLOTS, STEP_S = 256, 0.005
 CAPS = (64, 128, 256, 384, 512)
@@ -187,7 +188,7 @@ def simulate(tokenizer: str, *, count: int, slots: int = SLOTS, step_s: float = 
         try:
             turn = run_ours(load, f"{name}/ledger")
         finally:
-            work.close_all()
+            worker.close_all()
     return SimulatedRun(turn, sum(engine.lengths), max(engine.lengths), slots, step_s, engine.steps)
 
 
@@ -228,10 +229,10 @@ class _Stopwatch:
 def _stopwatches() -> Iterator[tuple[_Stopwatch, _Stopwatch]]:
     """Around the two places where the ledger works: taking a row in, and writing a part."""
     add, write = _Stopwatch(), _Stopwatch()
-    writer = augment.ledger.LedgerWriter
+    writer = ledger_writer.LedgerWriter
     with (
         mock.patch.object(writer, "add", add.around(writer.add)),
-        mock.patch.object(augment.ledger, "write_part", write.around(augment.ledger.write_part)),
+        mock.patch.object(ledger_writer, "write_part", write.around(ledger_writer.write_part)),
     ):
         yield add, write
 
@@ -252,5 +253,5 @@ def ledger_cost(tokenizer: str, *, count: int, tokens_per_row: int = LEDGER_TOKE
         try:
             turn = run_ours(load, f"{name}/ledger", flush_seconds=10.0 / LEDGER_SPEED_UP)
         finally:
-            work.close_all()
+            worker.close_all()
     return LedgerCost(count, turn.tokens, write.times, add.elapsed_s, write.elapsed_s, turn.elapsed_s)

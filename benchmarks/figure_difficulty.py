@@ -12,10 +12,11 @@ from itertools import islice
 
 import numpy as np
 
-from difficulty.allocation import Allocation
-from sharding import manifest, shard_io
-from sharding.records import ScoredSegment
-from sharding.tokenizer import TextTokenizer, load_tokenizer
+from difficulty.budget.allocation import Allocation
+from sharding import storage
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+from sharding.records.types import ScoredSegment
+from sharding.storage import manifest
 
 COLUMNS, LINES_PER_SEGMENT, MAX_SEGMENTS = 92, 9, 4
 CHARACTER_INCHES, LINE_INCHES = 0.0935, 0.21
@@ -28,11 +29,11 @@ def main(output: str, target: str) -> None:
 
     scored = manifest.require(output, "score")
     tokenizer = load_tokenizer(scored.config["tokenizer"])
-    plan = msgspec.json.decode(shard_io.read_bytes(shard_io.join(output, "difficulty.json")))
+    plan = msgspec.json.decode(storage.read_bytes(storage.join(output, "difficulty.json")))
     allocation = Allocation.from_json(plan["allocation"])
     documents: dict[str, list[tuple[ScoredSegment, str]]] = {}
     for url in manifest.file_urls(output, scored, "segments"):
-        for segment in shard_io.read_records(url, ScoredSegment):
+        for segment in storage.read_records(url, ScoredSegment):
             tier = allocation.tiers[allocation.tier_of(segment.segment_id, segment.difficulty_nats)].name
             documents.setdefault(segment.doc_id, []).append((segment, tier))
     shown = max(documents.values(), key=lambda segments: (len({tier for _, tier in segments}), len(segments)))

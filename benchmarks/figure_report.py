@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.browser import Browser, Page
 from pipelines import report
-from pipelines.inspect import Wanted, inspect
+from pipelines.documents.inspect import Wanted, inspect
 
 WIDTH, MAX_HEIGHT, TERMINAL_COLUMNS = 1200, 1300, 104
 

@@ -113,7 +113,7 @@ def peer(side: str, source: Path, output: Path, tokenizer: Path) -> Turn:
 
 def model_folder(tokenizer: str) -> Path:
     """Where the tokenizer.json of a model is."""
-    from sharding.model_store import resolve_model
+    from sharding.models.store import resolve_model
 
     return Path(resolve_model(tokenizer))
 

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
 from pipelines.run import mill
+from pipelines.yaml_config import from_mapping
 
 SEQUENCE_LENGTH = 4096
 POLL_S = 0.25

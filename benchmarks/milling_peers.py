@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.milling_ours import cpu_seconds
-from sharding.shard_io import chunks
+from sharding.storage.arrow_files import chunks
 
 BATCH_CHARACTERS = 1 << 20
 END_OF_TEXT = "<|endoftext|>"

@@ -2,7 +2,7 @@
 
 All sides read the same rows on two threads and add up every id, so that what is decoded lazily is decoded:
 
-ours     shards as they are: `sharding.rows`, as `sharding.read` and the exporters read them
+ours     shards as they are: `sharding.shards.rows`, as `sharding.shards.dataset` and the exporters read them
 Parquet  what `thoughtmill export --format parquet` wrote: 32-bit ids, zstd, row groups of 32 MiB; pyarrow
 MDS      what `--format mds` wrote, which isn't compressed; `benchmarks.milling_mds`, in a process of its own
 """
@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from sharding import manifest, shard_io
-from sharding.export import export
-from sharding.rows import MappedShard
+from sharding import storage
+from sharding.shards.export import export
+from sharding.shards.rows import MappedShard
+from sharding.storage import manifest
 
 THREADS = 2
 
@@ -76,7 +77,7 @@ def reading_speeds(output: str, scratch: str, rounds: int, mds_python: str | Non
     tokens = sum(count for kind, count in packed.counts.items() if kind in TOKEN_COUNTS)
     sides = {
         "ours": read_ours(output),
-        "Parquet": read_parquet(exported(output, shard_io.join(scratch, "parquet"), "parquet")),
+        "Parquet": read_parquet(exported(output, storage.join(scratch, "parquet"), "parquet")),
     }
     seconds: dict[str, float] = {}
     sums: dict[str, int] = {}
@@ -88,7 +89,7 @@ def reading_speeds(output: str, scratch: str, rounds: int, mds_python: str | Non
             seconds[name] = min(seconds.get(name, np.inf), time.perf_counter() - began)
     if mds_python is not None:
         script = str(Path(__file__).with_name("milling_mds.py"))
-        command = [mds_python, script, exported(output, shard_io.join(scratch, "mds"), "mds"), f"--rounds={rounds}"]
+        command = [mds_python, script, exported(output, storage.join(scratch, "mds"), "mds"), f"--rounds={rounds}"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         seconds["MDS"], sums["MDS"] = found["elapsed_s"], found["sum"]
@@ -133,7 +134,7 @@ def _items(output: str) -> list[tuple[str, int]]:
     return [
         (doc_id, length)
         for url in manifest.file_urls(output, packed, "shards")
-        for batch in shard_io.read_batches(url, ("doc_ids", "seq_lengths"))
+        for batch in storage.read_batches(url, ("doc_ids", "seq_lengths"))
         for doc_id, length in zip(
             batch.column("doc_ids").flatten().to_pylist(),
             batch.column("seq_lengths").flatten().to_pylist(),

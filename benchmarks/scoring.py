@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.machine import conclude
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import TokenScores
 from difficulty.scorers.causal_lm import CausalLMScorer
+from difficulty.scorers.protocol import TokenScores
 from difficulty.scorers.windows import cut_windows
-from sharding.model_store import resolve_model
+from sharding.models.store import resolve_model
 
 console = Console()
 

@@ -30,17 +30,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import conclude
-from difficulty.scorers import SEPARATOR
 from difficulty.scorers.causal_lm import CausalLMScorer
+from difficulty.scorers.protocol import SEPARATOR
 from difficulty.transforms import shared_scorer
 from pipelines.augment import augment
 from pipelines.cli import set_up_logging
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
 from pipelines.score import score
 from pipelines.select import select
-from sharding import manifest, shard_io
-from sharding.manifest import Manifest
-from sharding.records import Candidate
+from pipelines.yaml_config import from_mapping
+from sharding import storage
+from sharding.records.types import Candidate
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 console = Console()
 
@@ -136,7 +138,7 @@ def _traces_by_segment(config: MillConfig, selected: Manifest) -> list[list[str]
     found: dict[str, list[str]] = {}
     for family in ("kept", "rejected"):
         for url in manifest.file_urls(config.output, selected, family):
-            for candidate in shard_io.read_records(url, Candidate):
+            for candidate in storage.read_records(url, Candidate):
                 found.setdefault(candidate.segment_id, []).append(candidate.text)
     return [traces for _, traces in sorted(found.items()) if len(traces) == SAMPLES]
 

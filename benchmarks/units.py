@@ -26,12 +26,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from augment.ledger import ledger_parts, read_ledger
-from augment.parts import write_part
+from augment.ledger.parts import ledger_parts, write_part
+from augment.ledger.reading import read_ledger
 from benchmarks.machine import conclude
-from sharding import manifest, records, shard_io
-from sharding.records import Candidate, LedgerRow, Record, Request, Row, ScoredDocument, ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding import records, storage
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.base import Record
+from sharding.records.types import Candidate, LedgerRow, Request, Row, ScoredDocument, ScoredSegment
+from sharding.storage import manifest
 
 TRACES = 80
 NOTHING = np.empty(0, np.float16)
@@ -81,7 +83,7 @@ def family(output: str, stage: str, name: str, kind: type[Any]) -> tuple[list[An
     finished = manifest.require(output, stage)
     urls = manifest.file_urls(output, finished, name)
     size_bytes = sum(entry.size_bytes for entry in finished.files.get(name, ()))
-    return [record for url in urls for record in shard_io.read_records(url, kind)], size_bytes
+    return [record for url in urls for record in storage.read_records(url, kind)], size_bytes
 
 
 def whole(segments: list[ScoredSegment]) -> ScoredDocument:
@@ -142,7 +144,7 @@ def weights(output: str, trace_tokens: int | None) -> Iterator[Weight]:
         for r in requests
     ]
     yield weigh("requests", prompted, lambda r: r.prompt_tokens, {"prompt_token_ids": np.empty(0, np.uint32)})
-    url = shard_io.join(output, "ledger")
+    url = storage.join(output, "ledger")
     rows = list(read_ledger(url))
     size_bytes = sum(Path(part).stat().st_size for part in ledger_parts(url))
     empty_row = {"text": "", "token_ids": rows[0].token_ids[:0]}

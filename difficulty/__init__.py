@@ -9,12 +9,12 @@ The score stage in five lines, on a list of strings:
         print(segment.segment_id, segment.difficulty_nats, segment.surprisal_nats)
 """
 
-from difficulty.budget import allocate
+from difficulty.budget.allocate import allocate
+from difficulty.budget.histogram import DifficultyHistogram
+from difficulty.budget.tiers import BudgetConfig, ModelPrice, TierConfig
 from difficulty.config import DifficultyConfig
-from difficulty.histogram import DifficultyHistogram
 from difficulty.scoring import score_texts
 from difficulty.surprisal import align_nats, hard_spans
-from difficulty.tiers import BudgetConfig, ModelPrice, TierConfig
 
 __all__ = [
     "BudgetConfig",

@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from difficulty.ngrams import MemoryConfig
+from difficulty.memory.counting import MemoryConfig
 from sharding.config import STRICT
-from sharding.http import check_urls
+from sharding.models.server import check_urls
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

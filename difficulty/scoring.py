@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.memory import NgramMemory
-from difficulty.scorers import Scorer, TokenScores, make_scorer, score_documents
+from difficulty.memory.table import NgramMemory
+from difficulty.scorers import make_scorer
+from difficulty.scorers.protocol import Scorer, TokenScores, score_documents
 from difficulty.segments import cut_segments
 from difficulty.surprisal import difficulty_nats, token_difficulty_nats
 from sharding.errors import MillError, RequestError
-from sharding.records import Document, ScoredDocument, ScoredSegment
-from sharding.tokenizer import TextTokenizer, load_tokenizer
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+from sharding.records.types import Document, ScoredDocument, ScoredSegment
 
 LARGEST_HALF = np.finfo(np.float16).max
 

@@ -12,15 +12,16 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.utils.shared import Shared
 
+from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.config import DifficultyConfig
-from difficulty.histogram import DifficultyHistogram
-from difficulty.memory import NgramMemory
-from difficulty.ngrams import MemoryConfig, NgramCounts, starting_level
-from difficulty.scorers import Scorer, make_scorer
+from difficulty.memory.counting import MemoryConfig, NgramCounts, starting_level
+from difficulty.memory.table import NgramMemory
+from difficulty.scorers import make_scorer
+from difficulty.scorers.protocol import Scorer
 from difficulty.scoring import score_whole_documents
-from sharding.records import Document, Quarantined, ScoredDocument, segment_id
-from sharding.shuffle import at_bundle_end
-from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.beam.shuffle import at_bundle_end
+from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.records.types import Document, Quarantined, ScoredDocument, segment_id
 
 BATCH_BYTES = 256 << 10
 """Documents are scored together up to this many bytes of text, so that the scorer can sort them by length."""

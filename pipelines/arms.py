@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from pipelines import config as config_module
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.run import mill
-from sharding import shard_io
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.manifest import Manifest
+from sharding.storage.manifest import Manifest
 
 RAW = "raw"
 ARMS = {
@@ -114,8 +114,8 @@ def mill_arms(
                 f"arm {name}: {results[name].sequences} sequences, fewer than the {results[RAW].sequences} of the arm "
                 f"{RAW}: too little thinking to compare; raise {config.budget.key}"
             )
-    shard_io.write_json(
-        shard_io.join(config.output, "arms", ARMS_NAME),
+    storage.write_json(
+        storage.join(config.output, "arms", ARMS_NAME),
         {name: msgspec.to_builtins(result) for name, result in results.items()},
     )
     return results
@@ -132,8 +132,8 @@ def arm_config(config: MillConfig, name: str, max_rows: Mapping[str, int] | None
     Raises:
         RequestError: the config can't have this arm.
     """
-    tree = config_module.to_mapping(config)
-    tree["output"] = shard_io.join(config.output, "arms", name)
+    tree = yaml_config.to_mapping(config)
+    tree["output"] = storage.join(config.output, "arms", name)
     tree["scored"] = config.scored or config.output
     tree["ledger"]["path"] = config.ledger_url
     tree["card"]["name"] = f"{config.card.name}, arm {name}"
@@ -148,7 +148,7 @@ def arm_config(config: MillConfig, name: str, max_rows: Mapping[str, int] | None
             tier["prompt"] = tier["prompt"] and REPHRASE_PROMPT
     if max_rows is not None:
         tree["pack"]["max_rows"] = dict(max_rows)
-    return config_module.from_mapping(tree, f"arm {name}")
+    return yaml_config.from_mapping(tree, f"arm {name}")
 
 
 def result_of(arm: MillConfig, stages: Mapping[str, Manifest]) -> ArmResult:

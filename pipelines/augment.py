@@ -15,31 +15,28 @@ import apache_beam as beam
 import msgspec
 from apache_beam.typehints import KV
 
-from augment import work
-from augment.generation import TracePlanner
-from augment.heartbeat import clear_beats
-from augment.ledger import ledger_parts
-from augment.transforms import (
-    FAILED,
-    FindMissing,
-    MakeRequests,
-    ReadLedger,
-    generate_with_each,
-)
-from augment.work import WorkOrder
-from difficulty.allocation import Allocation
+from augment.feeding import worker
+from augment.feeding.heartbeat import clear_beats
+from augment.feeding.worker import WorkOrder
+from augment.ledger.parts import ledger_parts
+from augment.ledger.transforms import FindMissing, ReadLedger
+from augment.requests.planner import TracePlanner
+from augment.transforms import FAILED, MakeRequests, generate_with_each
+from difficulty.budget.allocation import Allocation
 from pipelines.config import LedgerConfig, MillConfig
 from pipelines.plan.measured import forecast_for
 from pipelines.planning import Focus, plan_budget, trace_planner, what_decides_text
 from pipelines.shown import shown_of
-from pipelines.stage import StageRun, digest, run_stage
-from pipelines.status import PLAN_NAME, beats_url, plan_of, planned_generations
-from sharding import manifest, records, shard_io
+from pipelines.stage import StageRun, run_stage
+from pipelines.watch.status import PLAN_NAME, beats_url, plan_of, planned_generations
+from sharding import records, storage
+from sharding.beam.counts import AddUpCounts
+from sharding.beam.part_join import part_count
+from sharding.beam.parts import WriteOnce, WriteParts, write_quarantine
 from sharding.errors import MillError
-from sharding.manifest import Manifest
-from sharding.part_join import part_count
-from sharding.records import FileEntry, Request
-from sharding.transforms import AddUpCounts, WriteOnce, WriteParts, write_quarantine
+from sharding.records.types import FileEntry, Request
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest, digest
 
 DIFFICULTY_NAME = "difficulty.json"
 """In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
@@ -121,7 +118,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         return run_stage(run, build, without_work=without_work, beam_args=beam_args, replace=replace)
     finally:
         # An engine of this process would hold its memory through the stages that don't generate.
-        work.close_all()
+        worker.close_all()
         clear_beats(beats_url(config.output))
 
 
@@ -144,9 +141,9 @@ def write_plan(
 ) -> None:
     """What is about to be generated, for `thoughtmill status`; and the difficulty with the plan that spends on it."""
     plan = plan_of(config, allocation, planner, began_at=run.started_at, rehearsal=_is_rehearsal(scored, planner))
-    shard_io.write_json(shard_io.join(run.folder, PLAN_NAME), plan)
-    shard_io.write_json(
-        shard_io.join(config.output, DIFFICULTY_NAME),
+    storage.write_json(storage.join(run.folder, PLAN_NAME), plan)
+    storage.write_json(
+        storage.join(config.output, DIFFICULTY_NAME),
         {"histogram": scored.facts["histogram"], "allocation": allocation.to_json()},
     )
 

@@ -13,10 +13,10 @@ from secrets import token_hex
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from fsspec.implementations.local import LocalFileSystem
 
-from sharding import shard_io
+from sharding import storage
+from sharding.beam.shuffle import LocalShuffleOptions
 from sharding.errors import RequestError
-from sharding.order import content_id
-from sharding.shuffle import LocalShuffleOptions
+from sharding.hashing import content_id
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """The default: Beam's DirectRunner would first try to download Prism."""
@@ -72,7 +72,7 @@ def local_shuffle(options: PipelineOptions, url: str) -> Iterator[None]:
     if chosen.local_shuffle_folder == "":
         yield
         return
-    fs, path = shard_io.filesystem(url)
+    fs, path = storage.filesystem(url)
     if chosen.local_shuffle_folder is None and isinstance(fs, LocalFileSystem):
         own = Path(path)
     else:

@@ -16,20 +16,22 @@ import apache_beam as beam
 import msgspec
 import numpy as np
 
-from pipelines import config as config_module
+from pipelines import card, yaml_config
+from pipelines.card import markdown, versions
 from pipelines.config import MillConfig
-from pipelines.stage import StageRun, digest, run_stage
-from sharding import card, manifest, mixing, order, records, shard_io, tally, versions
-from sharding.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
-from sharding.manifest import Manifest
-from sharding.packing import PackConfig
-from sharding.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
-from sharding.records import Candidate, FileEntry, Item, ScoredSegment
-from sharding.shard_transforms import PackShards
-from sharding.tokenizer import TextTokenizer, load_tokenizer
-from sharding.transforms import AddUpCounts, WriteOnce
-
-COUNTS = "counts"
+from pipelines.stage import StageRun, run_stage
+from sharding import records, storage, tally
+from sharding.beam.counts import COUNTS, AddUpCounts
+from sharding.beam.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
+from sharding.beam.parts import WriteOnce
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+from sharding.packing import mixing, order
+from sharding.packing.config import PackConfig
+from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
+from sharding.packing.transforms import PackShards
+from sharding.records.types import Candidate, FileEntry, Item, ScoredSegment
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest, digest
 
 
 def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
@@ -185,11 +187,11 @@ def finisher(run: StageRun, config: MillConfig, tokenizer_facts: dict[str, Any])
             facts={**tokenizer_facts, "versions": versions.installed()},
             rehearsal=any(stage.rehearsal for stage in earlier.values()),
         )
-        resolved = card.redacted(config_module.dump(config))
-        shard_io.write_bytes(shard_io.join(config.output, "config.yaml"), resolved.encode())
+        resolved = markdown.redacted(yaml_config.dump(config))
+        storage.write_bytes(storage.join(config.output, "config.yaml"), resolved.encode())
         card.write(config.output, earlier | {"pack": packed})
         manifest.write(config.output, packed)
-        shard_io.write_bytes(shard_io.join(config.output, manifest.SUCCESS_NAME), b"")
+        storage.write_bytes(storage.join(config.output, manifest.SUCCESS_NAME), b"")
 
     return finish
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from augment.engines import ModelConfig
-from augment.generation import TierRequest, TracePlanner
-from difficulty.allocation import Allocation
-from difficulty.budget import allocate
-from difficulty.histogram import DifficultyHistogram
+from augment.engines.config import ModelConfig
+from augment.requests.planner import TierRequest, TracePlanner
+from difficulty.budget.allocate import allocate
+from difficulty.budget.allocation import Allocation
+from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.surprisal import hard_spans, token_difficulty_nats
 from pipelines import config as config_module
+from pipelines import yaml_config
 from pipelines.config import MillConfig
-from sharding import manifest
 from sharding.errors import MillError
-from sharding.manifest import Manifest
-from sharding.records import ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import ScoredSegment
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 
 def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
@@ -102,7 +103,7 @@ class Focus:
 
 def what_decides_text(model: ModelConfig) -> dict[str, object]:
     """The parts of a model's config that can change a text; prices and queue lengths can't."""
-    plain = config_module.to_mapping(model)
+    plain = yaml_config.to_mapping(model)
     return {
         key: plain[key]
         for key in ("engine", "name", "served_name", "revision", "max_model_len", "thinking", "engine_args")

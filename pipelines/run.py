@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipelines.config import MillConfig
-from sharding.manifest import STAGES, Manifest
+from sharding.storage.manifest import STAGES, Manifest
 
 
 def mill(
@@ -34,9 +34,9 @@ def mill(
     """
     # Imported here: Beam takes a second, and `--help` and `verify` do without.
     from pipelines.augment import augment
+    from pipelines.borrowed_scores import borrow_scores
     from pipelines.pack import pack
     from pipelines.score import score
-    from pipelines.scored import borrow_scores
     from pipelines.select import select
 
     scores = score if config.scored is None else borrow_scores

@@ -13,21 +13,23 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
+from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.config import DifficultyConfig
-from difficulty.histogram import DifficultyHistogram
-from difficulty.memory import NgramMemory
+from difficulty.memory.table import NgramMemory
 from difficulty.scorers import describe_scorer
 from difficulty.surprisal import token_difficulty_nats
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
-from pipelines import config as config_module
+from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.reading import ReadDocuments
 from pipelines.stage import StageRun, run_stage
-from sharding import manifest, records, shard_io, sources, tally
-from sharding.manifest import Manifest
-from sharding.records import FileEntry, Quarantined, ScoredDocument
-from sharding.tokenizer import load_tokenizer
-from sharding.transforms import AddUpCounts, WriteOnce, WriteParts, write_quarantine
+from sharding import records, sources, storage, tally
+from sharding.beam.counts import AddUpCounts
+from sharding.beam.parts import WriteOnce, WriteParts, write_quarantine
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import FileEntry, Quarantined, ScoredDocument
+from sharding.sources.transforms import ReadDocuments
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 PART_SOURCE_BYTES = 16 << 20
 """A scored part holds about this much source, in bytes."""
@@ -108,12 +110,12 @@ def source_sections(config: MillConfig) -> dict[str, Any]:
     """The parts of the config that say what the documents are."""
     if config.source is not None:
         return {"source": config.source, "duplicates": config.duplicates}
-    return {"sources": [config_module.to_mapping(s) for s in config.sources], "duplicates": config.duplicates}
+    return {"sources": [yaml_config.to_mapping(s) for s in config.sources], "duplicates": config.duplicates}
 
 
 def what_decides(difficulty: DifficultyConfig) -> dict[str, Any]:
     """The parts of the section that can change a score: where its servers are, and how they are asked, can't."""
-    plain = config_module.to_mapping(difficulty)
+    plain = yaml_config.to_mapping(difficulty)
     return {
         key: value for key, value in plain.items() if key not in ("urls", "api_key_env", "timeout_s", "max_in_flight")
     }
@@ -122,7 +124,7 @@ def what_decides(difficulty: DifficultyConfig) -> dict[str, Any]:
 def memory_url(config: MillConfig, run: StageRun) -> str:
     """Where the n-gram memory is or will be; "" without one."""
     if config.difficulty.memory is not None:
-        return shard_io.join(run.folder, MEMORY_NAME)
+        return storage.join(run.folder, MEMORY_NAME)
     return config.difficulty.memory_path or ""
 
 

@@ -16,30 +16,27 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.typehints import KV
 
-from augment.account import split_account
-from augment.decontamination import index_digest, load_index
-from augment.ledger import ledger_parts
-from augment.transforms import ChooseCandidates, JudgeCandidates, MakeCandidates, PickControls, ReadLedger
-from augment.values import needs_controls, value_digest
+from augment.ledger.parts import ledger_parts
+from augment.ledger.transforms import ReadLedger
+from augment.selection.account import split_account
+from augment.selection.benchmarks.index import index_digest, load_index
+from augment.selection.transforms import ChooseCandidates, JudgeCandidates, MakeCandidates, PickControls
+from augment.selection.values import needs_controls, value_digest
 from difficulty.config import DifficultyConfig
 from difficulty.transforms import shared_scorer
 from pipelines.config import MillConfig
 from pipelines.score import what_decides
 from pipelines.shown import shown_of
-from pipelines.stage import StageRun, digest, run_stage
-from sharding import manifest, records
-from sharding.manifest import Manifest
-from sharding.part_join import part_count
-from sharding.records import (
-    Candidate,
-    ContaminatedDocument,
-    FileEntry,
-    LedgerRow,
-    Request,
-    ScoredSegment,
-)
-from sharding.tokenizer import load_tokenizer
-from sharding.transforms import AddUpCounts, GroupRecords, ReadParts, WriteOnce, WriteParts
+from pipelines.stage import StageRun, run_stage
+from sharding import records
+from sharding.beam.counts import AddUpCounts
+from sharding.beam.joins import GroupRecords
+from sharding.beam.part_join import part_count
+from sharding.beam.parts import ReadParts, WriteOnce, WriteParts
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Candidate, ContaminatedDocument, FileEntry, LedgerRow, Request, ScoredSegment
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest, digest
 
 SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids")
 

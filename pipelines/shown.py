@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from augment.values import needs_continuation
+from augment.selection.values import needs_continuation
 from difficulty.surprisal import hard_spans, token_difficulty_nats
 from pipelines.config import MillConfig
-from sharding.records import ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import ScoredSegment
 
 MIN_SHOWN_TOKENS = 16
 """A thought within a segment has at least so much of the segment before it, where the segment is long enough."""

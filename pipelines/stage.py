@@ -12,14 +12,14 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
-from pipelines import config as config_module
+from pipelines import yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
-from sharding import manifest, shard_io
+from sharding import storage
 from sharding.errors import MillError, RequestError, restated
-from sharding.lease import Lease
-from sharding.manifest import STAGES, Manifest
-from sharding.manifest import digest as digest
-from sharding.records import FileEntry
+from sharding.records.types import FileEntry
+from sharding.storage import manifest
+from sharding.storage.lease import Lease
+from sharding.storage.manifest import STAGES, Manifest
 
 WORKER_ERROR = re.compile(
     r"^(?:[\w.]+\.)?(?P<kind>MillError|RequestError|UnencodableText): (?P<message>.+)$", re.MULTILINE
@@ -102,11 +102,11 @@ class StageRun:
             stale = [manifest.file_urls(self.output, finished, family) for family in owned] if finished else []
             for url in (
                 manifest.manifest_url(self.output, stage),
-                shard_io.join(manifest.stage_url(self.output, stage), manifest.SUCCESS_NAME),
+                storage.join(manifest.stage_url(self.output, stage), manifest.SUCCESS_NAME),
             ):
-                shard_io.remove(url)
+                storage.remove(url)
             for url in itertools.chain.from_iterable(stale):
-                shard_io.remove(url)
+                storage.remove(url)
 
 
 def run_stage(
@@ -144,7 +144,7 @@ def run_stage(
         if done is not None:
             return done, False
         run.clear()
-        with local_shuffle(options, shard_io.join(run.output, "stages", f".shuffle-{run.stage}")):
+        with local_shuffle(options, storage.join(run.output, "stages", f".shuffle-{run.stage}")):
             if without_work is None:
                 _run(run, options, build)
             else:
@@ -180,7 +180,7 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
 
 
 def _plain(section: Any) -> Any:
-    return section if isinstance(section, str | int | float | None | dict | list) else config_module.to_mapping(section)
+    return section if isinstance(section, str | int | float | None | dict | list) else yaml_config.to_mapping(section)
 
 
 def _located(error: MillError, stage: str) -> MillError:

@@ -1,6 +1,6 @@
 """What this process has done so far, in a few numbers: for a person who watches, never for a result.
 
-Steps add to it as they go; `pipelines.progress` reads it where the runner works in the same process. A count may come
+Steps add to it as they go; `watch.progress` reads it where the runner works in the same process. A count may come
 twice, from a bundle that was tried again. Nothing is locked: an addition may be lost, and that is all that can happen.
 """
 

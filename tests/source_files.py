@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from sharding import shard_io, sources
-from sharding.records import Document, Quarantined
+from sharding import sources, storage
+from sharding.records.types import Document, Quarantined
 from sharding.sources import Source, SourceConfig
 
 Records = Sequence[dict[str, Any]]
@@ -69,7 +69,7 @@ def texts(found: Sequence[Document | Quarantined]) -> list[str]:
 
 def put(url: str, data: bytes) -> str:
     if url.startswith("memory://"):
-        fs, path = shard_io.filesystem(url)
+        fs, path = storage.filesystem(url)
         fs.pipe_file(path, data)
     else:
         Path(url).write_bytes(data)

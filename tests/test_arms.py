@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import status
 from pipelines.arms import ARMS, arm_config, mill_arms, render
-from pipelines.config import MillConfig, from_mapping
+from pipelines.borrowed_scores import borrow_scores
+from pipelines.config import MillConfig
 from pipelines.run import mill
-from pipelines.scored import borrow_scores
-from sharding import manifest, shard_io
+from pipelines.verify import verify
+from pipelines.watch import status
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.read import PackedDataset
-from sharding.records import LedgerRow, Request, TokenType
-from sharding.recovery import items_of, thoughts_of
-from sharding.verify import verify
+from sharding.packing.recovery import items_of, thoughts_of
+from sharding.records.types import LedgerRow, Request, TokenType
+from sharding.shards.dataset import PackedDataset
+from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
 from tests.test_stages import hashes, shard_rows
 
@@ -44,7 +46,7 @@ def config_in(folder: Path, tokenizer: str, **sections: Any) -> MillConfig:
 
 def ledger_keys(config: MillConfig) -> Counter[str]:
     parts = Path(config.ledger_url).glob("part-*.arrow")
-    return Counter(row.key for part in parts for row in shard_io.read_records(str(part), LedgerRow, columns=("key",)))
+    return Counter(row.key for part in parts for row in storage.read_records(str(part), LedgerRow, columns=("key",)))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def milled(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> Mil
 
 
 def arm_output(config: MillConfig, name: str) -> str:
-    return shard_io.join(config.output, "arms", name)
+    return storage.join(config.output, "arms", name)
 
 
 def requests(config: MillConfig, name: str) -> list[Request]:
@@ -64,7 +66,7 @@ def requests(config: MillConfig, name: str) -> list[Request]:
     return [
         request
         for url in manifest.file_urls(output, augmented, "requests")
-        for request in shard_io.read_records(url, Request)
+        for request in storage.read_records(url, Request)
     ]
 
 
@@ -197,7 +199,7 @@ def test_making_an_arm_again_leaves_the_scores_alone(tmp_path: Path, byte_tokeni
         borrow_scores(changed)
     borrow_scores(changed, replace=True)
     assert all(
-        shard_io.exists(url)
+        storage.exists(url)
         for url in manifest.file_urls(again.output, manifest.require(again.output, "score"), "segments")
     )
 

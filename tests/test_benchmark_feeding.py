@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.engines import GenerationRequest, ModelConfig
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import GenerationRequest
 from benchmarks import feeding
 from benchmarks.feeding_bare import generation_requests
 from benchmarks.feeding_load import Turn, engine_cpu_s, make_load, run_ours, take_turns

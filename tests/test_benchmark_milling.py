@@ -15,7 +15,7 @@ from benchmarks import milling, milling_corpus
 from benchmarks.milling_ours import raw_config, run
 from benchmarks.milling_peers import run_bare
 from benchmarks.milling_reading import cut_needlessly, reading_speeds, shard_figures
-from sharding import manifest
+from sharding.storage import manifest
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from difficulty.allocation import Allocation
-from difficulty.budget import SPEND_TOLERANCE, allocate
-from difficulty.histogram import (
+from difficulty.budget.allocate import SPEND_TOLERANCE, allocate
+from difficulty.budget.allocation import Allocation
+from difficulty.budget.histogram import (
     LARGEST_NATS,
     MAX_BINS,
     DifficultyHistogram,
@@ -25,8 +25,8 @@ from difficulty.histogram import (
     hash_keys,
     lots,
 )
-from difficulty.spread import spread, upper_hull
-from difficulty.tiers import HALF_RESOLUTION_TOKENS, BudgetConfig, ModelPrice, TierConfig
+from difficulty.budget.lagrange import spread, upper_hull
+from difficulty.budget.tiers import HALF_RESOLUTION_TOKENS, BudgetConfig, ModelPrice, TierConfig
 from sharding.errors import MillError, RequestError
 
 SKIP = TierConfig(name="skip")

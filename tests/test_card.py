@@ -18,13 +18,16 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import metadata_load
 
-from pipelines.config import from_mapping
+from pipelines import card
+from pipelines.card import render
+from pipelines.card.front_matter import features, size_category
+from pipelines.card.markdown import redacted
 from pipelines.run import mill
-from sharding import card, manifest, records
-from sharding.card import redacted, render, size_category
-from sharding.card.front_matter import features
-from sharding.manifest import STAGES, Manifest
-from sharding.verify import verify
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping
+from sharding import records
+from sharding.storage import manifest
+from sharding.storage.manifest import STAGES, Manifest
 
 SIZE_CATEGORIES = "n<1K 1K<n<10K 10K<n<100K 100K<n<1M 1M<n<10M 10M<n<100M 100M<n<1B 1B<n<10B 10B<n<100B 100B<n<1T n>1T"
 """The hub's vocabulary, as huggingface_hub documents it for `DatasetCardData`."""

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import config as config_module
-from pipelines.config import MillConfig, from_mapping, load
+from pipelines import yaml_config
+from pipelines.config import MillConfig
+from pipelines.yaml_config import from_mapping, load
 from sharding.errors import RequestError
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -77,7 +78,7 @@ def test_a_mistake_names_key_value_and_what_is_allowed(
 def test_resolved_config_reads_back(tree: dict[str, Any], tmp_path: Path) -> None:
     config = from_mapping(tree)
     path = tmp_path / "resolved.yaml"
-    path.write_text(config_module.dump(config))
+    path.write_text(yaml_config.dump(config))
     assert load(str(path)) == config
 
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from apache_beam.version import __version__ as beam_version
 
-from pipelines import conformance
+from pipelines.tools import conformance
 from sharding.errors import MillError, RequestError
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,8 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def check(installed: Path, folder: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
     return run(
-        [str(installed / "python"), "-m", "pipelines.conformance", f"--output={folder / 'check'}", *options], folder
+        [str(installed / "python"), "-m", "pipelines.tools.conformance", f"--output={folder / 'check'}", *options],
+        folder,
     )
 
 

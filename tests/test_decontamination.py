@@ -16,9 +16,9 @@ import zstandard
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from augment.decontamination import BenchmarkIndex, DecontaminationConfig, index_digest, load_index
-from augment.ngrams import HALVES, blocks_of, runs_of
-from augment.words import words_of
+from augment.selection.benchmarks.index import BenchmarkIndex, DecontaminationConfig, index_digest, load_index
+from augment.selection.word_runs import HALVES, blocks_of, runs_of
+from augment.selection.words import words_of
 from sharding.errors import MillError, RequestError
 from tests.test_gates import JAPANESE
 
@@ -152,20 +152,23 @@ def test_hits_are_what_a_plain_search_finds(text: str, benchmark: str, size: int
 def test_blocks_hold_every_run_of_the_whole(parts: list[str], size: int) -> None:
     text = " ".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("augment.ngrams.PIECE_CHARACTERS", 7)
+        patch.setattr("augment.selection.word_runs.PIECE_CHARACTERS", 7)
         found = [block.numbers(size) for block in blocks_of(text, size)]
     joined = np.concatenate([np.empty(0, np.uint64), *found])
     assert set(joined.tolist()) == set(runs_of(text).numbers(size).tolist())
 
 
 def test_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("augment.ngrams.PIECE_CHARACTERS", 50)
+    monkeypatch.setattr("augment.selection.word_runs.PIECE_CHARACTERS", 50)
     for at in range(0, 400, 7):
         assert index_of(QUESTION).hits(f"{TEXT[:at]} {QUESTION} {TEXT}") == ["quiz"]
 
 
 def test_numbers_are_the_same_in_every_process() -> None:
-    code = f"from augment.ngrams import runs_of; print(runs_of({(QUESTION + JAPANESE)!r}).numbers(26).tolist())"
+    code = (
+        "from augment.selection.word_runs import runs_of; "
+        f"print(runs_of({(QUESTION + JAPANESE)!r}).numbers(26).tolist())"
+    )
     for seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, env={"PYTHONHASHSEED": seed}, check=True

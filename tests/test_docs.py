@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import from_mapping
 from pipelines.run import mill
-from sharding.export import export
+from pipelines.yaml_config import from_mapping
+from sharding.shards.export import export
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

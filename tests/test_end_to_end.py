@@ -15,13 +15,14 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.config import from_mapping
-from pipelines.demo import topic_documents
 from pipelines.run import mill as run_stages
-from sharding import manifest, shard_io
-from sharding.records import LedgerRow, Request, TokenType
-from sharding.tokenizer import load_tokenizer
-from sharding.verify import verify
+from pipelines.tools.demo import topic_documents
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping
+from sharding import storage
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import LedgerRow, Request, TokenType
+from sharding.storage import manifest
 from tests.test_stages import hashes, shard_rows, source_texts
 
 pytestmark = pytest.mark.model
@@ -36,7 +37,7 @@ def mill(config: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def ledger_rows(output: Path) -> list[LedgerRow]:
     parts = sorted((output / "ledger").glob("part-*.arrow"))
-    return [row for part in parts for row in shard_io.read_records(str(part), LedgerRow)]
+    return [row for part in parts for row in storage.read_records(str(part), LedgerRow)]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_thoughts_are_text_of_the_model_within_their_caps(milled: Path) -> None:
     requests = {}
     augmented = manifest.require(str(milled / "out"), "augment")
     for url in manifest.file_urls(str(milled / "out"), augmented, "requests"):
-        requests |= {request.request_key: request for request in shard_io.read_records(url, Request)}
+        requests |= {request.request_key: request for request in storage.read_records(url, Request)}
     rows = ledger_rows(milled / "out")
     assert {requests[row.request_key].samples for row in rows} == {1, 2}
     for row in rows:

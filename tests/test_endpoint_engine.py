@@ -18,22 +18,22 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from augment.engines import (
-    Generation,
-    GenerationFailed,
-    GenerationRequest,
-    ModelConfig,
-    create_engine,
-)
+from augment.engines import create_engine
+from augment.engines.config import ModelConfig
 from augment.engines.endpoint import EndpointEngine
-from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
-from augment.requests import fraction_of
-from pipelines.config import from_mapping
+from augment.engines.protocol import Generation, GenerationFailed, GenerationRequest
+from augment.feeding.config import FeedingConfig
+from augment.feeding.feeder import Feeder
+from augment.feeding.tickets import Completed, Failure, Result
 from pipelines.run import mill
-from sharding import endpoints, http, shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.records import LedgerRow
-from sharding.tokenizer import load_tokenizer
+from sharding.hashing import fraction_of
+from sharding.models import server_pool
+from sharding.models.server import read_key, retry_after_s
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import LedgerRow
 from tests.endpoint_server import CUT, HANG, SERVED, ScriptedServer, completion
 
 QUICK = FeedingConfig(backoff_s=0.001, max_backoff_s=0.01)
@@ -43,8 +43,8 @@ KEY_VARIABLE = "THOUGHTMILL_TEST_KEY"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "FIRST_PAUSE_S", 0.03)
-    monkeypatch.setattr(endpoints, "MAX_PAUSE_S", 0.05)
+    monkeypatch.setattr(server_pool, "FIRST_PAUSE_S", 0.03)
+    monkeypatch.setattr(server_pool, "MAX_PAUSE_S", 0.05)
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def test_a_server_that_fails_again_is_tried_with_one_request_at_a_time(
     feed: Callable[..., Feeder],
 ) -> None:
     """It looks well each time: so this is no outage, but only the first two rounds cost tries of all requests."""
-    monkeypatch.setattr(endpoints, "OUTAGE_S", 0.3)
+    monkeypatch.setattr(server_pool, "OUTAGE_S", 0.3)
     lock, running, together = threading.Lock(), 0, []
 
     def script(number: int, body: dict[str, Any]) -> Any:
@@ -534,8 +534,8 @@ def test_an_outage_that_lasts_stops_the_run(
     config: Callable[..., ModelConfig],
     feed: Callable[..., Feeder],
 ) -> None:
-    monkeypatch.setattr(endpoints, "START_WAIT_S", 0.2)
-    monkeypatch.setattr(endpoints, "OUTAGE_S", 0.3)
+    monkeypatch.setattr(server_pool, "START_WAIT_S", 0.2)
+    monkeypatch.setattr(server_pool, "OUTAGE_S", 0.3)
     server = serve()
     server.stop()
     with pytest.raises(MillError, match=rf"took a request for 0.2 s: {server.url}/v1/models: no connection"):
@@ -559,7 +559,7 @@ def test_a_slow_generation_is_no_outage(
     feed: Callable[..., Feeder],
 ) -> None:
     """The server is full and at work for longer than an outage may take."""
-    monkeypatch.setattr(endpoints, "OUTAGE_S", 0.2)
+    monkeypatch.setattr(server_pool, "OUTAGE_S", 0.2)
 
     def script(number: int, body: dict[str, Any]) -> Any:
         if number == 0:
@@ -648,7 +648,7 @@ def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str | None, 
     else:
         monkeypatch.setenv(KEY_VARIABLE, value)
     with pytest.raises(RequestError, match=f"{KEY_VARIABLE}.*{message}") as caught:
-        http.read_key(KEY_VARIABLE)
+        read_key(KEY_VARIABLE)
     assert not (value or "").strip() or value not in str(caught.value)
 
 
@@ -699,19 +699,19 @@ def test_engine_args_that_the_config_sets_elsewhere() -> None:
     ],
 )
 def test_retry_after(header: str | None, seconds: float | None) -> None:
-    assert http.retry_after_s(header) == seconds
+    assert retry_after_s(header) == seconds
 
 
 def test_retry_after_as_a_date() -> None:
     now = datetime.datetime.now(datetime.UTC)
-    later = http.retry_after_s(email.utils.format_datetime(now + datetime.timedelta(seconds=90), usegmt=True))
+    later = retry_after_s(email.utils.format_datetime(now + datetime.timedelta(seconds=90), usegmt=True))
     assert later is not None and 85 < later <= 90
-    assert http.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 def test_pauses_grow_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert [endpoints._pause_s(n) for n in (0, 1, 2, 5, 6, 10_000)] == [1, 2, 4, 32, 60, 60]
+    assert [server_pool._pause_s(n) for n in (0, 1, 2, 5, 6, 10_000)] == [1, 2, 4, 32, 60, 60]
 
 
 # --- the whole mill ---------------------------------------------------------------------------------------------------
@@ -751,13 +751,11 @@ def test_a_run_on_servers_leaves_no_key_behind(
     mill(config)
     files = [path for path in Path(config.output).rglob("*") if path.is_file()]
     assert "_SUCCESS" in {path.name for path in files}
-    rows = [
-        row for path in files if path.parent.name == "ledger" for row in shard_io.read_records(str(path), LedgerRow)
-    ]
+    rows = [row for path in files if path.parent.name == "ledger" for row in storage.read_records(str(path), LedgerRow)]
     assert rows and {(row.engine, row.engine_version) for row in rows} == {("endpoint", "scripted 7")}
     parts = [path for path in files if path.suffix == ".arrow"]
     shown = "".join(path.read_bytes().decode(errors="replace") for path in files if path not in parts)
-    shown += "".join(str(batch.to_pylist()) for path in parts for batch in shard_io.read_batches(str(path)))
+    shown += "".join(str(batch.to_pylist()) for path in parts for batch in storage.read_batches(str(path)))
     shown += "".join(capfd.readouterr()) + caplog.text
     assert "*** may not ask this" in shown and KEY_VARIABLE in shown
     assert KEY not in shown

@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import TokenScores, describe_scorer, make_scorer
+from difficulty.scorers import describe_scorer, make_scorer
 from difficulty.scorers import endpoint as endpoint_module
 from difficulty.scorers.endpoint import EndpointScorer, _nats, _TokenLogprob
+from difficulty.scorers.protocol import TokenScores
 from difficulty.scorers.windows import cut_windows
 from difficulty.scoring import score_texts
-from sharding import endpoints
 from sharding.errors import MillError, RequestError
-from sharding.tokenizer import UnencodableText, load_tokenizer
+from sharding.models import server_pool
+from sharding.models.tokenizer import UnencodableText, load_tokenizer
 from tests.endpoint_server import CUT, SERVED, ScriptedServer
 
 TEXTS = ("A list is a mutable sequence. " * 12, "Größe und 大きさ, with <|im_end|> as text.", "", "Short.")
@@ -56,8 +57,8 @@ def entropy_of(probabilities: list[float]) -> float:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "FIRST_PAUSE_S", 0.03)
-    monkeypatch.setattr(endpoints, "MAX_PAUSE_S", 0.04)
+    monkeypatch.setattr(server_pool, "FIRST_PAUSE_S", 0.03)
+    monkeypatch.setattr(server_pool, "MAX_PAUSE_S", 0.04)
     monkeypatch.setattr(endpoint_module, "BACKOFF_S", 0.002)
 
 
@@ -249,7 +250,7 @@ def test_what_the_servers_are_is_looked_at_first(
         with pytest.raises(RequestError, match=message):
             scorer(server, **fields)
     scorer(server, context_tokens=4094)
-    monkeypatch.setattr(endpoints, "START_WAIT_S", 0.1)
+    monkeypatch.setattr(server_pool, "START_WAIT_S", 0.1)
     server.stop()
     with pytest.raises(MillError, match="no connection"):
         scorer(server)

@@ -169,8 +169,8 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> Path:
     """A folder with a finished run."""
-    from pipelines.config import from_mapping
     from pipelines.run import mill
+    from pipelines.yaml_config import from_mapping
     from tests.conftest import rehearsal_tree
 
     folder = tmp_path_factory.mktemp("done")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-from pipelines import cli, examples, reference
-from pipelines.config import load
+from pipelines import cli
+from pipelines.cli import examples
+from pipelines.tools import reference
+from pipelines.yaml_config import load
 
 DOCS = Path(__file__).parent.parent / "docs"
 NAMES = sorted(examples.listing())
@@ -49,7 +51,7 @@ def test_init_asks_when_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_reference_is_up_to_date() -> None:
     page = (DOCS / "reference.md").read_text()
-    assert page == reference.render(), "run: python -m pipelines.reference --write docs/reference.md"
+    assert page == reference.render(), "run: python -m pipelines.tools.reference --write docs/reference.md"
 
 
 def test_the_reference_describes_every_key() -> None:

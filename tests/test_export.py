@@ -19,13 +19,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from sharding import manifest, shard_io
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.export import EXPORT_NAME, FORMATS, Export, export, mds, read
-from sharding.export.hub import published_names, upload
-from sharding.export.megatron import token_dtype
-from sharding.records import Row, TokenType
-from sharding.rows import LOSS_MASKS, LossMask
+from sharding.records.types import Row, TokenType
+from sharding.shards.export import EXPORT_NAME, FORMATS, Export, export, mds, read
+from sharding.shards.export.hub import published_names, upload
+from sharding.shards.export.megatron import token_dtype
+from sharding.shards.rows import LOSS_MASKS, LossMask
+from sharding.storage import manifest
 from tests.packed_output import FINGERPRINT, PackedOutput, write_output
 
 L = 64
@@ -312,12 +313,12 @@ def test_datasets_opens_the_parquet(output: PackedOutput, tmp_path: Path, policy
 def test_parquet_row_groups_are_bounded(output: PackedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet as pq
 
-    from sharding.export import parquet
+    from sharding.shards.export import parquet
 
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1)
     export(output.url, "parquet", str(tmp_path), splits=["train"])
     shard = manifest.require(output.url, "pack").files["shards"][0]
-    batches = [b.num_rows for b in shard_io.read_batches(shard_io.join(output.url, shard.name))]
+    batches = [b.num_rows for b in storage.read_batches(storage.join(output.url, shard.name))]
     metadata = pq.ParquetFile(files(tmp_path, "train/*.parquet")[0]).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == batches
     assert len(batches) > 1

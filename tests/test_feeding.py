@@ -17,21 +17,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from augment import registry
-from augment.engines import (
+from augment.engines import reaper
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import (
     Closing,
     EngineDead,
     Generation,
     GenerationFailed,
     GenerationRequest,
-    ModelConfig,
     RequestRejected,
-    reaper,
 )
-from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
-from augment.occupancy import Account
-from augment.requests import fraction_of
+from augment.feeding import registry
+from augment.feeding.config import FeedingConfig
+from augment.feeding.feeder import Feeder
+from augment.feeding.stats import Account
+from augment.feeding.tickets import Completed, Failure, Result
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fraction_of
 
 QUICK = FeedingConfig(backoff_s=0.001, max_backoff_s=0.01)
 
@@ -596,7 +598,7 @@ def test_the_registry_shares_one_feeder_per_model() -> None:
 
 def test_a_starved_engine_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    monkeypatch.setattr("augment.occupancy.time.monotonic", lambda: now)
+    monkeypatch.setattr("augment.feeding.stats.time.monotonic", lambda: now)
     account = Account("model")
     account.capacity = 100
     with caplog.at_level(logging.WARNING):
@@ -614,7 +616,7 @@ def test_an_engine_that_is_never_idle_and_never_full_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("augment.occupancy.time.monotonic", lambda: now)
+    monkeypatch.setattr("augment.feeding.stats.time.monotonic", lambda: now)
     starved, full, shared = Account("starved"), Account("full"), Account("shared")
     for account in (starved, full, shared):
         account.capacity = 100

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.gates import GatesConfig, Subject, make_gates
-from augment.gates.loop import LoopConfig, compression_ratio, repeated_share
-from augment.gates.too_short import TooShortConfig
-from augment.gates.unclosed import UnclosedConfig
-from augment.thoughts import Trace
+from augment.selection.gates import GatesConfig, make_gates
+from augment.selection.gates.loop import LoopConfig, compression_ratio, repeated_share
+from augment.selection.gates.subject import Subject
+from augment.selection.gates.too_short import TooShortConfig
+from augment.selection.gates.unclosed import UnclosedConfig
+from augment.traces import Trace
 
 JAPANESE = """\
 水は零度で凍り、百度で沸騰するとよく言われるが、それは海面の高さでの話である。山に登れば気圧が下がり、水はもっと低い

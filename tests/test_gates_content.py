@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.gates import GatesConfig, Subject, make_gates
-from augment.gates.leakage import LeakageConfig
-from augment.gates.refusal import RefusalConfig
-from augment.gates.verbatim import VerbatimConfig
-from augment.prompts import load_template, template_names
-from augment.thoughts import Trace
+from augment.requests.prompts import load_template, template_names
+from augment.selection.gates import GatesConfig, make_gates
+from augment.selection.gates.leakage import LeakageConfig
+from augment.selection.gates.refusal import RefusalConfig
+from augment.selection.gates.subject import Subject
+from augment.selection.gates.verbatim import VerbatimConfig
+from augment.traces import Trace
 from tests.test_gates import JAPANESE, REAL
 
 SEGMENT = topics["lambda"]

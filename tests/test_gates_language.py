@@ -9,9 +9,10 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from augment.gates import GatesConfig, Subject, make_gates
-from augment.gates.language import LanguageConfig, LanguageGate, prose
-from augment.thoughts import Trace
+from augment.selection.gates import GatesConfig, make_gates
+from augment.selection.gates.language import LanguageConfig, LanguageGate, prose
+from augment.selection.gates.subject import Subject
+from augment.traces import Trace
 from sharding.errors import RequestError
 from tests.test_gates import JAPANESE, REAL, number_table
 from tests.test_gates_content import SEGMENT, THOUGHT

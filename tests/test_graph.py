@@ -8,8 +8,8 @@ import pytest
 from apache_beam.portability import common_urns
 
 from pipelines import augment as augment_stage
-from pipelines.config import from_mapping
 from pipelines.run import mill
+from pipelines.yaml_config import from_mapping
 
 TIERS = [
     {"name": "skip"},

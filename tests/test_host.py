@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from augment.engines import Closing, Generation, GenerationRequest
-from augment.engines.wire import LENGTH_BYTES, Ask, Made, pack, unpack
-from augment.feeding import Feeder
-from augment.host import EngineHost, _sweep, _try_lock
+from augment.engines.protocol import Closing, Generation, GenerationRequest
+from augment.feeding.feeder import Feeder
+from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Made, pack, unpack
+from augment.feeding.shared.owner import EngineHost, _sweep, _try_lock
 
 ROOT = Path(__file__).parent.parent
 Process = subprocess.Popen[str]

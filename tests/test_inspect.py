@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.inspect import Wanted, inspect
-from pipelines.report.blocks import Unit
-from pipelines.report.sample import look
-from pipelines.terminal import bracketed, coloured
-from sharding import manifest
+from pipelines.documents.blocks import Unit
+from pipelines.documents.inspect import Wanted, inspect
+from pipelines.documents.sample import look
+from pipelines.documents.terminal import bracketed, coloured
 from sharding.errors import RequestError
+from sharding.storage import manifest
 from tests.test_report import HOSTILE, milled, read_stages
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.errors import MillError, RequestError
-from sharding.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out
-from sharding.packing import pack_rows, padding_row
-from sharding.records import Item, TokenType
-from sharding.recovery import document_source, items_of, thoughts_of
+from sharding.packing.best_fit import pack_rows, padding_row
+from sharding.packing.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out
+from sharding.packing.recovery import document_source, items_of, thoughts_of
+from sharding.records.types import Item, TokenType
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UINT16 = np.dtype(np.uint16)

@@ -17,22 +17,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment import ledger, parts
-from augment.engines import Closing, SamplingConfig
-from augment.ledger import (
-    LedgerWriter,
-    choose,
-    collapse_duplicates,
-    compact,
-    finished_keys,
-    ledger_parts,
-    read_ledger,
-    read_part,
-)
-from augment.requests import fraction_of, make_request, request_key, seed_of
+from augment.engines.config import SamplingConfig
+from augment.engines.protocol import Closing
+from augment.ledger import parts, reading
+from augment.ledger.compaction import compact
+from augment.ledger.parts import ledger_parts, read_part
+from augment.ledger.reading import choose, collapse_duplicates, finished_keys, read_ledger
+from augment.ledger.writer import LedgerWriter
+from augment.requests.keys import make_request, request_key
 from sharding.errors import MillError
-from sharding.records import LEDGER_SCHEMA, LedgerRow, encode, sample_key
-from sharding.shard_io import write_part
+from sharding.hashing import fraction_of, seed_of
+from sharding.records.arrow import LEDGER_SCHEMA
+from sharding.records.base import encode
+from sharding.records.types import LedgerRow, sample_key
+from sharding.storage.arrow_files import write_part
 
 
 def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
@@ -151,14 +149,14 @@ def test_threads_share_a_writer(tmp_path: Path) -> None:
 
 def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "ledger")
-    real, full = ledger.write_part, True
+    real, full = parts.write_part, True
 
     def write(*args: Any, **kwargs: Any) -> Any:
         if full:
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(ledger, "write_part", write)
+    monkeypatch.setattr(reading, "write_part", write)
     writer = LedgerWriter(url, flush_rows=2, flush_seconds=0.05)
     for n in range(2 * 16):
         writer.add(row(n))
@@ -195,7 +193,7 @@ def test_closing_a_writer_whose_store_refuses(tmp_path: Path, monkeypatch: pytes
     def write(*args: Any, **kwargs: Any) -> Any:
         raise ValueError("a bug in a filesystem")
 
-    monkeypatch.setattr(ledger, "write_part", write)
+    monkeypatch.setattr(reading, "write_part", write)
     writer = LedgerWriter(str(tmp_path))
     writer.add(row(1))
     with pytest.raises(MillError, match="a bug in a filesystem"):
@@ -338,7 +336,7 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
     url = str(tmp_path)
     for n in range(6):
         put(url, f"{n}-a", [row(n), row(0)])
-    real, calls = ledger.write_part, 0
+    real, calls = parts.write_part, 0
 
     def write(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -347,7 +345,7 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(ledger, "write_part", write)
+    monkeypatch.setattr(reading, "write_part", write)
     with pytest.raises(MillError, match="no space left"):
         compact(url, rows_per_part=2)
     assert collapse_duplicates(read_ledger(url)) == [row(n) for n in range(6)]

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from difficulty import ngrams
-from difficulty.memory import BASE_PROBABILITY, NgramMemory
-from difficulty.ngrams import MemoryConfig, NgramCounts, document_level, starting_level
+from difficulty.memory import counting
+from difficulty.memory.counting import MemoryConfig, NgramCounts, document_level, starting_level
+from difficulty.memory.table import BASE_PROBABILITY, NgramMemory
 from sharding.errors import MillError
-from sharding.shard_io import read_bytes, write_bytes
+from sharding.storage.files import read_bytes, write_bytes
 
 Corpus = list[tuple[str, np.ndarray]]
 
@@ -171,8 +171,8 @@ def test_documents_are_not_joined() -> None:
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorts, merges and ranges as a large corpus has them."""
-    monkeypatch.setattr(ngrams, "BUFFERED_TOKENS", 500)
-    monkeypatch.setattr(ngrams, "RANGE_NGRAMS", 200)
+    monkeypatch.setattr(counting, "BUFFERED_TOKENS", 500)
+    monkeypatch.setattr(counting, "RANGE_NGRAMS", 200)
 
 
 MIXED = with_passage(random_documents(60, 80, 300, seed=4), np.arange(50), at=20) + random_documents(
@@ -287,8 +287,8 @@ def test_counting_from_a_level_on_is_counting_those_documents(first: int) -> Non
 
 def test_counts_saturate() -> None:
     most = np.array([0xFFFFFFFF, 5, 0xFFFFFFF0, 0x20], np.uint32)
-    np.testing.assert_array_equal(ngrams._summed(most, np.array([0, 2])), [0xFFFFFFFF, 0xFFFFFFFF])
-    np.testing.assert_array_equal(ngrams._summed(most, np.array([0, 1, 2, 3])), most)
+    np.testing.assert_array_equal(counting._summed(most, np.array([0, 2])), [0xFFFFFFFF, 0xFFFFFFFF])
+    np.testing.assert_array_equal(counting._summed(most, np.array([0, 1, 2, 3])), most)
 
 
 # --- looking up and storing -------------------------------------------------------------------------------------------
@@ -309,10 +309,10 @@ def test_batches_do_not_matter() -> None:
 def test_every_stored_ngram_is_found_with_its_count_and_no_other(num: int, seed: int) -> None:
     """Also those that stand far from home, in a table of any size."""
     rng = np.random.default_rng(seed)
-    hashes = np.unique(rng.integers(0, 2**64 - 1, num, dtype=np.uint64) & ngrams.HASH_MASK)
+    hashes = np.unique(rng.integers(0, 2**64 - 1, num, dtype=np.uint64) & counting.HASH_MASK)
     if num % 2:  # crowd half of them into a corner
         hashes[: len(hashes) // 2] >>= np.uint64(10)
-        hashes = np.unique(hashes & ngrams.HASH_MASK)
+        hashes = np.unique(hashes & counting.HASH_MASK)
     occurrences = rng.integers(2, 2**32, len(hashes), dtype=np.uint32)
 
     class Fixed(NgramCounts):
@@ -321,7 +321,7 @@ def test_every_stored_ngram_is_found_with_its_count_and_no_other(num: int, seed:
 
     memory = NgramMemory.from_counts(Fixed(MemoryConfig()))
     np.testing.assert_array_equal(memory._look_up(hashes), occurrences)
-    absent = np.setdiff1d(rng.integers(0, 2**64 - 1, 1000, dtype=np.uint64) & ngrams.HASH_MASK, hashes)
+    absent = np.setdiff1d(rng.integers(0, 2**64 - 1, 1000, dtype=np.uint64) & counting.HASH_MASK, hashes)
     assert not memory._look_up(absent).any()
 
 

@@ -14,24 +14,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
 from pipelines.pack import check_account, segment_tokens
 from pipelines.run import mill
-from sharding import manifest, mixing, order, shard_io
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import RequestError
-from sharding.manifest import Manifest
-from sharding.packing import PackConfig, best_fit_decreasing, pack_rows
-from sharding.read import PackedDataset
-from sharding.records import (
-    Candidate,
-    Item,
-    ScoredSegment,
-    TokenType,
-)
-from sharding.recovery import document_source, items_of, thoughts_of
-from sharding.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask
-from sharding.tokenizer import load_tokenizer
-from sharding.verify import verify
+from sharding.models.tokenizer import load_tokenizer
+from sharding.packing import mixing, order
+from sharding.packing.balance import Balance, cut_rows
+from sharding.packing.best_fit import best_fit_decreasing, pack_rows
+from sharding.packing.config import PackConfig
+from sharding.packing.recovery import document_source, items_of, thoughts_of
+from sharding.records.types import Candidate, Item, ScoredSegment, TokenType
+from sharding.shards.dataset import PackedDataset
+from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
 from tests.test_stages import hashes, shard_rows
 
@@ -102,8 +102,8 @@ def test_copies_of_a_document_share_no_row(documents: list[tuple[int, int]], win
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 80))
 def test_a_cut_leaves_equal_shards_of_rows_that_are_there(counts: list[int], max_rows: int) -> None:
-    balance = order.Balance(counts)
-    cut = order.cut_rows(balance, max_rows)
+    balance = Balance(counts)
+    cut = cut_rows(balance, max_rows)
     assert sum(cut.kept) == min(sum(counts), max_rows)
     assert all(cut.rows_per_shard - 1 <= kept <= cut.rows_per_shard for kept in cut.kept)
     there = Counter(balance.place(shard, index) for shard, count in enumerate(counts) for index in range(count))
@@ -113,9 +113,9 @@ def test_a_cut_leaves_equal_shards_of_rows_that_are_there(counts: list[int], max
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8))
 def test_without_a_cut_all_rows_stay(counts: list[int]) -> None:
-    balance = order.Balance(counts)
-    cut = order.cut_rows(balance, None)
-    assert cut == order.cut_rows(balance, sum(counts))
+    balance = Balance(counts)
+    cut = cut_rows(balance, None)
+    assert cut == cut_rows(balance, sum(counts))
     assert cut.rows_per_shard == balance.rows_per_shard
     assert {s for s, kept in enumerate(cut.kept) if kept < cut.rows_per_shard} == set(balance.padding_shards)
 
@@ -305,10 +305,10 @@ def test_thoughts_stand_where_their_generator_stopped(tmp_path: Path, byte_token
     done = mill(config)
     starts, kept = {}, {}
     for url in manifest.file_urls(config.output, done["score"], "segments"):
-        for segment in shard_io.read_records(url, ScoredSegment):
+        for segment in storage.read_records(url, ScoredSegment):
             starts[segment.segment_id] = segment.token_start
     for url in manifest.file_urls(config.output, done["select"], "kept"):
-        for thought in shard_io.read_records(url, Candidate):
+        for thought in storage.read_records(url, Candidate):
             kept[thought.doc_id, thought.input_ids.tobytes()] = starts[thought.segment_id] + thought.shown_tokens
     found = {
         (item.doc_id, thought.input_ids.tobytes()): thought.place
@@ -335,7 +335,7 @@ def test_contaminated_documents_are_left_out_on_request(tmp_path: Path, byte_tok
     done = mill(config)
     tokens: Counter[str] = Counter()
     for url in manifest.file_urls(config.output, done["score"], "segments"):
-        for segment in shard_io.read_records(url, ScoredSegment, ("doc_id", "input_ids")):
+        for segment in storage.read_records(url, ScoredSegment, ("doc_id", "input_ids")):
             tokens[segment.doc_id] += len(segment.input_ids)
     packed = done["pack"].counts
     there = {doc_id for row in shard_rows(config.output) for doc_id in row.doc_ids}
@@ -366,7 +366,7 @@ def test_the_loss_mask_is_that_of_its_policy(tmp_path: Path, byte_tokenizer: str
     config, packed = mill_mixed(tmp_path, byte_tokenizer, loss_mask=policy)
     counted = 0
     for url in manifest.file_urls(config.output, packed, "shards"):
-        for batch in shard_io.read_batches(url):
+        for batch in storage.read_batches(url):
             types = batch.column("token_type").flatten().to_numpy()
             assert ("loss_mask" in batch.schema.names) == (policy != "all")
             if policy != "all":

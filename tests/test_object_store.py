@@ -13,14 +13,16 @@ import fsspec
 import pytest
 import yaml
 
-from augment.parts import ledger_parts, read_part
+from augment.ledger.parts import ledger_parts, read_part
 from pipelines import report
-from pipelines.config import MillConfig, from_mapping, to_mapping
+from pipelines.config import MillConfig
 from pipelines.run import mill
-from sharding import manifest, shard_io
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping, to_mapping
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.lease import Lease, lease_url
-from sharding.verify import verify
+from sharding.storage import manifest
+from sharding.storage.lease import Lease, lease_url
 from tests.s3_server import BUCKET, SECRET, FaultyS3, lead_to, server_fixture, store_fixture  # noqa: F401
 
 pytest.importorskip("moto", reason="moto's server is not installed")
@@ -40,12 +42,12 @@ def job(rehearsal_config: Callable[..., dict[str, Any]]) -> Job:
     def make(root: str, name: str = "out", **sections: Any) -> MillConfig:
         for part in range(2):
             lines = "".join(json.dumps(document) + "\n" for document in DOCUMENTS[part::2])
-            shard_io.write_bytes(shard_io.join(root, "raw", f"{part}.jsonl"), lines.encode())
+            storage.write_bytes(storage.join(root, "raw", f"{part}.jsonl"), lines.encode())
         return from_mapping(
             rehearsal_config(
-                shard_io.join(root, "raw", "*.jsonl"),
-                output=shard_io.join(root, name),
-                ledger={"path": shard_io.join(root, "ledger"), "flush_rows": 8, "flush_seconds": 0.2},
+                storage.join(root, "raw", "*.jsonl"),
+                output=storage.join(root, name),
+                ledger={"path": storage.join(root, "ledger"), "flush_rows": 8, "flush_seconds": 0.2},
                 **sections,
             )
         )
@@ -78,7 +80,7 @@ def test_the_same_shards_as_on_a_disk(store: FaultyS3, job: Job, local: dict[str
     mill(config)
     assert hashes(config) == local
     assert verify(config.output).problems == []
-    assert not shard_io.exists(lease_url(config.output))
+    assert not storage.exists(lease_url(config.output))
     names = fsspec.filesystem("s3").find(f"{BUCKET}/work")
     assert not [name for name in names if name.endswith(".tmp")]
     # Nothing is moved: on an object store that is a copy, which readers may see half done.
@@ -115,7 +117,7 @@ def test_no_artefact_holds_a_key(
     for name in names:
         assert SECRET.encode() not in fs.cat_file(name), name
         if name.endswith(".arrow"):
-            for batch in shard_io.read_batches(f"s3://{name}"):
+            for batch in storage.read_batches(f"s3://{name}"):
                 assert SECRET not in str(batch.to_pylist()), name
     assert SECRET not in "".join(capfd.readouterr()) + caplog.text
 
@@ -144,7 +146,7 @@ def test_readers_go_by_manifests_not_by_listings(
     mill(config, stages=["score"])
     # What a listing shows that no manifest names isn't read; what it doesn't show is read all the same.
     folder = manifest.stage_url(config.output, "score")
-    shard_io.write_bytes(shard_io.join(folder, "segments-09999.arrow"), b"left by a run that was killed")
+    storage.write_bytes(storage.join(folder, "segments-09999.arrow"), b"left by a run that was killed")
     fs = fsspec.filesystem("s3")
     kind, listed = type(fs), []
     for name in ("_find", "_glob"):
@@ -195,7 +197,7 @@ def test_a_store_that_is_down_is_one_clear_error(
     lead_to(server, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("sharding.stores.TRIES", 1)
+    monkeypatch.setattr("sharding.storage.retries.TRIES", 1)
     kind = fsspec.get_filesystem_class("s3")
     monkeypatch.setattr(kind, "retries", 1)
     kind.clear_instance_cache()
@@ -234,7 +236,7 @@ def test_the_lease_is_a_conditional_write(store: FaultyS3) -> None:
 
 def test_what_fails_half_way_leaves_nothing(store: FaultyS3) -> None:
     url = f"s3://{BUCKET}/half/file"
-    with pytest.raises(ZeroDivisionError), shard_io.publish(url) as out:
+    with pytest.raises(ZeroDivisionError), storage.publish(url) as out:
         out.write(b"half")
         raise ZeroDivisionError
-    assert not shard_io.exists(url)
+    assert not storage.exists(url)

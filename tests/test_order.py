@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding import order
-from sharding.order import Balance
-from sharding.records import Item
+from sharding import hashing
+from sharding.packing import order
+from sharding.packing.balance import Balance
+from sharding.records.types import Item
 
 IDS = [f"doc-{i}" for i in range(20_000)]
 
@@ -27,8 +28,8 @@ def test_keys_are_those_of_every_earlier_corpus():
     assert order.order_key(0, "doc-1") == 0xE453A29C2D5D967E
     assert order.order_key(1, "doc-1") == 0xBBCACD07BF5A9269
     assert order.row_order_key(0, 3, 7) == 0xB60FD987549AE480
-    assert order.content_id("Ein Text.") == "72058b59ca1b3152345a27dfca6e0dba"
-    assert order.partition_of("doc-1", 1 << 64) == 0x8677A31F943C452D
+    assert hashing.content_id("Ein Text.") == "72058b59ca1b3152345a27dfca6e0dba"
+    assert hashing.partition_of("doc-1", 1 << 64) == 0x8677A31F943C452D
     assert [i for i in IDS[:60] if order.split_of(i, 0.1) == "validation"] == [
         "doc-7",
         "doc-10",

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from sharding import order
-from sharding.packing import PackConfig, best_fit_decreasing, pack_rows, padding_row, windows
-from sharding.records import Item, Row, TokenType, encode
+from sharding.packing import order
+from sharding.packing.best_fit import best_fit_decreasing, pack_rows, padding_row, windows
+from sharding.packing.config import PackConfig
+from sharding.records.base import encode
+from sharding.records.types import Item, Row, TokenType
 
 CAPACITY = 32
 

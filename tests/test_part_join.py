@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding import order, records, shard_io
-from sharding.layout import Delimiters, SegmentTokens, lay_out, lay_out_plain
-from sharding.part_join import JoinedDocument, joined_documents, part_groups
-from sharding.records import Candidate, ContaminatedDocument, ScoredDocument
-from sharding.transforms import part_name
+from sharding import hashing, records, storage
+from sharding.beam.part_join import JoinedDocument, joined_documents, part_groups
+from sharding.beam.parts import part_name
+from sharding.packing.layout import Delimiters, SegmentTokens, lay_out, lay_out_plain
+from sharding.records.types import Candidate, ContaminatedDocument, ScoredDocument
 
 DTYPE = np.dtype(np.uint16)
 
@@ -46,12 +46,12 @@ def write(folder: Path, family: str, rows: list, schema: object, num_parts: int)
     urls = []
     for part in range(num_parts):
         here = sorted(
-            (r for r in rows if order.partition_of(r.doc_id, num_parts) == part),
+            (r for r in rows if hashing.partition_of(r.doc_id, num_parts) == part),
             key=lambda r: (r.doc_id, getattr(r, "segment_index", 0), getattr(r, "sample", 0)),
         )
         if here:
             urls.append(str(folder / part_name(family, part, num_parts)))
-            shard_io.write_part(urls[-1], here, schema)
+            storage.write_part(urls[-1], here, schema)
     return urls
 
 
@@ -72,7 +72,7 @@ def join(folder: Path, documents: list, thoughts: list, contaminated: list, part
 def test_every_document_meets_what_is_said_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[int, int, int]
 ) -> None:
-    monkeypatch.setattr(shard_io, "BATCH_BYTES", 300)  # documents go on from batch to batch
+    monkeypatch.setattr(storage, "BATCH_BYTES", 300)  # documents go on from batch to batch
     documents = [scored(f"doc-{i}", [1 + (i * j) % 7 for j in range(1 + i % 9)]) for i in range(40)]
     thoughts = [thought(f"doc-{i}", 0, sample) for i in range(0, 40, 3) for sample in range(2)]
     contaminated = [ContaminatedDocument(doc_id=f"doc-{i}", benchmarks=["b"], source_tokens=1) for i in range(0, 40, 7)]
@@ -108,7 +108,7 @@ def test_a_missing_segment_is_an_error(tmp_path: Path, missing: int) -> None:
 def test_segments_out_of_order_are_an_error(tmp_path: Path) -> None:
     segments = list(scored("doc", [3, 4, 5]).segments())
     url = str(tmp_path / part_name("segments", 0, 1))
-    shard_io.write_part(url, [segments[0], segments[2], segments[1]], records.segment_schema(100))
+    storage.write_part(url, [segments[0], segments[2], segments[1]], records.segment_schema(100))
     with pytest.raises(AssertionError, match="'doc' has other segments"):
         list(joined_documents(part_groups([url], [], [])[0]))
 

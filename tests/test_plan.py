@@ -15,17 +15,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-from augment.ledger import read_ledger
-from difficulty.histogram import DifficultyHistogram
-from pipelines import summary
-from pipelines.config import MillConfig, from_mapping
+from augment.ledger.reading import read_ledger
+from difficulty.budget.histogram import DifficultyHistogram
+from pipelines.cli import summary
+from pipelines.config import MillConfig
 from pipelines.plan import make_plan, show
 from pipelines.plan.evidence import gather, scaled_histogram
 from pipelines.plan.forecast import TierForecast, estimate, forecast
 from pipelines.plan.measured import MeasuredTier, Pilot, read_pilot
 from pipelines.run import mill
-from sharding import manifest
+from pipelines.yaml_config import from_mapping
 from sharding.errors import RequestError
+from sharding.storage import manifest
 
 TIERS = ("skip", "brief", "deep")
 
@@ -336,7 +337,7 @@ def test_the_command_starts_without_beam_and_torch(tree: dict[str, Any], tmp_pat
 @pytest.mark.model
 @pytest.mark.timeout(900)  # two starts of the engine
 def test_a_pilot_of_the_real_model_forecasts_the_run(tmp_path: Path, small_model: str) -> None:
-    from pipelines.demo import topic_documents
+    from pipelines.tools.demo import topic_documents
 
     lines = [json.dumps(document) for document in topic_documents()[:6]]
     (tmp_path / "source.jsonl").write_text("\n".join(lines))

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.config import MillConfig, from_mapping
-from pipelines.progress import Progress
+from pipelines.config import MillConfig
 from pipelines.run import mill
-from sharding import manifest, shard_io, tally
+from pipelines.watch import progress
+from pipelines.watch.progress import Progress
+from pipelines.yaml_config import from_mapping
+from sharding import storage, tally
 from sharding.errors import MillError
+from sharding.storage import manifest
 
 SNAPSHOT: dict[str, Any] = {
     "stage": "score",
@@ -130,12 +132,12 @@ def test_another_stage_is_published_at_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_was_published_long_ago_is_of_a_run_that_is_gone(tmp_path: Path) -> None:
-    url = shard_io.join(str(tmp_path), progress.PROGRESS_NAME)
-    shard_io.write_json(url, {**SNAPSHOT, "at": time.time() - 10})
+    url = storage.join(str(tmp_path), progress.PROGRESS_NAME)
+    storage.write_json(url, {**SNAPSHOT, "at": time.time() - 10})
     assert (progress.published(str(tmp_path)) or {})["stage"] == "score"
-    shard_io.write_json(url, {**SNAPSHOT, "at": time.time() - 100})
+    storage.write_json(url, {**SNAPSHOT, "at": time.time() - 100})
     assert progress.published(str(tmp_path)) is None
-    shard_io.write_bytes(url, b"{half")
+    storage.write_bytes(url, b"{half")
     assert progress.published(str(tmp_path)) is None
 
 
@@ -156,7 +158,7 @@ def test_a_store_that_refuses_fails_no_run(tmp_path: Path, monkeypatch: pytest.M
         tried.append(url)
         raise MillError("no")
 
-    monkeypatch.setattr(shard_io, "write_json", refuse)
+    monkeypatch.setattr(storage, "write_json", refuse)
     with Progress(str(tmp_path), console_of(terminal=False), quiet=True) as shown:
         shown.stage("score")
         wait_for(lambda: len(tried) > 1)

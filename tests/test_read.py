@@ -1,4 +1,4 @@
-"""`sharding.read`: every row once over all ranks and epochs, exact resume, and batches that a model trains on."""
+"""`shards.dataset`: every row once over all ranks and epochs, exact resume, and batches that a model trains on."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding import manifest, shard_io
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.read import PackedDataset, collate
-from sharding.records import Row, TokenType
-from sharding.rows import IGNORED_LABEL, LOSS_MASKS, MappedShard, loss_mask
+from sharding.records.types import Row, TokenType
+from sharding.shards.dataset import PackedDataset, collate
+from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, MappedShard, loss_mask
+from sharding.storage import manifest
 from tests.packed_output import PackedOutput, write_output
 
 FORMATS_PAGE = Path(__file__).parent.parent / "docs" / "formats.md"
@@ -113,7 +114,7 @@ def test_the_mask_of_the_corpus_is_the_default(tmp_path: Path, output: PackedOut
 
 def test_the_stored_mask_is_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = write_output(str(tmp_path), policy="thoughts_only")
-    monkeypatch.setattr("sharding.read.loss_mask", lambda *_: pytest.fail("the stored mask was not read"))
+    monkeypatch.setattr("sharding.shards.dataset.loss_mask", lambda *_: pytest.fail("the stored mask was not read"))
     assert any((row["labels"] != IGNORED_LABEL).any() for row in PackedDataset(packed.url))
 
 
@@ -240,7 +241,7 @@ def test_impossible_arguments_are_refused(output: PackedOutput) -> None:
 def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     packed = write_output(str(tmp_path), documents=80, train_shards=1)
     name = manifest.require(packed.url, "pack").files["shards"][0].name
-    batches = list(shard_io.read_batches(shard_io.join(packed.url, name)))
+    batches = list(storage.read_batches(storage.join(packed.url, name)))
     assert len(batches) > 1
     with pa.OSFile(str(tmp_path / name), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as writer:
         writer.write_batch(batches[0])

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding import records, shard_io
+from sharding import records, storage
 from sharding.errors import MillError
-from sharding.records import Candidate, Item, Quarantined, Row, ScoredSegment, decode, encode
+from sharding.records.base import decode, encode
+from sharding.records.types import Candidate, Item, Quarantined, Row, ScoredSegment
 
 
 @st.composite
@@ -92,10 +93,10 @@ def test_columns_not_read_come_as_nothing(tmp_path: object) -> None:
         reasons=["loop"],
     )
     url = f"{tmp_path}/part.arrow"
-    entry = shard_io.write_part(url, [candidate] * 3, records.candidate_schema(10))
+    entry = storage.write_part(url, [candidate] * 3, records.candidate_schema(10))
     assert entry.rows == 3
-    assert list(shard_io.read_records(url, Candidate)) == [candidate] * 3
-    [light, *_] = shard_io.read_records(url, Candidate, columns=("doc_id", "reasons"))
+    assert list(storage.read_records(url, Candidate)) == [candidate] * 3
+    [light, *_] = storage.read_records(url, Candidate, columns=("doc_id", "reasons"))
     assert (light.doc_id, light.reasons, light.text, len(light.input_ids)) == ("d", ["loop"], "", 0)
 
 
@@ -135,7 +136,7 @@ def test_scored_parts_take_at_most_six_bytes_per_token(tmp_path: object) -> None
         memory_nats=np.empty(0, np.float16),
         difficulty_nats=1.0,
     )
-    entry = shard_io.write_part(f"{tmp_path}/p.arrow", [segment], records.segment_schema(49_152))
+    entry = storage.write_part(f"{tmp_path}/p.arrow", [segment], records.segment_schema(49_152))
     assert entry.size_bytes / n <= 6.0
 
 
@@ -146,9 +147,9 @@ def test_a_half_written_file_is_not_there(tmp_path: object) -> None:
 
     url = f"{tmp_path}/folder/part.arrow"
     with pytest.raises(RuntimeError):
-        shard_io.write_part(url, broken(), records.QUARANTINE_SCHEMA)
-    assert not shard_io.exists(url)
-    fs, path = shard_io.filesystem(f"{tmp_path}/folder")
+        storage.write_part(url, broken(), records.QUARANTINE_SCHEMA)
+    assert not storage.exists(url)
+    fs, path = storage.filesystem(f"{tmp_path}/folder")
     assert fs.ls(path) == []
 
 
@@ -156,21 +157,21 @@ def test_a_half_written_file_is_not_there(tmp_path: object) -> None:
 def test_a_part_cut_short_is_an_error_that_names_it(tmp_path: object, keep: float) -> None:
     refused = [Quarantined(stage="score", origin=f"o{i}", reason="r", detail="d" * 50) for i in range(500)]
     url = f"{tmp_path}/part.arrow"
-    shard_io.write_part(url, refused, records.QUARANTINE_SCHEMA)
-    data = shard_io.read_bytes(url)
-    shard_io.write_bytes(url, data[: int(len(data) * keep)])
+    storage.write_part(url, refused, records.QUARANTINE_SCHEMA)
+    data = storage.read_bytes(url)
+    storage.write_bytes(url, data[: int(len(data) * keep)])
     with pytest.raises(MillError, match=r"part\.arrow"):
-        list(shard_io.read_records(url, Quarantined))
+        list(storage.read_records(url, Quarantined))
 
 
 def test_memory_store_is_a_store_like_any_other() -> None:
     url = "memory://records-test/part.arrow"
     refused = [Quarantined(stage="score", origin="o", reason="r", detail="d")]
-    shard_io.write_part(url, refused, records.QUARANTINE_SCHEMA)
-    assert list(shard_io.read_records(url, Quarantined)) == refused
+    storage.write_part(url, refused, records.QUARANTINE_SCHEMA)
+    assert list(storage.read_records(url, Quarantined)) == refused
 
 
 def test_chunks_hold_every_value_once() -> None:
     texts = ["a" * 6, "b" * 4, "", "c" * 12, "d" * 3, "e" * 3, "f"]
-    assert list(shard_io.chunks(texts, 10, len)) == [texts[:2], texts[2:4], texts[4:]]
-    assert list(shard_io.chunks([], 10, len)) == []
+    assert list(storage.chunks(texts, 10, len)) == [texts[:2], texts[2:4], texts[4:]]
+    assert list(storage.chunks([], 10, len)) == []

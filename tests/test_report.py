@@ -15,21 +15,24 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from difficulty.histogram import DifficultyHistogram
-from pipelines import report, summary
-from pipelines.config import from_mapping
-from pipelines.report import charts, room, sample
-from pipelines.report.blocks import Laid, Mark, Source, Thought, Unit
+from difficulty.budget.histogram import DifficultyHistogram
+from pipelines import report
+from pipelines.cli import summary
+from pipelines.documents import sample
+from pipelines.documents.blocks import Laid, Mark, Source, Thought, Unit
+from pipelines.documents.reader import Reader
+from pipelines.documents.visible import visible
+from pipelines.report import charts, room
 from pipelines.report.charts import Series
-from pipelines.report.document import Reader
-from pipelines.report.visible import visible
 from pipelines.run import mill
-from sharding import manifest, records, shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import records, storage
 from sharding.errors import MillError
-from sharding.manifest import Manifest
-from sharding.order import partition_of
-from sharding.records import Candidate, ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding.hashing import partition_of
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Candidate, ScoredSegment
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
 
 HOSTILE = (
@@ -128,7 +131,7 @@ def test_documents_read_as_they_stand_in_the_shards(finished: str) -> None:
     tokenizer = load_tokenizer(packed.config["tokenizer"])
     pieces: dict[str, dict[int, np.ndarray]] = {}
     for url in manifest.file_urls(finished, packed, "shards"):
-        for row in shard_io.read_records(url, records.Row):
+        for row in storage.read_records(url, records.Row):
             ends = np.cumsum(row.seq_lengths)
             for doc_id, start, first, end in zip(
                 row.doc_ids, row.source_starts, ends - row.seq_lengths, ends, strict=True
@@ -251,9 +254,9 @@ def with_hostile_candidates(output: str) -> None:
                 msgspec.structs.replace(
                     c, text=HOSTILE, model=HOSTILE, prompt=HOSTILE, reasons=[HOSTILE] * (not c.kept)
                 )
-                for c in shard_io.read_records(url, Candidate)
+                for c in storage.read_records(url, Candidate)
             ]
-            shard_io.write_part(url, changed, records.candidate_schema(vocab_size))
+            storage.write_part(url, changed, records.candidate_schema(vocab_size))
     counts = {**selected.counts, f"rejected.{HOSTILE}": 3}
     manifest.write(output, msgspec.structs.replace(selected, counts=counts))
 
@@ -411,8 +414,8 @@ def many_parts(tmp_path: Path, byte_tokenizer: str) -> str:
     for index, members in sorted(parts.items()):
         name = f"segments-{index:05d}-of-{NUM_PARTS:05d}.arrow"
         members.sort(key=lambda segment: (segment.doc_id, segment.segment_index))
-        url = shard_io.join(output, "stages/score", name)
-        entries.append(shard_io.write_part(url, members, records.segment_schema(2_000), name=name))
+        url = storage.join(output, "stages/score", name)
+        entries.append(storage.write_part(url, members, records.segment_schema(2_000), name=name))
     scored = Manifest(
         stage="score",
         format=manifest.FORMAT,
@@ -437,13 +440,13 @@ def many_parts(tmp_path: Path, byte_tokenizer: str) -> str:
 
 def test_few_parts_are_read(many_parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: set[str] = set()
-    read = shard_io.read_batches
+    read = storage.read_batches
 
     def spy(url: str, *args: Any) -> Any:
         opened.add(url)
         return read(url, *args)
 
-    monkeypatch.setattr(shard_io, "read_batches", spy)
+    monkeypatch.setattr(storage, "read_batches", spy)
     html = report.render(many_parts)
     assert 1 <= len(opened) <= sample.MAX_PARTS
     assert html.count("<article") == room.MAX_DOCUMENTS

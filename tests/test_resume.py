@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import load
 from pipelines.run import mill
-from sharding import manifest, shard_io
-from sharding.records import LedgerRow
+from pipelines.yaml_config import load
+from sharding import storage
+from sharding.records.types import LedgerRow
+from sharding.storage import manifest
 
 FLUSH_ROWS = 4
 NUM_KILLS = 20
@@ -24,7 +25,7 @@ NUM_KILLS = 20
 
 def ledger_keys(output: Path) -> list[str]:
     parts = sorted((output / "ledger").glob("part-*.arrow"))
-    return [row.key for part in parts for row in shard_io.read_records(str(part), LedgerRow, columns=("key",))]
+    return [row.key for part in parts for row in storage.read_records(str(part), LedgerRow, columns=("key",))]
 
 
 def hashes(output: str) -> dict[str, str]:

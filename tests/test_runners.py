@@ -17,8 +17,9 @@ from pipelines import augment, pack, score, select
 from pipelines import run as run_module
 from pipelines import stage as stage_module
 from pipelines.beam_options import beam_options
-from pipelines.config import MillConfig, from_mapping
-from sharding.manifest import STAGES
+from pipelines.config import MillConfig
+from pipelines.yaml_config import from_mapping
+from sharding.storage.manifest import STAGES
 
 PAGE = Path(__file__).parent.parent / "docs" / "runners.md"
 COMMAND = re.compile(r"```text\nthoughtmill run mill\.yaml -- (.*?)```", re.DOTALL)

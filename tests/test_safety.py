@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from augment.chat import load_dialect
-from augment.engines import ModelConfig
+from augment.engines.config import ModelConfig
+from augment.requests.dialects import load_dialect
 from difficulty.config import DifficultyConfig
-from pipelines.config import from_mapping
+from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
 from sharding.sources import SourceConfig
 from tests.source_files import read_all

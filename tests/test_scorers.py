@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import TokenScores, describe_scorer, make_scorer, score_documents, score_tokens
+from difficulty.scorers import describe_scorer, make_scorer
 from difficulty.scorers.causal_lm import CausalLMScorer
 from difficulty.scorers.excess import ExcessLossScorer
+from difficulty.scorers.protocol import TokenScores, score_documents, score_tokens
 from difficulty.scorers.rehearsal import RehearsalScorer
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
 from sharding.errors import MillError, RequestError
-from sharding.tokenizer import load_tokenizer
+from sharding.models.tokenizer import load_tokenizer
 
 # --- windows and batches ----------------------------------------------------------------------------------------------
 

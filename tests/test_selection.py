@@ -13,16 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.account import account_counts, mean_and_interval, split_account
-from augment.controls import controls_for, controls_of, lowest_ranks
-from augment.selection import BELOW_THRESHOLD, NOT_CHOSEN, SelectConfig, choose
-from pipelines.config import from_mapping
+from augment.selection.account import account_counts, mean_and_interval, split_account
+from augment.selection.config import SelectConfig
+from augment.selection.controls import controls_for, controls_of, lowest_ranks
+from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, choose
 from pipelines.run import mill
 from pipelines.shown import MIN_SHOWN_TOKENS, Shown
-from sharding import manifest, shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import RequestError
-from sharding.records import Candidate, Control, JudgedSegment, Request, ScoredSegment
-from sharding.tokenizer import load_tokenizer
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Candidate, Control, JudgedSegment, Request, ScoredSegment
+from sharding.storage import manifest
 from tests.test_stages import documents
 
 
@@ -297,7 +299,7 @@ def select_stage(
             c
             for family in ("kept", "rejected")
             for url in manifest.file_urls(config.output, selected, family)
-            for c in shard_io.read_records(url, Candidate)
+            for c in storage.read_records(url, Candidate)
         ]
         return config.output, selected, found
 
@@ -335,11 +337,11 @@ def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
     lengths = {
         s.segment_id: (len(s.input_ids), s.segment_index == s.num_segments - 1)
         for url in manifest.file_urls(output, scored, "segments")
-        for s in shard_io.read_records(url, ScoredSegment)
+        for s in storage.read_records(url, ScoredSegment)
     }
     augmented = manifest.require(output, "augment")
     requests = [
-        r for url in manifest.file_urls(output, augmented, "requests") for r in shard_io.read_records(url, Request)
+        r for url in manifest.file_urls(output, augmented, "requests") for r in storage.read_records(url, Request)
     ]
     held_back = [r for r in requests if r.shown_tokens < lengths[r.segment_id][0]]
     assert held_back and all(lengths[r.segment_id][1] and r.tier == "deep" for r in held_back)

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.beam_options import beam_options, local_shuffle
-from pipelines.config import from_mapping
 from pipelines.run import mill
-from sharding import manifest, shuffled_files
+from pipelines.yaml_config import from_mapping
+from sharding.beam import shuffled_files
+from sharding.beam.shuffle import GroupBytes, GroupPartitions, LocalShuffleOptions, Settle
+from sharding.beam.shuffled_files import FiledValues, PartitionWriter
 from sharding.errors import MillError, RequestError
-from sharding.shuffle import GroupBytes, GroupPartitions, LocalShuffleOptions, Settle
-from sharding.shuffled_files import FiledValues, PartitionWriter
+from sharding.storage import manifest
 
 TWO_WORKERS = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sharding import sources
 from sharding.errors import MillError, RequestError
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources import ReadUnit, Source, SourceConfig
 from sharding.sources.columns import documents_of
 from tests.source_files import WRITERS, as_arrow, as_jsonl, as_parquet, put, read_all, read_alone, resolved, texts

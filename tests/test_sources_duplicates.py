@@ -16,14 +16,14 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import reading
-from pipelines.config import from_mapping
 from pipelines.run import mill
-from sharding import manifest, records, shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import records, storage
 from sharding.errors import RequestError
-from sharding.order import content_id
-from sharding.records import Document, Quarantined, ScoredSegment
-from sharding.sources import SourceConfig
+from sharding.hashing import content_id
+from sharding.records.types import Document, Quarantined, ScoredSegment
+from sharding.sources import SourceConfig, transforms
+from sharding.storage import manifest
 from tests.source_files import as_jsonl, put, resolved
 
 PAGE = Path(__file__).parent.parent / "docs" / "sources.md"
@@ -40,14 +40,14 @@ def read(documents: Iterable[Document], *, drop: bool) -> list[tuple[str, str, s
     by_text: dict[str, list[bytes]] = {}
     by_id: dict[str, list[bytes]] = {}
     for d in documents:
-        key, place = reading.text_key(d, RANKS)
+        key, place = transforms.text_key(d, RANKS)
         by_text.setdefault(key, []).append(place)
-        by_id.setdefault(d.doc_id, []).append(reading.DOCUMENT + records.encode(d))
+        by_id.setdefault(d.doc_id, []).append(transforms.DOCUMENT + records.encode(d))
     if drop:
         for group in by_text.items():
-            for doc_id, mark in reading.later_copies(group):
+            for doc_id, mark in transforms.later_copies(group):
                 by_id[doc_id].insert(0, mark)
-    found = [d for group in by_id.items() for d in reading.distinct_documents(group, RANKS)]
+    found = [d for group in by_id.items() for d in transforms.distinct_documents(group, RANKS)]
     return sorted((d.doc_id, d.text, d.source, d.origin) for d in found)
 
 
@@ -120,7 +120,7 @@ def test_copies_are_counted_and_dropped_over_all_sources(tmp_path: Path, duplica
         assert total == {"documents_in": 7, "documents_duplicate": 2, **dropped}
 
     with beam.Pipeline() as pipeline:
-        read_now = pipeline | reading.ReadDocuments(found, listings, duplicates, 3)
+        read_now = pipeline | transforms.ReadDocuments(found, listings, duplicates, 3)
         assert_that(read_now["documents"], texts, label="documents")
         assert_that(read_now["counts"] | beam.Flatten(), account, label="counts")
 
@@ -184,10 +184,10 @@ def test_several_sources_are_told_apart_and_the_account_holds(run: Callable[...,
     }
     assert counts["documents_duplicate"] == counts["duplicates_dropped"] == 2
     [url] = manifest.file_urls(output, scored, "segments")
-    segments = [s for s in shard_io.read_records(url, ScoredSegment) if s.segment_index == 0]
+    segments = [s for s in storage.read_records(url, ScoredSegment) if s.segment_index == 0]
     assert Counter(segment.source for segment in segments) == {"web": 3, "books": 2}
     [url] = manifest.file_urls(output, scored, "quarantine")
-    assert [refused.reason for refused in shard_io.read_records(url, Quarantined)] == ["missing_text"]
+    assert [refused.reason for refused in storage.read_records(url, Quarantined)] == ["missing_text"]
 
 
 SOURCES_MISTAKES: list[tuple[dict[str, Any], str]] = [

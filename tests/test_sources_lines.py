@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sharding import sources
 from sharding.errors import MillError
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources import ReadUnit, Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
 from sharding.sources.text import _paragraphs

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from augment.ledger import compact
-from pipelines.config import from_mapping
+from augment.ledger.compaction import compact
 from pipelines.run import mill
-from sharding import manifest, shard_io
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.manifest import Manifest
-from sharding.records import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
-from sharding.tokenizer import load_tokenizer
-from sharding.verify import verify
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
 
 HOSTILE = [
@@ -42,7 +43,7 @@ def documents() -> list[dict[str, str]]:
 
 def shard_rows(output: str) -> list[Row]:
     packed = manifest.require(output, "pack")
-    return [row for url in manifest.file_urls(output, packed, "shards") for row in shard_io.read_records(url, Row)]
+    return [row for url in manifest.file_urls(output, packed, "shards") for row in storage.read_records(url, Row)]
 
 
 def source_texts(output: str, tokenizer_name: str) -> dict[str, str]:
@@ -134,7 +135,7 @@ def test_every_count_adds_up(finished: str) -> None:
 
 def _records(output: str, stage: Manifest, family: str, kind: type[Any]) -> Any:
     for url in manifest.file_urls(output, stage, family):
-        yield from shard_io.read_records(url, kind)
+        yield from storage.read_records(url, kind)
 
 
 def test_the_budget_is_kept(finished: str) -> None:
@@ -166,7 +167,7 @@ def test_shards_have_equal_rows_and_at_most_one_row_of_padding(run: Callable[...
     packed = manifest.require(output, "pack")
     assert len({entry.rows for entry in packed.files["shards"]}) == 1
     for url in manifest.file_urls(output, packed, "shards"):
-        *rows, _ = shard_io.read_records(url, Row)
+        *rows, _ = storage.read_records(url, Row)
         assert all(len(row.seq_lengths) for row in rows)
 
 
@@ -194,7 +195,7 @@ def test_packing_again_from_one_ledger_gives_the_same_bytes(run: Callable[..., s
 
 def _ledger(tmp_path: Path) -> Any:
     for path in (tmp_path / "ledger").glob("part-*.arrow"):
-        yield from shard_io.read_records(str(path), LedgerRow)
+        yield from storage.read_records(str(path), LedgerRow)
 
 
 @pytest.mark.slow
@@ -315,7 +316,7 @@ def test_source_and_output_may_be_in_memory(
     rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
 ) -> None:
     lines = b"".join(json.dumps(document).encode() + b"\n" for document in documents())
-    shard_io.write_bytes("memory://stages/source.jsonl", lines)
+    storage.write_bytes("memory://stages/source.jsonl", lines)
     config = from_mapping(rehearsal_config("memory://stages/*.jsonl", output="memory://stages-out"))
     mill(config)
     assert source_texts(config.output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from augment import parts
-from pipelines import status
-from pipelines.config import from_mapping
+from augment.ledger import parts
 from pipelines.run import mill
-from sharding import manifest, shard_io
+from pipelines.watch import status
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError
-from sharding.records import LedgerRow
+from sharding.records.types import LedgerRow
+from sharding.storage import manifest
 from tests.test_ledger import row
 
 NOW = 1_763_000_000.0
@@ -56,7 +57,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def write(folder: Path, plan: dict[str, Any], rows: list[LedgerRow]) -> str:
     output = str(folder / "out")
-    shard_io.write_json(f"{output}/stages/augment/plan.json", plan)
+    storage.write_json(f"{output}/stages/augment/plan.json", plan)
     if rows:
         parts.write_part(plan["ledger"], rows)
     return output
@@ -77,7 +78,7 @@ def made(n: int, tier: str = "brief", at: float = NOW - 10, **fields: Any) -> Le
 
 def beat(folder: Path, name: str, age_s: float, **models: Any) -> None:
     content = {"at": NOW - age_s, "host": "h", "pid": 1, "models": models, "tokens_per_second": 1.0}
-    shard_io.write_json(f"{folder}/out/stages/augment/alive/{name}.json", content)
+    storage.write_json(f"{folder}/out/stages/augment/alive/{name}.json", content)
 
 
 def test_spend_in_the_budget_s_unit_and_in_money(tmp_path: Path, plan: dict[str, Any]) -> None:

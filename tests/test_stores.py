@@ -8,9 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sharding import shard_io, stores
+from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.stores import TRIES, patiently
+from sharding.storage import retries
+from sharding.storage.retries import TRIES, patiently
 
 REMOTE = fsspec.filesystem("memory")
 LOCAL = fsspec.filesystem("file")
@@ -23,7 +24,7 @@ class ClientError(Exception):
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr(stores.time, "sleep", waits.append)
+    monkeypatch.setattr(retries.time, "sleep", waits.append)
     return waits
 
 
@@ -76,16 +77,16 @@ def test_a_failure_is_not_taken_for_an_absence(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(type(REMOTE), "info", info)
     with pytest.raises(MillError, match="cannot look up"):
-        shard_io.exists("memory://somewhere/MANIFEST.json")
+        storage.exists("memory://somewhere/MANIFEST.json")
 
 
 def test_absence_is_no_failure(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    assert shard_io.exists(str(file))
-    assert not shard_io.exists(str(tmp_path / "none"))
-    assert not shard_io.exists(str(file / "below"))
-    assert not shard_io.exists("memory://nowhere/none")
+    assert storage.exists(str(file))
+    assert not storage.exists(str(tmp_path / "none"))
+    assert not storage.exists(str(file / "below"))
+    assert not storage.exists("memory://nowhere/none")
 
 
 @pytest.mark.parametrize(
@@ -98,14 +99,14 @@ def test_a_missing_package_is_named_by_its_extra(url: str, extra: str, monkeypat
     monkeypatch.delitem(registry._registry, protocol, raising=False)  # there already once a test has used it
     monkeypatch.setitem(registry.known_implementations, protocol, {"class": "no_such_package.X", "err": "install it"})
     with pytest.raises(RequestError, match=rf"{url}: no filesystem for .*pip install 'thoughtmill\[{extra}\]'"):
-        shard_io.filesystem(url)
+        storage.filesystem(url)
 
 
 def test_the_hub_comes_with_the_package() -> None:
-    fs, path = shard_io.filesystem("hf://datasets/owner/name/data")
+    fs, path = storage.filesystem("hf://datasets/owner/name/data")
     assert path == "datasets/owner/name/data" and type(fs).__name__ == "HfFileSystem"
 
 
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(RequestError, match=r"nonsense://x/y: no filesystem for nonsense://"):
-        shard_io.filesystem("nonsense://x/y")
+        storage.filesystem("nonsense://x/y")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from difficulty.surprisal import HardSpan, align_nats, difficulty_nats, hard_spans
-from sharding.tokenizer import TextTokenizer
+from sharding.models.tokenizer import TextTokenizer
 
 SCRIPTS = [
     "The quick brown fox, 3.14!\n\n\tdef f(x): return x",

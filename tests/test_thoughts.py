@@ -11,20 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.dispatch import generate_trace
-from augment.engines import Closing, EngineDead, Generation, GenerationRequest
-from augment.thoughts import (
+from augment.engines.protocol import Closing, EngineDead, Generation, GenerationRequest
+from augment.feeding.dispatch import generate_trace
+from augment.requests.closing import (
     SENTENCE_STOPS,
     ClosingConfig,
     close_request,
     closed_of,
-    ends_sentence,
     make_closing,
     needs_closing,
     opening_request,
-    parse_trace,
 )
-from sharding.records import LedgerRow
+from augment.traces import ends_sentence, parse_trace
+from sharding.records.types import LedgerRow
 from tests.test_ledger import row
 
 NO_IDS = np.empty(0, np.uint32)

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from sharding import quick_tokenizer
 from sharding.errors import MillError
-from sharding.model_store import model_fingerprint, model_home, resolve_model
-from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.models import quick_tokenizer
+from sharding.models.store import model_fingerprint, model_home, resolve_model
+from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 CONTROL = ["<|endoftext|>", "<|im_end|>", "<think>", "</think>", "</s>"]
 HOSTILE = [

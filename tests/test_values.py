@@ -9,11 +9,13 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from augment.thoughts import Trace
-from augment.values import Case, Worth, needs_continuation, needs_controls, value_class, value_digest
-from augment.values.gain import BLOCK_TOKENS, ContinuationGain, SelfGain, chosen_by, copied_part
+from augment.selection.values import needs_continuation, needs_controls, value_class, value_digest
+from augment.selection.values.gain import BLOCK_TOKENS, ContinuationGain, SelfGain, chosen_by, copied_part
+from augment.selection.values.protocol import Case, Worth
+from augment.traces import Trace
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import Scorer, first_token_after, make_scorer, nats_after_by_score
+from difficulty.scorers import make_scorer
+from difficulty.scorers.protocol import Scorer, first_token_after, nats_after_by_score
 from difficulty.scorers.rehearsal import RehearsalScorer
 from sharding.errors import RequestError
 
@@ -141,7 +143,13 @@ def test_a_value_in_a_file_of_the_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere.py:Value", "augment.values:Nothing", "no_such_module:X", "augment.gates:Gate"]
+    "name",
+    [
+        "nowhere.py:Value",
+        "augment.selection.values.protocol:Nothing",
+        "no_such_module:X",
+        "augment.selection.gates:Gate",
+    ],
 )
 def test_a_value_that_is_not_there(name: str) -> None:
     with pytest.raises(RequestError, match=r"select\.value"):

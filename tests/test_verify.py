@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.checking import LOG_EVERY_S, line_a_minute
 from pipelines.cli import app
-from pipelines.config import from_mapping
 from pipelines.run import mill
+from pipelines.verify import verify
+from pipelines.verify.show import LOG_EVERY_S, line_a_minute
+from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError
-from sharding.verify import verify
 from tests.damage import Columns, change_file, manifest_tree, seal, write_manifest
 
 

@@ -10,12 +10,18 @@ import numpy as np
 import psutil
 import pytest
 
-from augment import registry
-from augment.engines import GenerationRequest, ModelConfig, SamplingConfig, reaper
-from augment.feeding import Completed, Failure, Feeder, FeedingConfig, Result
-from augment.prompts import PromptBuilder, prompt_builder
-from augment.requests import make_request
-from augment.thoughts import ClosingConfig, closed_of, ends_sentence, make_closing
+from augment import engines
+from augment.engines import reaper
+from augment.engines.config import ModelConfig, SamplingConfig
+from augment.engines.protocol import GenerationRequest
+from augment.feeding import registry
+from augment.feeding.config import FeedingConfig
+from augment.feeding.feeder import Feeder
+from augment.feeding.tickets import Completed, Failure, Result
+from augment.requests.closing import ClosingConfig, closed_of, make_closing
+from augment.requests.keys import make_request
+from augment.requests.prompts import PromptBuilder, prompt_builder
+from augment.traces import ends_sentence
 from sharding.errors import MillError, RequestError
 
 pytestmark = pytest.mark.model
@@ -158,7 +164,7 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
         ({"name": "/nowhere/model"}, MillError, "/nowhere/model"),
     ):
         broken = Feeder(
-            lambda change=change: registry.create_engine(
+            lambda change=change: engines.create_engine(
                 ModelConfig(**{"engine": "vllm", "name": model.name, **change})
             ),
             name="broken",

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import yaml
 
-from augment.heartbeat import read_beats
-from augment.ledger import read_ledger
-from pipelines.config import from_mapping
-from pipelines.demo import topic_documents
+from augment.feeding.heartbeat import read_beats
+from augment.ledger.reading import read_ledger
 from pipelines.run import mill
-from pipelines.status import beats_url
-from sharding import manifest
+from pipelines.tools.demo import topic_documents
+from pipelines.watch.status import beats_url
+from pipelines.yaml_config import from_mapping
+from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]

@@ -15,16 +15,21 @@ import numpy as np
 import psutil
 import pytest
 
-from augment.engines import Closing, Generation, GenerationRequest, ModelConfig, SamplingConfig, create_engine
-from augment.feeding import Completed, Failure, Feeder, FeedingConfig
-from augment.prompts import PromptBuilder, prompt_builder
-from augment.requests import make_request
-from augment.thoughts import closed_of, ends_sentence
+from augment.engines import create_engine
+from augment.engines.config import ModelConfig, SamplingConfig
+from augment.engines.protocol import Closing, Generation, GenerationRequest
+from augment.feeding.config import FeedingConfig
+from augment.feeding.feeder import Feeder
+from augment.feeding.tickets import Completed, Failure
+from augment.requests.closing import closed_of
+from augment.requests.keys import make_request
+from augment.requests.prompts import PromptBuilder, prompt_builder
+from augment.traces import ends_sentence
 from difficulty.config import DifficultyConfig
 from difficulty.scorers import make_scorer
 from difficulty.scorers.endpoint import EndpointScorer
-from sharding.endpoints import EndpointPool, Served
 from sharding.errors import RequestError
+from sharding.models.server_pool import EndpointPool, Served
 from tests.endpoint_server import SERVED, vllm_serve
 
 pytestmark = pytest.mark.model

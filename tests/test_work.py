@@ -13,22 +13,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from augment import heartbeat, parts, registry, rejoin, work
-from augment.engines import Generation, GenerationRequest, ModelConfig, RequestRejected
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import Generation, GenerationRequest, RequestRejected
 from augment.engines.rehearsal import RehearsalEngine
-from augment.heartbeat import Heartbeat, clear_beats, read_beats
-from augment.ledger import finished_keys, read_ledger
-from augment.occupancy import Account
-from augment.rejoin import FinishedSince
-from augment.tickets import Failure
+from augment.feeding import heartbeat, registry, worker
+from augment.feeding.heartbeat import Heartbeat, clear_beats, read_beats
+from augment.feeding.stats import Account
+from augment.feeding.tickets import Failure
+from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
+from augment.ledger import parts, recent
+from augment.ledger.reading import finished_keys, read_ledger
+from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
-from augment.work import TooManyFailures, Worker, WorkOrder
-from pipelines.augment import trace_planner
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
+from pipelines.planning import trace_planner
 from pipelines.run import mill
-from sharding import manifest, shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError
-from sharding.records import Request, sample_key
+from sharding.records import arrow
+from sharding.records.types import Request, sample_key
+from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
 from tests.test_ledger import row
 
@@ -38,7 +43,7 @@ NOW_MS = int(time.time() * 1000)
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
     yield
-    work.close_all()
+    worker.close_all()
 
 
 def order(folder: Path, **fields: Any) -> WorkOrder:
@@ -49,11 +54,11 @@ def order(folder: Path, **fields: Any) -> WorkOrder:
 
 
 def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rejoin, "REFRESH_S", 0.0)
-    monkeypatch.setattr(rejoin, "REFRESH_SHARE", 1e9)
+    monkeypatch.setattr(recent, "REFRESH_S", 0.0)
+    monkeypatch.setattr(recent, "REFRESH_SHARE", 1e9)
     url = str(tmp_path)
-    old = f"{url}/part-{NOW_MS - 3 * rejoin.CLOCK_SKEW_MS}-{'0' * 16}.arrow"
-    shard_io.write_part(old, [row(999)], parts.LEDGER_SCHEMA)
+    old = f"{url}/part-{NOW_MS - 3 * recent.CLOCK_SKEW_MS}-{'0' * 16}.arrow"
+    storage.write_part(old, [row(999)], arrow.LEDGER_SCHEMA)
     finished = FinishedSince(url, NOW_MS)
     for n in range(60):  # more parts than chunks
         parts.write_part(url, [row(3 * n + i, thought_tokens=n + 1) for i in range(3)])
@@ -61,7 +66,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
     assert [finished.tokens(row(n).key) for n in (0, 1, 90, 179)] == [1, 1, 31, 60]
     assert [finished.tokens(row(n).key) for n in range(180)] == [n // 3 + 1 for n in range(180)]
     assert finished.tokens(row(999).key) is None and finished.tokens(row(180).key) is None
-    assert len(finished._chunks) <= rejoin._MAX_CHUNKS
+    assert len(finished._chunks) <= recent._MAX_CHUNKS
 
 
 def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
@@ -81,7 +86,7 @@ def test_the_store_is_asked_seldom_and_may_refuse(tmp_path: Path, monkeypatch: p
         asked += 1
         raise MillError("no permission")
 
-    monkeypatch.setattr(rejoin, "ledger_parts", refuse)
+    monkeypatch.setattr(recent, "ledger_parts", refuse)
     finished = FinishedSince(str(tmp_path), NOW_MS)
     for _ in range(5):
         finished.refresh()
@@ -128,7 +133,7 @@ def finished_stage(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str
     mill(config, stages=["score", "augment"])
     augmented = manifest.require(config.output, "augment")
     urls = manifest.file_urls(config.output, augmented, "requests")
-    requests = {r.request_key: r for url in urls for r in shard_io.read_records(url, Request)}
+    requests = {r.request_key: r for url in urls for r in storage.read_records(url, Request)}
     return config, list(requests.values())
 
 
@@ -163,12 +168,12 @@ def test_a_bundle_run_again_makes_only_what_was_not_flushed(stage: Stage, tmp_pa
     for element in half:
         list(first.process(element))
     flushed = {sample_key(r.request_key, i) for r, samples in half for i in samples}
-    while len(work._workers[spec].finished._own) < len(flushed):
+    while len(worker._workers[spec].finished._own) < len(flushed):
         time.sleep(0.005)
-    work._workers[spec].flush()
+    worker._workers[spec].flush()
     first.teardown()  # the bundle fails somewhere else, and the runner runs it again
     if where == "another process":
-        work.close_all()
+        worker.close_all()
     counts = run_bundle(stage.make(spec), stage.elements)
     assert counts["found"] == len(flushed) and counts["generated"] == len(stage.keys) - len(flushed)
     assert set(stage.made.values()) == {1}, "something was bought twice"
@@ -194,10 +199,10 @@ def test_too_many_failures_stop_the_run_and_keep_what_was_paid_for(stage: Stage,
     spec = order(tmp_path / "stop", planned_generations=planned, max_failed_fraction=0.1)
     with pytest.raises(TooManyFailures, match=r"generations of a worker failed.*max_failed_fraction=0.1.*not this one"):
         run_bundle(stage.make(spec), stage.elements)
-    assert work._workers[spec].bundles == 0
+    assert worker._workers[spec].bundles == 0
     with pytest.raises(TooManyFailures):  # the same bundle again is not tried again
         stage.make(spec).start_bundle()
-    assert work._workers[spec].bundles == 0
+    assert worker._workers[spec].bundles == 0
     kept = finished_keys(spec.ledger_url)
     assert kept and kept.isdisjoint(bad)
     stage.refuse = lambda key: False

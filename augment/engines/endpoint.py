@@ -2,7 +2,7 @@
 
 Sends prompt token ids, so that what was asked is what the prompt says, and every sampling parameter, so that no default
 of a server's own changes the text. Which server gets a request, and what happens when one fails, is the business of
-`sharding.endpoints`. Written against vLLM 0.32; the fields that SGLang names otherwise are sent in both ways.
+`sharding.models.server_pool`. Written against vLLM 0.32; the fields that SGLang names otherwise are sent in both ways.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from augment.engines import EngineDead, Generation, GenerationFailed, GenerationRequest, ModelConfig, RequestRejected
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
-from augment.thoughts import THINK_MARKERS
-from sharding.endpoints import COMPLETIONS, EndpointPool, Served
+from augment.traces import THINK_MARKERS
 from sharding.errors import RequestError
-from sharding.http import EndpointFailed, EndpointFull, EndpointRefused
-from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
+from sharding.models.server_pool import COMPLETIONS, EndpointPool, Served
+from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 IN_FLIGHT_PER_URL = 64
 

@@ -12,9 +12,10 @@ import math
 
 import numpy as np
 
-from augment.engines import Generation, GenerationRequest, ModelConfig
-from augment.requests import fraction_of
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import Generation, GenerationRequest
 from sharding.errors import RequestError
+from sharding.hashing import fraction_of
 
 VERSION = "1"
 

@@ -20,17 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from augment.engines import (
-    EngineDead,
-    Generation,
-    GenerationFailed,
-    GenerationRequest,
-    ModelConfig,
-    RequestRejected,
-    reaper,
-)
+from augment.engines import reaper
+from augment.engines.config import ModelConfig
+from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from sharding.errors import MillError, RequestError
-from sharding.model_store import resolve_model
+from sharding.models.store import resolve_model
 
 DEFAULT_MEMORY_SHARE = 0.9
 """Of the accelerator's memory, as vLLM's `gpu_memory_utilization`."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import SEPARATOR, TokenScores, first_token_after
+from difficulty.scorers.protocol import SEPARATOR, TokenScores, first_token_after
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
 from sharding.errors import MillError, RequestError
-from sharding.model_store import model_fingerprint, resolve_model
-from sharding.tokenizer import load_tokenizer
+from sharding.models.store import model_fingerprint, resolve_model
+from sharding.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,7 @@
 """Surprisal under a served model: the prompt logprobs of vLLM servers, for whoever can't load the model here.
 
 Windows and start token are those of `causal_lm`; each window is one request, several are at the servers at once, and
-`sharding.endpoints` says which server gets which. Slower than `causal_lm`: the answers carry every token in words.
+`server_pool` says which server gets which. Slower than `causal_lm`: the answers carry every token in words.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import msgspec
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers import TokenScores, nats_after_by_score
+from difficulty.scorers.protocol import TokenScores, nats_after_by_score
 from difficulty.scorers.windows import Window, cut_windows
-from sharding.endpoints import COMPLETIONS, EndpointPool, Served
 from sharding.errors import MillError, RequestError
-from sharding.http import EndpointFailed, EndpointFull, EndpointRefused
-from sharding.model_store import model_fingerprint, resolve_model
-from sharding.tokenizer import load_tokenizer
+from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
+from sharding.models.server_pool import COMPLETIONS, EndpointPool, Served
+from sharding.models.store import model_fingerprint, resolve_model
+from sharding.models.tokenizer import load_tokenizer
 
 IN_FLIGHT_PER_URL = 16
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from difficulty.scorers import Scorer, TokenScores
+from difficulty.scorers.protocol import Scorer, TokenScores
 from difficulty.surprisal import align_nats
 
 

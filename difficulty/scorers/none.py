@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from difficulty.scorers import TokenScores, first_token_after
+from difficulty.scorers.protocol import TokenScores, first_token_after
 
 
 def describe_none() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from difficulty.scorers import TokenScores, first_token_after
+from difficulty.scorers.protocol import TokenScores, first_token_after
 
 _VERSION = 1
 _MAX_NATS = 20.0

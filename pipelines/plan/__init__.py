@@ -19,7 +19,7 @@ from pipelines.plan.evidence import Evidence, gather
 from pipelines.plan.forecast import Forecast, TierForecast, allocation_for, estimate, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
 from sharding.errors import RequestError
-from sharding.model_store import resolve_model
+from sharding.models.store import resolve_model
 
 __all__ = ["make_plan"]
 
@@ -224,7 +224,7 @@ def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[s
 
 def thinks_not(config: MillConfig, name: str) -> bool:
     """Whether a model's chat template is at hand and has no thinking mode; only its files are looked at."""
-    from augment.chat import find_thinking
+    from augment.requests.dialects import find_thinking
 
     model = config.models[name]
     if model.engine == "rehearsal" or model.thinking is True or not Path(resolve_model(model.name)).is_dir():

@@ -15,17 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from difficulty.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
-from pipelines import config as config_module
+from difficulty.budget.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
+from pipelines import yaml_config
 from pipelines.config import MillConfig
-from sharding import manifest, shard_io, sources
+from sharding import sources, storage
 from sharding.errors import RequestError
-from sharding.manifest import Manifest
-from sharding.order import content_id
-from sharding.records import Document, ScoredSegment
+from sharding.hashing import content_id
+from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.records.types import Document, ScoredSegment
 from sharding.sources import ReadUnit, Source, SourceFile
 from sharding.sources.units import UNIT_BYTES, compression_of
-from sharding.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 RANGE_BYTES = 1 << 20
 """A plain file is sampled in ranges of this size: enough for whole records, little to read."""
@@ -149,12 +150,12 @@ def gather(config: MillConfig, sample_documents: int) -> Evidence:
 
 def _differences(config: MillConfig, scored: Manifest) -> list[str]:
     """The sections in which the scores were made otherwise; where the scorer's servers are doesn't matter."""
-    difficulty = config_module.to_mapping(config.difficulty)
+    difficulty = yaml_config.to_mapping(config.difficulty)
     before = scored.config
     differ = [] if before["tokenizer"] == config.tokenizer else ["tokenizer"]
     differ += [f"difficulty.{key}" for key, value in before["difficulty"].items() if difficulty.get(key) != value]
     if config.scored is None and "source" in before and config.source is not None:
-        source = config_module.to_mapping(config.source)
+        source = yaml_config.to_mapping(config.source)
         differ += [f"source.{key}" for key, value in before["source"].items() if source.get(key) != value]
     return differ
 
@@ -169,7 +170,7 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
     for group, url in enumerate(urls):
         if len(found) >= wanted:
             break
-        documents = shard_io.read_groups(url, ScoredSegment, "doc_id", _SEGMENT_COLUMNS)
+        documents = storage.read_groups(url, ScoredSegment, "doc_id", _SEGMENT_COLUMNS)
         for _, segments in itertools.islice(documents, SCAN_DOCUMENTS):
             found.append(SampledDocument(tuple(segments), 0, group))
     chosen = sorted(found, key=lambda document: content_id(document.segments[0].doc_id))[:wanted]
@@ -289,7 +290,7 @@ def _step(source: Source, file: SourceFile) -> int:
 
 
 def _score(config: MillConfig, chosen: Sequence[tuple[Document, int]]) -> Iterator[SampledDocument]:
-    from difficulty.memory import NgramMemory
+    from difficulty.memory.table import NgramMemory
     from difficulty.scorers import make_scorer
     from difficulty.scoring import score_segments
 

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difficulty.allocation import Allocation
-from difficulty.tiers import TierConfig
-from pipelines import config as config_module
+from difficulty.budget.allocation import Allocation
+from difficulty.budget.tiers import TierConfig
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.plan.evidence import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.planning import Focus, allocation_of, trace_planner
 from pipelines.shown import shown_of
 from sharding.errors import RequestError
-from sharding.order import content_id
-from sharding.records import Request
-from sharding.tokenizer import load_tokenizer
+from sharding.hashing import content_id
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Request
 
 DRAWS = 100
 INTERVAL = (0.05, 0.95)
@@ -306,4 +306,4 @@ def shard_bytes(config: MillConfig, training_tokens: np.ndarray) -> np.ndarray:
 
 
 def _seed(config: MillConfig) -> int:
-    return int.from_bytes(hashlib.blake2b(content_id(config_module.dump(config)).encode(), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(content_id(yaml_config.dump(config)).encode(), digest_size=8).digest())

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from augment.values import value_digest
-from pipelines import config as config_module
+from augment.selection.values import value_digest
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.planning import what_decides_text
 from pipelines.shown import shown_of
-from sharding import shard_io
+from sharding import storage
 from sharding.errors import MillError
-from sharding.manifest import Manifest
+from sharding.storage.manifest import Manifest
 
 PILOT_NAME = "pilot.json"
 """In the output."""
@@ -63,11 +63,11 @@ def read_pilot(config: MillConfig, scored: Manifest | None) -> tuple[Pilot | Non
     Raises:
         MillError: it can't be read.
     """
-    url = shard_io.join(config.output, PILOT_NAME)
-    if not shard_io.exists(url):
+    url = storage.join(config.output, PILOT_NAME)
+    if not storage.exists(url):
         return None, []
     try:
-        found = json.loads(shard_io.read_bytes(url))
+        found = json.loads(storage.read_bytes(url))
         if found["config"] != (wanted := decides(config, scored)):
             differ = [key for key, value in wanted.items() if found["config"].get(key) != value]
             return None, [f"{url} was measured with another config ({', '.join(differ)}): add --pilot to measure again"]
@@ -84,25 +84,25 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
     """Store a pilot with the forecast of thinking tokens for this config's budget."""
     content = {
         "config": decides(config, scored),
-        "budget": config_module.to_mapping(config.budget),
+        "budget": yaml_config.to_mapping(config.budget),
         "forecast": dict(forecast),
         "tiers": {name: asdict(tier) for name, tier in pilot.tiers.items()},
         "tokens_per_second": dict(pilot.tokens_per_second),
     }
-    shard_io.write_json(shard_io.join(config.output, PILOT_NAME), content)
+    storage.write_json(storage.join(config.output, PILOT_NAME), content)
 
 
 def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
     """What the measurements depend on: not how much is spent, and not at which price."""
-    plain = config_module.to_mapping(config.budget)
+    plain = yaml_config.to_mapping(config.budget)
     shown = shown_of(config)
     expectations = ("expected_tokens", "expected_resolution")
     return {
         "tiers": [{k: v for k, v in tier.items() if k not in expectations} for tier in plain["tiers"]],
         "models": {name: what_decides_text(model) for name, model in sorted(config.models.items())},
-        "sampling": config_module.to_mapping(config.sampling),
-        "closing": config_module.to_mapping(config.closing),
-        "select": config_module.to_mapping(config.select),
+        "sampling": yaml_config.to_mapping(config.sampling),
+        "closing": yaml_config.to_mapping(config.closing),
+        "select": yaml_config.to_mapping(config.select),
         "value's code": value_digest(config.select.value_name) if shown.valued_tiers else "",
         "layout": "at_hard_span" if shown.at_hard_span else "",
         "tokenizer": config.tokenizer,
@@ -112,11 +112,11 @@ def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
 
 def forecast_for(output: str, budget: Mapping[str, Any]) -> dict[str, Any] | None:
     """The forecast of thinking tokens that a pilot made for this `budget` section; None where there is none."""
-    url = shard_io.join(output, PILOT_NAME)
-    if not shard_io.exists(url):
+    url = storage.join(output, PILOT_NAME)
+    if not storage.exists(url):
         return None
     try:
-        found = json.loads(shard_io.read_bytes(url))
+        found = json.loads(storage.read_bytes(url))
         return found["forecast"] if found["budget"] == budget else None
     except (ValueError, KeyError, TypeError):
         return None  # it is for people alone, and not worth a run

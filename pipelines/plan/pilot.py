@@ -14,17 +14,20 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.typehints import KV
 
-from augment import work
-from augment.account import stands_for
-from augment.controls import pools_of
-from augment.generation import TracePlanner
-from augment.judging import DocumentJudge
-from augment.ledger import collapse_duplicates, ledger_parts, read_ledger
-from augment.selection import decide, make_candidates, make_value
-from augment.transforms import FindMissing, ReadLedger, generate_with_each
-from augment.values import needs_controls
-from augment.work import WorkOrder
-from difficulty.allocation import Allocation
+from augment.feeding import worker
+from augment.feeding.worker import WorkOrder
+from augment.ledger.parts import ledger_parts
+from augment.ledger.reading import collapse_duplicates, read_ledger
+from augment.ledger.transforms import FindMissing, ReadLedger
+from augment.requests.planner import TracePlanner
+from augment.selection.account import stands_for
+from augment.selection.candidates import make_candidates
+from augment.selection.controls import pools_of
+from augment.selection.judging import DocumentJudge
+from augment.selection.keeping import decide, make_value
+from augment.selection.values import needs_controls
+from augment.transforms import generate_with_each
+from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
 from pipelines.plan.evidence import Evidence, SampledDocument
@@ -34,11 +37,11 @@ from pipelines.planning import Focus, trace_planner
 from pipelines.select import ScorerNats
 from pipelines.shown import shown_of
 from pipelines.stage import run_pipeline
-from sharding import shard_io
+from sharding import storage
 from sharding.errors import MillError
-from sharding.order import content_id
-from sharding.records import Candidate, JudgedSegment, LedgerRow, Request
-from sharding.tokenizer import load_tokenizer
+from sharding.hashing import content_id
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Candidate, JudgedSegment, LedgerRow, Request
 
 FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 LEAST_PER_TIER = 4
@@ -106,7 +109,7 @@ def _generate(
         max_failed_fraction=config.ledger.max_failed_fraction,
     )
     options = beam_options(beam_args)
-    with local_shuffle(options, shard_io.join(config.output, "stages", ".shuffle-pilot")):
+    with local_shuffle(options, storage.join(config.output, "stages", ".shuffle-pilot")):
         pipeline = beam.Pipeline(options=options)
         wanted = [(request.request_key, request) for _, request in requests]
         missing = {
@@ -117,7 +120,7 @@ def _generate(
         try:
             run_pipeline(pipeline, "pilot")
         finally:
-            work.close_all()
+            worker.close_all()
 
 
 def _measured(

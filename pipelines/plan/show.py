@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from pipelines.status import UNIT_NAMES
-from sharding.card import REHEARSAL_NOTICE
+from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.watch.status import UNIT_NAMES
 
 Estimate = Mapping[str, float]
 

@@ -14,9 +14,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sharding import manifest, shard_io
+from sharding import storage
 from sharding.errors import MillError
-from sharding.manifest import Manifest
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 REPORT_NAME = "report.html"
 PLAN_NAME = "plan.json"
@@ -24,12 +25,12 @@ PLAN_NAME = "plan.json"
 
 def report_url(output: str) -> str:
     """Where the report of a run is, or will be."""
-    return shard_io.join(output, REPORT_NAME)
+    return storage.join(output, REPORT_NAME)
 
 
 def is_there(output: str) -> bool:
     """Whether it has been written."""
-    return shard_io.exists(report_url(output))
+    return storage.exists(report_url(output))
 
 
 def write(output: str) -> str:
@@ -39,7 +40,7 @@ def write(output: str) -> str:
         MillError: nothing of a run is there, or a file can't be read or written.
     """
     url = report_url(output)
-    shard_io.write_bytes(url, render(output).encode())
+    storage.write_bytes(url, render(output).encode())
     return url
 
 
@@ -49,11 +50,11 @@ def render(output: str) -> str:
     Raises:
         MillError: nothing of a run is there, or a file can't be read.
     """
+    from pipelines.documents.reader import read_allocation
+    from pipelines.documents.sample import look
     from pipelines.report import page, shards, spread, traces
-    from pipelines.report.document import read_allocation
     from pipelines.report.facts import Facts
     from pipelines.report.funnel import steps
-    from pipelines.report.sample import look
 
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
     scored = stages["score"]
@@ -72,9 +73,9 @@ def render(output: str) -> str:
 
 def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: Any) -> tuple[list[Any], str]:
     """The documents to read, and why there are none."""
+    from pipelines.documents.reader import Reader
+    from pipelines.documents.sample import choose, read_documents
     from pipelines.report import room
-    from pipelines.report.document import Reader
-    from pipelines.report.sample import choose, read_documents
 
     try:
         reader = Reader(output, stages)
@@ -96,8 +97,8 @@ def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: An
 
 def _prices(output: str) -> dict[str, dict[str, Any]]:
     """What the plan says of the price of each model."""
-    url = shard_io.join(manifest.stage_url(output, "augment"), PLAN_NAME)
-    if not shard_io.exists(url):
+    url = storage.join(manifest.stage_url(output, "augment"), PLAN_NAME)
+    if not storage.exists(url):
         return {}
-    models: dict[str, dict[str, Any]] = json.loads(shard_io.read_bytes(url)).get("models", {})
+    models: dict[str, dict[str, Any]] = json.loads(storage.read_bytes(url)).get("models", {})
     return models

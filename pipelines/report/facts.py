@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from difficulty.allocation import Allocation
-from pipelines.report.sample import Sample
-from sharding.manifest import Manifest
+from difficulty.budget.allocation import Allocation
+from pipelines.documents.sample import Sample
+from sharding.storage.manifest import Manifest
 
 Stages = Mapping[str, Manifest | None]
 

@@ -14,12 +14,14 @@ from pathlib import PurePosixPath
 
 from markupsafe import Markup, escape
 
+from pipelines.card.markdown import redacted
+from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.documents.blocks import FULL_COLOUR_NATS
+from pipelines.documents.visible import visible
 from pipelines.report import room
 from pipelines.report.facts import Facts, Figure
 from pipelines.report.funnel import Step
 from pipelines.report.room import Reading
-from pipelines.report.visible import visible
-from sharding.card import REHEARSAL_NOTICE, redacted
 
 
 def render(
@@ -62,7 +64,7 @@ def render(
         readings=readings,
         closed=closed,
         style_of=facts.style_of,
-        full_colour=room.FULL_COLOUR_NATS,
+        full_colour=FULL_COLOUR_NATS,
         levels=range(room.LEVELS),
         threshold_nats=stages["score"].config["difficulty"]["threshold_nats"] if stages["score"] else 0,
         layout=packed.config["layout"] if packed else "",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pipelines.report.blocks import Laid, Mark, Source, Thought, Unit
-from sharding.records import Candidate
+from pipelines.documents.blocks import FULL_COLOUR_NATS, Laid, Mark, Source, Thought, Unit, counted
+from sharding.records.types import Candidate
 
 MAX_DOCUMENTS = 16
 MAX_TOKENS = 1_500
@@ -26,9 +26,6 @@ MAX_CANDIDATES = 8
 
 MAX_BYTES = 3_500_000
 """Of the documents' HTML, all together."""
-
-FULL_COLOUR_NATS = 10.0
-"""From here on a token has the strongest colour."""
 
 LEVELS = 10
 
@@ -106,11 +103,6 @@ def reading(document: Laid, threshold_nats: float) -> Reading:
         facts=facts,
         passages=list(_passages(document, shown)),
     )
-
-
-def counted(count: int, thing: str) -> str:
-    """A number of things: "1 segment", "1,200 segments"."""
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
 def _shown_segments(document: Laid) -> set[int]:

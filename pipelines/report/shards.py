@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipelines.card.making import forecast
 from pipelines.report import charts
 from pipelines.report.charts import Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
-from sharding.card import forecast
 
 KINDS = (("source", "k1"), ("thought", "k2"), ("delimiter", "k3"), ("padding", "k0"))
 

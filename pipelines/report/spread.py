@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difficulty.allocation import Allocation
-from difficulty.histogram import DifficultyHistogram
+from difficulty.budget.allocation import Allocation
+from difficulty.budget.histogram import DifficultyHistogram
 from pipelines.report import charts
 from pipelines.report.charts import Series, number
 from pipelines.report.facts import Facts, Figure, missing_until

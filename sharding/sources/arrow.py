@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from sharding import shard_io
+from sharding import storage
 from sharding.errors import MillError
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, is_text, wanted_columns
 from sharding.sources.config import Source
 from sharding.sources.units import ReadUnit
@@ -91,7 +91,7 @@ def _validate(column: pa.Array) -> None:
 
 @contextlib.contextmanager
 def _open(url: str) -> Iterator[Any]:
-    fs, path = shard_io.filesystem(url)
+    fs, path = storage.filesystem(url)
     if isinstance(fs, LocalFileSystem):
         with pa.memory_map(path) as mapped:
             yield mapped

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharding.errors import RequestError
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source, SourceConfig
 from sharding.sources.documents import document_of, refuse, too_long
 

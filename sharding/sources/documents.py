@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sharding.order import content_id
-from sharding.records import Document, Quarantined
+from sharding.hashing import content_id
+from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 
 EXCERPT_BYTES = 400

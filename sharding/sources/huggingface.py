@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.errors import MillError, RequestError
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, wanted_columns
 from sharding.sources.config import Source, SourceConfig
 from sharding.sources.units import ReadUnit, SourceFile

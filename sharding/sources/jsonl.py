@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.documents import document_of, refuse, too_long
 from sharding.sources.lines import lines, open_text, origin_of

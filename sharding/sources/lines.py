@@ -9,7 +9,7 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from sharding import shard_io
+from sharding import storage
 from sharding.sources.units import ReadUnit, compression_of
 
 READ_BLOCK_BYTES = 1 << 20
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 @contextlib.contextmanager
 def open_text(url: str) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a file."""
-    fs, path = shard_io.filesystem(url)
+    fs, path = storage.filesystem(url)
     codec = compression_of(url)
     with fs.open(path, "rb", block_size=READ_BLOCK_BYTES) as raw:
         # Arrow's decompressor: the zstandard package takes a stream cut short for a complete one.

@@ -10,13 +10,13 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from sharding import shard_io
+from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.sources import readers
 from sharding.sources.columns import check_columns
 from sharding.sources.config import Format, Source, misplaced_key
 from sharding.sources.units import COMPRESSIONS, SourceFile
-from sharding.stores import patiently
+from sharding.storage.retries import patiently
 
 ENDINGS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -83,7 +83,7 @@ def _version(info: Mapping[str, Any]) -> str:
 def _list(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
     """The files that the path names, as (url, the store's facts)."""
     path_given = source.config.path
-    fs, path = shard_io.filesystem(path_given)
+    fs, path = storage.filesystem(path_given)
 
     def ask() -> tuple[bool, Mapping[str, Any]]:
         fs.invalidate_cache()
@@ -159,12 +159,12 @@ def _format_of(source: Source, urls: list[str]) -> Format:
 def _saved_split(source: Source) -> list[tuple[str, Mapping[str, Any]]] | None:
     """The files of a split of a folder that `datasets` saved, or None when the path is no such folder."""
     config = source.config
-    fs, path = shard_io.filesystem(config.path)
+    fs, path = storage.filesystem(config.path)
     fs.invalidate_cache()
-    saved_splits = shard_io.join(path, SAVED_SPLITS)
+    saved_splits = storage.join(path, SAVED_SPLITS)
     try:
         splits = json.loads(fs.cat_file(saved_splits))["splits"] if fs.exists(saved_splits) else None
-        if splits is None and not fs.exists(shard_io.join(path, SAVED_DATASET)):
+        if splits is None and not fs.exists(storage.join(path, SAVED_DATASET)):
             return None
         for key in ("subset", "revision"):
             if getattr(config, key) is not None:
@@ -178,23 +178,23 @@ def _saved_split(source: Source) -> list[tuple[str, Mapping[str, Any]]] | None:
         split = config.split or "train"
         if split not in splits:
             raise RequestError(f"{source.key}.split: {split!r} is not one of {', '.join(splits)} in {config.path}")
-        return _saved_files(fs, shard_io.join(path, split), source)
+        return _saved_files(fs, storage.join(path, split), source)
     except (OSError, ValueError, KeyError) as error:
         raise MillError(f"{source.key}.path: cannot read the dataset saved in {config.path}: {error}") from error
 
 
 def _saved_files(fs: AbstractFileSystem, folder: str, source: Source) -> list[tuple[str, Mapping[str, Any]]] | None:
     """The files of a dataset saved in `folder`; others beside them are caches. None when none is saved there."""
-    if fs.exists(shard_io.join(folder, SAVED_SPLITS)):
+    if fs.exists(storage.join(folder, SAVED_SPLITS)):
         raise RequestError(
             f"{source.key}.path: {source.config.path} holds a dataset of several splits: name the folder of one, or "
             "set format: huggingface and split"
         )
-    state = shard_io.join(folder, SAVED_DATASET)
+    state = storage.join(folder, SAVED_DATASET)
     if not fs.exists(state):
         return None
     try:
-        names = [shard_io.join(folder, entry["filename"]) for entry in json.loads(fs.cat_file(state))["_data_files"]]
+        names = [storage.join(folder, entry["filename"]) for entry in json.loads(fs.cat_file(state))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MillError(f"{source.key}.path: cannot read the dataset saved in {folder}: {error!r}") from error
     gone = [name for name in names if not fs.exists(name)]

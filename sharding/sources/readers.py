@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from sharding.errors import MillError
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.units import ReadUnit
-from sharding.stores import is_store_error
+from sharding.storage.retries import is_store_error
 
 DAMAGED = (OSError, UnicodeDecodeError, pa.ArrowException)
 """What reading a damaged file raises; not UTF-8 are then the names of its columns."""

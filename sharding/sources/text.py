@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO
 
-from sharding.records import Document, Quarantined
+from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.documents import document_of, refuse, too_long
 from sharding.sources.lines import BYTE_ORDER_MARK, READ_BLOCK_BYTES, Line, lines, open_text, origin_of

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
+from pipelines.yaml_config import from_mapping
 from tests.chaos.jobs import (
     FEW_DOCUMENTS,
     FLUSH_ROWS,

@@ -10,9 +10,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from augment.ledger import read_ledger
+from augment.ledger.reading import read_ledger
 from pipelines.config import MillConfig
-from sharding import manifest
+from sharding.storage import manifest
 
 FEW_DOCUMENTS = 20
 MANY_DOCUMENTS = 200
@@ -91,8 +91,8 @@ def run_here(config: MillConfig, stages: tuple[str, ...] = manifest.STAGES) -> d
 
 def _child(tree: dict[str, Any], stages: tuple[str, ...], replace: bool, log: Path, said: Any) -> None:
     from augment.engines.rehearsal import RehearsalEngine
-    from pipelines.config import from_mapping
     from pipelines.run import mill
+    from pipelines.yaml_config import from_mapping
     from sharding.errors import MillError
 
     logging.disable(logging.ERROR)

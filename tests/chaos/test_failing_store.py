@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import MillConfig, from_mapping
+from pipelines.config import MillConfig
 from pipelines.run import mill
-from sharding import shard_io
+from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError
 from tests.chaos.conftest import Account, Job
 from tests.chaos.jobs import UNFLUSHED, Child, MadeLog, ledger_keys
@@ -23,12 +24,12 @@ SHARE = 0.05
 
 def tree_on_store(job: Job, root: str, **sections: Any) -> dict[str, Any]:
     """The job with everything that it reads and writes below `root`."""
-    source = shard_io.join(root, "source.jsonl")
-    if not shard_io.exists(source):
-        shard_io.write_bytes(source, Path(job.source).read_bytes())
+    source = storage.join(root, "source.jsonl")
+    if not storage.exists(source):
+        storage.write_bytes(source, Path(job.source).read_bytes())
     tree = job.tree(Path("unused"), **sections)
     tree["source"] = {**tree["source"], "path": source}
-    return {**tree, "output": shard_io.join(root, "out")}
+    return {**tree, "output": storage.join(root, "out")}
 
 
 def run_on_failing_store(job: Job, store: FaultyS3, config: MillConfig, account: Account) -> int:

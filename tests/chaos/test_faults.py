@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipelines.run import mill
-from sharding import manifest
+from pipelines.verify import verify
 from sharding.errors import MillError
-from sharding.verify import verify
+from sharding.storage import manifest
 from tests.chaos.conftest import Account, Job
 from tests.chaos.jobs import MadeLog, hashes, ledger_keys, repeated
 from tests.chaos.test_kills import SLOW, finish

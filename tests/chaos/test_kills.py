@@ -17,9 +17,10 @@ import yaml
 
 from pipelines.config import MillConfig
 from pipelines.run import mill
-from sharding import manifest, shard_io
-from sharding.lease import lease_url
-from sharding.verify import verify
+from pipelines.verify import verify
+from sharding import storage
+from sharding.storage import manifest
+from sharding.storage.lease import lease_url
 from tests.chaos.conftest import Account, Job
 from tests.chaos.jobs import CAPACITY, UNFLUSHED, Child, MadeLog, hashes, ledger_keys, repeated
 
@@ -90,7 +91,7 @@ def kill_at_random(job: Job, folder: Path, stage: str, kills: int, account: Acco
             lease.unlink(missing_ok=True)  # else the next one finds that its holder is gone, which takes a second
         if done.exists():
             # It was through: once more from its beginning.
-            shard_io.remove(str(done))
+            storage.remove(str(done))
     account.fault, account.injected = f"SIGKILL in {stage}", met
     finish(job, config, account)
     calls = made.calls()

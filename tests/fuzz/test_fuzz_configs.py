@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import MillConfig, dump, from_mapping, load, to_mapping
+from pipelines.config import MillConfig
+from pipelines.yaml_config import dump, from_mapping, load, to_mapping
 from sharding.errors import RequestError
 from tests.fuzz.conftest import Tally
 

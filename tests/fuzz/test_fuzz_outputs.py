@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import from_mapping
 from pipelines.run import mill
-from sharding import manifest
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError
-from sharding.export import export
-from sharding.read import PackedDataset
-from sharding.verify import verify
+from sharding.shards.dataset import PackedDataset
+from sharding.shards.export import export
+from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
 from tests.fuzz.conftest import Tally
 

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.errors import MillError, RequestError
-from sharding.records import Document, Quarantined, decode, encode
+from sharding.records.base import decode, encode
+from sharding.records.types import Document, Quarantined
 from sharding.sources import Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
 from tests.fuzz.conftest import Tally

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import from_mapping
 from pipelines.run import mill
-from sharding import manifest, shard_io
-from sharding.records import Document, Item, Quarantined, Row
-from sharding.recovery import document_source, items_of
+from pipelines.verify import verify
+from pipelines.yaml_config import from_mapping
+from sharding import storage
+from sharding.models.tokenizer import load_tokenizer
+from sharding.packing.recovery import document_source, items_of
+from sharding.records.types import Document, Item, Quarantined, Row
 from sharding.sources import SourceConfig
-from sharding.tokenizer import load_tokenizer
-from sharding.verify import verify
+from sharding.storage import manifest
 from tests.fuzz.conftest import Tally
 from tests.fuzz.test_fuzz_sources import NUM_DOCUMENTS, random_line
 from tests.source_files import read_all
@@ -26,7 +27,7 @@ def read_back(output: str, tokenizer: str) -> dict[str, str]:
     """Id of each document in the shards → its text."""
     items: dict[str, list[Item]] = defaultdict(list)
     for url in manifest.file_urls(output, manifest.require(output, "pack"), "shards"):
-        for row in shard_io.read_records(url, Row):
+        for row in storage.read_records(url, Row):
             for item in items_of(row):
                 items[item.doc_id].append(item)
     decode = load_tokenizer(tokenizer).decode
@@ -57,7 +58,7 @@ def test_ten_thousand_lines_through_the_mill(
     refused = [
         record
         for url in manifest.file_urls(config.output, done["score"], "quarantine")
-        for record in shard_io.read_records(url, Quarantined)
+        for record in storage.read_records(url, Quarantined)
     ]
     assert len(refused) == counts["quarantined"] == counts["documents_in"] - counts["documents"]
     assert all(str(source) in record.origin and record.detail for record in refused)

@@ -1,0 +1,82 @@
+"""What a generator is: the sections `models` and `sampling` of the config."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from sharding.config import STRICT
+from sharding.models.server import check_urls
+
+EngineFamily = Literal["vllm", "endpoint", "rehearsal"]
+
+_OWN_FIELD = {"model": "name", "revision": "revision", "max_model_len": "max_model_len"}
+"""What prompts and keys depend on has a field of its own and can't be changed behind its back."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """One generator: which model, on which engine, and what it costs."""
+
+    engine: EngineFamily = Field(
+        description='Engine family: "vllm" (in this process), "endpoint" (servers) or "rehearsal" (no model).'
+    )
+    name: str = Field(min_length=1, description="Local folder, fetched model or hub id.")
+    revision: str | None = Field(default=None, description="Revision on the hub; null: its main branch.")
+    accelerator: str | None = Field(default=None, description='Beam resource hint, such as "type:nvidia-l4;count:1".')
+    max_model_len: int = Field(default=4096, gt=0, description="Tokens of prompt and generation together.")
+    max_in_flight: int | None = Field(
+        default=None, gt=0, description="Requests at the engine at once; null: its capacity."
+    )
+    thinking: bool | None = Field(
+        default=None, description="Use the model's thinking mode; null: if its template has one."
+    )
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="Passed to the engine as they are.")
+    urls: tuple[str, ...] = Field(default=(), description="OpenAI-compatible servers of the model: http://host:port.")
+    served_name: str | None = Field(
+        default=None, min_length=1, description="What the servers call the model; null: its name."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Environment variable with the key of the servers; null: they need none.",
+    )
+    timeout_s: float = Field(default=1800.0, gt=0, description="For a whole answer of a server, seconds.")
+    dollars_per_million_tokens: float | None = Field(
+        default=None, gt=0, description="Price of generated tokens, dollars."
+    )
+    tokens_per_gpu_second: float | None = Field(
+        default=None, gt=0, description="Measured rate of generated tokens per GPU."
+    )
+
+    @model_validator(mode="after")
+    def _engine_args_are_the_engine_s_own(self) -> ModelConfig:
+        for taken, field in _OWN_FIELD.items():
+            if taken in self.engine_args:
+                raise ValueError(f"engine_args.{taken} is not allowed: set `{field}` of the model instead")
+        return self
+
+    @model_validator(mode="after")
+    def _servers_are_an_endpoint_s(self) -> ModelConfig:
+        if self.engine == "endpoint":
+            if not self.urls:
+                raise ValueError("engine endpoint needs `urls`, where its servers are, such as [http://localhost:8000]")
+            check_urls(self.urls)
+            return self
+        for name in ("urls", "served_name", "api_key_env"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for engine endpoint; engine {self.engine} asks no server")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SamplingConfig:
+    """How tokens are drawn. The defaults for temperature and top_p are those of TPT (arXiv 2509.20186)."""
+
+    temperature: float = Field(default=0.6, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus, share of probability.")
+    seed: int = Field(default=0, ge=0, description="Of the run; the seed of each sample follows from its key.")
+    stop: tuple[str, ...] = Field(default=(), description="Texts that end a generation, beside the model's own end.")
+    repetition_detection: bool = Field(default=True, description="Let the engine end a generation that runs in a loop.")

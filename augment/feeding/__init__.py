@@ -1,0 +1,1 @@
+"""Feeding: one engine kept full from many bundles, each of which waits for its own requests only."""

@@ -1,0 +1,135 @@
+"""Heartbeats: small files by which `thoughtmill status` sees from afar what worker processes are doing.
+
+Each process that generates writes one into the run's output every ten seconds and takes it away when it has nothing to
+do for a while. They are news, not results: a store that refuses them never fails a run, and one that is left behind is
+told by its age.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from augment.feeding.stats import FeederStats
+from sharding import storage
+from sharding.errors import MillError
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 10.0
+STALE_S = 60.0
+"""A heartbeat older than this is of a process that is gone, or whose store no longer listens."""
+
+_RATE_WINDOW_BEATS = 6
+
+
+class Heartbeat:
+    """Tells what this process's feeders are doing, between `begin` and `end` and a little longer.
+
+    Args:
+        folder: URL of the folder for the heartbeats of all processes.
+        stats: gives the state of each model's feeder, by the name of the model.
+    """
+
+    def __init__(self, folder: str, stats: Callable[[], Mapping[str, FeederStats]], *, beat_s: float = BEAT_S) -> None:
+        self._host = socket.gethostname()
+        self._url = storage.join(folder, f"{self._host}-{os.getpid()}-{secrets.token_hex(4)}.json")
+        self._stats = stats
+        self._beat_s = beat_s
+        self._changed = threading.Condition()
+        self._active = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._tokens: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_BEATS + 1)
+
+    def begin(self) -> None:
+        """A bundle has work."""
+        with self._changed:
+            self._active += 1
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="thoughtmill-heartbeat", daemon=True)
+                self._thread.start()
+
+    def end(self) -> None:
+        """A bundle has ended."""
+        with self._changed:
+            self._active -= 1
+
+    def close(self) -> None:
+        """Take the heartbeat away."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(self._beat_s)  # a store that hangs holds up nobody
+
+    def _run(self) -> None:
+        idle = False
+        while True:
+            self._write()
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, self._beat_s)
+                # Bundles follow each other closely: one without any in between is kept, two are not.
+                if self._closed or (idle and not self._active):
+                    self._thread = None
+                    break
+                idle = not self._active
+        self._try(lambda: storage.remove(self._url))
+
+    def _write(self) -> None:
+        models = {}
+        for name, stats in self._stats().items():
+            models[name] = {
+                "in_flight": stats.in_flight,
+                "waiting": stats.waiting,
+                "capacity": stats.capacity,
+                "failed": stats.failed,
+            }
+        now, tokens = time.monotonic(), sum(stats.generated_tokens for stats in self._stats().values())
+        self._tokens.append((now, tokens))
+        since, before = self._tokens[0]
+        beat: dict[str, Any] = {
+            "at": time.time(),
+            "host": self._host,
+            "pid": os.getpid(),
+            "models": models,
+            "tokens_per_second": max(0, tokens - before) / (now - since) if now > since else None,
+        }
+        self._try(lambda: storage.write_json(self._url, beat))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, a heartbeat is not worth a run
+            logger.debug("heartbeat %s: %s", self._url, error)
+
+
+def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
+    """The heartbeats of processes that are alive at the Unix time `now`; none where they can't be read."""
+    try:
+        fs, path = storage.filesystem(folder)
+        fs.invalidate_cache()
+        beats = [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path.rstrip('/')}/*.json"))]
+    except (OSError, ValueError, MillError) as error:
+        logger.debug("heartbeats in %s: %s", folder, error)
+        return []
+    return [beat for beat in beats if abs(now - beat["at"]) <= STALE_S]
+
+
+def clear_beats(folder: str) -> None:
+    """Take away what processes that were killed have left; called when a run has ended."""
+    try:
+        fs, path = storage.filesystem(folder)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+    except (OSError, MillError) as error:
+        logger.debug("heartbeats in %s: %s", folder, error)

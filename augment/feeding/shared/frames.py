@@ -1,0 +1,80 @@
+"""What processes of one machine say to each other about generations: frames over a Unix socket.
+
+`shared.client` asks, `shared.owner` answers. A frame is its length in four bytes and a msgpack message; a
+connection begins with `Hello` and is about one model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from augment.engines.protocol import Generation, GenerationRequest
+
+LENGTH_BYTES = 4
+
+
+class Hello(msgspec.Struct, tag=True):
+    """The model the connection is about, and how it is fed, as JSON."""
+
+    model: bytes
+    feeding: bytes
+
+
+class Ask(msgspec.Struct, tag=True):
+    """Make this; `number` comes back with the answer."""
+
+    number: int
+    request: GenerationRequest
+
+
+class Made(msgspec.Struct, tag=True):
+    """It is made."""
+
+    number: int
+    generation: Generation
+
+
+class Refused(msgspec.Struct, tag=True):
+    """This request was given up, alone, after all the tries it may have."""
+
+    number: int
+    error: str
+
+
+class Broken(msgspec.Struct, tag=True):
+    """There will be no engine for this model."""
+
+    error: str
+
+
+Frame = Hello | Ask | Made | Refused | Broken
+
+
+def pack(frame: Frame) -> bytes:
+    """A frame as it goes over the socket."""
+    body = _encoder.encode(frame)
+    return len(body).to_bytes(LENGTH_BYTES) + body
+
+
+def unpack(body: bytes) -> Frame:
+    """The frame of a message without its length."""
+    return _decoder.decode(body)
+
+
+def _encode_array(value: Any) -> bytes:
+    if isinstance(value, np.ndarray):
+        return value.astype("<u4").tobytes()
+    raise NotImplementedError(f"{type(value).__name__} does not travel between processes")
+
+
+def _decode_array(kind: type, value: Any) -> Any:
+    if kind is np.ndarray:
+        return np.frombuffer(value, "<u4").astype(np.uint32)
+    raise NotImplementedError(f"{kind.__name__} does not travel between processes")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+_decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame, dec_hook=_decode_array)

@@ -1,0 +1,181 @@
+"""What a worker process keeps for a run, shared by its bundles: ledger writer, what is finished, failures, heartbeat.
+
+Between the transforms, whose bundles come and go, and the feeders of `augment.feeding.registry`, which know of no run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from augment.feeding import registry
+from augment.feeding.heartbeat import Heartbeat
+from augment.feeding.tickets import Failure
+from augment.ledger.recent import FinishedSince
+from augment.ledger.writer import LedgerWriter
+from sharding.errors import MillError
+from sharding.records.types import LedgerRow
+
+logger = logging.getLogger(__name__)
+
+MIN_FAILURES = 100
+"""Fewer failures than this in a process say nothing of the share that will fail in the whole run."""
+
+
+_lock = threading.Lock()
+
+
+class TooManyFailures(MillError):
+    """The run is stopped before it pays for more of what fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOrder:
+    """A run as its worker processes know it.
+
+    Attributes:
+        run_id: tells this attempt at the stage from all others.
+        began_ms: when it began, Unix time in milliseconds.
+        ledger_url, flush_rows, flush_seconds: where finished generations go, and when: see `LedgerWriter`.
+        planned_generations: of the whole run, at most; None: not known.
+        max_failed_fraction: of them; more stop the run.
+        beats_url: folder of the heartbeats; None: there are none.
+    """
+
+    run_id: str
+    began_ms: int
+    ledger_url: str
+    flush_rows: int = 256
+    flush_seconds: float = 10.0
+    planned_generations: int | None = None
+    max_failed_fraction: float = 1.0
+    beats_url: str | None = None
+
+
+class Worker:
+    """This process's part in a run.
+
+    Attributes:
+        finished: what the run has generated.
+        bundles: how many are at work here.
+    """
+
+    def __init__(self, order: WorkOrder) -> None:
+        self.order = order
+        self.finished = FinishedSince(order.ledger_url, order.began_ms)
+        self._writer = LedgerWriter(order.ledger_url, flush_rows=order.flush_rows, flush_seconds=order.flush_seconds)
+        self._heartbeat = Heartbeat(order.beats_url, registry.stats) if order.beats_url else None
+        self._lock = threading.Lock()
+        self._failed: set[str] = set()
+        self._completed = 0
+        self._last_failure = ""
+        self.bundles = 0
+
+    def end(self) -> None:
+        """A bundle has ended, well or not."""
+        with _lock:
+            self.bundles -= 1
+        if self._heartbeat is not None:
+            self._heartbeat.end()
+
+    def begin(self) -> None:
+        """A bundle begins; see `begin_bundle`."""
+        if self._heartbeat is not None:
+            self._heartbeat.begin()
+        self.check_failures()
+        self.finished.refresh()
+
+    def keep(self, row: LedgerRow) -> None:
+        """Take a finished generation. It is durable after the next `flush`.
+
+        Raises:
+            MillError: the store has refused for long.
+        """
+        with self._lock:
+            self._completed += 1
+        if self.finished.tokens(row.key) is None:  # two bundles may have asked for it
+            self._writer.add(row)
+            self.finished.add(row.key, row.thought_tokens)
+
+    def note_failure(self, failure: Failure) -> None:
+        """Take note of a request that was given up."""
+        with self._lock:
+            self._failed.add(failure.key)
+            self._last_failure = failure.error
+
+    def check_failures(self) -> None:
+        """Stop a run that can't end well, before it has paid for the rest.
+
+        It can't when more has failed here than may fail in the whole run, or, as far as one process can tell, when
+        after `MIN_FAILURES` failures their share is over the limit.
+
+        Raises:
+            TooManyFailures: says how much failed, and the last reason.
+        """
+        limit, planned = self.order.max_failed_fraction, self.order.planned_generations
+        with self._lock:
+            failed, settled = len(self._failed), len(self._failed) + self._completed
+            certain = planned is not None and failed > limit * planned
+            if not certain and (failed < MIN_FAILURES or failed <= limit * settled):
+                return
+            reason = self._last_failure
+        raise TooManyFailures(
+            f"{failed} of the first {settled} generations of a worker failed, more than "
+            f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; what was generated is in the ledger, "
+            "run again to try the rest"
+        )
+
+    def flush(self) -> None:
+        """Return when everything kept so far is durable.
+
+        Raises:
+            MillError: the store refused.
+        """
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and end; for a run that is over."""
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+        try:
+            self._writer.close()
+        except MillError as error:
+            logger.warning("%s", error)
+
+
+_workers: dict[WorkOrder, Worker] = {}
+
+
+def begin_bundle(order: WorkOrder) -> Worker:
+    """This process's part in a run, for one bundle; give it back with `Worker.end`. Ends those in runs that are over.
+
+    Raises:
+        TooManyFailures: as `Worker.check_failures`.
+    """
+    with _lock:
+        over = [other for other in _workers.values() if other.bundles == 0 and other.order != order]
+        for other in over:
+            del _workers[other.order]
+        if order not in _workers:
+            _workers[order] = Worker(order)
+        found = _workers[order]
+        found.bundles += 1
+    for other in over:
+        other.close()
+    try:
+        found.begin()
+    except MillError:
+        found.end()
+        raise
+    return found
+
+
+def close_all() -> None:
+    """End all engines and writers of this process; what is in flight fails."""
+    registry.close_all()
+    with _lock:
+        workers = list(_workers.values())
+        _workers.clear()
+    for one in workers:
+        one.close()

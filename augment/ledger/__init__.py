@@ -1,0 +1,1 @@
+"""The ledger: every finished generation, in immutable parts, never bought twice."""

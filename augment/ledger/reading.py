@@ -1,0 +1,57 @@
+"""Reading the ledger: every finished generation, one row for each key.
+
+Written by the augment stage while it generates, read when it starts (to leave out what is there), by select, and by
+`thoughtmill status` from another machine. A part appears whole or not at all; what it looks like, and how a damaged one
+is recognised, is in `augment.ledger.parts`. Rows with equal keys, from bundles that were run twice, collapse to one by
+`choose`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+from augment.ledger.parts import every_part
+from sharding.records.arrow import from_batch
+from sharding.records.base import encode
+from sharding.records.types import LedgerRow
+
+logger = logging.getLogger(__name__)
+
+
+def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterator[LedgerRow]:
+    """All rows, duplicates included, in no order that means anything; parts that can't be read are left out.
+
+    A part that a compaction has just replaced is found under its new name; its rows may then come twice.
+
+    Raises:
+        MillError: the store can't be read.
+    """
+    for batches in every_part(ledger_url, columns):
+        for batch in batches:
+            yield from from_batch(LedgerRow, batch)
+
+
+def finished_keys(ledger_url: str) -> set[str]:
+    """The keys of all generations that are there: what need not be generated."""
+    return {row.key for row in read_ledger(ledger_url, columns=["key"])}
+
+
+def choose(rows: Iterable[LedgerRow]) -> LedgerRow:
+    """The row that stands for rows with equal keys: the earliest, and among equals the least in bytes.
+
+    Depends on the rows alone, not on their order or the parts they came from.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    return min(rows, key=lambda row: (row.finished_at, row.text, encode(row)))
+
+
+def collapse_duplicates(rows: Iterable[LedgerRow]) -> list[LedgerRow]:
+    """One row per key, in the order of request and sample; all are held in memory."""
+    by_key: dict[str, LedgerRow] = {}
+    for row in rows:
+        other = by_key.get(row.key)
+        by_key[row.key] = row if other is None else choose([row, other])
+    return sorted(by_key.values(), key=lambda row: (row.request_key, row.sample))

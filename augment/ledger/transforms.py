@@ -1,0 +1,83 @@
+"""Beam transforms of the ledger: its rows, and what of a run's requests it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.typehints import KV, List, Tuple
+
+from augment.ledger.parts import read_part
+from sharding.beam.counts import COUNTS
+from sharding.beam.joins import GroupRecords
+from sharding.records.types import LedgerRow, Request
+
+MissingSamples = Tuple[Request, List[int]]
+"""A request and the indices of its samples that have to be generated."""
+
+
+class ReadLedger(beam.PTransform):
+    """The rows of the ledger, by request key; a part that can't be read is left out, and its rows are made again.
+
+    Args:
+        urls: the parts, from `ledger_parts`.
+        columns: the columns wanted; all when absent.
+    """
+
+    def __init__(self, urls: Sequence[str], columns: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self._urls, self._columns = sorted(urls), columns
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Parts" >> beam.Create(self._urls, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMap(_rows_of_part, self._columns).with_output_types(KV[str, LedgerRow])
+        )
+
+
+def _rows_of_part(url: str, columns: Sequence[str] | None) -> Iterator[tuple[str, LedgerRow]]:
+    for row in read_part(url, columns) or ():
+        yield row.request_key, row
+
+
+class FindMissing(beam.PTransform):
+    """Joins requests with the ledger: `requests`, the samples still to be generated, and `counts`.
+
+    Requests with one key, from segments with one text, become one. Takes {"requests": Request, "rows": LedgerRow},
+    both keyed by request key.
+
+    Args:
+        num_partitions: see `sharding.beam.shuffle.GroupBytes`.
+    """
+
+    def __init__(self, num_partitions: int) -> None:
+        super().__init__()
+        self._num_partitions = num_partitions
+
+    def expand(self, pcolls: dict[str, beam.PCollection]) -> Any:
+        outputs = (
+            pcolls
+            | "Join" >> GroupRecords(self._num_partitions, requests=Request, rows=LedgerRow)
+            | "Missing" >> beam.FlatMap(missing_samples).with_outputs(COUNTS, main="requests")
+        )
+        outputs["requests"].element_type = MissingSamples
+        return outputs
+
+
+def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
+    """The samples of one request key that the ledger lacks; nothing for rows that nobody asks for."""
+    requests: list[Request] = group[1]["requests"]
+    if not requests:
+        return
+    request = min(requests, key=lambda r: (r.doc_id, r.segment_index))
+    samples = max(r.samples for r in requests)
+    tokens = {row.sample: row.thought_tokens for row in group[1]["rows"] if row.sample < samples}
+    missing = [sample for sample in range(samples) if sample not in tokens]
+    if missing:
+        yield request, missing
+    yield beam.pvalue.TaggedOutput(
+        COUNTS, {"generations": samples, "found": len(tokens), "thought_tokens_found": sum(tokens.values())}
+    )

@@ -1,0 +1,136 @@
+"""Dialects: how one generator is addressed, its chat template, its thinking mode and its tokens.
+
+A prompt is put into words by `requests.prompts`; the dialect wraps it the way the model was trained to be spoken to and
+knows what ends the model's thinking. A model without a chat template gets the prompt as it is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from augment.engines.config import ModelConfig
+from augment.traces import THINK_MARKERS
+from sharding.errors import MillError
+from sharding.models.store import resolve_model
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+
+PROMPT_DATE = datetime.datetime(2025, 1, 1)
+"""What chat templates that ask for the day are told: with the real one, every day would buy all generations anew."""
+
+_SWITCHES = ("enable_thinking", "thinking")
+"""The variables by which chat templates turn the thinking mode on and off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dialect:
+    """How one generator is addressed.
+
+    Attributes:
+        model: its name, for messages.
+        tokenizer: the generator's tokens.
+        wrap: what the user says → the whole prompt as text, up to where the model begins to write.
+        has_chat_template: False for a base model.
+        has_thinking_mode: None where there is no model. A model without one gains little from more tokens.
+        thinks: the thinking mode is on.
+        stop: stop texts that end its thinking, for `make_request`.
+    """
+
+    model: str
+    tokenizer: TextTokenizer
+    wrap: Callable[[str], str]
+    has_chat_template: bool
+    has_thinking_mode: bool | None
+    thinks: bool
+    stop: tuple[str, ...]
+
+
+def plain_dialect(model: str, tokenizer: TextTokenizer) -> Dialect:
+    """The dialect of what takes a prompt as it is: the rehearsal engine."""
+    return Dialect(model, tokenizer, wrap=str, has_chat_template=False, has_thinking_mode=None, thinks=False, stop=())
+
+
+def load_dialect(model: ModelConfig, training_tokenizer: TextTokenizer | None = None) -> Dialect:
+    """The dialect of a generator; loaded once per process.
+
+    Args:
+        training_tokenizer: counts tokens for the rehearsal engine, which has no tokenizer of its own.
+
+    Raises:
+        MillError: the model's tokenizer or transformers is absent, or its chat template fails.
+    """
+    if model.engine == "rehearsal":
+        if training_tokenizer is None:
+            raise MillError("the rehearsal engine needs the training tokenizer to make prompts")
+        return plain_dialect(model.name, training_tokenizer)
+    name = str(model.engine_args.get("tokenizer", model.name))
+    return _load(name, model.revision, model.thinking, bool(model.engine_args.get("trust_remote_code", False)))
+
+
+def find_thinking(chat_template: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a chat template is one of a model that thinks, and the variables that switch it."""
+    switches = tuple(name for name in _SWITCHES if re.search(rf"(?<![\w.]){name}(?!\w)", chat_template))
+    return bool(switches) or any(begin in chat_template for begin, _ in THINK_MARKERS), switches
+
+
+@lru_cache(maxsize=16)
+def _load(name: str, revision: str | None, thinking: bool | None, trust_remote_code: bool) -> Dialect:
+    tokenizer = load_tokenizer(name, revision)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MillError(
+            f"model {name} needs transformers for its chat template; install it with: pip install 'thoughtmill[vllm]', "
+            "or 'thoughtmill[endpoint]' for a model on servers"
+        ) from error
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            resolve_model(name), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise MillError(f"the tokenizer of model {name} can't be loaded: {error}") from error
+    if loaded.chat_template is None:
+        begin = tokenizer.decode(loaded("").input_ids)  # such as <|begin_of_text|>
+        return Dialect(
+            model=name,
+            tokenizer=tokenizer,
+            wrap=lambda content: begin + content,
+            has_chat_template=False,
+            has_thinking_mode=bool(thinking),
+            thinks=bool(thinking),
+            stop=_stops(bool(thinking)),
+        )
+    template = loaded.get_chat_template()
+    has_thinking, switches = find_thinking(template)
+    thinks = has_thinking if thinking is None else thinking
+
+    def wrap(content: str) -> str:
+        return str(
+            loaded.apply_chat_template(
+                [{"role": "user", "content": content}],
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=PROMPT_DATE.strftime,
+                date_string=PROMPT_DATE.strftime("%d %b %Y"),
+                **dict.fromkeys(switches, thinks),
+            )
+        )
+
+    return Dialect(
+        model=name,
+        tokenizer=tokenizer,
+        wrap=wrap,
+        has_chat_template=True,
+        has_thinking_mode=has_thinking or bool(thinking),
+        thinks=thinks,
+        stop=_stops(thinks, template),
+    )
+
+
+def _stops(thinks: bool, template: str = "") -> tuple[str, ...]:
+    if not thinks:
+        return ()
+    return tuple(end for begin, end in THINK_MARKERS if begin in template) or (THINK_MARKERS[0][1],)

@@ -1,0 +1,242 @@
+"""From segments to requests and from generations to ledger rows: the augment stage without Beam.
+
+A `TracePlanner` travels to every worker as the few values it is made of; tokenizers and prompt builders are loaded
+where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from augment.engines.config import ModelConfig, SamplingConfig
+from augment.engines.protocol import Closing, Generation, GenerationRequest
+from augment.requests.closing import ClosingConfig, closed_of, make_closing
+from augment.requests.keys import make_request, request_key
+from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
+from sharding.models.store import model_fingerprint, resolve_model
+from sharding.models.tokenizer import UnencodableText, load_tokenizer
+from sharding.records.types import LedgerRow, Quarantined, Request, ScoredSegment, sample_key
+
+CONTEXT_TOKENS = 2048
+"""How much of the document before a segment its prompt may show, in training tokens (TPT, arXiv 2509.20186)."""
+
+EXCERPT_CHARACTERS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierRequest:
+    """What a tier asks for each of its segments."""
+
+    tier: str
+    model: str
+    prompt: str
+    samples: int
+    max_tokens: int
+    min_tokens: int
+    expected_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracePlanner:
+    """Makes requests for segments.
+
+    Attributes:
+        tiers: what each tier asks for, in the order of the config; None for the tier that skips.
+        models: the models that some tier uses, by their name in the config.
+        sampling, closing: the sections of the config.
+        tokenizer: name of the training tokenizer.
+    """
+
+    tiers: tuple[TierRequest | None, ...]
+    models: dict[str, ModelConfig]
+    sampling: SamplingConfig
+    closing: ClosingConfig
+    tokenizer: str
+    _made: dict[str, tuple[PromptBuilder, Closing | None]] = field(default_factory=dict, init=False, compare=False)
+    """By tier; made where they are used, as a prompt costs less than its builder."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
+
+    def requests(
+        self,
+        segments: Sequence[ScoredSegment],
+        tier_of: Callable[[str, float], int],
+        shown_of: Callable[[ScoredSegment, str], int],
+        focus_of: Callable[[ScoredSegment, str], Sequence[str]],
+    ) -> Iterator[Request | Quarantined]:
+        """The requests of one document's segments, in order; none for segments that are skipped.
+
+        A segment that the generator's tokenizer can't spell is quarantined; it stays in the corpus, without thoughts.
+        A prompt shows nothing of what its segment holds back: not in the text, and not among the hard spans.
+
+        Args:
+            segments: all segments of the document, in order.
+            tier_of: (segment id, difficulty in nats) → index into `tiers`.
+            shown_of: (segment, name of its tier) → how many of its tokens the prompt may show, from its start; 0: there
+                is nothing to think about, and no request.
+            focus_of: (segment, its text) → its hardest spans, the hardest first; for prompts that name them.
+        """
+        tokenizer = load_tokenizer(self.tokenizer)
+        before = np.empty(0, tokenizer.dtype)
+        for segment in segments:
+            tier = self.tiers[tier_of(segment.segment_id, segment.difficulty_nats)]
+            shown_tokens = 0 if tier is None else shown_of(segment, tier.tier)
+            if tier is not None and shown_tokens:
+                shown = first_tokens(segment, shown_tokens)
+                text = tokenizer.decode(shown.input_ids)
+                context = tokenizer.decode_bytes(before).decode(errors="ignore")
+                builder = self._builder(tier)
+                focus = focus_of(shown, text) if builder.uses("focus") else ()
+                try:
+                    prompt = builder.build(text, context, focus, max_tokens=tier.max_tokens)
+                except UnencodableText as error:
+                    yield Quarantined(
+                        stage="augment",
+                        origin=segment.segment_id,
+                        doc_id=segment.doc_id,
+                        reason=error.reason,
+                        detail=str(error),
+                        excerpt=text[:EXCERPT_CHARACTERS],
+                    )
+                else:
+                    yield self._request(tier, segment, shown_tokens, prompt.token_ids, builder)
+            before = np.concatenate([before, segment.input_ids])[-CONTEXT_TOKENS:]
+
+    def _request(
+        self, tier: TierRequest, segment: ScoredSegment, shown_tokens: int, prompt: np.ndarray, builder: PromptBuilder
+    ) -> Request:
+        model = self.models[tier.model]
+        key = request_key(
+            model=model.name,
+            revision=_revision(model.name, model.revision),
+            engine=model.engine,
+            prompt_token_ids=prompt,
+            sampling=self.sampling,
+            max_tokens=tier.max_tokens,
+            min_tokens=tier.min_tokens,
+            stop=builder.stop,
+            closing=self._closing(tier),
+        )
+        return Request(
+            doc_id=segment.doc_id,
+            segment_index=segment.segment_index,
+            tier=tier.tier,
+            model=tier.model,
+            prompt=tier.prompt,
+            request_key=key,
+            samples=tier.samples,
+            max_tokens=tier.max_tokens,
+            expected_tokens=tier.expected_tokens,
+            prompt_tokens=len(prompt),
+            prompt_token_ids=prompt,
+            shown_tokens=shown_tokens,
+        )
+
+    def generation_request(self, request: Request, key: str) -> GenerationRequest:
+        """The generation of one sample of a request, under its ledger key."""
+        tier = self._tier(request.tier)
+        builder = self._builder(tier)
+        return make_request(
+            key,
+            request.prompt_token_ids,
+            sampling=self.sampling,
+            max_tokens=tier.max_tokens,
+            min_tokens=tier.min_tokens,
+            expected_tokens=tier.expected_tokens,
+            stop=builder.stop,
+            closing=self._closing(tier),
+        )
+
+    def ledger_row(
+        self, request: Request, sample: int, generation: Generation, *, wall_s: float, finished_at: float
+    ) -> LedgerRow:
+        """The row of a finished generation."""
+        model = self.models[request.model]
+        return LedgerRow(
+            key=sample_key(request.request_key, sample),
+            request_key=request.request_key,
+            sample=sample,
+            segment_id=request.segment_id,
+            tier=request.tier,
+            model=model.name,
+            revision=_revision(model.name, model.revision),
+            engine=model.engine,
+            engine_version=generation.engine_version,
+            prompt=request.prompt,
+            prompt_version=self._builder(self._tier(request.tier)).template.version,
+            text=generation.text,
+            thought_tokens=len(generation.token_ids),
+            token_ids=generation.token_ids,
+            sum_logprobs=generation.sum_logprobs,
+            finish_reason=generation.finish_reason,
+            closed=closed_of(generation),
+            prompt_tokens=request.prompt_tokens,
+            wall_s=wall_s,
+            finished_at=finished_at,
+        )
+
+    def _tier(self, name: str) -> TierRequest:
+        return next(tier for tier in self.tiers if tier is not None and tier.tier == name)
+
+    def _builder(self, tier: TierRequest) -> PromptBuilder:
+        return self._tools(tier)[0]
+
+    def _closing(self, tier: TierRequest) -> Closing | None:
+        return self._tools(tier)[1]
+
+    def _tools(self, tier: TierRequest) -> tuple[PromptBuilder, Closing | None]:
+        if tier.tier not in self._made:
+            training_tokenizer = load_tokenizer(self.tokenizer)
+            builder = prompt_builder(
+                self.models[tier.model], tier.prompt, training_tokenizer, max_context_tokens=CONTEXT_TOKENS
+            )
+            closing = make_closing(self.closing, tier.max_tokens, builder.encode(self.closing.phrase))
+            self._made[tier.tier] = (builder, closing)
+        return self._made[tier.tier]
+
+    # --- for the manifest ---------------------------------------------------------------------------------------------
+
+    def prompt_versions(self) -> dict[str, str]:
+        """Name of each prompt in use → its version."""
+        return {tier.prompt: load_template(tier.prompt).version for tier in self.tiers if tier is not None}
+
+    def versions(self) -> dict[str, str]:
+        """What the stage's result depends on beside the config: versions of prompts and models."""
+        prompts = {f"prompt {name}": version for name, version in self.prompt_versions().items()}
+        models = {f"model {name}": _revision(m.name, m.revision) for name, m in self.models.items()}
+        return prompts | models
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """The models in use, for manifest and card."""
+        return {
+            name: {"name": model.name, "revision": _revision(model.name, model.revision), "engine": model.engine}
+            for name, model in self.models.items()
+        }
+
+    def warnings(self) -> list[str]:
+        """What the owner of the run should know of its generators."""
+        return [
+            f"model {tier.model} ({self.models[tier.model].name}) has no thinking mode; more tokens don't replace it"
+            for tier in {tier.model: tier for tier in self.tiers if tier is not None}.values()
+            if self._builder(tier).dialect.has_thinking_mode is False
+        ]
+
+
+def first_tokens(segment: ScoredSegment, num_tokens: int) -> ScoredSegment:
+    """A segment as if it ended after its first `num_tokens` tokens; its difficulty stays that of the whole."""
+    if num_tokens >= len(segment.input_ids):
+        return segment
+    per_token = ("input_ids", "surprisal_nats", "entropy_nats", "memory_nats")
+    return msgspec.structs.replace(segment, **{name: getattr(segment, name)[:num_tokens] for name in per_token})
+
+
+@lru_cache(maxsize=64)
+def _revision(name: str, revision: str | None) -> str:
+    return model_fingerprint(resolve_model(name), revision)

@@ -1,0 +1,1 @@
+"""Benchmarks that documents and traces must not overlap with."""

@@ -1,0 +1,127 @@
+"""Benchmark files: JSON lines in any fsspec store, as the texts that decontamination looks for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from sharding import storage
+from sharding.errors import MillError, RequestError
+from sharding.sources.lines import lines, open_text
+from sharding.sources.units import COMPRESSIONS
+
+_PATHS_KEY = "select.decontaminate.paths"
+_FIELDS_KEY = "select.decontaminate.fields"
+_READ_BYTES = 1 << 20
+_MAX_LINE_BYTES = 64 << 20
+
+
+def read_benchmarks(paths: Sequence[str], fields: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """(benchmark, number of the record, text) of every text, file by file; a benchmark may have several files.
+
+    Args:
+        paths: files or globs.
+        fields: the fields that hold texts, strings or lists of strings; none: every field that does.
+
+    Raises:
+        RequestError: nothing matches a path, a line is no JSON object, or no record of a file has a text.
+        MillError: a file can't be read to its end.
+    """
+    record = 0
+    for url in _files(paths):
+        found = None
+        for number, line in _lines(url):
+            found = found or False
+            for text in _texts(_object(line, f"{url}:{number}"), fields):
+                found = True
+                yield benchmark_name(url), record, text
+            record += 1
+        if found is None:
+            raise RequestError(f"{_PATHS_KEY}: {url} has no records")
+        if not found:
+            wanted = " or ".join(map(repr, fields)) or "any field"
+            raise RequestError(f"{_FIELDS_KEY}: no record of {url} has text in {wanted}")
+
+
+def digest_of(paths: Sequence[str]) -> str:
+    """32 hex digits of the benchmarks' names and contents, wherever the files are.
+
+    Raises:
+        RequestError: nothing matches a path.
+        MillError: a file can't be read.
+    """
+    contents = []
+    for url in _files(paths):
+        digest = hashlib.blake2b(benchmark_name(url).encode() + b"\0", digest_size=16)
+        fs, path = storage.filesystem(url)
+        with _naming(url), fs.open(path, "rb") as raw:
+            while block := raw.read(_READ_BYTES):
+                digest.update(block)
+        contents.append(digest.hexdigest())
+    return hashlib.blake2b("".join(sorted(contents)).encode(), digest_size=16).hexdigest()
+
+
+def benchmark_name(url: str) -> str:
+    """A file's name without its endings: "data/gsm8k.test.jsonl.gz" holds "gsm8k.test"."""
+    stem, ending = posixpath.splitext(posixpath.basename(url))
+    return posixpath.splitext(stem)[0] if ending in COMPRESSIONS else stem
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    """The URLs of the files that match, each once, sorted."""
+    found: set[str] = set()
+    for pattern in paths:
+        fs, path = storage.filesystem(pattern)
+        try:
+            fs.invalidate_cache()
+            names = fs.glob(path) if any(character in path for character in "*?[") else [path]
+            urls = {fs.unstrip_protocol(name) for name in names if fs.isfile(name)}
+        except OSError as error:
+            raise MillError(f"{_PATHS_KEY}: cannot list {pattern}: {error}") from error
+        if not urls:
+            raise RequestError(f"{_PATHS_KEY}: no file matches {pattern!r}: name a JSON-lines file or a glob of them")
+        found |= urls
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def _naming(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise MillError(f"{_PATHS_KEY}: cannot read {url}: {error}") from error
+
+
+def _lines(url: str) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line that is not blank."""
+    with _naming(url), open_text(url) as stream:
+        for line in lines(stream, 0, None, _MAX_LINE_BYTES):
+            if line.data is None:
+                raise RequestError(f"{_PATHS_KEY}: {url}:{line.number} is longer than {_MAX_LINE_BYTES} bytes")
+            if line.data.strip():
+                yield line.number, line.data
+
+
+def _object(line: bytes, origin: str) -> dict[str, Any]:
+    try:
+        line.decode()
+        record = msgspec.json.decode(line)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+        raise RequestError(f"{_PATHS_KEY}: {origin} is no JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise RequestError(f"{_PATHS_KEY}: {origin} holds {type(record).__name__}, not an object")
+    return record
+
+
+def _texts(record: dict[str, Any], fields: Sequence[str]) -> Iterator[str]:
+    for field in fields or record:
+        value = record.get(field)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text.strip():
+                yield text

@@ -1,0 +1,64 @@
+"""From the generations of a segment to its candidates, not judged yet. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from augment.ledger.reading import collapse_duplicates
+from augment.traces import Trace, parse_trace
+from sharding.models.tokenizer import TextTokenizer, UnencodableText
+from sharding.records.types import Candidate, LedgerRow, Request
+
+NOT_ENCODABLE = "not_encodable"
+"""The reason of a trace that the training tokenizer can't spell."""
+
+
+def make_candidates(request: Request, rows: Iterable[LedgerRow], tokenizer: TextTokenizer) -> list[Candidate]:
+    """The candidates of one request in the order of their samples, not judged yet.
+
+    Args:
+        request: what the segment asked for.
+        rows: the ledger's rows under the request's key, duplicates and surplus samples included.
+        tokenizer: the training tokenizer.
+    """
+    candidates = []
+    for row in collapse_duplicates(rows):
+        if row.sample >= request.samples:
+            continue
+        trace = parse_trace(row)
+        reasons = []
+        try:
+            input_ids = tokenizer.encode(trace.text)
+        except UnencodableText:
+            input_ids = tokenizer.encode("")
+            reasons.append(NOT_ENCODABLE)
+        candidates.append(
+            Candidate(
+                doc_id=request.doc_id,
+                segment_index=request.segment_index,
+                key=row.key,
+                sample=row.sample,
+                tier=request.tier,
+                model=request.model,
+                prompt=request.prompt,
+                closed=row.closed,
+                finish_reason=row.finish_reason,
+                thought_tokens=row.thought_tokens,
+                text=trace.text,
+                input_ids=input_ids,
+                shown_tokens=request.shown_tokens,
+                kept=False,
+                reasons=reasons,
+            )
+        )
+    return candidates
+
+
+def trace_of(candidate: Candidate) -> Trace:
+    """The trace of a candidate, as gates and values see it."""
+    return Trace(
+        text=candidate.text,
+        closed=candidate.closed,  # type: ignore[arg-type]
+        finish_reason=candidate.finish_reason,
+        thought_tokens=candidate.thought_tokens,
+    )

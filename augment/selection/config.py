@@ -1,0 +1,59 @@
+"""The `select` section of the config: which candidates are kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from augment.selection.benchmarks.index import DecontaminationConfig
+from augment.selection.gates import GatesConfig
+from augment.selection.values import BUILT_IN
+from augment.selection.values.protocol import GainConfig
+from sharding.config import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SelectConfig:
+    """Which candidates are kept."""
+
+    value: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What a trace is worth: none, continuation_gain, self_gain, length, or your own as file.py:Class; "
+        "null: continuation_gain for tiers with several samples, none for the others.",
+    )
+    keep: Literal["first", "best", "best_above", "sample", "all"] = Field(
+        default="best",
+        description="Of the candidates that pass the gates: the first; the best (without a value the first); the best "
+        "if it is worth min_value; one drawn in proportion to exp(value / sample_temperature); or all.",
+    )
+    min_value: float = Field(default=0.0, description="For keep best_above, in the value's unit (nats for gains).")
+    sample_temperature: float = Field(default=1.0, gt=0, description="For keep sample, in the value's unit.")
+    seed: int = Field(default=0, ge=0, description="Of keep sample.")
+    gain: GainConfig = Field(default_factory=GainConfig, description="How values that are gains are measured.")
+    gates: GatesConfig = Field(default_factory=GatesConfig, description="Reasons to reject a candidate.")
+    decontaminate: DecontaminationConfig | None = Field(
+        default=None, description="Benchmarks that documents and traces must not overlap with; null: not looked at."
+    )
+
+    @property
+    def value_name(self) -> str:
+        """The value in use where there is one."""
+        return self.value or "continuation_gain"
+
+    def values_tier(self, samples: int) -> bool:
+        """Whether the traces of a tier with so many samples are valued."""
+        return self.value != "none" and (self.value is not None or samples > 1)
+
+    @model_validator(mode="after")
+    def _value_is_there(self) -> SelectConfig:
+        if self.value not in (None, "none", *BUILT_IN) and ":" not in str(self.value):
+            raise ValueError(
+                f"value: {self.value!r} is none of none, {', '.join(sorted(BUILT_IN))}; one of your own is named as "
+                '"file.py:Class" or "module:Class"'
+            )
+        if self.value == "none" and self.keep in ("best_above", "sample"):
+            raise ValueError(f"keep {self.keep} needs a value; value is none")
+        return self

@@ -1,0 +1,176 @@
+"""The gate against traces in another language than the segment's, and against those that switch to one on the way.
+
+Only prose is looked at: code, formulae, tables, links and identifiers are left out first. What remains is cut into
+pieces, and a piece counts when the identifier is sure of it. Where the segment's language is not clear, or the trace
+has too little prose, nothing is rejected.
+
+py3langid (BSD-3, pure Python, model in the wheel) tells some 150 languages. Measured on 2,181 passages of 150
+characters in 19 languages, manual pages mostly: 98.8% right, lingua 98.5% at a 25th of the speed and 96 MB; on 792 of
+300 characters, 99.6%. Of 6,026 pieces of source code in several programming languages, shown without fences, none was
+taken for prose in another language than the English of a trace about it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from augment.selection.gates.subject import Subject
+from sharding.config import STRICT
+from sharding.errors import RequestError
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+
+PIECE_BYTES = 240
+MIN_PIECE_BYTES = 120
+"""Bytes of UTF-8, which treats a script of few, rich characters like one of many."""
+
+MAX_PIECES = 8
+"""Pieces of a text that are looked at, spread evenly over it: the identifier does about 2 MB/s."""
+
+_CONFIDENCE = 0.95
+"""Above it 0.4% of the pieces measured were wrong, most of them quotations."""
+
+_RANKED = 5
+_NO_LANGUAGE = "zxx"
+
+_MIN_SHARE = 0.25
+"""A language of the segment is one of at least this share of it: it may quote another, or have several."""
+
+_KIN = [
+    {"en", "pcm"},
+    {"da", "nb", "nn", "no", "sv"},
+    {"bs", "hr", "sr", "sl", "mk", "bg"},
+    {"cs", "sk"},
+    {"id", "ms", "jv"},
+    {"gl", "pt", "es", "an", "ca", "oc"},
+    {"zh", "yue", "wuu"},
+    {"be", "uk", "ru"},
+    {"af", "nl"},
+    {"de", "lb"},
+    {"hi", "mr", "ne"},
+    {"az", "tr"},
+    {"xh", "zu"},
+]
+"""Languages that are mistaken for each other in short texts: not told apart."""
+
+_NO_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``[^`]+``|`[^`\n]+`|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]{1,200}\$"
+    r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|https?://\S+|</?[a-zA-Z][^<>\n]{0,200}>",
+    re.DOTALL,
+)
+_IDENTIFIER = re.compile(r"\S*(?:[\d_\\/@#=<>{}|^~+*\[\]]|\w\.\w|\w\(|[a-z][A-Z]|[A-Z]{3})\S*")
+_PROSE_SIGN = re.compile(
+    r"[^\W\d_]|[\s.,;:'\"!?()\u2010-\u201f\u3001-\u303f\uff01-\uff1f-]|[\u0300-\u036f\u0900-\u0eff]"
+)
+_MIN_PROSE_SHARE = 0.85
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LanguageConfig:
+    """The gate against traces in another language than the segment's."""
+
+    enabled: bool = Field(default=True, description="Whether the gate is applied.")
+    allowed: tuple[str, ...] = Field(
+        default=(),
+        description="Languages that may be thought in whatever the segment's is, as ISO 639-1 codes: [en] for a "
+        "generator that thinks in English about everything.",
+    )
+    max_foreign_share: float = Field(
+        default=0.3, ge=0, lt=1, description="Largest share of the trace's prose that is surely in another language."
+    )
+
+
+class LanguageGate:
+    """Objects to traces too much of which is in a language that neither the segment is in nor the config allows.
+
+    Raises:
+        RequestError: the identifier doesn't know an allowed language; from the constructor.
+    """
+
+    name = "language"
+
+    def __init__(self, config: LanguageConfig) -> None:
+        unknown = sorted(set(config.allowed) - set(_identifier().labels)) if config.allowed else []
+        if unknown:
+            raise RequestError(
+                f"select.gates.language.allowed: {', '.join(map(repr, unknown))} can't be identified; known: "
+                + ", ".join(sorted(_identifier().labels))
+            )
+        self._allowed = {_kin(language) for language in config.allowed}
+        self._max_foreign_share = config.max_foreign_share
+
+    def objects(self, subject: Subject) -> bool:
+        expected = main_languages(subject.source_text)
+        if not expected:
+            return False
+        share_of = sure_shares(subject.trace.text)
+        foreign = [share for language, share in share_of.items() if language not in expected | self._allowed]
+        return sum(foreign) > self._max_foreign_share
+
+
+@lru_cache(maxsize=4)
+def main_languages(text: str) -> frozenset[str]:
+    """The languages that a text is surely in; none where most of it is too short, mixed or no prose to tell."""
+    share_of = sure_shares(text)
+    if sum(share_of.values()) < 0.5:
+        return frozenset()
+    return frozenset(language for language, share in share_of.items() if share >= _MIN_SHARE)
+
+
+def sure_shares(text: str) -> dict[str, float]:
+    """The share of a text's pieces that is surely in each language, kin taken as one; empty without prose."""
+    pieces = list(_pieces(prose(text)))
+    if len(pieces) > MAX_PIECES:
+        pieces = [pieces[i * len(pieces) // MAX_PIECES] for i in range(MAX_PIECES)]
+    counts = Counter(filter(None, map(_sure_language, pieces)))
+    return {language: count / len(pieces) for language, count in counts.items()}
+
+
+def _sure_language(piece: str) -> str | None:
+    """The language of a piece where the identifier is sure of it or its kin; None for no language, too."""
+    ranked = _identifier().rank(piece)
+    language = _kin(ranked[0][0])
+    confidence = sum(probability for other, probability in ranked[:_RANKED] if _kin(other) == language)
+    return language if confidence >= _CONFIDENCE and language != _NO_LANGUAGE else None
+
+
+def prose(text: str) -> str:
+    """What of a text is sentences, as far as signs tell: no code, formulae, tables, links or identifiers."""
+    lines = []
+    for line in _NO_PROSE.sub(" ", text).splitlines():
+        signs = len(line) - len(_PROSE_SIGN.sub("", line))
+        if signs >= _MIN_PROSE_SHARE * len(line):
+            lines.append(_IDENTIFIER.sub(" ", line))
+    return " ".join(" ".join(lines).split())
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of the same size, characters whole; none where it is too short to tell its language."""
+    data = text.encode(errors="ignore")
+    if len(data) < MIN_PIECE_BYTES:
+        return
+    count = max(1, len(data) // PIECE_BYTES)
+    bounds = [len(data) * i // count for i in range(count + 1)]
+    for begin, end in itertools.pairwise(bounds):
+        yield data[begin:end].decode(errors="ignore")
+
+
+@cache
+def _kin(language: str) -> str:
+    return next((min(kin) for kin in _KIN if language in kin), language)
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,73 @@
+"""Values: what a trace is worth, so that selection can choose among a segment's candidates. The table of them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sharding.errors import RequestError
+
+BUILT_IN = {
+    "continuation_gain": "augment.selection.values.gain:ContinuationGain",
+    "self_gain": "augment.selection.values.gain:SelfGain",
+    "length": "augment.selection.values.length:Length",
+}
+"""Names a config can use, and where they are; "none" beside them."""
+
+
+def needs_continuation(name: str) -> bool:
+    """Whether the value of this name tries traces on text that follows the segment."""
+    return name != "none" and bool(value_class(name).needs_continuation)
+
+
+def needs_controls(name: str) -> bool:
+    """Whether the value of this name compares traces with those of other segments."""
+    return name != "none" and bool(value_class(name).needs_controls)
+
+
+@lru_cache(maxsize=16)
+def value_class(name: str) -> Any:
+    """The class of a value: a built-in one by name, or the user's own as "file.py:Class" or "module:Class".
+
+    Raises:
+        RequestError: there is no such value, or it is not shaped like `Value`.
+    """
+    where, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
+    if not colon:
+        raise RequestError(
+            f"select.value: {name!r} is none of none, {', '.join(sorted(BUILT_IN))}; one of your own is named as "
+            '"file.py:Class" or "module:Class"'
+        )
+    try:
+        module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
+        found = getattr(module, attribute)
+    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        raise RequestError(f"select.value: {name!r} can't be loaded: {error}") from error
+    for needed in ("needs_continuation", "needs_controls", "worths"):
+        if not hasattr(found, needed):
+            raise RequestError(
+                f"select.value: {name!r} has no {needed!r}; see augment.selection.values.protocol.Value for its shape"
+            )
+    return found
+
+
+def value_digest(name: str) -> str:
+    """A hash of the code of a user's own value in a file, so that a changed one is run anew; "" for the others."""
+    where = name.rpartition(":")[0]
+    return hashlib.blake2b(Path(where).read_bytes(), digest_size=8).hexdigest() if where.endswith(".py") else ""
+
+
+def _load_file(path: str) -> Any:
+    name = f"thoughtmill_value_{hashlib.blake2b(path.encode(), digest_size=8).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,20 @@
+"""The value that prefers the longest trace: a control for the values that look at what a trace says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from augment.selection.values.protocol import Case, NatsAfter, Worth
+
+
+class Length:
+    """A trace is worth its number of generated tokens."""
+
+    needs_continuation = False
+    needs_controls = False
+
+    def __init__(self, nats_after: NatsAfter, threshold_nats: float) -> None:
+        del nats_after, threshold_nats
+
+    def worths(self, case: Case) -> Sequence[Worth]:
+        return [Worth(value=float(trace.thought_tokens)) for trace in case.traces]

@@ -1,0 +1,87 @@
+"""What every value is given and gives back.
+
+A value looks at one segment at a time, with all traces that passed the gates, and gives each a number: the higher, the
+better. To add one, write a class like `Value` in a file of your own and name it in the config, as in
+`select: {value: "my_values.py:Brevity"}` or, for an installed module, `value: "my_package.values:Brevity"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Protocol
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from augment.traces import Trace
+from sharding.config import STRICT
+
+NatsAfter = Callable[[Sequence[str], str, int], np.ndarray]
+"""(prefixes, text, characters to skip) → (prefixes, tokens) float32: surprisal in nats of every token of the text after
+the skipped characters, when the text is read after each prefix. An empty prefix is none at all. See
+`difficulty.scorers.Scorer.nats_after`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GainConfig:
+    """How values that are gains are measured."""
+
+    continuation_tokens: int = Field(
+        default=256, ge=2, description="Text after the segment that traces are tried on, training tokens."
+    )
+    hold_back_tokens: int = Field(
+        default=128,
+        ge=0,
+        description="Tail of a document's last segment that its prompt does not show; at most a third of the segment.",
+    )
+    controls: int = Field(default=2, ge=1, description="Traces of other segments that each segment is compared with.")
+    control_pool: int = Field(default=64, ge=2, description="Traces per tier that controls are taken from.")
+
+
+@plain_dataclass(frozen=True, kw_only=True)
+class Case:
+    """One segment with its traces, as a value sees it.
+
+    Attributes:
+        segment_id, tier: of the segment.
+        source_text: the segment, as much of it as the generator was shown.
+        continuation: what follows that in the document and the generator was not shown; "" where nothing does.
+        traces: the candidates that passed the gates, in the order of their samples.
+        controls: traces of other segments of the same tier; empty unless `Value.needs_controls`.
+    """
+
+    segment_id: str
+    tier: str
+    source_text: str
+    continuation: str
+    traces: Sequence[Trace]
+    controls: Sequence[str]
+
+
+@plain_dataclass(frozen=True, kw_only=True)
+class Worth:
+    """What one trace is worth: the columns of `sharding.records.Candidate`, which explains them."""
+
+    value: float | None
+    gain_nats: float | None = None
+    control_nats: float | None = None
+    hard_gain_nats: float | None = None
+    heldout_nats: float | None = None
+
+
+class Value(Protocol):
+    """What gives traces their worth. Made once per process as `Value(nats_after, threshold_nats)`.
+
+    Attributes:
+        needs_continuation: whether it tries traces on text that follows; the last segment of a document then keeps
+            its tail back from the generator.
+        needs_controls: whether it compares with traces of other segments.
+    """
+
+    needs_continuation: bool
+    needs_controls: bool
+
+    def worths(self, case: Case) -> Sequence[Worth]:
+        """The worth of each trace of the case, in order; depends on the case alone."""

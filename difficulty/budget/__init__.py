@@ -1,0 +1,1 @@
+"""Budget: from one number and the histogram of difficulty to the tier of every segment."""

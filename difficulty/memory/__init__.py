@@ -1,0 +1,1 @@
+"""The n-gram memory: which surprising tokens the corpus itself predicts."""

@@ -1,0 +1,99 @@
+"""The YAML at the top of the card: what the hub indexes, and what `datasets` opens the shards by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sharding import records
+from sharding.shards import rows
+from sharding.storage.manifest import Manifest
+
+SIZE_CATEGORIES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+    (1_000_000_000, "100M<n<1B"),
+    (10_000_000_000, "1B<n<10B"),
+    (100_000_000_000, "10B<n<100B"),
+    (1_000_000_000_000, "100B<n<1T"),
+)
+"""Rows below the number → the hub's name for the size."""
+
+TAGS = ("thoughtmill", "thinking-augmented", "pretraining", "synthetic", "packed-sequences")
+
+
+def front_matter(packed: Manifest) -> str:
+    """The YAML, without the lines that enclose it."""
+    from huggingface_hub import DatasetCardData
+
+    about = packed.config["card"]
+    data = DatasetCardData(
+        pretty_name=about["name"],
+        language=list(about["language"]) or None,
+        license=about["license"],
+        source_datasets=list(about["source_datasets"]) or None,
+        size_categories=[size_category(packed.counts["rows"])],
+        task_categories=["text-generation"],
+        tags=[*TAGS, *(["rehearsal"] if packed.rehearsal else [])],
+        configs=[
+            {
+                "config_name": "default",
+                "default": True,
+                "data_files": [{"split": split, "path": shard_pattern(packed, split)} for split in splits(packed)],
+            }
+        ],
+        dataset_info={
+            "config_name": "default",
+            "features": features(packed),
+            "splits": [_split_info(packed, split) for split in splits(packed)],
+            "download_size": sum(entry.size_bytes for entry in packed.files.get("shards", [])),
+            "dataset_size": sum(_split_info(packed, split)["num_bytes"] for split in splits(packed)),
+        },
+    )
+    return data.to_yaml() + "\n"
+
+
+def size_category(num_rows: int) -> str:
+    """The hub's name for a dataset of so many rows."""
+    return next((name for limit, name in SIZE_CATEGORIES if num_rows < limit), "n>1T")
+
+
+def splits(packed: Manifest) -> list[str]:
+    """The splits that have shards, train first."""
+    names = {rows.split_of(entry) for entry in packed.files.get("shards", [])}
+    return sorted(names, key=lambda name: (name != "train", name))
+
+
+def has_loss_mask(packed: Manifest) -> bool:
+    """Whether the shards have a column that says which tokens count in the loss."""
+    return packed.config["pack"].get("loss_mask", "all") != "all"
+
+
+def features(packed: Manifest) -> list[dict[str, Any]]:
+    """The columns of the shards, in the hub's spelling."""
+    length = packed.config["pack"]["sequence_length"]
+    ids = str(records.token_dtype(packed.facts["vocab_size"]))
+    fixed = [("input_ids", ids), ("token_type", "uint8"), *([("loss_mask", "bool")] if has_loss_mask(packed) else [])]
+    columns = {name: {"name": name, "list": kind, "length": length} for name, kind in fixed}
+    ragged = {"seq_lengths": "int32", "doc_ids": "string", "source_starts": "int64"}
+    columns |= {name: {"name": name, "list": kind} for name, kind in ragged.items()}
+    schema = records.row_schema(length, packed.facts["vocab_size"], with_loss_mask=has_loss_mask(packed))
+    return [columns[name] for name in schema.names]
+
+
+def shard_pattern(packed: Manifest, split: str) -> str:
+    """A pattern for the shards of a split, their number in it: shards of another run in the folder don't match."""
+    name = next(entry.name for entry in packed.files["shards"] if rows.split_of(entry) == split)
+    return f"data/{split}-*-of-{name.rpartition('-of-')[2]}"
+
+
+def _split_info(packed: Manifest, split: str) -> dict[str, Any]:
+    """Rows of a split, and the bytes that its columns of a fixed width take in memory: all but a few in a thousand."""
+    entries = [entry for entry in packed.files["shards"] if rows.split_of(entry) == split]
+    num_rows = sum(entry.rows for entry in entries)
+    token_bytes = records.token_dtype(packed.facts["vocab_size"]).itemsize + 1
+    num_bytes = num_rows * packed.config["pack"]["sequence_length"] * token_bytes
+    return {"name": split, "num_bytes": num_bytes, "num_examples": num_rows}

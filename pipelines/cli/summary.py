@@ -1,0 +1,123 @@
+"""What a finished run comes to, for the person who ran it: read from the four manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from pipelines import report
+from pipelines.card import making
+from pipelines.card.using import REHEARSAL_NOTICE
+from sharding import storage
+from sharding.storage import manifest
+
+
+def render(output: str) -> Group:
+    """The summary of a finished run, as something rich prints."""
+    stages = {stage: manifest.require(output, stage) for stage in manifest.STAGES}
+    scored, augmented, selected, packed = (stages[stage] for stage in manifest.STAGES)
+    tokens = max(1, scored.counts["source_tokens"])
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    counts = scored.counts
+    facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
+    facts.add_row("source tokens", f"{counts['source_tokens']:,}")
+    facts.add_row(
+        "difficulty",
+        f"mean {counts.get('surprisal_micronats', 0) / 1e6 / tokens:.2f} nats per token; "
+        f"{counts.get('hard_tokens', 0) / tokens:.0%} of the tokens above "
+        f"{scored.config['difficulty']['threshold_nats']} nats",
+    )
+    facts.add_row("segments per tier", ", ".join(f"{t['name']} {t['segments']:,}" for t in augmented.facts["tiers"]))
+    facts.add_row(
+        "thinking tokens",
+        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {making.amount(augmented.facts)}; "
+        f"{augmented.counts.get('thought_tokens', 0):,} generated; "
+        f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
+    )
+    if forecast := making.forecast(augmented):
+        facts.add_row("", forecast)
+    facts.add_row(
+        "traces",
+        f"{selected.counts['kept']:,} kept of {selected.counts['candidates']:,}"
+        + (f"; rejected: {_reasons(selected.counts, 'rejected.')}" if selected.counts["rejected"] else ""),
+    )
+    if gains := _gains(selected):
+        facts.add_row("worth", gains)
+    if left_out := _left_out(packed.counts):
+        facts.add_row("not in the corpus", left_out)
+    shards = packed.files.get("shards", [])
+    total = max(1, packed.counts["rows"] * packed.config["pack"]["sequence_length"])
+    facts.add_row(
+        "shards",
+        f"{len(shards)} with {packed.counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} "
+        f"tokens, {sum(s.size_bytes for s in shards) / 1e6:,.2f} MB, "
+        f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding; "
+        f"{packed.counts.get('documents_cut', 0):,} documents longer than a sequence were cut",
+    )
+    facts.add_row("speed", _speed(stages))
+    for warning in augmented.facts["warnings"]:
+        facts.add_row("warning", f"[yellow]{warning}[/yellow]")
+    if packed.rehearsal:
+        facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+    pages = [(storage.join(output, "README.md"), "the dataset card")]
+    if report.is_there(output):
+        pages.insert(0, (report.report_url(output), "figures and documents to read, in a browser"))
+    for number, (url, about) in enumerate(pages):
+        facts.add_row("" if number else "look at", f"{url} ({about})")
+    facts.add_row("", f'load_dataset("{output}", split="train")')
+    facts.add_row("", f"thoughtmill verify {output}")
+    return Group("", facts)
+
+
+def _not_taken(counts: dict[str, int]) -> str:
+    """Which records became no document, and which are copies."""
+    said = ""
+    if counts["quarantined"]:
+        said += f"; {counts['quarantined']:,} quarantined ({_reasons(counts, 'quarantined.')})"
+    if copies := counts.get("documents_duplicate", 0):
+        dropped = counts.get("duplicates_dropped", 0)
+        said += f"; {copies:,} exact copies, {f'{dropped:,} dropped' if dropped else 'all kept'}"
+    return said
+
+
+def _reasons(counts: dict[str, int], prefix: str) -> str:
+    return ", ".join(
+        f"{name.removeprefix(prefix)} {n:,}" for name, n in sorted(counts.items()) if name.startswith(prefix)
+    )
+
+
+def _gains(selected: manifest.Manifest) -> str:
+    """What kept thoughts are worth on text that the choice didn't look at, by tier."""
+    rows = [row for row in selected.facts.get("account") or [] if row.get("gains")]
+    return "; ".join(f"{row['tier']}: {_nats(row['gains']['heldout'])} beyond control traces" for row in rows)
+
+
+def _nats(found: Mapping[str, Any]) -> str:
+    interval = found["interval95"]
+    sure = f" ({interval[0]:+.2f} to {interval[1]:+.2f} with 95% confidence)" if interval else ""
+    return f"{found['mean']:+.2f} nats per segment{sure}"
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    """What was scored and is in no shard, and why."""
+    reasons = (
+        ("documents_contaminated", "documents that overlap with a benchmark"),
+        ("documents_left_out", "documents by the weight of their source"),
+        ("rows_left_out", "sequences beyond pack.max_rows"),
+    )
+    return ", ".join(f"{counts[name]:,} {why}" for name, why in reasons if counts.get(name))
+
+
+def _speed(stages: dict[str, manifest.Manifest]) -> str:
+    scored, augmented = stages["score"], stages["augment"]
+    parts = [f"scoring {scored.counts['source_tokens'] / max(scored.elapsed_s, 1e-3):,.0f} source tokens/s"]
+    written, seconds = augmented.counts.get("thought_tokens_now", 0), augmented.elapsed_s
+    if written:
+        parts.append(f"generation {written / max(seconds, 1e-3):,.0f} tokens/s, start of the engine included")
+    parts.append(f"{sum(stage.elapsed_s for stage in stages.values()):,.0f} s in all")
+    return "; ".join(parts)

@@ -1,0 +1,233 @@
+"""A document as a person reads it: its tokens with their nats, its thoughts where they stand, every candidate.
+
+records of a document ─► laid out as the pack stage does ─► source, thoughts, cuts, in the order of the corpus
+
+Both the report's reading room and `thoughtmill inspect` show this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from difficulty.budget.allocation import Allocation
+from pipelines.documents.blocks import Block, Laid, Mark, Segment, Source, Thought, Unit
+from pipelines.documents.sample import DocumentRecords
+from sharding import storage
+from sharding.errors import MillError
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+from sharding.records.types import Candidate, Item, ScoredSegment, TokenType
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from sharding.packing.config import PackConfig
+    from sharding.packing.layout import Delimiters
+
+DIFFICULTY_NAME = "difficulty.json"
+
+
+class Reader:
+    """Lays out the documents of one run.
+
+    Raises:
+        MillError: the tokenizer isn't to be had, or nothing was scored.
+    """
+
+    def __init__(self, output: str, stages: Mapping[str, Manifest | None]) -> None:
+        scored = stages["score"]
+        if scored is None:
+            raise MillError(f"{manifest.manifest_url(output, 'score')} is missing: run `thoughtmill score` first")
+        self.stages = stages
+        self.threshold_nats = float(scored.config["difficulty"]["threshold_nats"])
+        self.allocation = read_allocation(output, scored)
+        self._tokenizer: TextTokenizer = load_tokenizer(scored.config["tokenizer"])
+
+    def tier_name(self, segment_id: str, difficulty_nats: float) -> str | None:
+        """The tier of a segment, None before there is a plan."""
+        if self.allocation is None:
+            return None
+        return self.allocation.tiers[self.allocation.tier_of(segment_id, difficulty_nats)].name
+
+    def lay(self, document: DocumentRecords) -> Laid:
+        """The document as the corpus has it; as selection left it, thoughts behind their segments, before it is packed.
+
+        Raises:
+            MillError: the output's config is of another version.
+        """
+        segments = [
+            Segment(
+                index=scored.segment_index,
+                tier=next((c.tier for c in candidates), self.tier_name(scored.segment_id, scored.difficulty_nats)),
+                difficulty_nats=scored.difficulty_nats,
+                num_tokens=len(scored.input_ids),
+                candidates=candidates,
+            )
+            for scored in document.segments
+            for candidates in [[c for c in document.candidates if c.segment_index == scored.segment_index]]
+        ]
+        kept = [candidate for candidate in document.candidates if candidate.kept]
+        packed = self.stages["pack"]
+        if packed is None:
+            waiting = "not packed yet: thoughts stand behind their segments here" if kept else ""
+            return self._laid(document, segments, waiting, list(self._behind_segments(document, segments, kept)))
+        return self._as_packed(document, segments, kept, packed)
+
+    def _as_packed(
+        self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate], packed: Manifest
+    ) -> Laid:
+        from pipelines.pack import contaminated_urls, encode_delimiters, join_thoughts
+        from sharding.packing.layout import lay_out
+        from sharding.packing.mixing import share_of
+
+        config = _pack_config(packed)
+        selected = self.stages["select"]
+        removed = bool(document.contaminated and selected and contaminated_urls("", selected))
+        share = share_of(document.doc_id, document.segments[0].source, config, contaminated=removed)
+        if not share.copies:
+            why = "it overlaps with a benchmark" if removed else "of the weight of its source"
+            blocks = list(self._behind_segments(document, segments, kept))
+            return self._laid(document, segments, f"not in the corpus, because {why}", blocks)
+        fate = f"{share.copies} times in the corpus" if share.copies > 1 else ""
+        if share.raw and kept:
+            fate = "left plain (pack.raw_fraction): its thoughts are not in the corpus"
+        thoughts = [] if share.raw else kept
+        joined = join_thoughts(document.doc_id, document.segments, thoughts)
+        delimiters = encode_delimiters(config, self._tokenizer)
+        items, _ = lay_out(
+            document.doc_id,
+            joined,
+            packed.config["layout"],
+            delimiters,
+            config.sequence_length,
+            self._tokenizer.dtype,
+        )
+        blocks = list(self._blocks(document, segments, thoughts, items, delimiters))
+        return self._laid(document, segments, fate, blocks)
+
+    def _laid(self, document: DocumentRecords, segments: list[Segment], fate: str, blocks: list[Block]) -> Laid:
+        return Laid(doc_id=document.doc_id, segments=segments, fate=fate, blocks=blocks)
+
+    def _behind_segments(
+        self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate]
+    ) -> Iterator[Block]:
+        for scored, segment in zip(document.segments, segments, strict=True):
+            yield Source(segment=segment, units=self._units(scored, 0, segment.num_tokens), opens=True, closes=True)
+            for candidate in kept:
+                if candidate.segment_index == segment.index:
+                    yield Thought(candidate=candidate, before="", after="")
+
+    def _blocks(
+        self,
+        document: DocumentRecords,
+        segments: list[Segment],
+        thoughts: list[Candidate],
+        items: Sequence[Item],
+        delimiters: Delimiters,
+    ) -> Iterator[Block]:
+        """Items as blocks: their source tokens are the document's, in order, and their thoughts come in order too."""
+        ends = np.cumsum([segment.num_tokens for segment in segments])
+        before, after = (
+            self._tokenizer.decode(delimiters.thought_open),
+            self._tokenizer.decode(delimiters.thought_close),
+        )
+        waiting = sorted(thoughts, key=lambda t: (t.segment_index, t.sample, t.key))
+        at = 0
+        for number, item in enumerate(items):
+            if number:
+                yield Mark("cut")
+            runs = list(_runs(item.input_ids, item.token_type))
+            for place, (kind, ids) in enumerate(runs):
+                if kind == TokenType.DELIMITER:
+                    # Delimiters that meet are one run: close, open, end of document.
+                    if place and runs[place - 1][0] == TokenType.THOUGHT:
+                        ids = ids[len(delimiters.thought_close) :]
+                    if place + 1 < len(runs) and runs[place + 1][0] == TokenType.THOUGHT:
+                        ids = ids[: len(ids) - len(delimiters.thought_open)]
+                    if len(ids):
+                        yield Mark("end", self._tokenizer.decode(ids))
+                elif kind == TokenType.THOUGHT:
+                    for candidate, lost in _taken(waiting, ids):
+                        yield Thought(candidate=candidate, before=before, after=after, tokens_lost=lost)
+                else:
+                    until = at + len(ids)
+                    while at < until:
+                        i = int(np.searchsorted(ends, at, side="right"))
+                        first, start = int(ends[i]) - segments[i].num_tokens, at
+                        at = min(until, int(ends[i]))
+                        units = self._units(document.segments[i], start - first, at - first)
+                        yield Source(segment=segments[i], units=units, opens=start == first, closes=at == ends[i])
+
+    def _units(self, segment: ScoredSegment, start: int, end: int) -> list[Unit]:
+        """Tokens `start` to `end` of the segment, those that share a character together."""
+        nats, entropy = (np.asarray(a, np.float64) for a in (segment.surprisal_nats, segment.entropy_nats))
+        memory = np.asarray(segment.memory_nats, np.float64)
+        units: list[Unit] = []
+        first, spelled = start, b""
+        for i in range(start, end):
+            spelled += self._tokenizer.decode_bytes(segment.input_ids[i : i + 1])
+            try:
+                text = spelled.decode()
+            except UnicodeDecodeError:
+                if i + 1 < end:
+                    continue
+                text = spelled.decode(errors="replace")
+            here = slice(first, i + 1)
+            known = float(memory[here].sum()) if len(memory) else None
+            units.append(Unit(text, float(nats[here].sum()), float(entropy[here].sum()), known, i + 1 - first))
+            first, spelled = i + 1, b""
+        return units
+
+
+def _runs(input_ids: np.ndarray, token_type: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(kind, ids) of each run of tokens of one kind."""
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(token_type)) + 1, [len(token_type)]]).tolist()
+    for start, end in pairwise(bounds):
+        if end > start:
+            yield int(token_type[start]), input_ids[start:end]
+
+
+def _taken(waiting: list[Candidate], ids: np.ndarray) -> Iterator[tuple[Candidate, int]]:
+    """The thoughts that a run of thought tokens consists of, taken from those waiting; and what each has lost.
+
+    One that was cut ends its run. One that isn't there was dropped.
+    """
+    while len(ids) and waiting:
+        candidate = waiting.pop(0)
+        length = min(len(ids), len(candidate.input_ids))
+        if length and np.array_equal(candidate.input_ids[:length], ids[:length]):
+            yield candidate, len(candidate.input_ids) - length
+            ids = ids[length:]
+
+
+def _pack_config(packed: Manifest) -> PackConfig:
+    from pydantic import TypeAdapter, ValidationError
+
+    from sharding.packing.config import PackConfig
+
+    try:
+        return TypeAdapter(PackConfig).validate_json(json.dumps(packed.config["pack"]))
+    except ValidationError as error:
+        raise MillError(f"the shards were packed by another version of thoughtmill: {error}") from error
+
+
+def read_allocation(output: str, scored: Manifest) -> Allocation | None:
+    """The plan of the augment stage, None where none was made for these scores.
+
+    Raises:
+        MillError: the file can't be understood.
+    """
+    url = storage.join(output, DIFFICULTY_NAME)
+    if not storage.exists(url):
+        return None
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(url))
+    except ValueError as error:
+        raise MillError(f"{url} is no JSON: {error}") from error
+    if found.get("histogram") != scored.facts["histogram"]:
+        return None
+    return Allocation.from_json(found["allocation"])

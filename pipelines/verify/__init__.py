@@ -1,0 +1,157 @@
+"""Verify: whether an output is what its manifests say, down to the bit. Read-only; says what is wrong where.
+
+    manifests ─► totals against each other
+    every file ─► bytes, schema, rows, ids, counts ─► documents in two splits
+                             └─ deep: digests of items and thoughts ─► against scored parts and kept parts
+
+Files are read in parallel, one batch at a time. What has to be compared across files, a few dozen bytes for every item,
+is set aside on disk by document (`spill`) and looked at bucket by bucket, so memory doesn't grow with the corpus.
+Threads are enough: hashing, decompression and array arithmetic run beside each other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+from pipelines.verify.deep import Comparison
+from pipelines.verify.files import READ_ERRORS, Found, Task, check_part
+from pipelines.verify.report import Checked, Problem, Report
+from pipelines.verify.shards import SEEN, Spills, check_shard
+from pipelines.verify.spill import MAX_BUCKETS, Spill
+from pipelines.verify.splits import check_splits
+from pipelines.verify.totals import check_counts, check_manifests, check_totals
+from pipelines.verify.work import Progress, Work
+from sharding import storage
+from sharding.errors import MillError
+from sharding.records.types import FileEntry
+from sharding.shards import rows
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
+
+__all__ = ["Checked", "Problem", "Progress", "Report", "verify"]
+
+TOKENS_PER_BUCKET = 1 << 28
+"""Documents are looked at for their splits in buckets of about so many tokens: some hundred thousand documents."""
+
+
+def verify(
+    output: str, *, deep: bool = False, workers: int | None = None, on_progress: Progress | None = None
+) -> Report:
+    """Check every manifest of the output, and every file that they name.
+
+    Checked are: all four stages finished, each from the result of the one before that is there; every file's size,
+    sha256, schema and rows; in the shards that each row's lengths, types and padding go together; that token ids are
+    below the vocabulary size; the counts and token totals of every stage, recounted and against each other; no document
+    in two splits; no file that a loader would take for a shard and that isn't one.
+
+    Args:
+        output: the run's output folder.
+        deep: also compare the source in the shards with the scored parts, document by document in its order, and the
+            thoughts with the kept parts.
+        workers: files read at the same time; as many as there are processors when absent.
+        on_progress: told after every file how many bytes are done, and of how many.
+
+    Raises:
+        MillError: the folder holds no finished run.
+    """
+    started = time.monotonic()
+    report = Report(output=output, deep=deep)
+    stages = _read_manifests(output, report)
+    tasks = _tasks(output, stages)
+    report.problems += [*check_manifests(output, stages), *check_totals(output, stages)]
+    with ExitStack() as stack:
+        # A queue that isn't worked off dies with the folders of the spills, so the pool is left first.
+        tokens = sum(sum(task.entry.tokens.values()) for task in tasks)
+        seen = stack.enter_context(Spill(SEEN, min(MAX_BUCKETS, 1 + tokens // TOKENS_PER_BUCKET)))
+        comparison = stack.enter_context(Comparison(output, stages, tasks)) if deep else None
+        pool = stack.enter_context(ThreadPoolExecutor(workers or os.cpu_count() or 1))
+        work = Work(pool, _size_bytes(tasks) + (comparison.size_bytes if comparison else 0), on_progress)
+        spills = comparison.spills(seen) if comparison else Spills(seen)
+        comparable = _check_files(output, stages, tasks, spills, work, report)
+        shards = [task for task in tasks if task.family == "shards"]
+        report.checked.documents, problems = check_splits(output, seen, shards)
+        report.problems += problems
+        if comparison and comparable:
+            comparison.compare(work, report)
+        elif comparison:
+            said = "was not compared with what was scored and kept: first mend what is damaged or missing"
+            report.problems.append(Problem(output, said))
+    report.problems.sort()
+    report.ok = not report.problems
+    report.elapsed_s = round(time.monotonic() - started, 3)
+    return report
+
+
+def _read_manifests(output: str, report: Report) -> dict[str, Manifest]:
+    packed = manifest.read(output, "pack")
+    if packed is None:
+        raise MillError(f"{output} holds no finished run: {manifest.manifest_url(output, 'pack')} is missing")
+    report.rehearsal = packed.rehearsal
+    stages = {}
+    for stage in manifest.STAGES:
+        found = manifest.read(output, stage)
+        if found is None:
+            report.problems.append(Problem(manifest.manifest_url(output, stage), "is missing"))
+        else:
+            stages[stage] = found
+    success = storage.join(output, manifest.SUCCESS_NAME)
+    if not storage.exists(success):
+        report.problems.append(Problem(success, "is missing: the run did not finish"))
+    report.checked.manifests = len(stages)
+    return stages
+
+
+def _tasks(output: str, stages: Mapping[str, Manifest]) -> list[Task]:
+    named: list[tuple[Manifest, str, FileEntry]] = [
+        (stage, family, entry) for stage in stages.values() for family in stage.files for entry in stage.files[family]
+    ]
+    vocab_size = stages["pack"].facts.get("vocab_size")
+    if not isinstance(vocab_size, int) or "sequence_length" not in stages["pack"].config.get("pack", {}):
+        url = manifest.manifest_url(output, "pack")
+        raise MillError(f"{url} says no facts.vocab_size or config.pack.sequence_length: it was not written by pack")
+    return [Task(output, number, *of_file, vocab_size) for number, of_file in enumerate(named)]
+
+
+def _size_bytes(tasks: list[Task]) -> int:
+    return sum(task.entry.size_bytes for task in tasks)
+
+
+def _check_files(
+    output: str, stages: Mapping[str, Manifest], tasks: list[Task], spills: Spills, work: Work, report: Report
+) -> bool:
+    """Check every file and the counts of every stage; whether the files that `deep` compares can be compared."""
+    splits = sorted({rows.split_of(task.entry) for task in tasks if task.family == "shards"})
+
+    def check(task: Task) -> Found:
+        try:
+            if task.family == "shards":
+                return check_shard(task, splits.index(rows.split_of(task.entry)), spills)
+            return check_part(task)
+        except FileNotFoundError:
+            return Found([Problem(task.url, "is missing")])
+        except READ_ERRORS as error:
+            return Found([Problem(task.url, f"cannot be read: {error}")])
+
+    counts: dict[str, Counter[str]] = {stage: Counter() for stage in stages}
+    damaged: set[str] = set()
+    comparable = {"score", "select"} <= set(stages)
+    for task, found in work.each(check, tasks):
+        work.advance(task.entry.size_bytes)
+        report.problems += found.problems
+        counts[task.stage.stage].update(found.counts)
+        if not found.readable:
+            damaged.add(task.stage.stage)
+            comparable &= task.family not in ("shards", "segments", "kept")
+    for stage, made in stages.items():
+        if stage not in damaged:
+            report.problems += check_counts(output, made, counts[stage])
+    report.checked.files = len(tasks)
+    report.checked.size_bytes = _size_bytes(tasks)
+    report.checked.rows = counts["pack"]["rows"]
+    report.checked.tokens = sum(number for name, number in counts["pack"].items() if name.startswith("tokens_"))
+    return comparable

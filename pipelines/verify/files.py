@@ -1,0 +1,226 @@
+"""One file of any stage: its bytes, schema, rows, token ids, and what it adds to the stage's counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.verify.report import Problem, at
+from sharding import records, storage
+from sharding.errors import MillError
+from sharding.records.types import FileEntry
+from sharding.shards import rows
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file to check.
+
+    Attributes:
+        number: the file's place among all; what spilled records call it.
+        stage: the manifest that names it.
+        vocab_size: token ids are below it.
+    """
+
+    output: str
+    number: int
+    stage: Manifest
+    family: str
+    entry: FileEntry
+    vocab_size: int
+
+    @property
+    def url(self) -> str:
+        return storage.join(manifest.files_url(self.output, self.stage), self.entry.name)
+
+
+@dataclass
+class Found:
+    """What checking a file found.
+
+    Attributes:
+        problems: what is wrong.
+        readable: its bytes and its schema are what they should be, so that its content can be compared.
+        counts: what it adds to the counts of its stage, by their names.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    readable: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+READ_ERRORS = (MillError, pa.ArrowException, OSError, ValueError)
+"""What reading a damaged file may raise."""
+
+COLUMNS = {
+    "segments": ("segment_index", "input_ids", "source"),
+    "requests": ("tier", "samples"),
+    "kept": ("input_ids", "thought_tokens", "kept", "reasons"),
+    "rejected": ("input_ids", "thought_tokens", "kept", "reasons"),
+    "quarantine": ("reason",),
+    "contaminated": ("source_tokens",),
+}
+"""What is read of the parts of a family; the rest is covered by the hash of the file."""
+
+
+def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
+    """The bytes of the file, or what is wrong with them or its columns.
+
+    A file in an object store is fetched once, for all checks.
+    """
+    url, entry = task.url, task.entry
+    size_bytes = storage.filesystem(url)[0].info(storage.filesystem(url)[1])["size"]
+    if size_bytes != entry.size_bytes:
+        return None, [Problem(url, f"{size_bytes} bytes, its manifest says {entry.size_bytes}")]
+    buffer = rows.shard_buffer(url)
+    sha256 = hashlib.sha256(buffer).hexdigest()
+    if sha256 != entry.sha256:
+        said = f"(sha256 {sha256[:12]}..., not {entry.sha256[:12]}...)"
+        return None, [Problem(url, f"its bytes are not those of its manifest {said}")]
+    with pa.ipc.open_stream(buffer) as reader:
+        problems = check_schema(task, reader.schema)
+    return (None, problems) if problems else (buffer, [])
+
+
+def read_buffer(buffer: pa.Buffer, columns: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
+    """The record batches of an Arrow stream, each checked to be well-formed."""
+    included = None
+    if columns is not None:
+        with pa.ipc.open_stream(buffer) as reader:
+            included = [i for i, name in enumerate(reader.schema.names) if name in columns]
+    with pa.ipc.open_stream(buffer, options=pa.ipc.IpcReadOptions(included_fields=included)) as reader:
+        for batch in reader:
+            batch.validate(full=True)
+            yield batch
+
+
+def check_schema(task: Task, found: pa.Schema) -> list[Problem]:
+    """What is wrong with the columns of a file."""
+    expected = expected_schema(task)
+    if expected is None:
+        return []
+    problems = []
+    for name in dict.fromkeys([*expected.names, *found.names]):
+        if name not in found.names:
+            problems.append(Problem(task.url, f"column {name} is missing"))
+        elif name not in expected.names:
+            problems.append(Problem(task.url, f"column {name} of type {found.field(name).type} is not known"))
+        elif (is_now := _spelled(found.field(name))) != (should_be := _spelled(expected.field(name))):
+            problems.append(Problem(task.url, f"column {name} is {is_now}, not {should_be}"))
+    return problems
+
+
+def _spelled(column: pa.Field) -> str:
+    # Arrow's stream reader forgets whether the values of a fixed-size list may be null.
+    return str(column.type).replace(" not null", "") + ("" if column.nullable else " not null")
+
+
+def expected_schema(task: Task) -> pa.Schema | None:
+    """The schema of the files of a family; None of one that is not known here."""
+    known: dict[str, Callable[[], pa.Schema]] = {
+        "segments": lambda: records.segment_schema(task.vocab_size),
+        "requests": lambda: records.REQUEST_SCHEMA,
+        "kept": lambda: records.candidate_schema(task.vocab_size),
+        "rejected": lambda: records.candidate_schema(task.vocab_size),
+        "quarantine": lambda: records.QUARANTINE_SCHEMA,
+        "contaminated": lambda: records.CONTAMINATED_SCHEMA,
+        "shards": lambda: records.row_schema(
+            task.stage.config["pack"]["sequence_length"],
+            task.vocab_size,
+            with_loss_mask=task.stage.config["pack"].get("loss_mask", "all") != "all",
+        ),
+    }
+    return known[task.family]() if task.family in known else None
+
+
+def check_part(task: Task) -> Found:
+    """Check a file of any stage but pack."""
+    buffer, problems = verified_buffer(task)
+    if buffer is None:
+        return Found(problems)
+    found = Found(readable=True)
+    num_rows = 0
+    for batch in read_buffer(buffer, COLUMNS.get(task.family)):
+        found.problems += _check_ids(task, batch, num_rows)
+        found.counts.update(_counts(task, batch))
+        num_rows += batch.num_rows
+    if num_rows != task.entry.rows:
+        found.problems.append(Problem(task.url, f"{num_rows} rows, its manifest says {task.entry.rows}"))
+    if misplaced := found.counts.pop("misplaced", 0):
+        found.problems.append(Problem(task.url, f"{misplaced} candidates do not belong among the {task.family}"))
+    return found
+
+
+def _check_ids(task: Task, batch: pa.RecordBatch, first_row: int) -> Iterator[Problem]:
+    if "input_ids" not in batch.schema.names:
+        return
+    ids = batch.column("input_ids")
+    largest = pc.max(ids.flatten()).as_py()
+    if largest is not None and largest >= task.vocab_size:
+        row = next(i for i in range(batch.num_rows) if (pc.max(ids[i].values).as_py() or 0) >= task.vocab_size)
+        yield Problem(at(task.url, first_row + row), f"token id {largest} is not below {_vocabulary(task)}")
+
+
+def _vocabulary(task: Task) -> str:
+    return f"the vocabulary size {task.vocab_size}"
+
+
+def _counts_by_source(batch: pa.RecordBatch) -> Counter[str]:
+    """Documents and tokens of each source; a source without a name is the only one, and not counted by itself."""
+    table = pa.table(
+        {
+            "source": batch.column("source"),
+            "documents": pc.cast(pc.equal(batch.column("segment_index"), 0), pa.int64()),
+            "tokens": pc.list_value_length(batch.column("input_ids")),
+        }
+    )
+    summed = table.group_by("source").aggregate([("documents", "sum"), ("tokens", "sum")])
+    counts: Counter[str] = Counter()
+    for row in summed.to_pylist():
+        for name in ("documents", "tokens"):
+            counts[f"source.{row['source']}.{name}"] = row[f"{name}_sum"] if row["source"] else 0
+    return +counts
+
+
+def _counts(task: Task, batch: pa.RecordBatch) -> Counter[str]:
+    """What a batch adds to the counts of its stage's manifest."""
+    family = task.family
+    counts: Counter[str] = Counter()
+    if family == "segments":
+        counts["documents"] = int(pc.sum(pc.equal(batch.column("segment_index"), 0)).as_py() or 0)
+        counts["segments"] = batch.num_rows
+        counts["source_tokens"] = len(batch.column("input_ids").flatten())
+        counts += _counts_by_source(batch)
+    elif family == "requests":
+        table = pa.Table.from_batches([batch]).group_by("tier").aggregate([("samples", "sum"), ("samples", "count")])
+        for tier in table.to_pylist():
+            counts["requests"] += tier["samples_count"]
+            counts[f"tier.{tier['tier']}.requests"] += tier["samples_count"]
+            counts[f"tier.{tier['tier']}.samples"] += tier["samples_sum"]
+    elif family in ("kept", "rejected"):
+        kept = batch.column("kept")
+        tokens = int(pc.sum(batch.column("thought_tokens")).as_py() or 0)
+        counts[family] = batch.num_rows
+        counts["thought_tokens"] = tokens
+        counts["kept_thought_tokens"] = tokens if family == "kept" else 0
+        reasons = batch.column("reasons").to_pylist()
+        counts.update(f"rejected.{why[0]}" for why in reasons if why)
+        wanted = family == "kept"
+        counts["misplaced"] = sum(
+            is_kept != wanted or bool(why) == wanted for is_kept, why in zip(kept.to_pylist(), reasons, strict=True)
+        )
+    elif family == "quarantine" and task.stage.stage == "score":
+        for reason in batch.column("reason").value_counts().to_pylist():
+            counts["quarantined"] += reason["counts"]
+            counts[f"quarantined.{reason['values']}"] += reason["counts"]
+    elif family == "contaminated":
+        counts["documents_contaminated"] = batch.num_rows
+        counts["source_tokens_contaminated"] = int(pc.sum(batch.column("source_tokens")).as_py() or 0)
+    return counts

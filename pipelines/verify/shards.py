@@ -1,0 +1,254 @@
+"""One shard: whether its rows are what a trainer relies on, and the digests that `deep` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.verify.digests import document_keys, stretch_digests
+from pipelines.verify.files import Found, Task, read_buffer, verified_buffer
+from pipelines.verify.report import Problem, at, limited
+from pipelines.verify.spill import Spill
+from sharding.records.types import TokenType
+from sharding.shards.rows import loss_mask
+
+SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
+"""A document in a split."""
+
+ITEM = np.dtype(
+    [
+        ("key", "u8"),
+        ("check", "u4"),
+        ("tokens", "u4"),
+        ("start", "i8"),
+        ("digest", "u8"),
+        ("file", "u4"),
+        ("row", "u4"),
+    ]
+)
+"""The source of an item: `tokens` of it, from `start` in the document."""
+
+RUN = np.dtype([("key", "u8"), ("check", "u4"), ("tokens", "u4"), ("digest", "u8"), ("file", "u4"), ("row", "u4")])
+"""Thought tokens that stand together in an item: a thought, or several where no delimiter stands between."""
+
+
+HELD_RECORDS = 1 << 20
+"""Records are set aside in pieces of about this many, or the files of 512 buckets would be opened for every batch."""
+
+
+@dataclass(frozen=True)
+class Spills:
+    """Where what shards hold is set aside; items and runs only for `deep`."""
+
+    seen: Spill
+    items: Spill | None = None
+    runs: Spill | None = None
+
+
+class _Held:
+    """Records on their way to a spill."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill = spill
+        self._held: list[np.ndarray] = []
+
+    def add(self, records: np.ndarray) -> None:
+        self._held.append(records)
+        if sum(map(len, self._held)) >= HELD_RECORDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            self._spill.add(np.concatenate(self._held))
+        self._held = []
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The columns of a record batch as arrays.
+
+    Attributes:
+        input_ids, token_type: (num_rows, sequence_length).
+        lengths: (num_items,) tokens of the items of all rows.
+        row_of_item: (num_items,) row within the batch.
+        doc_ids, source_starts: of each item.
+        is_token: (num_rows, sequence_length) bool, False behind the last item of a row.
+        loss_mask: (num_rows, sequence_length) bool, where the shard has such a column.
+    """
+
+    input_ids: np.ndarray
+    token_type: np.ndarray
+    lengths: np.ndarray
+    row_of_item: np.ndarray
+    doc_ids: list[str]
+    source_starts: np.ndarray
+    is_token: np.ndarray
+    loss_mask: np.ndarray | None
+
+    def doc_at(self, row: int, place: int) -> str | None:
+        """The document that a token belongs to; None of padding."""
+        members = np.flatnonzero(self.row_of_item == row)
+        behind = members[np.cumsum(self.lengths[members]) > place]
+        return self.doc_ids[behind[0]] if len(behind) else None
+
+
+def check_shard(task: Task, split: int, spills: Spills) -> Found:
+    """Check a shard and set aside what it holds.
+
+    Args:
+        task: the file.
+        split: number of the split it belongs to.
+        spills: where its documents go, and for `deep` its items and thoughts.
+    """
+    buffer, problems = verified_buffer(task)
+    if buffer is None:
+        return Found(problems)
+    found = Found(readable=True)
+    totals = np.zeros(len(TokenType), np.int64)
+    num_rows = 0
+    problems = []
+    seen, items, runs = (_Held(spill) if spill else None for spill in (spills.seen, spills.items, spills.runs))
+    assert seen is not None
+    for arrow in read_buffer(buffer):
+        batch, wrong = open_batch(task.url, arrow, num_rows)
+        problems += wrong
+        if batch is None:
+            found.readable = False
+            break
+        wrong = list(check_batch(task, batch, num_rows))
+        problems += wrong
+        totals += np.bincount(batch.token_type.ravel(), minlength=256)[: len(TokenType)]
+        found.counts["items"] += len(batch.lengths)
+        keys, checks = document_keys(batch.doc_ids)
+        seen.add(np.unique(_records(SEEN, key=keys, check=checks, split=split)))
+        if items is not None and runs is not None:
+            place = {"file": task.number, "row": num_rows + batch.row_of_item}
+            items.add(source_records(batch, keys, checks, place))
+            runs.add(thought_records(batch, keys, checks, place))
+        num_rows += arrow.num_rows
+    for held in (seen, items, runs):
+        if held is not None:
+            held.flush()
+    found.problems += limited(problems, task.url)
+    if not found.readable:
+        return found
+    counted = {kind.name.lower(): int(totals[kind]) for kind in TokenType}
+    if num_rows != task.entry.rows:
+        found.problems.append(Problem(task.url, f"{num_rows} rows, its manifest says {task.entry.rows}"))
+    if counted != task.entry.tokens:
+        found.problems.append(Problem(task.url, f"holds tokens {counted}, its manifest says {task.entry.tokens}"))
+    found.counts["rows"] = num_rows
+    for name, number in counted.items():
+        found.counts[f"tokens_{name}"] = number
+    return found
+
+
+def open_batch(url: str, arrow: pa.RecordBatch, first_row: int) -> tuple[Batch | None, list[Problem]]:
+    """The arrays of a record batch, or why its columns don't go together."""
+    items_per_row = arrow.column("seq_lengths").value_lengths().to_numpy()
+    for name in ("doc_ids", "source_starts"):
+        others = arrow.column(name).value_lengths().to_numpy()
+        if not np.array_equal(others, items_per_row):
+            row = int(np.argmax(others != items_per_row))
+            said = f"{others[row]} {name} for {items_per_row[row]} seq_lengths"
+            return None, [Problem(at(url, first_row + row), said)]
+    lengths = arrow.column("seq_lengths").flatten().to_numpy()
+    row_of_item = np.repeat(np.arange(arrow.num_rows), items_per_row)
+    ids, types = arrow.column("input_ids"), arrow.column("token_type")
+    length = ids.type.list_size
+    tokens_per_row = np.bincount(row_of_item, weights=lengths, minlength=arrow.num_rows).astype(np.int64)
+    wrong = np.flatnonzero((tokens_per_row > length) | (np.bincount(row_of_item[lengths < 1], minlength=len(ids)) > 0))
+    if len(wrong):
+        row = int(wrong[0])
+        said = f"seq_lengths {lengths[row_of_item == row].tolist()} are not those of items in {length} tokens"
+        return None, [Problem(at(url, first_row + row), said)]
+    batch = Batch(
+        input_ids=ids.flatten().to_numpy().reshape(-1, length),
+        token_type=types.flatten().to_numpy().reshape(-1, length),
+        lengths=lengths,
+        row_of_item=row_of_item,
+        doc_ids=arrow.column("doc_ids").flatten().to_pylist(),
+        source_starts=arrow.column("source_starts").flatten().to_numpy(),
+        is_token=np.arange(length) < tokens_per_row[:, None],
+        loss_mask=(
+            arrow.column("loss_mask").flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
+            if "loss_mask" in arrow.schema.names
+            else None
+        ),
+    )
+    return batch, []
+
+
+def check_batch(task: Task, batch: Batch, first_row: int) -> Iterator[Problem]:
+    """What is wrong in the rows of a batch, the first place of each kind in each row."""
+
+    def problems(wrong: np.ndarray, say: str) -> Iterator[Problem]:
+        for row in np.flatnonzero(wrong.any(axis=1)).tolist():
+            place = int(np.argmax(wrong[row]))
+            doc_id = batch.doc_at(row, place)
+            values = {"id": batch.input_ids[row, place], "type": batch.token_type[row, place], "place": place}
+            yield Problem(at(task.url, first_row + row, doc_id), say.format(**values))
+
+    padding = batch.token_type == TokenType.PADDING
+    if batch.input_ids.size and int(batch.input_ids.max()) >= task.vocab_size:
+        say = f"token id {{id}} at token {{place}} is not below the vocabulary size {task.vocab_size}"
+        yield from problems(batch.input_ids >= task.vocab_size, say)
+    if batch.token_type.size and int(batch.token_type.max()) >= len(TokenType):
+        yield from problems(batch.token_type >= len(TokenType), "unknown token type {type} at token {place}")
+    if not np.array_equal(padding, ~batch.is_token):
+        yield from problems(padding == batch.is_token, "its padding is not where its seq_lengths end: token {place}")
+    if (batch.input_ids[~batch.is_token] != 0).any():
+        yield from problems(~batch.is_token & (batch.input_ids != 0), "padding at token {place} is id {id}, not 0")
+    if batch.loss_mask is not None:
+        wrong = batch.loss_mask != loss_mask(batch.token_type, task.stage.config["pack"]["loss_mask"])
+        yield from problems(wrong, "loss_mask at token {place} is not that of token type {type}")
+    for item in np.flatnonzero(batch.source_starts < 0).tolist():
+        where = at(task.url, first_row + int(batch.row_of_item[item]), batch.doc_ids[item])
+        yield Problem(where, f"source_starts says {batch.source_starts[item]}")
+
+
+def source_records(batch: Batch, keys: np.ndarray, checks: np.ndarray, place: dict[str, object]) -> np.ndarray:
+    """(num_items,) `ITEM` records of a batch."""
+    item_of_token = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
+    is_source = batch.token_type[batch.is_token] == TokenType.SOURCE
+    tokens = np.bincount(item_of_token[is_source], minlength=len(batch.lengths))
+    digests = stretch_digests(batch.input_ids[batch.is_token][is_source], tokens, batch.source_starts)
+    return _records(ITEM, key=keys, check=checks, tokens=tokens, start=batch.source_starts, digest=digests, **place)
+
+
+def thought_records(batch: Batch, keys: np.ndarray, checks: np.ndarray, place: dict[str, object]) -> np.ndarray:
+    """(num_runs,) `RUN` records of a batch."""
+    item_of_token = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
+    is_thought = batch.token_type[batch.is_token] == TokenType.THOUGHT
+    thoughts = np.flatnonzero(is_thought)
+    items = item_of_token[thoughts]
+    # A run goes on where the token before is a thought of the same item.
+    opens = np.ones(len(thoughts), np.bool_)
+    opens[1:] = (np.diff(thoughts) > 1) | (np.diff(items) > 0)
+    begins = np.flatnonzero(opens)
+    lengths = np.diff(np.append(begins, len(thoughts)))
+    digests = stretch_digests(batch.input_ids[batch.is_token][is_thought], lengths)
+    members = items[begins]
+    rows = place["row"]
+    assert isinstance(rows, np.ndarray)
+    return _records(
+        RUN,
+        key=keys[members],
+        check=checks[members],
+        tokens=lengths,
+        digest=digests,
+        file=place["file"],
+        row=rows[members],
+    )
+
+
+def _records(dtype: np.dtype, **columns: object) -> np.ndarray:
+    first = columns["key"]
+    assert isinstance(first, np.ndarray)
+    made = np.empty(len(first), dtype)
+    for name in dtype.names or ():
+        made[name] = columns[name]
+    return made

@@ -1,0 +1,274 @@
+"""What a run is doing, while it does it: one live panel on a terminal, one line a minute in a log.
+
+    steps ─► sharding.tally ─┐
+    plan, ledger, heartbeats ┴► snapshot ─► panel | log line | stages/progress.json, for `status` from elsewhere
+
+A thread of its own looks now and then. It never spends more than a hundredth of the time on looking, and whatever goes
+wrong in it is no reason for a run to fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.watch import status
+from sharding import storage, tally
+from sharding.errors import MillError
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_NAME = "stages/progress.json"
+LOOK_S = 1.0
+LOG_S = 60.0
+PUBLISH_S = 10.0
+STALE_S = 60.0
+"""What was published longer ago is of a run that is gone."""
+
+MAX_SHARE = 0.01
+"""Of the time, so much may go into looking at a ledger or a store."""
+
+PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
+
+
+class Progress:
+    """Shows what a run is doing from `stage` to `stage`, within a `with` block.
+
+    Args:
+        output: the run's output.
+        console: where it is shown; a panel if it is a terminal.
+        quiet: show nothing. It is published for `status` all the same.
+    """
+
+    def __init__(self, output: str, console: Console, *, quiet: bool = False, log_s: float = LOG_S) -> None:
+        self._output, self._console, self._quiet, self._log_s = output, console, quiet, log_s
+        self._url = storage.join(output, PROGRESS_NAME)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="thoughtmill-progress", daemon=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if self._is_live() else None
+        self._warning = _LastWarning()
+        self._stage: str | None = None
+        self._began = 0.0
+        self._generation: dict[str, Any] | None = None
+        self._look_again = 0.0
+
+    def _is_live(self) -> bool:
+        return self._console.is_terminal and not self._quiet
+
+    def __enter__(self) -> Progress:
+        tally.clear()
+        self._warning.listen(keep_to_itself=self._live is not None)
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(LOOK_S)  # a store that hangs holds up nobody
+        if self._live is not None:
+            self._live.stop()
+        self._warning.leave()
+        with contextlib.suppress(Exception):
+            storage.remove(self._url)
+
+    def stage(self, name: str | None) -> None:
+        """A stage begins; None: it has ended."""
+        tally.clear()
+        self._generation, self._look_again = None, 0.0
+        self._began = time.monotonic()
+        self._stage = name
+        if self._live is not None:
+            self._live.update("", refresh=True)  # what follows is printed where the panel was
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """What is being done now, as JSON values; None between stages."""
+        stage = self._stage
+        if stage is None:
+            return None
+        elapsed_s = time.monotonic() - self._began
+        if stage == "augment":
+            self._look()
+        counts = tally.read()
+        return {
+            "stage": stage,
+            "at": time.time(),
+            "elapsed_s": elapsed_s,
+            "counts": counts,
+            "tokens_per_second": counts["tokens"] / elapsed_s if counts.get("tokens") and elapsed_s > 0 else None,
+            "generation": self._generation,
+            "warning": self._warning.message,
+        }
+
+    def _look(self) -> None:
+        """Read plan, ledger and heartbeats, unless that would take more than its share of the time."""
+        began = time.monotonic()
+        if began < self._look_again:
+            return
+        with contextlib.suppress(MillError, OSError):
+            self._generation = status.read(self._output).get("generation")
+        took_s = time.monotonic() - began
+        self._look_again = began + max(LOOK_S, took_s / MAX_SHARE)
+
+    def _run(self) -> None:
+        logged, published, stage = time.monotonic(), float("-inf"), ""
+        while not self._stop.wait(LOOK_S):
+            try:
+                found, now = self.snapshot(), time.monotonic()
+                if found is None:
+                    continue
+                if self._live is not None:
+                    self._live.update(render(found), refresh=True)
+                elif not self._quiet and now >= logged + self._log_s:
+                    logged = now
+                    self._console.print(escape(line(found)))
+                if now >= published + PUBLISH_S or found["stage"] != stage:  # what was published says another one
+                    published, stage = now, found["stage"]
+                    storage.write_json(self._url, found)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is not worth a run
+                logger.debug("progress: %s", error)
+
+
+class _LastWarning(logging.Handler):
+    """Remembers the last warning of this project's own loggers; on a panel, in place of printing it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.message: str | None = None
+        self._before: list[tuple[logging.Logger, int, bool]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.message = record.getMessage()
+
+    def listen(self, *, keep_to_itself: bool) -> None:
+        for name in PACKAGES:
+            heard = logging.getLogger(name)
+            self._before.append((heard, heard.level, heard.propagate))
+            if not heard.isEnabledFor(logging.WARNING):
+                heard.setLevel(logging.WARNING)
+                heard.propagate = False  # what was not shown before isn't now
+            heard.propagate = heard.propagate and not keep_to_itself
+            heard.addHandler(self)
+
+    def leave(self) -> None:
+        for heard, level, propagate in self._before:
+            heard.removeHandler(self)
+            heard.setLevel(level)
+            heard.propagate = propagate
+        self._before.clear()
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a snapshot tells, as (name, text)."""
+    counts: Mapping[str, int] = found["counts"]
+    done = [f"{counts[name]:,} {name}" for name in ("documents", "segments", "tokens") if counts.get(name)]
+    if done:
+        yield "done", ", ".join(done)
+    if found["tokens_per_second"]:
+        yield "rate", f"{found['tokens_per_second']:,.0f} tokens/s"
+    if decided := counts.get("candidates"):
+        yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
+    if generation := found["generation"]:
+        yield "generations", f"{generation['generations']:,} of about {generation['generations_planned']:,.0f}"
+        if generation["processes"]:
+            yield "under way", status.under_way(generation)
+        yield "spent", status.spent(generation)
+        if generation["tokens_per_second"]:
+            yield "rate", f"{generation['tokens_per_second']:,.0f} tokens/s"
+            yield "time left", f"about {duration(generation['seconds_left'])}"
+    if found["warning"]:
+        yield "warning", found["warning"]
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """A snapshot in one line of a log."""
+    told = "; ".join(f"{name} {text}" for name, text in facts(found))
+    return f"{found['stage']}, {duration(found['elapsed_s'])}" + (f": {told}" if told else "")
+
+
+def render(found: Mapping[str, Any]) -> Table:
+    """A snapshot as a panel for a terminal."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(f"[cyan]{found['stage']}[/cyan]", f"for {duration(found['elapsed_s'])}")
+    for name, text in facts(found):
+        table.add_row(name, f"[yellow]{escape(text)}[/yellow]" if name == "warning" else escape(text))
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"
+
+
+# --- from elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def published(output: str) -> dict[str, Any] | None:
+    """The last snapshot of a run that is alive, from any machine; None where there is none."""
+    url = storage.join(output, PROGRESS_NAME)
+    try:
+        found = json.loads(storage.read_bytes(url)) if storage.exists(url) else None
+    except (MillError, ValueError, OSError):
+        return None
+    return found if found is not None and abs(time.time() - found["at"]) <= STALE_S else None
+
+
+def watch(output: str, console: Console, *, log_s: float = LOG_S) -> None:
+    """Show the state of a run until it is complete: live on a terminal, one line a minute elsewhere.
+
+    Raises:
+        MillError: there is no run in `output`, and none is under way.
+    """
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext()
+    with live as shown:
+        while True:
+            began = time.monotonic()
+            found, doing = state(output)
+            if shown is not None:
+                shown.update(
+                    Group(*(part for part in (found and status.render(found), doing and render(doing)) if part)),
+                    refresh=True,
+                )
+            elif doing is not None:
+                console.print(escape(line(doing)))
+            at_work = doing is not None or (found and found.get("generation", {}).get("processes"))
+            if found is not None and (found["complete"] or not at_work):
+                if shown is None:
+                    console.print(status.render(found))
+                return
+            took_s = time.monotonic() - began
+            time.sleep(max(LOOK_S if shown is not None else log_s, took_s / MAX_SHARE))
+
+
+def state(output: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What has been done, as `status.read` says, and what is being done; one of the two may be missing.
+
+    Raises:
+        MillError: both are.
+    """
+    doing = published(output)
+    try:
+        return status.read(output), doing
+    except MillError:
+        if doing is None:
+            raise
+        return None, doing  # its first stage is under way

@@ -1,0 +1,287 @@
+"""Status: what a run has done so far, read from its output and ledger alone, live and from any machine.
+
+The plan tells what is to be generated and what it costs, the ledger what has been, and heartbeats what is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow.compute import field, scalar
+from rich.table import Table
+
+from augment.feeding.heartbeat import read_beats
+from augment.ledger.parts import every_part
+from augment.requests.planner import TracePlanner
+from difficulty.budget.allocation import Allocation
+from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.config import MillConfig
+from sharding import storage
+from sharding.errors import MillError
+from sharding.records.arrow import LEDGER_SCHEMA
+from sharding.storage import manifest
+
+PLAN_NAME = "plan.json"
+"""Written by the augment stage before its first generation, so that status knows what is to be done."""
+
+RATE_WINDOW_S = 300.0
+"""The rate is that of the generations finished in the last this many seconds of work."""
+
+_WANTED = ["key", "tier", "thought_tokens", "wall_s", "finished_at"]
+_MODEL_COLUMNS = {"model": "name", "revision": "revision", "engine": "engine"}
+"""Column of the ledger → key of a model in the plan."""
+_COLUMNS = (*_WANTED, *_MODEL_COLUMNS, "prompt", "prompt_version")
+
+UNIT_NAMES = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}
+
+
+def beats_url(output: str) -> str:
+    """The folder of the heartbeats of a run's worker processes."""
+    return storage.join(manifest.stage_url(output, "augment"), "alive")
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def planned_generations(config: MillConfig, allocation: Allocation) -> dict[str, float]:
+    """Name of each tier that thinks → how many generations it is expected to ask for."""
+    tiers = zip(allocation.tiers, config.budget.tiers, strict=True)
+    return {tier.name: plan.segments * tier.samples for plan, tier in tiers if tier.model is not None}
+
+
+def plan_of(
+    config: MillConfig, allocation: Allocation, planner: TracePlanner, *, began_at: float, rehearsal: bool
+) -> dict[str, Any]:
+    """What status needs to know of a run, as JSON values: what is to be made, by what, at which price."""
+    generations = planned_generations(config, allocation)
+    models = planner.describe()
+    for name, model in planner.models.items():
+        models[name] |= {
+            "dollars_per_million_tokens": model.dollars_per_million_tokens,
+            "tokens_per_gpu_second": model.tokens_per_gpu_second,
+        }
+    return {
+        "ledger": config.ledger_url,
+        "began_at": began_at,
+        "generations": sum(generations.values()),
+        "planned_tokens": allocation.planned_tokens,
+        "target": allocation.target_spend,
+        "unit": allocation.unit,
+        "tiers": {
+            plan.name: {"generations": generations[plan.name], "planned_tokens": plan.tokens}
+            for plan in allocation.tiers
+            if plan.name in generations
+        },
+        "models": models,
+        "prompts": planner.prompt_versions(),
+        "warnings": [*allocation.warnings, *planner.warnings()],
+        "rehearsal": rehearsal,
+    }
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """The generations of a ledger that a plan asks for; arrays with an entry for each, duplicates left out.
+
+    Attributes:
+        tiers, models: names from the config.
+        tokens: int64. wall_s, finished_at: float64, seconds.
+    """
+
+    tiers: np.ndarray
+    models: np.ndarray
+    tokens: np.ndarray
+    wall_s: np.ndarray
+    finished_at: np.ndarray
+
+
+def read(output: str) -> dict[str, Any]:
+    """The state of a run as JSON values.
+
+    Raises:
+        MillError: there is no run in `output`.
+    """
+    stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
+    plan_url = storage.join(manifest.stage_url(output, "augment"), PLAN_NAME)
+    plan = json.loads(storage.read_bytes(plan_url)) if storage.exists(plan_url) else None
+    if plan is None and not any(stages.values()):
+        raise MillError(f"{output} holds no run: no stage has finished and no generation was planned")
+    found: dict[str, Any] = {
+        "output": output,
+        "stages": {name: "done" if stage else "not done" for name, stage in stages.items()},
+        "rehearsal": any(stage.rehearsal for stage in stages.values() if stage),
+        "complete": storage.exists(storage.join(output, manifest.SUCCESS_NAME)),
+    }
+    if plan is not None:
+        now = time.time()
+        done = _read_ledger(plan)
+        beats = [] if stages["augment"] else read_beats(beats_url(output), now)
+        found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
+        found["generation"] = _generation(plan, done, beats, now)
+        found["warnings"] = plan.get("warnings", [])
+    return found
+
+
+def _read_ledger(plan: dict[str, Any]) -> _Done:
+    """The rows that this plan asks for: a ledger keeps those of other models, prompts and runs too."""
+    asked = reduce(
+        operator.or_,
+        ((field("prompt") == name) & (field("prompt_version") == version) for name, version in plan["prompts"].items()),
+        scalar(False),
+    )
+    found: dict[str, list[pa.Table]] = {name: [] for name in plan["models"]}
+    for batches in every_part(plan["ledger"], _COLUMNS):
+        if not batches:
+            continue
+        rows = pa.Table.from_batches(batches)
+        for name, model in plan["models"].items():
+            by_model = reduce(operator.and_, (field(column) == model[key] for column, key in _MODEL_COLUMNS.items()))
+            found[name].append(rows.filter(by_model & asked).select(_WANTED))
+    nothing = LEDGER_SCHEMA.empty_table().select(_WANTED)
+    tables = [pa.concat_tables([nothing, *tables]) for tables in found.values()]
+    table = pa.concat_tables([nothing, *tables])
+    models = np.repeat(np.array(list(found), object), [len(each) for each in tables])
+    codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.unique(codes, return_index=True)[1]  # of the rows with one key
+    return _Done(
+        tiers=np.array(table["tier"].to_pylist(), object)[first],
+        models=models[first],
+        tokens=table["thought_tokens"].to_numpy()[first].astype(np.int64),
+        wall_s=table["wall_s"].to_numpy()[first],
+        finished_at=table["finished_at"].to_numpy()[first],
+    )
+
+
+def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
+    tokens_by_model = {name: int(done.tokens[done.models == name].sum()) for name in plan["models"]}
+    dollars = _cost(plan, tokens_by_model, "dollars_per_million_tokens", lambda tokens, price: tokens * price / 1e6)
+    gpu_hours = _cost(plan, tokens_by_model, "tokens_per_gpu_second", lambda tokens, rate: tokens / rate / 3600)
+    spent = {"tokens": sum(tokens_by_model.values()), "dollars": dollars, "gpu_hours": gpu_hours}
+    rate = _tokens_per_second(done, live=bool(beats), now=now)
+    left = _tokens_left(plan, done)
+    at_work = [model for beat in beats for model in beat["models"].values()]
+    return {
+        "generations": len(done.tokens),
+        "generations_planned": plan["generations"],
+        "thought_tokens": spent["tokens"],
+        "thought_tokens_planned": plan["planned_tokens"],
+        "unit": plan["unit"],
+        "spent": spent[plan["unit"]],
+        "budget": plan["target"],
+        "dollars": dollars,
+        "gpu_hours": gpu_hours,
+        "processes": len(beats),
+        "in_flight": sum(model["in_flight"] for model in at_work),
+        "waiting": sum(model["waiting"] for model in at_work),
+        "failed": sum(model["failed"] for model in at_work),
+        "tokens_per_second": rate,
+        "seconds_left": left / rate if rate else None,
+        "seconds_since_last": now - float(done.finished_at.max()) if len(done.tokens) else None,
+    }
+
+
+def _cost(plan: dict[str, Any], tokens: Mapping[str, int], price: str, of: Any) -> float | None:
+    """What the tokens of all models have cost, or None where the price of a model in use is not known."""
+    in_use = [name for name, count in tokens.items() if count] or list(tokens)
+    prices = {name: plan["models"][name][price] for name in in_use}
+    if None in prices.values():
+        return None
+    return float(sum(of(tokens[name], prices[name]) for name in prices))
+
+
+def _tokens_per_second(done: _Done, *, live: bool, now: float) -> float | None:
+    """Of the last minutes: up to now while processes are at work, up to the last generation otherwise."""
+    if not len(done.tokens):
+        return None
+    end = max(now, done.finished_at.max()) if live else done.finished_at.max()
+    recent = done.finished_at > end - RATE_WINDOW_S
+    if not recent.any():
+        return None
+    begin = max(end - RATE_WINDOW_S, (done.finished_at - done.wall_s)[recent].min())
+    return float(done.tokens[recent].sum() / (end - begin)) if end > begin else None
+
+
+def _tokens_left(plan: dict[str, Any], done: _Done) -> float:
+    """About how many tokens are still to be made: the generations that each tier lacks, at the length of those there.
+
+    A tier that has none yet counts with the length it was planned with.
+    """
+    left = 0.0
+    for name, tier in plan["tiers"].items():
+        tokens = done.tokens[done.tiers == name]
+        missing = max(0.0, tier["generations"] - len(tokens))
+        if missing:
+            left += missing * (tokens.mean() if len(tokens) else tier["planned_tokens"] / tier["generations"])
+    return float(left)
+
+
+# --- for a terminal ---------------------------------------------------------------------------------------------------
+
+
+def render(found: dict[str, Any]) -> Table:
+    """The state as a table for a terminal."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("output", found["output"] + (" (complete)" if found["complete"] else ""))
+    table.add_row("stages", ", ".join(f"{name}: {state}" for name, state in found["stages"].items()))
+    if generation := found.get("generation"):
+        table.add_row(
+            "generations",
+            f"{generation['generations']:,} in the ledger; about {generation['generations_planned']:,.0f} planned",
+        )
+        table.add_row(
+            "thinking tokens",
+            f"{generation['thought_tokens']:,} of at most {generation['thought_tokens_planned']:,.0f} planned",
+        )
+        table.add_row("spent", spent(generation))
+        if found["stages"]["augment"] != "done":
+            table.add_row("under way", under_way(generation))
+            if generation["tokens_per_second"]:
+                table.add_row("rate", f"{generation['tokens_per_second']:,.0f} tokens/s")
+                table.add_row("time left", f"about {generation['seconds_left'] / 60:,.1f} min at this rate")
+    for warning in found.get("warnings", []):
+        table.add_row("warning", warning)
+    if found["rehearsal"]:
+        table.add_row("note", REHEARSAL_NOTICE)
+    return table
+
+
+def spent(generation: Mapping[str, Any]) -> str:
+    """What was spent of the budget, in its unit and in money."""
+    unit = generation["unit"]
+    text = f"{_amount(generation['spent'])} of {_amount(generation['budget'])} {UNIT_NAMES[unit]}"
+    other = {"dollars": generation["dollars"], "gpu_hours": generation["gpu_hours"]}
+    for name, amount in other.items():
+        if name != unit and amount is not None:
+            text += f", {_amount(amount)} {UNIT_NAMES[name]}"
+    return text
+
+
+def _amount(number: float | None) -> str:
+    if number is None:
+        return "?"
+    return f"{number:,.0f}" if number >= 1000 or number == int(number) else f"{number:,.4g}"
+
+
+def under_way(generation: Mapping[str, Any]) -> str:
+    """What the processes that generate are doing."""
+    if not generation["processes"]:
+        since = generation["seconds_since_last"]
+        return "no process is at work" + (f"; the last generation came {since / 60:,.1f} min ago" if since else "")
+    failed = f", {generation['failed']:,} failed" if generation["failed"] else ""
+    return (
+        f"{generation['in_flight']:,} in flight and {generation['waiting']:,} waiting in {generation['processes']} "
+        f"processes{failed}"
+    )

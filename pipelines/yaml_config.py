@@ -1,0 +1,161 @@
+"""Reading a config: YAML and `--set`, and every mistake as an error that names key, value and way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from pydantic import TypeAdapter
+
+from pipelines.config import MillConfig
+from sharding.errors import RequestError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 1e9 is a number (YAML 1.1 reads it as text), and a whole number when it is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:thoughtmill,number", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    value = float(loader.construct_scalar(node))
+    return int(value) if value.is_integer() else value
+
+
+_Loader.add_constructor("tag:thoughtmill,number", _number)
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> MillConfig:
+    """The config of a YAML file with `key.path=value` overrides on top.
+
+    Raises:
+        RequestError: the file is absent or no YAML, or a key is unknown, of the wrong type or out of range.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise RequestError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the config {path} is not UTF-8 text: {error}") from error
+    tree = _parse_yaml(text, path)
+    if not isinstance(tree, dict):
+        raise RequestError(f"the config {path} holds {type(tree).__name__}, not a mapping of keys")
+    for override in overrides:
+        _apply(tree, override)
+    return from_mapping(tree, path)
+
+
+def from_mapping(tree: Mapping[str, Any], origin: str = "config") -> MillConfig:
+    """The validated config of a nested mapping; errors name `origin`.
+
+    Raises:
+        RequestError: as `load`.
+    """
+    try:
+        # JSON mode: lists become the tuples of the frozen dataclasses while every other type stays strict.
+        return _adapter().validate_json(json.dumps(tree, default=_refuse_value))
+    except pydantic.ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors(include_url=False))
+        raise RequestError(f"{origin}: the config is not valid:\n{problems}") from error
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config or section as plain JSON values, defaults included."""
+    return json.loads(TypeAdapter(type(config)).dump_json(config))
+
+
+def dump(config: MillConfig) -> str:
+    """The resolved config as YAML that `load` reads back."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def _adapter() -> TypeAdapter[MillConfig]:
+    return TypeAdapter(MillConfig)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RequestError(f"{origin} is not valid YAML: {error}") from error
+
+
+def _refuse_value(value: Any) -> Any:
+    raise RequestError(f"the config holds {value!r} of type {type(value).__name__}; quote it to make it text")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RequestError(f"--set {override!r}: write it as key.path=value")
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        node = _child(node, key, ".".join(keys[: depth + 1]))
+    value = _parse_yaml(text, f"--set {path}")
+    if isinstance(node, list):
+        node[_index(node, keys[-1], path)] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _child(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        child = node[_index(node, key, path)]
+    else:
+        child = node.setdefault(key, {})
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise RequestError(f"--set {path}: holds {child!r}, which has no keys under it")
+    return child
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise RequestError(f"--set {path}: the list has entries 0 to {len(node) - 1}")
+    return int(key)
+
+
+def _explain(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    kind = problem["type"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: unknown key; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
+    if kind in ("missing", "missing_argument"):
+        return f"{path}: is required"
+    if kind == "value_error" and (not path or "." in message.split(":")[0]):
+        return message  # a check across sections names its own keys
+    shown = repr(problem["input"])
+    shown = shown if len(shown) <= 120 else shown[:117] + "..."
+    return f"{path}: {shown} is not allowed: {message}"
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    """The keys the section at `location` allows."""
+    kind: Any = MillConfig
+    for part in location:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind)[part]
+        elif isinstance(part, int | str):
+            kind = _section_in(kind)
+        if isinstance(kind, types.UnionType):
+            kind = _section_in(kind)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _section_in(kind: Any) -> Any:
+    """The section that an optional, a list or a mapping of sections holds; anything else as it is."""
+    return next((member for member in typing.get_args(kind) if dataclasses.is_dataclass(member)), kind)

@@ -1,0 +1,1 @@
+"""What all pipelines share of Beam: coders, parts, joins, counts and shuffles."""

@@ -1,0 +1,146 @@
+"""Beam transforms that read and write parts, and the last act of a stage.
+
+They only wire: what happens to a record is in the pure modules next door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.typehints import KV
+
+from sharding import hashing, records, storage
+from sharding.beam.shuffle import GroupPartitions
+from sharding.records.base import Record
+from sharding.records.types import FileEntry, Quarantined
+
+R = TypeVar("R", bound=Record)
+
+
+class ReadParts(beam.PTransform):
+    """The records of Arrow part files, in no particular order.
+
+    Args:
+        urls: the files, from a manifest.
+        kind: the record type.
+        columns: the columns wanted; all when absent.
+    """
+
+    def __init__(self, urls: Iterable[str], kind: type[Record], columns: Iterable[str] | None = None) -> None:
+        super().__init__()
+        self._urls, self._kind = sorted(urls), kind
+        self._columns = None if columns is None else tuple(columns)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Files" >> beam.Create(self._urls, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMap(storage.read_records, self._kind, self._columns).with_output_types(self._kind)
+        )
+
+
+class WriteParts(beam.PTransform):
+    """Writes records as Arrow parts whose bytes depend on the records alone, and gives their `FileEntry`s.
+
+    A record's part is chosen by a hash of its partition key and the records of a part are sorted, so neither the
+    bundling nor the number of workers shows; a retried bundle writes the same bytes over the same name. One part is
+    held in memory at a time.
+
+    Args:
+        folder: URL of the stage's folder.
+        family: file name prefix and the manifest's family, such as "segments".
+        schema: the columns.
+        num_parts: how many parts at most; a part without records is not written.
+        partition_key: the string whose hash chooses the part.
+        sort_key: order within a part; must tell any two records apart.
+        rows_of: the rows that a record is written as, where they aren't itself.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        family: str,
+        schema: pa.Schema,
+        *,
+        kind: type[Record],
+        num_parts: int,
+        partition_key: Callable[[Any], str],
+        sort_key: Callable[[Any], Any],
+        rows_of: Callable[[Any], Iterable[Record]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._folder, self._family, self._schema, self._kind = folder, family, schema, kind
+        self._num_parts, self._partition_key, self._sort_key = num_parts, partition_key, sort_key
+        self._rows_of = rows_of
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        partition_key, num_parts = self._partition_key, self._num_parts
+        return (
+            pcoll
+            | "Partition"
+            >> beam.Map(
+                lambda r: (hashing.partition_of(partition_key(r), num_parts), records.encode(r))
+            ).with_output_types(KV[int, bytes])
+            | "Group" >> GroupPartitions()
+            | "Write" >> beam.Map(self._write).with_output_types(FileEntry)
+        )
+
+    def _write(self, part: tuple[int, Iterable[bytes]]) -> FileEntry:
+        index, values = part
+        name = part_name(self._family, index, self._num_parts)
+        members = sorted((records.decode(self._kind, value) for value in values), key=self._sort_key)
+        rows = members if self._rows_of is None else (row for member in members for row in self._rows_of(member))
+        return storage.write_part(storage.join(self._folder, name), rows, self._schema, name=name)
+
+
+def write_quarantine(folder: str, num_parts: int) -> WriteParts:
+    """Writes what a stage could not take on, as the family "quarantine"."""
+    return WriteParts(
+        folder,
+        "quarantine",
+        records.QUARANTINE_SCHEMA,
+        kind=Quarantined,
+        num_parts=num_parts,
+        partition_key=lambda refused: refused.origin,
+        sort_key=lambda refused: (refused.origin, refused.reason, refused.detail),
+    )
+
+
+def part_name(family: str, index: int, num_parts: int) -> str:
+    """File name of a part, such as "segments-00003-of-00016.arrow"."""
+    return f"{family}-{index:05d}-of-{num_parts:05d}.arrow"
+
+
+class WriteOnce(beam.PTransform):
+    """Runs `write(**values)` exactly when everything it is given is complete: the last act of a stage.
+
+    Args:
+        write: called once, with each collection of `lists` as a list and each of `singles` as its only element.
+    """
+
+    def __init__(
+        self,
+        write: Callable[..., None],
+        *,
+        lists: Mapping[str, beam.PCollection],
+        singles: Mapping[str, beam.PCollection],
+    ) -> None:
+        super().__init__()
+        self._write = write
+        self._lists, self._singles = dict(lists), dict(singles)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        write = self._write
+
+        def finish(_: None, **values: Any) -> Iterator[None]:
+            write(**{name: list(value) if name in list_names else value for name, value in values.items()})
+            return iter(())
+
+        list_names = set(self._lists)
+        sides: dict[str, Any] = {name: beam.pvalue.AsIter(values) for name, values in self._lists.items()}
+        sides |= {name: beam.pvalue.AsSingleton(value) for name, value in self._singles.items()}
+        return pipeline | "Once" >> beam.Create([None]) | "Finish" >> beam.FlatMap(finish, **sides)

@@ -1,0 +1,158 @@
+"""Shuffles of bytes. On Beam's local runner they go through files, everywhere else they are Beam's own.
+
+The local runner keeps what is shuffled in memory, and hands a worker its whole share in one piece: a corpus larger than
+memory could not be milled on one machine, whose disk holds it easily.
+
+    values ──► a file for each partition and bundle ──► names of files, grouped ──► values, read one by one
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.typehints import KV
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
+
+from sharding import hashing
+from sharding.beam.shuffled_files import FiledValues, PartitionWriter
+
+_KEY_LENGTH = struct.Struct("<I")
+
+
+class LocalShuffleOptions(PipelineOptions):
+    """The Beam option that chooses where the local runner's shuffles go."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--local_shuffle_folder",
+            default=None,
+            help="Folder for what goes from one step to the next on Beam's local runner; beside a local output, or "
+            "among the temporary files, when absent. Empty: memory.",
+        )
+
+
+def shuffle_folder(options: PipelineOptions) -> str | None:
+    """Where shuffles go through files; None where they are Beam's own."""
+    return options.view_as(LocalShuffleOptions).local_shuffle_folder or None
+
+
+Inputs = Any
+"""One collection, or a tuple of several to shuffle together: flattened before, the local runner would keep them all."""
+
+
+class GroupPartitions(beam.PTransform):
+    """(partition, bytes) → (partition, its values), in no particular order. Takes `Inputs`."""
+
+    def expand(self, inputs: Inputs) -> beam.PCollection:
+        collections = _several(inputs)
+        folder = shuffle_folder(collections[0].pipeline.options)
+        if folder is None:
+            return collections | beam.Flatten() | "Group" >> beam.GroupByKey()
+        files = tuple(values | f"Files {number}" >> _File(folder) for number, values in enumerate(collections))
+        return files | beam.Flatten() | "Group files" >> beam.GroupByKey() | "Open" >> beam.MapTuple(_opened)
+
+
+MIN_PARTITIONS = 64
+"""The steps behind a shuffle have as many pieces of work, at most, as there are partitions."""
+
+
+class GroupBytes(beam.PTransform):
+    """(key, bytes) → (key, its values), in no particular order. Takes `Inputs`.
+
+    Args:
+        num_partitions: where it goes through files, how many at least: one is held in memory at a time.
+    """
+
+    def __init__(self, num_partitions: int) -> None:
+        super().__init__()
+        self._num_partitions = max(MIN_PARTITIONS, num_partitions)
+
+    def expand(self, inputs: Inputs) -> beam.PCollection:
+        collections = _several(inputs)
+        if shuffle_folder(collections[0].pipeline.options) is None:
+            return collections | beam.Flatten() | "Group" >> beam.GroupByKey()
+        keyed = tuple(
+            values
+            | f"Partition {n}" >> beam.MapTuple(partial(_keyed, self._num_partitions)).with_output_types(KV[int, bytes])
+            for n, values in enumerate(collections)
+        )
+        return keyed | "Partitions" >> GroupPartitions() | "By key" >> beam.FlatMapTuple(_by_key)
+
+
+class Settle(beam.PTransform):
+    """(partition, bytes) as they are, kept until a later step that waits for something else; in files where they go."""
+
+    def expand(self, values: beam.PCollection) -> beam.PCollection:
+        folder = shuffle_folder(values.pipeline.options)
+        if folder is None:
+            return values
+        return values | "Files" >> _File(folder) | "Spread" >> beam.Reshuffle() | "Read" >> beam.FlatMapTuple(_read)
+
+
+class _File(beam.PTransform):
+    """(partition, bytes) → (partition, path)."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def expand(self, values: beam.PCollection) -> beam.PCollection:
+        return values | beam.ParDo(_FileFn(self._folder)).with_output_types(KV[int, str])
+
+
+class _FileFn(beam.DoFn):
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def start_bundle(self) -> None:
+        self._writer = PartitionWriter(self._folder)
+
+    def process(self, element: tuple[int, bytes]) -> None:
+        self._writer.add(*element)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(at_bundle_end, self._writer.close().items())
+
+
+def at_bundle_end(output: Any) -> Any:
+    """An output, tagged or not, in the form in which Beam takes it from `finish_bundle`."""
+    tagged = isinstance(output, beam.pvalue.TaggedOutput)
+    value = WindowedValue(output.value if tagged else output, MIN_TIMESTAMP, [GlobalWindow()])
+    return beam.pvalue.TaggedOutput(output.tag, value) if tagged else value
+
+
+def _several(inputs: Inputs) -> tuple[beam.PCollection, ...]:
+    return (inputs,) if isinstance(inputs, beam.PCollection) else inputs
+
+
+def _opened(partition: int, paths: Iterable[str]) -> tuple[int, FiledValues]:
+    return partition, FiledValues(tuple(sorted(paths)))
+
+
+def _read(partition: int, path: str) -> Iterator[tuple[int, bytes]]:
+    for value in FiledValues((path,)):
+        yield partition, value
+
+
+def _keyed(num_partitions: int, key: str, value: bytes) -> tuple[int, bytes]:
+    data = key.encode("utf-8", "surrogatepass")
+    return hashing.partition_of(key, num_partitions), _KEY_LENGTH.pack(len(data)) + data + value
+
+
+def _by_key(_: int, values: Iterable[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    groups: dict[bytes, list[bytes]] = {}
+    for value in values:
+        (length,) = _KEY_LENGTH.unpack_from(value)
+        end = _KEY_LENGTH.size + length
+        groups.setdefault(value[_KEY_LENGTH.size : end], []).append(value[end:])
+    for data, group in groups.items():
+        yield data.decode("utf-8", "surrogatepass"), group

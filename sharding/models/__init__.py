@@ -1,0 +1,1 @@
+"""Models and their tokenizers, in folders and behind servers."""

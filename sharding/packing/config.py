@@ -1,0 +1,49 @@
+"""The `pack` section of the config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sharding.config import STRICT
+from sharding.packing.best_fit import MAX_WEIGHT, WINDOW_ITEMS
+from sharding.shards.rows import LossMask
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PackConfig:
+    """`pack:` in the config: the form of the training sequences, and how they are spread over files."""
+
+    sequence_length: int = Field(ge=16, description="Tokens of one training sequence.")
+    num_shards: int = Field(default=1, ge=1, description="Files of the train split; a multiple of the ranks is best.")
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="Key of the global order and of the plain documents.")
+    validation_fraction: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of the documents set apart for validation, by hash of the id."
+    )
+    raw_fraction: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Share of the documents kept plain, without their thoughts."
+    )
+    source_weights: dict[str, Annotated[float, Field(ge=0.0, le=MAX_WEIGHT)]] = Field(
+        default_factory=dict,
+        description="How often the documents of a source are in the corpus, by the source's name: 0.5 keeps half of "
+        "them, 2 has each twice; 1 for sources not named.",
+    )
+    max_rows: dict[Literal["train", "validation"], Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="Cut a split to so many sequences, a fair sample; all for splits not named."
+    )
+    loss_mask: LossMask = Field(
+        default="all",
+        description="Tokens that count as ones to be predicted: all, source_only, thoughts_only, or no_delimiters.",
+    )
+    window_items: int = Field(
+        default=WINDOW_ITEMS, ge=1, description="Items packed together at least; more means less padding and memory."
+    )
+    zstd_level: int = Field(default=6, ge=1, le=22, description="Compression level of the shards.")
+    thought_open: str = Field(default="\n\n<think>\n", description="Text before every thought; may be empty.")
+    thought_close: str = Field(default="\n</think>", description="Text after every thought; may be empty.")
+    document_end: str | None = Field(
+        default=None,
+        description="Text after every document, special tokens allowed; null: the tokenizer's end-of-text token.",
+    )

@@ -1,0 +1,168 @@
+"""The Beam transform of packing: items in, shards of equal rows out. The last step of the pack stage."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+from apache_beam.typehints import KV
+
+from sharding import records, storage
+from sharding.beam.shuffle import GroupPartitions, Settle
+from sharding.packing import balance, order
+from sharding.packing.best_fit import pack_rows, padding_row
+from sharding.packing.config import PackConfig
+from sharding.records.types import FileEntry, Item, MaskedRow, Row, TokenType
+from sharding.shards.rows import loss_mask
+
+ROW_COUNTS = "row_counts"
+
+ShardRow = KV[int, bytes]
+"""(shard, place in the shard and row)."""
+
+_PLACE = struct.Struct("<q")
+
+
+class PackShards(beam.PTransform):
+    """Packs items into shards of equal rows and writes them.
+
+    Items are grouped by provisional shard, packed and shuffled there; then the few rows that make shards unequal
+    move, those that `pack.max_rows` leaves out go, and every shard is written whole. One shard is held in memory at a
+    time.
+
+    Args:
+        folder: URL the shards go to; a shard's name is relative to it.
+        config: the `pack` section.
+        splits: name of each split → number of its shards.
+        schema: the columns of a shard.
+        dtype: id type.
+
+    Returns:
+        `files`, the shards' FileEntry, and `counts`: rows by split without the padding, and what was left out.
+    """
+
+    def __init__(
+        self, folder: str, config: PackConfig, splits: Mapping[order.Split, int], schema: pa.Schema, dtype: np.dtype
+    ) -> None:
+        super().__init__()
+        self._folder, self._config, self._schema, self._dtype = folder, config, schema, dtype
+        self._splits = dict(splits)
+        # The shards of all splits are numbered through; `_first` is where a split's begin.
+        self._shards = [(split, shard) for split, count in splits.items() for shard in range(count)]
+        self._first = {split: self._shards.index((split, 0)) for split in splits}
+
+    def expand(self, items: beam.PCollection) -> dict[str, beam.PCollection]:
+        provisional = (
+            items
+            | "To shards" >> beam.Map(self._provisional).with_output_types(KV[int, bytes])
+            | "Group items" >> GroupPartitions()
+            | "Pack" >> beam.FlatMap(self._pack).with_output_types(ShardRow)
+        )
+        balances = beam.pvalue.AsSingleton(
+            provisional
+            | "Each row" >> beam.MapTuple(lambda shard, _: (shard, 1)).with_output_types(KV[int, int])
+            | "Rows per shard" >> beam.CombinePerKey(sum)
+            | "Together" >> beam.combiners.ToDict()
+            | "Balances" >> beam.Map(self._balances)
+        )
+        placed = (
+            provisional
+            | "Settle" >> Settle()
+            | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(ROW_COUNTS, main="rows")
+        )
+        placed["rows"].element_type = ShardRow
+        # A shard that gets no row at all is still written, with its padding.
+        every_shard = (
+            items.pipeline
+            | "Every shard" >> beam.Create(range(len(self._shards)), reshuffle=False)
+            | "Empty" >> beam.Map(_nothing).with_output_types(ShardRow)
+        )
+        files = (
+            (placed["rows"], every_shard)
+            | "Group rows" >> GroupPartitions()
+            | "Write" >> beam.FlatMap(self._write, balances=balances).with_output_types(FileEntry)
+        )
+        return {"files": files, "counts": placed[ROW_COUNTS]}
+
+    def _provisional(self, item: Item) -> tuple[int, bytes]:
+        split = order.split_of(item.doc_id, self._config.validation_fraction)
+        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[split])
+        return self._first[split] + shard, records.encode(item)
+
+    def _pack(self, group: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
+        shard, values = group
+        config = self._config
+        ordered = order.sort_items((records.decode(Item, value) for value in values), config.seed)
+        rows = list(pack_rows(ordered, config.sequence_length, window_items=config.window_items))
+        for index, row in enumerate(order.shuffle_rows(rows, config.seed, shard)):
+            yield shard, _PLACE.pack(index) + records.encode(row)
+
+    def _balances(self, rows_per_shard: Mapping[int, int]) -> dict[str, balance.Balance]:
+        return {
+            split: balance.Balance([rows_per_shard.get(self._first[split] + shard, 0) for shard in range(count)])
+            for split, count in self._splits.items()
+        }
+
+    def _cut(self, split: order.Split, balances: Mapping[str, balance.Balance]) -> balance.Cut:
+        return balance.cut_rows(balances[split], self._config.max_rows.get(split))
+
+    def _place(self, element: tuple[int, bytes], balances: Mapping[str, balance.Balance]) -> Iterator[Any]:
+        shard, placed = element
+        split, number = self._shards[shard]
+        row = placed[_PLACE.size :]
+        final, position = balances[split].place(number, _place_of(placed))
+        if position < self._cut(split, balances).kept[final]:
+            yield self._first[split] + final, _PLACE.pack(position) + row
+            yield beam.pvalue.TaggedOutput(ROW_COUNTS, {f"rows_{split}": 1})
+        else:
+            yield beam.pvalue.TaggedOutput(ROW_COUNTS, left_out_counts(records.decode(Row, row)))
+
+    def _write(
+        self, group: tuple[int, Iterable[bytes]], balances: Mapping[str, balance.Balance]
+    ) -> Iterator[FileEntry]:
+        shard, values = group
+        split, number = self._shards[shard]
+        cut = self._cut(split, balances)
+        if not cut.rows_per_shard:
+            return
+        placed = sorted((value for value in values if len(value) > _PLACE.size), key=_place_of)
+        rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
+        del placed
+        if len(rows) < cut.rows_per_shard:
+            rows.append(padding_row(self._config.sequence_length, self._dtype))
+        name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
+        url = storage.join(self._folder, name)
+        written = (self._masked(row) for row in rows) if "loss_mask" in self._schema.names else rows
+        entry = storage.write_part(url, written, self._schema, name=name, zstd_level=self._config.zstd_level)
+        kinds = np.sum([np.bincount(row.token_type, minlength=len(TokenType)) for row in rows], axis=0)
+        tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
+        yield msgspec.structs.replace(entry, tokens=tokens)
+
+    def _masked(self, row: Row) -> MaskedRow:
+        return MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, self._config.loss_mask))
+
+
+def left_out_counts(row: Row) -> dict[str, int]:
+    """What leaving a row out adds to the counts: its tokens by kind, and the documents that begin in it."""
+    kinds = np.bincount(row.token_type, minlength=len(TokenType))
+    return {
+        "rows_left_out": 1,
+        "rows_left_out_documents": int((row.source_starts == 0).sum()),
+        **{f"rows_left_out_tokens_{kind.name.lower()}": int(kinds[kind]) for kind in TokenType},
+    }
+
+
+def _place_of(placed: bytes) -> int:
+    """The place of a row, before its bytes."""
+    place: int = _PLACE.unpack_from(placed)[0]
+    return place
+
+
+def _nothing(shard: int) -> tuple[int, bytes]:
+    """A place holder that brings a shard into being."""
+    return shard, _PLACE.pack(-1)

@@ -1,0 +1,75 @@
+"""Records: the contract between the stages, as bytes between workers and as Arrow rows at rest.
+
+Document ──► ScoredSegment ──► Request ──► LedgerRow ──► Candidate ──► Item ──► Row
+(text)       (score)           (augment)   (ledger)      (select)      (pack)   (pack)
+"""
+
+from sharding.records.arrow import (
+    CONTAMINATED_SCHEMA,
+    LEDGER_SCHEMA,
+    QUARANTINE_SCHEMA,
+    REQUEST_SCHEMA,
+    VALUE_COLUMNS,
+    candidate_schema,
+    from_batch,
+    row_schema,
+    segment_schema,
+    to_batch,
+    token_arrow_type,
+    token_dtype,
+)
+from sharding.records.base import Record, decode, encode
+from sharding.records.types import (
+    Candidate,
+    ContaminatedDocument,
+    Control,
+    Document,
+    FileEntry,
+    Item,
+    JudgedSegment,
+    LedgerRow,
+    MaskedRow,
+    Quarantined,
+    Request,
+    Row,
+    ScoredDocument,
+    ScoredSegment,
+    TokenType,
+    sample_key,
+    segment_id,
+)
+
+__all__ = [
+    "CONTAMINATED_SCHEMA",
+    "LEDGER_SCHEMA",
+    "QUARANTINE_SCHEMA",
+    "REQUEST_SCHEMA",
+    "VALUE_COLUMNS",
+    "Candidate",
+    "ContaminatedDocument",
+    "Control",
+    "Document",
+    "FileEntry",
+    "Item",
+    "JudgedSegment",
+    "LedgerRow",
+    "MaskedRow",
+    "Quarantined",
+    "Record",
+    "Request",
+    "Row",
+    "ScoredDocument",
+    "ScoredSegment",
+    "TokenType",
+    "candidate_schema",
+    "decode",
+    "encode",
+    "from_batch",
+    "row_schema",
+    "sample_key",
+    "segment_id",
+    "segment_schema",
+    "to_batch",
+    "token_arrow_type",
+    "token_dtype",
+]

@@ -1,0 +1,390 @@
+"""The record types: the contract between the stages.
+
+A record travels between workers as compact bytes (`encode`/`decode`, registered as a Beam coder in
+`sharding.beam.parts`) and rests on disk as rows of Arrow record batches (`to_batch`/`from_batch`). Per-token data is
+always a numpy array, never a list of Python numbers.
+
+    Document ──► ScoredSegment ──► Request ──► LedgerRow ──► Candidate ──► Item ──► Row
+    (text)       (score)           (augment)   (ledger)      (select)      (pack)   (pack)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+
+import msgspec
+import numpy as np
+
+from sharding.records.base import Record
+
+
+class TokenType(IntEnum):
+    """What a token of a training sequence is; the values of the `token_type` column."""
+
+    PADDING = 0
+    SOURCE = 1
+    THOUGHT = 2
+    DELIMITER = 3
+
+
+class Document(Record, frozen=True, kw_only=True, eq=False):
+    """One source record.
+
+    Attributes:
+        doc_id: unique in the run: the source's id, or the content hash where there is none.
+        text: the source text; valid Unicode without lone surrogates.
+        origin: where it was read, as "path:line" or "path:row".
+        metadata: the carried columns as a JSON object, or None.
+        source: name of the source it came from, "" where a run has but one.
+    """
+
+    doc_id: str
+    text: str
+    origin: str
+    metadata: str | None = None
+    source: str = ""
+
+
+class Quarantined(Record, frozen=True, kw_only=True, eq=False):
+    """A record that could not go on, with the reason. Documents in = documents out + quarantined.
+
+    Attributes:
+        stage: the stage that refused it.
+        origin: "path:line" of a source record, or the key of a generation request.
+        doc_id: the document's id where one is known.
+        reason: a short stable name, such as "invalid_utf8".
+        detail: the error in words.
+        excerpt: the first bytes of the payload as text, undecodable bytes escaped.
+    """
+
+    stage: str
+    origin: str
+    reason: str
+    detail: str
+    doc_id: str | None = None
+    excerpt: str = ""
+
+
+class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A span of a document with the difficulty of each of its training tokens.
+
+    The segments of a document, in order, hold exactly the training tokens of its text; a segment starts and ends at a
+    character boundary, so its tokens decode to valid text.
+
+    Attributes:
+        segment_index: position within the document, from 0.
+        num_segments: how many segments the document has.
+        token_start: index within the document of the segment's first token.
+        input_ids: (num_tokens,) uint16 or uint32, training token ids.
+        surprisal_nats: (num_tokens,) float16, -ln p of each token under the scorer.
+        entropy_nats: (num_tokens,) float16, entropy of the scorer's prediction of each token.
+        memory_nats: (num_tokens,) float16, -ln p of each token under the n-gram memory; (0,) without a memory.
+        difficulty_nats: the segment's difficulty mass: sum over tokens of the nats above the threshold, where a token's
+            nats are the smaller of surprisal and memory.
+        metadata: the document's carried columns as JSON, on segment 0 only.
+        source: name of the source the document came from, "" where a run has but one.
+    """
+
+    doc_id: str
+    segment_index: int
+    num_segments: int
+    token_start: int
+    input_ids: np.ndarray
+    surprisal_nats: np.ndarray
+    entropy_nats: np.ndarray
+    memory_nats: np.ndarray
+    difficulty_nats: float
+    metadata: str | None = None
+    source: str = ""
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class ScoredDocument(Record, frozen=True, kw_only=True, eq=False):
+    """All segments of a document in one record, for the way between workers: one element where there would be many.
+
+    Attributes:
+        segment_starts: (num_segments,) int64, the token that each segment begins with.
+        input_ids, surprisal_nats, entropy_nats, memory_nats: of all its tokens; otherwise as in `ScoredSegment`.
+        segment_difficulty_nats: (num_segments,) float64, the difficulty mass of each segment.
+        metadata, source: as in `ScoredSegment`.
+    """
+
+    doc_id: str
+    segment_starts: np.ndarray
+    input_ids: np.ndarray
+    surprisal_nats: np.ndarray
+    entropy_nats: np.ndarray
+    memory_nats: np.ndarray
+    segment_difficulty_nats: np.ndarray
+    metadata: str | None = None
+    source: str = ""
+
+    def segments(self) -> Iterator[ScoredSegment]:
+        """The segments as they rest on disk, in order."""
+        starts = self.segment_starts.tolist()
+        ends = [*starts[1:], len(self.input_ids)]
+        for index, difficulty_nats in enumerate(self.segment_difficulty_nats.tolist()):
+            start, end = starts[index], ends[index]
+            yield ScoredSegment(
+                doc_id=self.doc_id,
+                segment_index=index,
+                num_segments=len(starts),
+                token_start=start,
+                input_ids=self.input_ids[start:end],
+                surprisal_nats=self.surprisal_nats[start:end],
+                entropy_nats=self.entropy_nats[start:end],
+                memory_nats=self.memory_nats[start:end],
+                difficulty_nats=difficulty_nats,
+                metadata=self.metadata if index == 0 else None,
+                source=self.source,
+            )
+
+
+class Request(Record, frozen=True, kw_only=True, eq=False):
+    """The thinking one segment asks for: `samples` generations of one prompt by one model.
+
+    Attributes:
+        request_key: hash of all that decides the text (model, prompt token ids, sampling), without the sample index;
+            segments with equal keys share their generations.
+        samples: how many generations are wanted; sample i has the ledger key `sample_key(request_key, i)`.
+        max_tokens: cap on the tokens of one generation.
+        expected_tokens: tokens one generation is expected to take; orders the queue and prices the plan.
+        prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; empty in stored parts.
+        shown_tokens: how many of the segment's training tokens, from its start, the prompt shows. The rest was held
+            back, to tell what the trace is worth or because the thought is to stand before it.
+    """
+
+    doc_id: str
+    segment_index: int
+    tier: str
+    model: str
+    prompt: str
+    request_key: str
+    samples: int
+    max_tokens: int
+    expected_tokens: float
+    prompt_tokens: int
+    prompt_token_ids: np.ndarray
+    shown_tokens: int
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
+    """One finished generation; never changed once written.
+
+    Attributes:
+        key: `sample_key(request_key, sample)`.
+        segment_id: the segment it was first made for.
+        model, revision, engine, engine_version: what generated it; `model` is the name from the config's model, and
+            `engine` the engine family ("vllm", "rehearsal", ...).
+        prompt, prompt_version: the prompt template.
+        text: the generated text, special tokens left out.
+        thought_tokens: how many tokens were generated.
+        token_ids: (thought_tokens,) uint32, generator token ids.
+        sum_logprobs: sum of ln p of the generated tokens under the generator's sampling distribution, or None.
+        finish_reason: as the engine said: "stop" or "length".
+        closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither).
+        wall_s: seconds from submission to completion.
+        finished_at: Unix time in seconds.
+    """
+
+    key: str
+    request_key: str
+    sample: int
+    segment_id: str
+    tier: str
+    model: str
+    revision: str
+    engine: str
+    engine_version: str
+    prompt: str
+    prompt_version: str
+    text: str
+    thought_tokens: int
+    token_ids: np.ndarray
+    sum_logprobs: float | None
+    finish_reason: str
+    closed: str
+    prompt_tokens: int
+    wall_s: float
+    finished_at: float
+
+
+class Candidate(Record, frozen=True, kw_only=True, eq=False):
+    """A trace considered for a segment: kept, or rejected with its reasons.
+
+    Attributes:
+        key: the ledger key.
+        finish_reason: as the engine said.
+        thought_tokens: tokens the generator wrote, in its own tokenizer.
+        text: the trace as it enters training, markers stripped.
+        input_ids: (num_tokens,) training token ids of `text`, encoded as plain text.
+        shown_tokens: how many of the segment's tokens the generator saw: see `Request`.
+        value: what candidates are chosen by, in the value's own unit (nats for gains), or None without one.
+        gain_nats: for values that are gains: what the trace adds to the log-probability of the text it is tried on.
+        control_nats: the same for control traces, on average.
+        hard_gain_nats: `gain_nats - control_nats`, over the hard tokens of that text alone.
+        heldout_nats: `gain_nats - control_nats`, over the tokens of that text that `value` was not computed from: what
+            a run reports, since the best of several noisy values is above what it is worth.
+        contaminated: names of the benchmarks it overlaps with.
+        kept: whether it goes into the corpus.
+        reasons: every reason against it, the first one first; empty when kept.
+    """
+
+    doc_id: str
+    segment_index: int
+    key: str
+    sample: int
+    tier: str
+    model: str
+    prompt: str
+    closed: str
+    finish_reason: str
+    thought_tokens: int
+    text: str
+    input_ids: np.ndarray
+    shown_tokens: int
+    value: float | None = None
+    gain_nats: float | None = None
+    control_nats: float | None = None
+    hard_gain_nats: float | None = None
+    heldout_nats: float | None = None
+    contaminated: list[str] = msgspec.field(default_factory=list)
+    kept: bool
+    reasons: list[str]
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class ContaminatedDocument(Record, frozen=True, kw_only=True, eq=False):
+    """A document that overlaps with benchmarks.
+
+    Attributes:
+        benchmarks: their names.
+        source_tokens: how many training tokens the document has.
+    """
+
+    doc_id: str
+    benchmarks: list[str]
+    source_tokens: int
+
+
+class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A segment with all its candidates between the steps of selection; never stored.
+
+    Attributes:
+        valued: whether its candidates are to be valued.
+        source_text: the segment, as much of it as the generator was shown.
+        continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
+        candidates: in the order of their samples; those with reasons were rejected by a gate.
+    """
+
+    doc_id: str
+    segment_index: int
+    tier: str
+    valued: bool
+    source_text: str
+    continuation: str
+    candidates: list[Candidate]
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class Control(Record, frozen=True, kw_only=True, eq=False):
+    """A trace that the traces of other segments are compared with; never stored.
+
+    Attributes:
+        rank: hex digits of a hash; the lowest are picked.
+        doc_id, segment_index: the segment it is about.
+    """
+
+    rank: str
+    doc_id: str
+    segment_index: int
+    thought_tokens: int
+    text: str
+
+
+class Item(Record, frozen=True, kw_only=True, eq=False):
+    """A document, or a piece of one, laid out with its thoughts: what packing never tears.
+
+    Attributes:
+        source_start: index within the document of the item's first source token.
+        input_ids: (num_tokens,) uint16 or uint32.
+        token_type: (num_tokens,) uint8, values of `TokenType`.
+        copy: which copy of the document it belongs to, from 0; not stored.
+    """
+
+    doc_id: str
+    source_start: int
+    input_ids: np.ndarray
+    token_type: np.ndarray
+    copy: int = 0
+
+
+class Row(Record, frozen=True, kw_only=True, eq=False):
+    """One packed training sequence of exactly `sequence_length` tokens.
+
+    Attributes:
+        input_ids: (sequence_length,) uint16 or uint32; padding is id 0 with token type 0.
+        token_type: (sequence_length,) uint8, values of `TokenType`.
+        seq_lengths: (num_items,) int32, tokens of each item in the row; what remains is padding.
+        doc_ids: the document of each item.
+        source_starts: (num_items,) int64, index within its document of each item's first source token; puts the
+            pieces of a document that was cut back in order.
+    """
+
+    input_ids: np.ndarray
+    token_type: np.ndarray
+    seq_lengths: np.ndarray
+    doc_ids: list[str]
+    source_starts: np.ndarray
+
+
+class MaskedRow(Row, frozen=True, kw_only=True, eq=False):
+    """A row as it is written where `pack.loss_mask` leaves tokens out; between workers it is a `Row`.
+
+    Attributes:
+        loss_mask: (sequence_length,) bool, True where the token counts as one to be predicted.
+    """
+
+    loss_mask: np.ndarray
+
+
+class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
+    """What a manifest says of one file.
+
+    Attributes:
+        name: path relative to the stage's folder.
+        size_bytes: length of the file.
+        sha256: hex digest of its bytes.
+        rows: number of records.
+        tokens: counts of the tokens in it by kind, such as {"source": 900, "thought": 80}.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+    rows: int
+    tokens: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+def segment_id(doc_id: str, segment_index: int) -> str:
+    """The id of a segment: its document's id and its position."""
+    return f"{doc_id}#{segment_index}"
+
+
+def sample_key(request_key: str, sample: int) -> str:
+    """The ledger key of one sample of a request."""
+    return f"{request_key}-{sample}"

@@ -1,0 +1,162 @@
+"""Rows of shards as arrays: what `sharding.shards.dataset` and the exporters share. Behind the pack stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from sharding import storage
+from sharding.errors import MillError, RequestError
+from sharding.records.types import FileEntry, TokenType
+from sharding.storage.manifest import Manifest
+
+LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
+LOSS_MASKS: tuple[LossMask, ...] = get_args(LossMask)
+
+IGNORED_LABEL = -100
+"""The label that torch.nn.functional.cross_entropy leaves out by default."""
+
+_COUNTED: dict[LossMask, tuple[TokenType, ...]] = {
+    "all": (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER),
+    "source_only": (TokenType.SOURCE,),
+    "thoughts_only": (TokenType.THOUGHT,),
+    "no_delimiters": (TokenType.SOURCE, TokenType.THOUGHT),
+}
+
+
+def policy_of(packed: Manifest) -> LossMask:
+    """The policy by which the tokens of a corpus count, from its pack manifest: `pack.loss_mask`."""
+    policy: LossMask = packed.config["pack"].get("loss_mask", "all")
+    return policy
+
+
+def loss_mask(token_type: np.ndarray, policy: LossMask) -> np.ndarray:
+    """Which tokens count in the loss, as tokens to be predicted. Padding never does.
+
+    Args:
+        token_type: uint8 of any shape, values of `TokenType`.
+        policy: "all"; "source_only"; "thoughts_only"; "no_delimiters", which is source and thoughts. The token that
+            ends a document is a delimiter: only "all" teaches it.
+
+    Returns:
+        bool, of the same shape.
+
+    Raises:
+        RequestError: there is no such policy.
+    """
+    if policy not in _COUNTED:
+        raise RequestError(f"loss_mask: {policy!r} is not one of {', '.join(LOSS_MASKS)}")
+    counted = np.zeros(256, np.bool_)
+    counted[list(_COUNTED[policy])] = True
+    return counted[token_type]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowBatch:
+    """The rows of one record batch; rows that are all padding are left out.
+
+    Attributes:
+        input_ids: (num_rows, sequence_length) uint16 or uint32.
+        token_type: (num_rows, sequence_length) uint8.
+        item_lengths: (num_items,) int32, tokens of the items of all rows, in order.
+        items_per_row: (num_rows,) int64, at least 1.
+        counted: (num_rows, sequence_length) bool, the column `loss_mask`; None where the shards have none.
+        arrow: the record batch itself, with all columns.
+    """
+
+    input_ids: np.ndarray
+    token_type: np.ndarray
+    item_lengths: np.ndarray
+    items_per_row: np.ndarray
+    counted: np.ndarray | None
+    arrow: pa.RecordBatch
+
+    @classmethod
+    def from_arrow(cls, batch: pa.RecordBatch) -> RowBatch:
+        items_per_row = _items_per_row(batch)
+        if not items_per_row.all():
+            batch = batch.filter(pa.array(items_per_row > 0))
+            items_per_row = items_per_row[items_per_row > 0]
+        ids, types = batch.column("input_ids"), batch.column("token_type")
+        counted = None
+        if "loss_mask" in batch.schema.names:
+            masks = batch.column("loss_mask").flatten().to_numpy(zero_copy_only=False)
+            counted = masks.reshape(len(ids), ids.type.list_size)
+        return cls(
+            input_ids=ids.flatten().to_numpy().reshape(len(ids), ids.type.list_size),
+            token_type=types.flatten().to_numpy().reshape(len(types), types.type.list_size),
+            item_lengths=batch.column("seq_lengths").flatten().to_numpy(),
+            items_per_row=items_per_row,
+            counted=counted,
+            arrow=batch,
+        )
+
+    def tokens_per_row(self) -> np.ndarray:
+        """(num_rows,) int64, tokens before the padding."""
+        ends = np.cumsum(np.concatenate(([0], self.item_lengths)), dtype=np.int64)
+        return np.diff(ends[np.cumsum(np.concatenate(([0], self.items_per_row)))])
+
+    def is_token(self) -> np.ndarray:
+        """(num_rows, sequence_length) bool, False on padding."""
+        return np.arange(self.input_ids.shape[1]) < self.tokens_per_row()[:, None]
+
+    def row_lengths(self, row: int) -> np.ndarray:
+        """(num_items,) int32, the `seq_lengths` of one row."""
+        first = int(self.items_per_row[:row].sum())
+        return self.item_lengths[first : first + self.items_per_row[row]]
+
+
+def _items_per_row(batch: pa.RecordBatch) -> np.ndarray:
+    return batch.column("seq_lengths").value_lengths().to_numpy().astype(np.int64)
+
+
+def shard_buffer(url: str) -> pa.Buffer:
+    """The bytes of a shard: mapped where the file is local, else fetched whole.
+
+    Raises:
+        MillError: the file is absent or unreadable; names it.
+    """
+    fs, path = storage.filesystem(url)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            return pa.memory_map(path).read_buffer()
+        return pa.py_buffer(fs.cat_file(path))
+    except (OSError, pa.ArrowException) as error:
+        raise MillError(f"cannot read {url}: {error}") from error
+
+
+def split_of(entry: FileEntry) -> str:
+    """The split a shard belongs to, from its name."""
+    return entry.name.rsplit("/", 1)[-1].split("-")[0]
+
+
+class MappedShard:
+    """A mapped shard: where its record batches are, none decoded."""
+
+    def __init__(self, url: str, entry: FileEntry) -> None:
+        self._url = url
+        buffer = shard_buffer(url)
+        try:
+            with pa.ipc.open_stream(buffer) as reader:
+                self._schema = reader.schema
+            self._messages = list(pa.ipc.MessageReader.open_stream(buffer))[1:]  # the first is the schema
+            wanted = pa.ipc.IpcReadOptions(included_fields=[self._schema.get_field_index("seq_lengths")])
+            with pa.ipc.open_stream(buffer, options=wanted) as reader:
+                items_per_row = [_items_per_row(batch) for batch in reader]
+        except pa.ArrowException as error:
+            raise MillError(f"cannot read {url}: {error}") from error
+        if (rows := sum(map(len, items_per_row))) != entry.rows:
+            raise MillError(f"{url}: {rows} rows, its manifest says {entry.rows}")
+        self.rows_of_batches = [int((items > 0).sum()) for items in items_per_row]
+        self.padding_rows = entry.rows - sum(self.rows_of_batches)
+
+    def read(self, batch: int) -> RowBatch:
+        """Decode a batch. Its arrays stay valid as long as they are held."""
+        try:
+            return RowBatch.from_arrow(pa.ipc.read_record_batch(self._messages[batch], self._schema))
+        except pa.ArrowException as error:
+            raise MillError(f"cannot read {self._url}, batch {batch}: {error}") from error

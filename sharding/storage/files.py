@@ -1,0 +1,153 @@
+"""Files on any fsspec store: whole or absent.
+
+Every durable result of the mill goes through `publish`: the bytes are written beside their place (or locally, for an
+object store) and appear under their final name only when they are complete. Arrow itself detects next to nothing: a
+flipped bit in a zstd buffer mostly loads silently wrong, so the sha256 and row count of `FileEntry` are the guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sharding.errors import MillError, RequestError
+from sharding.records.base import Record
+from sharding.storage.retries import patiently
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+EXTRA_FOR_PROTOCOL = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+}
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of `url` and the path in it.
+
+    Raises:
+        RequestError: the store's protocol is unknown, or its package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocol = url.split("://")[0]
+        extra = EXTRA_FOR_PROTOCOL.get(protocol)
+        way_out = f"install it with: pip install 'thoughtmill[{extra}]'" if extra else f"({error})"
+        raise RequestError(f"{url}: no filesystem for {protocol}://: {way_out}") from error
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` and `parts` as one URL or path."""
+    return posixpath.join(base.rstrip("/"), *parts)
+
+
+@contextlib.contextmanager
+def publish(url: str) -> Iterator[IO[bytes]]:
+    """A binary file to write; it appears at `url` whole when the block ends, and not at all when the block raises.
+
+    On a local disk the bytes go to a temporary name in the same folder, are synced and renamed. On an object store
+    they go to a local temporary file and are uploaded in one call, which those stores make visible atomically.
+
+    Raises:
+        MillError: the store refused (disk full, no permission, ...); names the file.
+    """
+    fs, path = filesystem(url)
+    local = isinstance(fs, LocalFileSystem)
+    folder = posixpath.dirname(path)
+    temporary: Path | None = None
+    try:
+        if local:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            temporary = Path(folder) / f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp"
+        else:
+            handle, name = tempfile.mkstemp(prefix="thoughtmill-")
+            os.close(handle)
+            temporary = Path(name)
+        with temporary.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        if local:
+            temporary.replace(path)
+        else:
+            patiently("write", url, fs, lambda: fs.put_file(str(temporary), path))
+    except OSError as error:
+        raise MillError(f"cannot write {url}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Publish `data` at `url`."""
+    with publish(url) as out:
+        out.write(data)
+
+
+def write_json(url: str, value: Any) -> None:
+    """Publish `value` as indented JSON with sorted keys."""
+    write_bytes(url, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_bytes(url: str) -> bytes:
+    """The content of `url`.
+
+    Raises:
+        MillError: the file is absent or unreadable; names it.
+    """
+    fs, path = filesystem(url)
+    return patiently("read", url, fs, lambda: fs.cat_file(path))
+
+
+def exists(url: str) -> bool:
+    """Whether a file is there, as the store says now (no cached listing).
+
+    Raises:
+        MillError: the store can't tell; names the file.
+    """
+    fs, path = filesystem(url)
+
+    def ask() -> bool:
+        # Not fs.exists: it takes any failure for an absence, and a stage would be made again.
+        fs.invalidate_cache()
+        try:
+            fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    return patiently("look up", url, fs, ask)
+
+
+def remove(url: str) -> None:
+    """Delete a file if it is there.
+
+    Raises:
+        MillError: the store refused; names the file.
+    """
+    fs, path = filesystem(url)
+    # One that was there before a call that failed may be gone at the next: that is what was asked for.
+    patiently("remove", url, fs, lambda: _remove(fs, path))
+
+
+def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)

@@ -1,0 +1,149 @@
+"""Manifests: what a stage has finished, from what, and with which bytes.
+
+A stage's folder holds a MANIFEST.json only when the stage is complete; readers go by it and never by a listing. Its
+`fingerprint` is a hash of the stage's part of the config and of its inputs, so a stage that is asked for again with
+the same fingerprint is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from typing import Any
+
+import msgspec
+
+from sharding import storage
+from sharding.errors import MillError
+from sharding.records.types import FileEntry
+
+MANIFEST_NAME = "MANIFEST.json"
+SUCCESS_NAME = "_SUCCESS"
+FORMAT = 1
+"""Version of the layout of manifests and parts; part of every fingerprint."""
+
+STAGES = ("score", "augment", "select", "pack")
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The finished result of one stage.
+
+    Attributes:
+        stage: "score", "augment", "select" or "pack".
+        format: version of this layout.
+        fingerprint: hash of `config` and `inputs`.
+        config: the stage's part of the resolved config.
+        inputs: what it was made from: name → fingerprint.
+        files: its files by family, such as {"segments": [...], "quarantine": [...]}.
+        counts: totals a reader needs: documents, tokens, reasons.
+        facts: everything else the card tells: models, versions, histograms.
+        rehearsal: whether a rehearsal scorer or engine touched it: not for training.
+        elapsed_s: wall seconds of the run that made it; not part of the fingerprint.
+        folder: where its files are, when they are another run's: a URL, or a path from the stage's own folder that
+            begins with "../"; "" when they are in that folder.
+    """
+
+    stage: str
+    format: int
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, list[FileEntry]]
+    counts: dict[str, Any]
+    facts: dict[str, Any]
+    rehearsal: bool
+    elapsed_s: float
+    folder: str = ""
+
+
+def fingerprint(stage: str, config: dict[str, Any], inputs: dict[str, str]) -> str:
+    """The hash a stage is recognised by: 32 hex digits."""
+    canonical = json.dumps([FORMAT, stage, config, inputs], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def digest(finished: Manifest) -> str:
+    """What a later stage's fingerprint says of this one: changes when any of its files does."""
+    parts = [finished.fingerprint]
+    parts += [entry.sha256 for family in sorted(finished.files) for entry in finished.files[family]]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def stage_url(output: str, stage: str) -> str:
+    """The folder of a stage: pack's result is the output itself, the others lie under `stages/`."""
+    return output.rstrip("/") if stage == "pack" else storage.join(output, "stages", stage)
+
+
+def manifest_url(output: str, stage: str) -> str:
+    """Where the stage's manifest is."""
+    return storage.join(stage_url(output, stage), MANIFEST_NAME)
+
+
+def write(output: str, manifest: Manifest) -> None:
+    """Publish the manifest: the last act of a stage (pack adds `_SUCCESS` after it)."""
+    storage.write_json(manifest_url(output, manifest.stage), msgspec.to_builtins(manifest))
+
+
+def read(output: str, stage: str) -> Manifest | None:
+    """The stage's manifest, or None when the stage hasn't finished.
+
+    Raises:
+        MillError: there is a manifest but it cannot be understood, or names files outside of its folder.
+    """
+    url = manifest_url(output, stage)
+    if not storage.exists(url):
+        return None
+    try:
+        found = msgspec.json.decode(storage.read_bytes(url), type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MillError(f"{url} is not a manifest of this version: {error}") from error
+    if problem := _misplaced(found, stage):
+        raise MillError(f"{url} is not a manifest of this output: {problem}")
+    return found
+
+
+def _misplaced(manifest: Manifest, stage: str) -> str | None:
+    """What in a manifest points out of its folder; None when nothing does. A manifest may be anyone's."""
+    if manifest.stage != stage:
+        return f"it is of the stage {manifest.stage!r}, not {stage}"
+    folder = manifest.folder
+    while folder.startswith("../"):
+        folder = folder.removeprefix("../")
+    if ".." in folder.split("/"):
+        return f"folder is {manifest.folder!r}"
+    for family, entries in manifest.files.items():
+        for entry in entries:
+            parts = entry.name.split("/")
+            if any(part in ("", ".", "..") for part in parts) or any(mark in entry.name for mark in ("\\", "\0", ":")):
+                return f"a name in files.{family} is {entry.name!r}, which is no name of a file below the folder"
+    return None
+
+
+def require(output: str, stage: str) -> Manifest:
+    """The stage's manifest.
+
+    Raises:
+        MillError: the stage hasn't finished.
+    """
+    found = read(output, stage)
+    if found is None:
+        raise MillError(f"{manifest_url(output, stage)} is missing: run `thoughtmill {stage}` first")
+    return found
+
+
+def files_url(output: str, manifest: Manifest) -> str:
+    """The folder that the names of the manifest's files are relative to."""
+    folder, rest = stage_url(output, manifest.stage), manifest.folder
+    if not rest.startswith("../"):
+        return rest or folder
+    # By hand: object stores don't know "..".
+    while rest.startswith("../"):
+        folder, rest = posixpath.dirname(folder), rest.removeprefix("../")
+    return storage.join(folder, rest)
+
+
+def file_urls(output: str, manifest: Manifest, family: str) -> list[str]:
+    """The URLs of one family of the manifest's files."""
+    base = files_url(output, manifest)
+    return [storage.join(base, entry.name) for entry in manifest.files.get(family, [])]
