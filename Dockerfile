@@ -8,7 +8,7 @@ FROM python:${PYTHON_VERSION}-slim-bookworm AS wheel
 WORKDIR /src
 COPY requirements/lock.txt /wheels/lock.txt
 RUN python -m pip install --no-cache-dir -c /wheels/lock.txt --upgrade pip setuptools
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE thoughtmill.py ./
 COPY augment augment
 COPY configs configs
 COPY difficulty difficulty

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = Path.home() / ".apache_beam" / "cache"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOPS = sorted({name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]})
+MODULES = [f"{module}.py" for module in PROJECT["tool"]["setuptools"]["py-modules"]]
 LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
 ALWAYS = {
@@ -40,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     for name in (*TOPS, "configs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", *MODULES):
         shutil.copy(ROOT / name, tree)
     build = [
         sys.executable,
@@ -114,6 +115,7 @@ def test_the_wheel_has_everything(wheel: Path) -> None:
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    ours |= set(MODULES)
     ours |= {f"pipelines/example_configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert not ours - names, "a package or its data is missing in pyproject.toml"
     beside = {name for name in names - ours if ".dist-info/" not in name}
@@ -135,6 +137,8 @@ def test_the_command_line_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "mill.yaml").write_text(yaml.safe_dump(config))
     done = run([mill, "run", "mill.yaml", "--", *LOOPBACK], tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
+    said = run([str(installed / "python"), "-m", "thoughtmill", "--version"], tmp_path)
+    assert said.stdout == f"thoughtmill {PROJECT['project']['version']}\n", said.stderr
     for words in (["verify", "out", "--deep"], ["status", "out"], ["report", "out"], ["inspect", "out"]):
         assert run([mill, *words], tmp_path).returncode == 0, words
 
@@ -152,6 +156,19 @@ def found(variable: str, cached: str) -> str:
     pytest.skip(f"not here: set {variable}, or put {CACHE / cached} in place")
 
 
+def prism() -> str:
+    """Prism's binary, from `make prism` if nothing else is named; where CI has Go, it is an error that there is none."""
+    built = Path(sys.prefix) / f"prism-{beam_version}" / "prism"
+    if built.is_file() and "THOUGHTMILL_PRISM" not in os.environ:
+        return str(built)
+    try:
+        return found("THOUGHTMILL_PRISM", f"prism/bin/apache_beam-v{beam_version}-prism-*")
+    except pytest.skip.Exception as nothing:
+        if os.environ.get("CI") and shutil.which("go"):
+            pytest.fail(f"CI has Go and no Prism: `make prism` makes {built}")
+        raise pytest.skip.Exception(f"{nothing}, or run `make prism`") from None
+
+
 def needs_java() -> None:
     if shutil.which("java") is None:
         pytest.skip("its job server is a jar, and there is no java on the PATH")
@@ -159,8 +176,22 @@ def needs_java() -> None:
 
 @pytest.mark.slow
 def test_prism(installed: Path, tmp_path: Path) -> None:
-    location = found("THOUGHTMILL_PRISM", f"prism/bin/apache_beam-v{beam_version}-prism-*")
-    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={location}"]))
+    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={prism()}"]))
+
+
+def test_where_ci_has_go_prism_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THOUGHTMILL_PRISM", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys.modules[__name__], "CACHE", tmp_path)
+    (tmp_path / "go").touch(mode=0o755)
+    for go, ci, outcome in (("here", "true", pytest.fail), ("here", "", pytest.skip), ("", "true", pytest.skip)):
+        monkeypatch.setenv("PATH", str(tmp_path) if go else "/nowhere")
+        monkeypatch.setenv("CI", ci)
+        with pytest.raises(outcome.Exception, match="make prism"):
+            prism()
+    (tmp_path / f"prism-{beam_version}").mkdir()
+    (tmp_path / f"prism-{beam_version}" / "prism").touch()
+    assert prism() == str(tmp_path / f"prism-{beam_version}" / "prism")
 
 
 @pytest.mark.slow

@@ -56,7 +56,9 @@ def test_all_packages_reach_the_wheel_and_the_build_sees_them(name: str) -> None
     copied = {word for kind, value in instructions(name) if kind == "COPY" for word in value.split()}
     tops = {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    needed = {*tops, "configs", "pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    modules = {f"{module}.py" for module in PROJECT["tool"]["setuptools"]["py-modules"]}
+    needed = {*tops, *modules, "configs", "pyproject.toml", PROJECT["project"]["readme"]}
+    needed |= set(PROJECT["project"]["license-files"])
     assert needed <= copied
     assert ignored[0] == "*" and {f"!{path}" for path in (*needed, "requirements")} <= set(ignored)
 

