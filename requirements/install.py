@@ -1,7 +1,7 @@
 """`pip install`, held to requirements/lock.txt: `make install` installs everything by it.
 
 Where the package index lacks a version that the lock names, pip speaks of a conflict among packages; here the error
-names the package, the version and the way out. It needs nothing but pip and the standard library, and indexes are chosen
+names the package, the version and the way out. It needs only pip and the standard library, and indexes are chosen
 by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL).
 """
 

@@ -157,7 +157,7 @@ def found(variable: str, cached: str) -> str:
 
 
 def prism() -> str:
-    """Prism's binary, from `make prism` if nothing else is named; where CI has Go, it is an error that there is none."""
+    """Prism's binary, from `make prism` if nothing else is named; where CI has Go, there must be one."""
     built = Path(sys.prefix) / f"prism-{beam_version}" / "prism"
     if built.is_file() and "THOUGHTMILL_PRISM" not in os.environ:
         return str(built)
