@@ -66,7 +66,7 @@ test-fast: install
 test-lowest: ENDS_RESOLUTION := lowest-direct
 test-newest: ENDS_RESOLUTION := highest
 test-lowest test-newest: test-%: $(UV)
-	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)-$*
+	$(UV) venv --quiet --clear --seed --python $(PYTHON) $(VENV)-$*
 	$(UV) pip install --quiet --python $(VENV)-$* --resolution $(ENDS_RESOLUTION) -r pyproject.toml --extra dev
 	$(UV) pip install --quiet --python $(VENV)-$* --no-deps -e .
 	$(VENV)-$*/bin/python -m pytest $(FAST)

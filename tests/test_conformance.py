@@ -12,11 +12,15 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import yaml
 from apache_beam.version import __version__ as beam_version
+from packaging.requirements import Requirement
 
 from pipelines import conformance
 from sharding.errors import MillError, RequestError
@@ -61,17 +65,50 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def environment_with(wheel: Path, folder: Path) -> tuple[Path, Path]:
+    """An environment that has the wheel alone: the folders of its programs and of its packages."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    bin_folder = folder / "bin"
+    pip = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "-q", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    return bin_folder, site
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that has the wheel, and what it requires from the one that runs the tests."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False, symlinks=True)
-    bin_folder = folder / "bin"
-    [site] = folder.glob("lib/python*/site-packages")
+    bin_folder, site = environment_with(wheel, tmp_path_factory.mktemp("environment"))
     # Of a folder named in a .pth the .pth files don't count: so none that leads to the checkout.
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "-q", "--no-deps"]
-    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    return bin_folder
+
+
+def asked_for(lines: list[str]) -> set[str]:
+    """The distributions here that requirements bring in: they and all that they require."""
+    seen: set[tuple[str, str]] = set()
+    todo = [(Requirement(line), "") for line in lines]
+    while todo:
+        requirement, extra = todo.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in {"", *requirement.extras}:
+            if (requirement.name, wanted) not in seen:
+                seen.add((requirement.name, wanted))
+                required = distribution(requirement.name).requires or ()
+                todo += [(Requirement(line), wanted) for line in required]
+    return {name for name, _ in seen}
+
+
+@pytest.fixture(scope="module")
+def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel and what `pip install .` brings with it, and nothing else."""
+    bin_folder, site = environment_with(wheel, tmp_path_factory.mktemp("core"))
+    for name in asked_for(PROJECT["project"]["dependencies"]):
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(found.locate_file(top))))
     return bin_folder
 
 
@@ -122,25 +159,50 @@ def test_the_wheel_has_everything(wheel: Path) -> None:
     assert not beside, "what is no part of the package is in it"
 
 
+def rehearsal(installed: Path, folder: Path) -> Callable[..., str]:
+    """Runs `thoughtmill` with the words given, in a folder with the config mill.yaml, and gives what it says."""
+
+    def said(*words: str | Path) -> str:
+        done = run([str(word) for word in words], folder)
+        assert done.returncode == 0, f"{words}: {done.stderr[-4000:]}"
+        return done.stdout
+
+    where = said(installed / "python", "-c", "import pipelines, sharding; print(pipelines.__file__)")
+    assert Path(where.strip()).is_relative_to(installed.parent), "the checkout is what was imported"
+    mill = partial(said, installed / "thoughtmill")
+    version = f"thoughtmill {PROJECT['project']['version']}\n"
+    assert mill("--version") == said(installed / "python", "-m", "thoughtmill", "--version") == version
+    mill("init", "mill.yaml", "--example", "rehearsal")
+    conformance.train_tokenizer(folder / "tokenizer")
+    lines = [json.dumps({"id": str(i), "text": f"Document {i} says this. " * 40}) for i in range(6)]
+    (folder / "source.jsonl").write_text("\n".join(lines))
+    config = yaml.safe_load((folder / "mill.yaml").read_text())
+    config |= {"source": {"path": "source.jsonl", "id_field": "id"}, "output": "out", "tokenizer": "tokenizer"}
+    (folder / "mill.yaml").write_text(yaml.safe_dump(config))
+    return mill
+
+
+LOOKS = [["verify", "out", "--deep"], ["status", "out"], ["report", "out"], ["inspect", "out"]]
+
+
 @pytest.mark.slow
 def test_the_command_line_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     """`thoughtmill run CONFIG -- --runner=...`, with everything it reads from the wheel or from here."""
-    said = run([str(installed / "python"), "-c", "import pipelines, sharding; print(pipelines.__file__)"], tmp_path)
-    assert Path(said.stdout.strip()).is_relative_to(installed.parent), "the checkout is what was imported"
-    mill = str(installed / "thoughtmill")
-    assert run([mill, "init", "mill.yaml", "--example", "rehearsal"], tmp_path).returncode == 0
-    conformance.train_tokenizer(tmp_path / "tokenizer")
-    lines = [json.dumps({"id": str(i), "text": f"Document {i} says this. " * 40}) for i in range(6)]
-    (tmp_path / "source.jsonl").write_text("\n".join(lines))
-    config = yaml.safe_load((tmp_path / "mill.yaml").read_text())
-    config |= {"source": {"path": "source.jsonl", "id_field": "id"}, "output": "out", "tokenizer": "tokenizer"}
-    (tmp_path / "mill.yaml").write_text(yaml.safe_dump(config))
-    done = run([mill, "run", "mill.yaml", "--", *LOOPBACK], tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    said = run([str(installed / "python"), "-m", "thoughtmill", "--version"], tmp_path)
-    assert said.stdout == f"thoughtmill {PROJECT['project']['version']}\n", said.stderr
-    for words in (["verify", "out", "--deep"], ["status", "out"], ["report", "out"], ["inspect", "out"]):
-        assert run([mill, *words], tmp_path).returncode == 0, words
+    mill = rehearsal(installed, tmp_path)
+    for words in (["run", "mill.yaml", "--", *LOOPBACK], *LOOKS):
+        mill(*words)
+
+
+@pytest.mark.slow
+def test_the_core_needs_no_extra(core: Path, tmp_path: Path) -> None:
+    """What docs/install.md promises of `pip install .`: everything but models and stores."""
+    extras = "import importlib.util as u; print(*filter(u.find_spec, ['torch', 'transformers', 'datasets', 's3fs']))"
+    assert run([str(core / "python"), "-c", extras], tmp_path).stdout == "\n"
+    mill = rehearsal(core, tmp_path)
+    for stage in ("plan", "score", "augment", "select", "pack", "run", "arms"):
+        mill(stage, "mill.yaml")
+    for words in LOOKS:
+        mill(*words)
 
 
 def found(variable: str, cached: str) -> str:
