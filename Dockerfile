@@ -25,7 +25,7 @@ COPY --from=wheel /wheels /wheels
 COPY requirements/lock.txt /wheels/lock.txt
 RUN python -m pip install --no-cache-dir -c /wheels/lock.txt --upgrade pip setuptools \
  && wheel="$(ls /wheels/thoughtmill-*.whl)" \
- && python -m pip install --no-cache-dir -c /wheels/lock.txt \
+ && python -m pip install --no-cache-dir --no-build-isolation -c /wheels/lock.txt \
       "${wheel}[endpoint,datasets,s3,gcs,azure,fast]" "apache-beam[gcp]==${BEAM_VERSION}" \
  && rm -r /wheels \
  && python -c "import pipelines.run"
