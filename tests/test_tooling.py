@@ -39,7 +39,10 @@ def test_the_commands_of_a_workflow_exist(workflow: Path) -> None:
             done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         else:
-            assert (ROOT / words[0]).exists() or (program, words[1]) == (".venv/bin/python", "pipelines.conformance")
+            assert (ROOT / words[0]).exists() or (program, words[1]) == (
+                ".venv/bin/python",
+                "pipelines.tools.conformance",
+            )
 
 
 def test_the_workflows_see_every_python_and_both_ends() -> None:
