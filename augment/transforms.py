@@ -133,7 +133,7 @@ class _GenerateFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._worker = begin_bundle(self._order)
-        model = self._planner.models[self._model_name]
+        model = self._planner.model(self._model_name)
         self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id)
         self._at_work = True
         self._bundle = self._feeder.ticket(on_result=self._keep)

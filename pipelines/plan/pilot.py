@@ -18,7 +18,7 @@ from augment.feeding import worker
 from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
-from augment.ledger.transforms import FindMissing, ReadLedger
+from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
 from augment.selection.account import stands_for
 from augment.selection.candidates import make_candidates
@@ -43,7 +43,6 @@ from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, JudgedSegment, LedgerRow, Request
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 LEAST_PER_TIER = 4
 """A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
 
