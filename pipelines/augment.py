@@ -21,7 +21,7 @@ from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
-from augment.transforms import FAILED, MakeRequests, generate_with_each
+from augment.transforms import FAILED, GenerateMissing, MakeRequests
 from difficulty.budget.allocation import Allocation
 from pipelines.config import LedgerConfig, MillConfig
 from pipelines.plan.measured import forecast_for
@@ -96,15 +96,15 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing(num_parts)
-        generated = generate_with_each(missing["requests"], planner, config.feeding, order)
-        failed = (made[FAILED], *(each[FAILED] for each in generated))
+        generated = missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, order)
+        failed = (made[FAILED], generated[FAILED])
         quarantine_files = (
             failed | "All failed" >> beam.Flatten() | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         )
         totals = (
             missing["counts"],
             requests | "Count requests" >> beam.Map(request_counts),
-            *(each["counts"] for each in generated),
+            generated["counts"],
         ) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(
             finish,
