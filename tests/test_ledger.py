@@ -25,7 +25,7 @@ from augment.ledger import compaction, parts
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.parts import ledger_parts, read_part
-from augment.ledger.reading import choose, collapse_duplicates, finished_keys, read_ledger
+from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.ledger.transforms import missing_samples
 from augment.ledger.writer import LedgerWriter
@@ -64,6 +64,10 @@ def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
         "finished_at": 1000.0 + n,
     }
     return LedgerRow(**{**values, **fields})
+
+
+def finished_keys(url: str) -> set[str]:
+    return {row.key for row in read_ledger(url, columns=["key"])}
 
 
 @pytest.fixture(params=["local", "memory"])
