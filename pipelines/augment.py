@@ -31,7 +31,7 @@ from pipelines.stage import StageRun, run_stage
 from pipelines.watch.status import PLAN_NAME, beats_url, plan_of, planned_generations
 from sharding import storage
 from sharding.beam.counts import AddUpCounts
-from sharding.beam.part_join import part_count
+from sharding.beam.part_names import part_count
 from sharding.beam.parts import WriteOnce, WriteParts
 from sharding.errors import MillError
 from sharding.records.families import QUARANTINE, REQUESTS

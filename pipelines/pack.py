@@ -22,18 +22,21 @@ from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
 from sharding import storage, tally
 from sharding.beam.counts import COUNTS, AddUpCounts
-from sharding.beam.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
+from sharding.beam.part_join import JoinedDocument, PartGroup, Parts, groups_of, joined_documents
 from sharding.beam.parts import WriteOnce
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import mixing, order
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.packing.transforms import PackShards
-from sharding.records.families import ROWS
+from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
 from sharding.records.rows import Item
 from sharding.records.types import Candidate, FileEntry, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
+
+SEGMENT_COLUMNS = ("input_ids", "source")
+THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids", "shown_tokens")
 
 
 def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
@@ -60,10 +63,10 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
     )
 
     def build(pipeline: beam.Pipeline) -> None:
-        groups = part_groups(
-            manifest.file_urls(config.output, scored, "segments"),
-            manifest.file_urls(config.output, selected, "kept"),
-            contaminated_urls(config.output, selected),
+        groups = groups_of(
+            Parts.of(config.output, scored, SEGMENTS, SEGMENT_COLUMNS),
+            Parts.of(config.output, selected, KEPT, THOUGHT_COLUMNS),
+            Parts("select", CONTAMINATED, tuple(contaminated_urls(config.output, selected)), ("doc_id",)),
         )
         laid_out = (
             pipeline
@@ -101,19 +104,20 @@ class _LayOutFn(beam.DoFn):
         yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))
 
     def _items(self, document: JoinedDocument, counts: Counter[str]) -> Iterator[Item]:
-        doc_id, thoughts = document.doc_id, document.thoughts
-        share = mixing.share_of(doc_id, document.source, self._pack, contaminated=document.contaminated)
-        counts.update(mixing.share_counts(share, len(document.input_ids), len(thoughts)))
-        tally.add(documents=1, tokens=len(document.input_ids))
+        scored, thoughts = document.scored, document.beside["kept"]
+        doc_id, contaminated = scored.doc_id, bool(document.beside["contaminated"])
+        share = mixing.share_of(doc_id, scored.source, self._pack, contaminated=contaminated)
+        counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
+        tally.add(documents=1, tokens=len(scored.input_ids))
         if not share.copies:
             return
         if share.raw or not thoughts:
             items, laid_out = lay_out_plain(
-                doc_id, document.input_ids, document.segment_starts, self._delimiters,
+                doc_id, scored.input_ids, scored.segment_starts, self._delimiters,
                 self._pack.sequence_length, self._dtype,
             )  # fmt: skip
         else:
-            joined = join_thoughts(doc_id, document.segments(), thoughts)
+            joined = join_thoughts(doc_id, list(scored.segments()), thoughts)
             items, laid_out = lay_out(
                 doc_id, joined, self._layout, self._delimiters, self._pack.sequence_length, self._dtype
             )

@@ -30,7 +30,7 @@ from pipelines.shown import shown_of
 from pipelines.stage import StageRun, run_stage
 from sharding.beam.counts import AddUpCounts
 from sharding.beam.joins import GroupRecords
-from sharding.beam.part_join import part_count
+from sharding.beam.part_names import part_count
 from sharding.beam.parts import ReadParts, WriteOnce, WriteParts
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import CONTAMINATED, KEPT, REJECTED
