@@ -34,7 +34,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     Attributes:
         url: the file; the id or folder of a dataset for its shards.
         size_bytes: its length; about its share of the text for the shard of a dataset.
-        version: changes when the content does, as far as the store tells.
+        version: changes when the content does: see `sharding.sources.versions`.
         shard: the number of the shard of a dataset, None for a file.
     """
 
