@@ -7,7 +7,6 @@ what it has handed to its ledger writer, and looks now and then at the parts tha
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ import numpy as np
 
 from augment.ledger.parts import ledger_parts, part_batches
 from sharding.errors import MillError
+from sharding.hashing import text_number
 
 logger = logging.getLogger(__name__)
 
@@ -109,4 +109,4 @@ def _sorted(hashes: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _hash(key: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
+    return np.uint64(text_number(key))

@@ -11,7 +11,6 @@ depends on the corpus alone, so the counts do too; and what recurs in enough doc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
+from sharding.hashing import Purpose, hashed
 
 NUM_LEVELS = 64
 LEVEL_BITS = np.uint64(6)
@@ -62,8 +62,7 @@ class MemoryConfig:
 
 def document_level(doc_id: str) -> int:
     """The sampling level of a document: l with probability 2^-(l + 1), from a hash of its id."""
-    digest = hashlib.blake2b(doc_id.encode(errors="surrogatepass"), digest_size=8, person=b"ngram-memory")
-    return min(64 - int.from_bytes(digest.digest(), "big").bit_length(), NUM_LEVELS - 1)
+    return min(64 - int.from_bytes(hashed(Purpose.NGRAM_SAMPLE, doc_id)).bit_length(), NUM_LEVELS - 1)
 
 
 def starting_level(config: MemoryConfig, corpus_tokens: float) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fingerprint
 from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, wanted_columns
 from sharding.sources.config import Source, SourceConfig
@@ -120,10 +120,9 @@ def _state(source: Source) -> tuple[str | None, str, int]:
         raise RequestError(f"{source.key}.revision: {source.config.path!r} is a local folder, which has none")
     fs = LocalFileSystem()
     files = [(str(path), fs.info(str(path))) for path in sorted(folder.rglob("*")) if path.is_file()]
-    digest = hashlib.blake2b(digest_size=16)
-    for (name, _), version in zip(files, versions_of(fs, files), strict=True):
-        digest.update(f"{name.removeprefix(str(folder))} {version}\n".encode(errors="surrogateescape"))
-    return None, digest.hexdigest(), sum(int(info["size"]) for _, info in files)
+    named = zip(files, versions_of(fs, files), strict=True)
+    version = fingerprint(f"{name.removeprefix(str(folder))} {version}\n" for (name, _), version in named)
+    return None, version, sum(int(info["size"]) for _, info in files)
 
 
 def _state_on_hub(source: Source) -> tuple[str, str, int]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import blake2b
 from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from sharding.hashing import fingerprint
 from sharding.storage.retries import patiently
 
 CHECKSUMS = ("md5Hash", "crc32c", "ETag", "etag", "blob_id")
@@ -56,9 +56,12 @@ def versions_of(fs: AbstractFileSystem, files: Sequence[tuple[str, Mapping[str, 
 def _ends(fs: AbstractFileSystem, path: str, size_bytes: int, glance: int) -> str:
     """A digest of the first and the last bytes of a file."""
     url = fs.unstrip_protocol(path)
-    digest = blake2b(digest_size=8)
-    tail = max(glance, size_bytes - glance)
-    for start, end in ((0, min(glance, size_bytes)), (tail, size_bytes)):
-        if start < end:
-            digest.update(patiently("read", url, fs, partial(fs.cat_file, path, start=start, end=end)))
-    return digest.hexdigest()
+    ends = ((0, min(glance, size_bytes)), (max(glance, size_bytes - glance), size_bytes))
+    return fingerprint(
+        (
+            patiently("read", url, fs, partial(fs.cat_file, path, start=start, end=end))
+            for start, end in ends
+            if start < end
+        ),
+        size_bytes=8,
+    )

@@ -7,14 +7,13 @@ the same fingerprint is skipped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import posixpath
 from typing import Any
 
 import msgspec
 
-from sharding import storage
+from sharding import hashing, storage
 from sharding.errors import MillError
 from sharding.records.types import FileEntry
 from sharding.storage.output import MANIFEST_NAME as MANIFEST_NAME
@@ -61,14 +60,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 def fingerprint(stage: str, config: dict[str, Any], inputs: dict[str, str]) -> str:
     """The hash a stage is recognised by: 32 hex digits."""
     canonical = json.dumps([FORMAT, stage, config, inputs], sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+    return hashing.fingerprint([canonical])
 
 
 def digest(finished: Manifest) -> str:
     """What a later stage's fingerprint says of this one: changes when any of its files does."""
     parts = [finished.fingerprint]
     parts += [entry.sha256 for family in sorted(finished.files) for entry in finished.files[family]]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return hashing.fingerprint(["\n".join(parts)])
 
 
 def stage_url(output: str, stage: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import os
 import socket
@@ -30,6 +29,7 @@ from augment.feeding.feeder import Feeder
 from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Broken, Frame, Hello, Made, Refused, pack, unpack
 from augment.feeding.tickets import Completed, FeederClosed, Job, Result
 from sharding.errors import MillError
+from sharding.hashing import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class EngineHost:
     def __init__(
         self, job: str, *, acquire: Callable[[bytes, bytes], Feeder], release: Callable[[Feeder], None]
     ) -> None:
-        name = hashlib.blake2b(job.encode(), digest_size=8).hexdigest()
+        name = fingerprint([job], 8)
         folder = _private_folder()
         self._lock_path = folder / f"{name}.lock"
         self.address = str(folder / f"{name}.sock")
