@@ -16,7 +16,7 @@ from pipelines.verify.digests import document_keys, places_within, prefix_sums, 
 from pipelines.verify.files import read_buffer
 from pipelines.verify.report import Problem, at
 from pipelines.verify.spill import Spill
-from sharding.shards import rows
+from sharding.storage.arrow_files import file_buffer
 
 COLUMNS = ("doc_id", "segment_index", "num_segments", "token_start", "input_ids")
 
@@ -167,7 +167,7 @@ def read_documents(url: str) -> Iterator[Documents]:
     """The documents of a scored part, some at a time and each whole: parts are sorted by document and segment."""
     held: list[pa.RecordBatch] = []
     first_row = 0
-    for batch in read_buffer(rows.shard_buffer(url), COLUMNS):
+    for batch in read_buffer(file_buffer(url), COLUMNS):
         if not batch.num_rows:
             continue
         held.append(batch)
@@ -213,7 +213,7 @@ def _documents(url: str, table: pa.Table, first_row: int) -> Documents:
 def doc_id_at(url: str, row: int, key: int) -> str | None:
     """The document in a row of a shard that has this key: looked up only to name what is wrong."""
     first = 0
-    for batch in read_buffer(rows.shard_buffer(url), ("doc_ids",)):
+    for batch in read_buffer(file_buffer(url), ("doc_ids",)):
         if row < first + batch.num_rows:
             doc_ids = batch.column("doc_ids")[row - first].as_py()
             keys, _ = document_keys(doc_ids)
