@@ -29,7 +29,8 @@ from difficulty.config import DifficultyConfig
 from difficulty.scorers import make_scorer
 from difficulty.scorers.endpoint import EndpointScorer
 from sharding.errors import RequestError
-from sharding.models.server_pool import EndpointPool, Served
+from sharding.models.served import Served
+from sharding.models.server_pool import EndpointPool
 from tests.endpoint_server import SERVED, vllm_serve
 
 pytestmark = pytest.mark.model

@@ -13,7 +13,7 @@ import pyarrow as pa
 from apache_beam.typehints import KV
 
 from sharding import records, storage
-from sharding.beam.shuffle import GroupPartitions, Settle
+from sharding.beam.shuffle import GroupPartitions, PutAside
 from sharding.packing import balance, order
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
@@ -73,7 +73,7 @@ class PackShards(beam.PTransform):
         )
         placed = (
             provisional
-            | "Settle" >> Settle()
+            | "Put aside" >> PutAside()
             | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(ROW_COUNTS, main="rows")
         )
         placed["rows"].element_type = ShardRow
