@@ -20,7 +20,7 @@ from pipelines import accounts, card, yaml_config
 from pipelines.card import markdown, versions
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
-from sharding import records, storage, tally
+from sharding import storage, tally
 from sharding.beam.counts import COUNTS, AddUpCounts
 from sharding.beam.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
 from sharding.beam.parts import WriteOnce
@@ -29,7 +29,9 @@ from sharding.packing import mixing, order
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.packing.transforms import PackShards
-from sharding.records.types import Candidate, FileEntry, Item, ScoredSegment
+from sharding.records.families import ROWS
+from sharding.records.rows import Item
+from sharding.records.types import Candidate, FileEntry, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
 
@@ -51,8 +53,10 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
         "vocab_size": tokenizer.vocab_size,
         "document_end_ids": delimiters.document_end.tolist(),
     }
-    schema = records.row_schema(
-        config.pack.sequence_length, tokenizer.vocab_size, with_loss_mask=config.pack.loss_mask != "all"
+    schema = ROWS.schema(
+        vocab_size=tokenizer.vocab_size,
+        sequence_length=config.pack.sequence_length,
+        with_loss_mask=config.pack.loss_mask != "all",
     )
 
     def build(pipeline: beam.Pipeline) -> None:

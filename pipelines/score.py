@@ -22,10 +22,11 @@ from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramC
 from pipelines import accounts, yaml_config
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
-from sharding import records, sources, storage, tally
+from sharding import sources, storage, tally
 from sharding.beam.counts import AddUpCounts
-from sharding.beam.parts import WriteOnce, WriteParts, write_quarantine
+from sharding.beam.parts import WriteOnce, WriteParts
 from sharding.models.tokenizer import load_tokenizer
+from sharding.records.families import QUARANTINE, SEGMENTS
 from sharding.records.types import FileEntry, Quarantined, ScoredDocument
 from sharding.sources.transforms import ReadDocuments
 from sharding.storage import manifest
@@ -81,16 +82,9 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
         quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
 
         segment_files = scored["scored"] | "Write segments" >> WriteParts(
-            run.folder,
-            "segments",
-            records.segment_schema(tokenizer.vocab_size),
-            kind=ScoredDocument,
-            num_parts=num_parts,
-            partition_key=lambda document: document.doc_id,
-            sort_key=lambda document: document.doc_id,
-            rows_of=ScoredDocument.segments,
+            run.folder, SEGMENTS, num_parts, vocab_size=tokenizer.vocab_size
         )
-        quarantine_files = quarantined | "Write quarantine" >> write_quarantine(run.folder, num_parts)
+        quarantine_files = quarantined | "Write quarantine" >> WriteParts(run.folder, QUARANTINE, num_parts)
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counts = (
             *read["counts"],

@@ -29,12 +29,12 @@ from pipelines.config import MillConfig
 from pipelines.score import what_decides
 from pipelines.shown import shown_of
 from pipelines.stage import StageRun, run_stage
-from sharding import records
 from sharding.beam.counts import AddUpCounts
 from sharding.beam.joins import GroupRecords
 from sharding.beam.part_join import part_count
 from sharding.beam.parts import ReadParts, WriteOnce, WriteParts
 from sharding.models.tokenizer import load_tokenizer
+from sharding.records.families import CONTAMINATED, KEPT, REJECTED
 from sharding.records.types import Candidate, ContaminatedDocument, FileEntry, LedgerRow, Request, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
@@ -91,28 +91,14 @@ def select(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool =
             config.select, ScorerNats(config.difficulty), config.difficulty.threshold_nats, controls
         )
         files = {
-            f"{family}_files": chosen["candidates"]
-            | f"Are {family}" >> beam.Filter(lambda c, wanted=wanted: c.kept == wanted).with_output_types(Candidate)
-            | f"Write {family}"
-            >> WriteParts(
-                run.folder,
-                family,
-                records.candidate_schema(tokenizer.vocab_size),
-                kind=Candidate,
-                num_parts=num_parts,
-                partition_key=lambda candidate: candidate.doc_id,
-                sort_key=lambda candidate: (candidate.doc_id, candidate.segment_index, candidate.sample),
-            )
-            for family, wanted in (("kept", True), ("rejected", False))
+            f"{family.name}_files": chosen["candidates"]
+            | f"Are {family.name}"
+            >> beam.Filter(lambda c, wanted=wanted: c.kept == wanted).with_output_types(Candidate)
+            | f"Write {family.name}" >> WriteParts(run.folder, family, num_parts, vocab_size=tokenizer.vocab_size)
+            for family, wanted in ((KEPT, True), (REJECTED, False))
         }
         files["contaminated_files"] = judged["contaminated"] | "Write contaminated" >> WriteParts(
-            run.folder,
-            "contaminated",
-            records.CONTAMINATED_SCHEMA,
-            kind=ContaminatedDocument,
-            num_parts=num_parts,
-            partition_key=lambda document: document.doc_id,
-            sort_key=lambda document: document.doc_id,
+            run.folder, CONTAMINATED, num_parts
         )
         counts = (
             made["counts"],

@@ -28,7 +28,8 @@ from sharding.packing.balance import Balance, cut_rows
 from sharding.packing.best_fit import best_fit_decreasing, pack_rows
 from sharding.packing.config import PackConfig
 from sharding.packing.recovery import document_source, items_of, thoughts_of
-from sharding.records.types import Candidate, Item, ScoredSegment, TokenType
+from sharding.records.rows import Item, TokenType
+from sharding.records.types import Candidate, ScoredSegment
 from sharding.shards.dataset import PackedDataset
 from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask
 from sharding.storage import manifest

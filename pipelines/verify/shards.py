@@ -12,7 +12,7 @@ from pipelines.verify.digests import document_keys, stretch_digests
 from pipelines.verify.files import Found, Task, read_buffer, verified_buffer
 from pipelines.verify.report import Problem, at, limited
 from pipelines.verify.spill import Spill
-from sharding.records.types import TokenType
+from sharding.records.rows import TokenType
 from sharding.shards.rows import loss_mask
 
 SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
