@@ -18,8 +18,8 @@ from augment.selection.candidates import Control, JudgedSegment
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for, controls_of, lowest_ranks
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, choose
+from pipelines.joints import MIN_SHOWN_TOKENS, Holdback
 from pipelines.run import mill
-from pipelines.shown import MIN_SHOWN_TOKENS, Shown
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import RequestError
@@ -241,7 +241,7 @@ def segment(tokenizer: Any, text: str, index: int, num_segments: int, hard: int 
     )
 
 
-def shown(byte_tokenizer: str, **fields: Any) -> Shown:
+def shown(byte_tokenizer: str, **fields: Any) -> Holdback:
     values: dict[str, Any] = {
         "tokenizer": byte_tokenizer,
         "threshold_nats": 2.0,
@@ -249,7 +249,7 @@ def shown(byte_tokenizer: str, **fields: Any) -> Shown:
         "hold_back_tokens": 20,
         "valued_tiers": ("deep",),
     }
-    return Shown(**{**values, **fields})
+    return Holdback(**{**values, **fields})
 
 
 TEXT = "日本語のテキストと emoji 👩‍👩‍👧‍👦 and plain words, one after the other, until there are enough of them to cut."

@@ -26,7 +26,7 @@ from augment.ledger.reading import finished_keys, read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
-from pipelines.planning import trace_planner
+from pipelines.joints import trace_planner
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage

@@ -10,8 +10,8 @@ from typing import Any
 from augment.selection.values import value_digest
 from pipelines import yaml_config
 from pipelines.config import MillConfig
+from pipelines.joints import holdback_of
 from pipelines.planning import what_decides_text
-from pipelines.shown import shown_of
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage.manifest import Manifest
@@ -95,7 +95,7 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
 def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
     """What the measurements depend on: not how much is spent, and not at which price."""
     plain = yaml_config.to_mapping(config.budget)
-    shown = shown_of(config)
+    shown = holdback_of(config)
     expectations = ("expected_tokens", "expected_resolution")
     return {
         "tiers": [{k: v for k, v in tier.items() if k not in expectations} for tier in plain["tiers"]],

@@ -30,13 +30,11 @@ from augment.transforms import generate_with_each
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
+from pipelines.joints import Focus, ScorerNats, holdback_of, trace_planner
 from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
-from pipelines.planning import Focus, trace_planner
-from pipelines.select import ScorerNats
-from pipelines.shown import shown_of
-from pipelines.stage import run_pipeline
+from pipelines.running import run_pipeline
 from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import content_id
@@ -83,7 +81,7 @@ def choose(config: MillConfig, evidence: Evidence, allocation: Allocation, count
 def _requests(
     config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    shown, focus = shown_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):
@@ -127,7 +125,7 @@ def _measured(
     config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
 ) -> Pilot:
     tokenizer = load_tokenizer(config.tokenizer)
-    judge = DocumentJudge(config.select, tokenizer, frozenset(shown_of(config).valued_tiers))
+    judge = DocumentJudge(config.select, tokenizer, frozenset(holdback_of(config).valued_tiers))
     rows_of: dict[str, list[LedgerRow]] = {}
     for row in rows:
         rows_of.setdefault(row.request_key, []).append(row)
