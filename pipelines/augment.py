@@ -30,7 +30,7 @@ from pipelines.planning import what_decides_text
 from pipelines.stage import Built, Outcome, Stage
 from pipelines.watch.status import plan_of, planned_generations
 from sharding import storage
-from sharding.beam.part_join import part_count
+from sharding.beam.part_names import part_count
 from sharding.beam.parts import WriteParts
 from sharding.errors import MillError
 from sharding.records.families import QUARANTINE, REQUESTS

@@ -197,10 +197,12 @@ def asks_scorer(config: MillConfig) -> bool:
     return bool(holdback_of(config).valued_tiers) and config.select.value_name != "length"
 
 
-def contaminated_urls(output: str, selected: Manifest) -> list[str]:
+def contaminated_urls(output: str, selected: Manifest) -> tuple[str, ...]:
     """The parts that name the documents to leave out because they overlap with a benchmark; none where they stay in."""
     decontamination = selected.facts.get("decontamination") or {}
-    return manifest.file_urls(output, selected, "contaminated") if decontamination.get("action") == "remove" else []
+    return (
+        tuple(manifest.file_urls(output, selected, "contaminated")) if decontamination.get("action") == "remove" else ()
+    )
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,19 @@ from pipelines.config import MillConfig
 from pipelines.joints import contaminated_urls
 from pipelines.stage import Built, Outcome, Stage
 from sharding import storage
-from sharding.beam.part_join import part_groups
+from sharding.beam.joins import JoinParts
+from sharding.beam.part_join import Parts
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing import mixing
 from sharding.packing.laying_out import encode_delimiters
 from sharding.packing.layout import LayoutCounts
 from sharding.packing.transforms import LayOut, PackShards
-from sharding.records.families import ROWS
+from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
+SEGMENT_COLUMNS = ("input_ids", "source")
+THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids", "shown_tokens")
 ALWAYS_COUNTED = (*mixing.COUNTS, *(count.name for count in dataclasses.fields(LayoutCounts)))
 
 
@@ -59,17 +62,12 @@ class Pack(Stage):
             sequence_length=config.pack.sequence_length,
             with_loss_mask=config.pack.loss_mask != "all",
         )
-        groups = part_groups(
-            manifest.file_urls(config.output, scored, "segments"),
-            manifest.file_urls(config.output, selected, "kept"),
-            contaminated_urls(config.output, selected),
+        documents = root | "Documents" >> JoinParts(
+            Parts.of(config.output, scored, SEGMENTS, SEGMENT_COLUMNS),
+            Parts.of(config.output, selected, KEPT, THOUGHT_COLUMNS),
+            Parts("select", CONTAMINATED, contaminated_urls(config.output, selected)),
         )
-        laid_out = (
-            root
-            | "Parts" >> beam.Create(groups, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
-        )
+        laid_out = documents | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
         shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, schema, tokenizer.dtype)
         return Built(files={"shards": shards["files"]}, counts=(laid_out["counts"], shards["counts"]))
 

@@ -24,7 +24,7 @@ from pipelines.joints import ScorerNats, asks_scorer, holdback_of
 from pipelines.scorer_identity import difficulty_section, model_inputs
 from pipelines.stage import Built, Outcome, Stage
 from sharding.beam.joins import GroupRecords
-from sharding.beam.part_join import part_count
+from sharding.beam.part_names import part_count
 from sharding.beam.parts import ReadParts, WriteParts
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import CONTAMINATED, KEPT, REJECTED

@@ -75,7 +75,7 @@ class Heartbeat:
     def _run(self) -> None:
         idle = False
         while True:
-            self._write()
+            self._try(self._write)  # a beat that fails must not be the last one
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, self._beat_s)
                 # Bundles follow each other closely: one without any in between is kept, two are not.
@@ -104,7 +104,7 @@ class Heartbeat:
             "models": models,
             "tokens_per_second": max(0, tokens - before) / (now - since) if now > since else None,
         }
-        self._try(lambda: storage.write_json(self._url, beat))
+        storage.write_json(self._url, beat)
 
     def _try(self, act: Callable[[], None]) -> None:
         try:

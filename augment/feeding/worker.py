@@ -5,6 +5,7 @@ Between the transforms, whose bundles come and go, and the feeders of `augment.f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -178,4 +179,5 @@ def close_all() -> None:
         workers = list(_workers.values())
         _workers.clear()
     for one in workers:
-        one.close()
+        with contextlib.suppress(MillError):  # was logged, and must not hide why everything ends
+            one.close()

@@ -16,11 +16,14 @@ from augment.selection.judging import DocumentJudge
 from augment.selection.keeping import decide, make_value
 from augment.selection.values.protocol import NatsAfter
 from sharding import tally
+from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, ContaminatedDocument
 
 CONTAMINATED = "contaminated"
+
+carry_as_records(JudgedSegment, Control)
 
 
 class MakeCandidates(beam.PTransform):

@@ -40,19 +40,24 @@ class DocumentLayout:
     def items(self, document: JoinedDocument, counts: Counter[str]) -> Iterator[Item]:
         """The items of a document, as often as it is in the corpus; what became of it goes into `counts`.
 
+        Args:
+            document: with its "kept" thoughts, and with what is "contaminated" where that is left out.
+            counts: added to.
+
         Raises:
             AssertionError: the document and its thoughts don't fit together.
         """
-        config, doc_id, thoughts = self.config, document.doc_id, document.thoughts
-        share = mixing.share_of(doc_id, document.source, config, contaminated=document.contaminated)
-        counts.update(mixing.share_counts(share, len(document.input_ids), len(thoughts)))
+        config, scored, thoughts = self.config, document.scored, document.beside["kept"]
+        doc_id, contaminated = scored.doc_id, bool(document.beside["contaminated"])
+        share = mixing.share_of(doc_id, scored.source, config, contaminated=contaminated)
+        counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
         if not share.copies:
             return
         form = (self.delimiters, config.sequence_length, self.tokenizer.dtype)
         if share.raw or not thoughts:
-            items, laid_out = lay_out_plain(doc_id, document.input_ids, document.segment_starts, *form)
+            items, laid_out = lay_out_plain(doc_id, scored.input_ids, scored.segment_starts, *form)
         else:
-            joined = join_thoughts(doc_id, document.segments(), thoughts)
+            joined = join_thoughts(doc_id, list(scored.segments()), thoughts)
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
         for copy in range(share.copies):
             yield from (msgspec.structs.replace(item, copy=copy) for item in items) if copy else items

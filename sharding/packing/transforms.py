@@ -15,7 +15,7 @@ from apache_beam.typehints import KV
 
 from sharding import records, storage, tally
 from sharding.beam.counts import COUNTS
-from sharding.beam.part_join import PartGroup, joined_documents
+from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import GroupPartitions, Settle
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing import balance, order
@@ -36,7 +36,7 @@ _PLACE = struct.Struct("<q")
 
 
 class LayOut(beam.PTransform):
-    """Groups of parts → `items` of their documents, each with its kept thoughts, and `counts`.
+    """Documents joined with what was kept for them → `items`, and `counts`.
 
     Args:
         config: the `pack` section.
@@ -48,8 +48,8 @@ class LayOut(beam.PTransform):
         super().__init__()
         self._lay_out = _LayOutFn(config, layout, tokenizer)
 
-    def expand(self, groups: beam.PCollection) -> Any:
-        outputs = groups | beam.ParDo(self._lay_out).with_outputs(COUNTS, main="items")
+    def expand(self, documents: beam.PCollection) -> Any:
+        outputs = documents | beam.ParDo(self._lay_out).with_outputs(COUNTS, main="items")
         outputs["items"].element_type = Item
         return outputs
 
@@ -63,11 +63,10 @@ class _LayOutFn(beam.DoFn):
         delimiters = encode_delimiters(self._config, tokenizer)
         self._documents = DocumentLayout(self._config, self._layout, tokenizer, delimiters)
 
-    def process(self, group: PartGroup) -> Iterator[Any]:
+    def process(self, document: JoinedDocument) -> Iterator[Any]:
         counts = Counter[str]()
-        for document in joined_documents(group):
-            tally.add(documents=1, tokens=len(document.input_ids))
-            yield from self._documents.items(document, counts)
+        tally.add(documents=1, tokens=len(document.scored.input_ids))
+        yield from self._documents.items(document, counts)
         yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))
 
 
