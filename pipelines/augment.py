@@ -20,13 +20,12 @@ from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
 from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
-from augment.ledger.transforms import FindMissing, ReadLedger
-from augment.transforms import FAILED, MakeRequests, generate_with_each
+from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
+from augment.transforms import FAILED, GenerateMissing, MakeRequests
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts, tier_facts
 from pipelines.joints import Focus, holdback_of, plan_budget, trace_planner
 from pipelines.plan.measured import forecast_for
-from pipelines.planning import what_decides_text
 from pipelines.stage import Built, Outcome, Stage
 from pipelines.watch.status import plan_of, planned_generations
 from sharding import storage
@@ -37,7 +36,6 @@ from sharding.records.families import QUARANTINE, REQUESTS
 from sharding.records.types import Request
 from sharding.storage import manifest
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 ALWAYS_COUNTED = (
     *("requests", "generations", "found", "generated", "failed"),
     *("thought_tokens_found", "thought_tokens_now"),
@@ -56,16 +54,17 @@ class Augment(Stage):
         self.holdback = holdback_of(config)
         self.allocation = plan_budget(config, self.scored)
         self.idle = not self.planner.models  # every tier skips
+        prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
             sections={
                 "budget": config.budget,
-                "models": {name: what_decides_text(model) for name, model in self.planner.models.items()},
+                "models": {name: self.planner.decides(name) for name in self.planner.models},
                 "sampling": config.sampling,
                 "closing": config.closing,
                 "holdback": self.holdback,
             },
-            inputs={"score": manifest.digest(self.scored), **self.planner.versions()},
+            inputs={"score": manifest.digest(self.scored), **prompts},
             earlier=(self.scored,),
             rehearsal=any(model.engine == "rehearsal" for model in self.planner.models.values()),
         )
@@ -98,8 +97,8 @@ class Augment(Stage):
         rows = root | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS)
         keyed = requests | "Request's key" >> beam.WithKeys(lambda r: r.request_key).with_output_types(KV[str, Request])
         missing = {"requests": keyed, "rows": rows} | "Missing" >> FindMissing(num_parts)
-        generated = generate_with_each(missing["requests"], planner, config.feeding, self._work_order())
-        failed = (made[FAILED], *(each[FAILED] for each in generated)) | "All failed" >> beam.Flatten()
+        generated = missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, self._work_order())
+        failed = (made[FAILED], generated[FAILED]) | "All failed" >> beam.Flatten()
         return Built(
             files={
                 "requests": stored | "Write requests" >> WriteParts(self.folder, REQUESTS, num_parts),
@@ -108,7 +107,7 @@ class Augment(Stage):
             counts=(
                 missing["counts"],
                 requests | "Count requests" >> beam.Map(request_counts),
-                *(each["counts"] for each in generated),
+                generated["counts"],
             ),
         )
 

@@ -240,9 +240,9 @@ class Stage:
         return made
 
     def _run_pipeline(self, options: PipelineOptions) -> Outcome:
-        for left in _files_in(self.at.stages):
-            if left.startswith(self.at.outcome(self.name, "")):  # of a run that was killed
-                storage.remove(left)
+        for name in storage.list_names(self.at.stages):
+            if name.startswith(f".outcome-{self.name}-"):  # of a run that was killed
+                storage.remove(storage.join(self.at.stages, name))
         url = self.at.outcome(self.name, secrets.token_hex(8))
         with local_shuffle(options, self.at.shuffle(self.name)):
             pipeline = beam.Pipeline(options=options)
@@ -267,7 +267,7 @@ class Stage:
         """Remove parts that a run which was killed has left: a reader that goes by names would take them for ours."""
         named = {url for family in made.files for url in manifest.file_urls(self.output, made, family)}
         folder = self.at.data if self.name == "pack" else self.folder
-        for url in _files_in(folder):
+        for url in (storage.join(folder, name) for name in storage.list_names(folder)):
             if PART_NAME.search(url) and url not in named:
                 storage.remove(url)
 
@@ -281,17 +281,6 @@ def _write_outcome(url: str, **values: Any) -> None:
             sorted_out[kind][of] = value
     outcome = Outcome(files=sorted_out["files"], counts=values["counts"], facts=sorted_out["facts"])
     storage.write_bytes(url, msgspec.json.encode(outcome))
-
-
-def _files_in(folder: str) -> list[str]:
-    """The URLs of what is in a folder; none where there is no such folder."""
-    fs, path = storage.filesystem(folder)
-    fs.invalidate_cache()
-    try:
-        found = fs.ls(path.rstrip("/"), detail=False)
-    except FileNotFoundError:
-        return []
-    return [storage.join(folder, name.rstrip("/").rpartition("/")[2]) for name in found]
 
 
 def _plain(section: Any) -> Any:
