@@ -15,7 +15,7 @@ import numpy as np
 
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.config import DifficultyConfig
-from difficulty.memory.table import NgramMemory
+from difficulty.memory.table import describe_memory
 from difficulty.scorers import describe_scorer
 from difficulty.surprisal import token_difficulty_nats
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
@@ -188,7 +188,7 @@ def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_si
                 "histogram": histogram.to_json(),
                 "scorer": scorer,
                 "vocab_size": vocab_size,
-                "memory": {"url": url, **NgramMemory.load(url).to_json()} if url else None,
+                "memory": {"url": url, **describe_memory(url)} if url else None,
             },
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
