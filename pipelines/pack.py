@@ -29,7 +29,7 @@ from sharding.packing import mixing, order
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.packing.transforms import PackShards
-from sharding.records.types import Candidate, FileEntry, Item, ScoredSegment
+from sharding.records.types import Candidate, FileEntry, Item, ScoredSegment, Split
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
 
@@ -88,7 +88,11 @@ def contaminated_urls(output: str, selected: Manifest) -> list[str]:
 class _LayOutFn(beam.DoFn):
     def __init__(self, config: MillConfig, delimiters: Delimiters, dtype: np.dtype) -> None:
         self._pack, self._layout = config.pack, config.layout
+        self._tokenizer_name = config.tokenizer
         self._delimiters, self._dtype = delimiters, dtype
+
+    def setup(self) -> None:
+        self._tokenizer = load_tokenizer(self._tokenizer_name)
 
     def process(self, group: PartGroup) -> Iterator[Any]:
         counts = Counter[str]()
@@ -113,12 +117,17 @@ class _LayOutFn(beam.DoFn):
             items, laid_out = lay_out(
                 doc_id, joined, self._layout, self._delimiters, self._pack.sequence_length, self._dtype
             )
+        split = self._split_of(document)
         for copy in range(share.copies):
-            yield from (msgspec.structs.replace(item, copy=copy) for item in items) if copy else items
+            yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
         for name, count in laid_out.nonzero().items():
             counts[name] += count if name.startswith("documents") else share.copies * count
-        counts[f"documents_{order.split_of(doc_id, self._pack.validation_fraction)}"] += 1
+        counts[f"documents_{split}"] += 1
+
+    def _split_of(self, document: JoinedDocument) -> Split:
+        fraction = self._pack.validation_fraction
+        return order.split_of(self._tokenizer.decode(document.input_ids), fraction) if fraction else "train"
 
 
 def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequence[Candidate]) -> list[SegmentTokens]:
@@ -162,9 +171,9 @@ def encode_delimiters(config: PackConfig, tokenizer: TextTokenizer) -> Delimiter
     )
 
 
-def split_shards(config: PackConfig) -> dict[order.Split, int]:
+def split_shards(config: PackConfig) -> dict[Split, int]:
     """Name of each split → number of its shards; validation gets its share of them, at least one."""
-    shards: dict[order.Split, int] = {"train": config.num_shards}
+    shards: dict[Split, int] = {"train": config.num_shards}
     if config.validation_fraction > 0:
         shards["validation"] = max(1, round(config.num_shards * config.validation_fraction))
     return shards

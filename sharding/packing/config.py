@@ -20,7 +20,7 @@ class PackConfig:
     num_shards: int = Field(default=1, ge=1, description="Files of the train split; a multiple of the ranks is best.")
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Key of the global order and of the plain documents.")
     validation_fraction: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="Share of the documents set apart for validation, by hash of the id."
+        default=0.0, ge=0.0, lt=1.0, description="Share of the documents set apart for validation, by hash of the text."
     )
     raw_fraction: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Share of the documents kept plain, without their thoughts."

@@ -17,7 +17,7 @@ from sharding.beam.shuffle import GroupPartitions, Settle
 from sharding.packing import balance, order
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
-from sharding.records.types import FileEntry, Item, MaskedRow, Row, TokenType
+from sharding.records.types import FileEntry, Item, MaskedRow, Row, Split, TokenType
 from sharding.shards.rows import loss_mask
 
 ROW_COUNTS = "row_counts"
@@ -47,7 +47,7 @@ class PackShards(beam.PTransform):
     """
 
     def __init__(
-        self, folder: str, config: PackConfig, splits: Mapping[order.Split, int], schema: pa.Schema, dtype: np.dtype
+        self, folder: str, config: PackConfig, splits: Mapping[Split, int], schema: pa.Schema, dtype: np.dtype
     ) -> None:
         super().__init__()
         self._folder, self._config, self._schema, self._dtype = folder, config, schema, dtype
@@ -90,9 +90,8 @@ class PackShards(beam.PTransform):
         return {"files": files, "counts": placed[ROW_COUNTS]}
 
     def _provisional(self, item: Item) -> tuple[int, bytes]:
-        split = order.split_of(item.doc_id, self._config.validation_fraction)
-        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[split])
-        return self._first[split] + shard, records.encode(item)
+        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[item.split])
+        return self._first[item.split] + shard, records.encode(item)
 
     def _pack(self, group: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
         shard, values = group
@@ -108,7 +107,7 @@ class PackShards(beam.PTransform):
             for split, count in self._splits.items()
         }
 
-    def _cut(self, split: order.Split, balances: Mapping[str, balance.Balance]) -> balance.Cut:
+    def _cut(self, split: Split, balances: Mapping[str, balance.Balance]) -> balance.Cut:
         return balance.cut_rows(balances[split], self._config.max_rows.get(split))
 
     def _place(self, element: tuple[int, bytes], balances: Mapping[str, balance.Balance]) -> Iterator[Any]:
