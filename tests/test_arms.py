@@ -23,7 +23,8 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.packing.recovery import items_of, thoughts_of
-from sharding.records.types import LedgerRow, Request, TokenType
+from sharding.records.rows import TokenType
+from sharding.records.types import LedgerRow, Request
 from sharding.shards.dataset import PackedDataset
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree

@@ -14,7 +14,7 @@ from sharding.errors import MillError, RequestError
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out
 from sharding.packing.recovery import document_source, items_of, thoughts_of
-from sharding.records.types import Item, TokenType
+from sharding.records.rows import Item, TokenType
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UINT16 = np.dtype(np.uint16)

@@ -19,7 +19,8 @@ from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, lay_out, lay_out_plain
-from sharding.records.types import Candidate, Item
+from sharding.records.rows import Item
+from sharding.records.types import Candidate
 
 END = 7_000
 LAYOUTS = ("after_document", "after_segment", "before_segment", "at_hard_span")

@@ -38,7 +38,7 @@ from sharding.beam.shuffle import GroupBytes, GroupPartitions
 from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.recovery import items_of
-from sharding.records.types import Row
+from sharding.records.rows import Row
 from sharding.shards.rows import split_named, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest

@@ -21,7 +21,7 @@ from sharding.packing.layout import Layout
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import PlacedThought, source_of, thoughts_of
 from sharding.records.base import Record
-from sharding.records.types import Item, TokenType
+from sharding.records.rows import Item, TokenType
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 

@@ -12,7 +12,7 @@ from pipelines.verify.files import Found, Task, read_buffer, verified_buffer
 from pipelines.verify.report import Problem, at, limited
 from pipelines.verify.spill import Spill
 from pipelines.verify.splits import seen_records
-from sharding.records.types import TokenType
+from sharding.records.rows import TokenType
 from sharding.shards.rows import loss_mask
 
 HELD_RECORDS = 1 << 20

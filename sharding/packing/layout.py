@@ -21,7 +21,7 @@ import numpy as np
 
 from sharding.errors import RequestError
 from sharding.packing.cutting import Part, join_parts, num_shortened, split_segment
-from sharding.records.types import Item, TokenType
+from sharding.records.rows import Item, TokenType
 
 Layout = Literal["after_document", "after_segment", "before_segment", "at_hard_span"]
 

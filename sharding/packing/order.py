@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
 
 from sharding.hashing import chosen, hash64
-from sharding.records.types import Item
+from sharding.records.rows import Item
 
 Split = Literal["train", "validation"]
 

@@ -11,7 +11,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.records.types import FileEntry, TokenType
+from sharding.records.rows import TokenType
+from sharding.records.types import FileEntry
 from sharding.storage.manifest import Manifest
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
