@@ -32,7 +32,8 @@ from benchmarks.machine import conclude
 from sharding import records, storage
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.base import Record
-from sharding.records.types import Candidate, LedgerRow, Request, Row, ScoredDocument, ScoredSegment
+from sharding.records.rows import Row
+from sharding.records.types import Candidate, LedgerRow, Request, ScoredDocument, ScoredSegment
 from sharding.storage import manifest
 
 TRACES = 80

@@ -23,17 +23,19 @@ from augment.ledger.transforms import FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
 from augment.transforms import FAILED, MakeRequests, generate_with_each
 from difficulty.budget.allocation import Allocation
+from pipelines import accounts
 from pipelines.config import LedgerConfig, MillConfig
 from pipelines.plan.measured import forecast_for
 from pipelines.planning import Focus, plan_budget, trace_planner, what_decides_text
 from pipelines.shown import shown_of
 from pipelines.stage import StageRun, run_stage
 from pipelines.watch.status import PLAN_NAME, beats_url, plan_of, planned_generations
-from sharding import records, storage
+from sharding import storage
 from sharding.beam.counts import AddUpCounts
 from sharding.beam.part_join import part_count
-from sharding.beam.parts import WriteOnce, WriteParts, write_quarantine
+from sharding.beam.parts import WriteOnce, WriteParts
 from sharding.errors import MillError
+from sharding.records.families import QUARANTINE, REQUESTS
 from sharding.records.types import FileEntry, Request
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
@@ -83,15 +85,7 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         )
         requests = made["requests"]
         stored = requests | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)
-        request_files = stored | "Write requests" >> WriteParts(
-            run.folder,
-            "requests",
-            records.REQUEST_SCHEMA,
-            kind=Request,
-            num_parts=num_parts,
-            partition_key=lambda request: request.doc_id,
-            sort_key=lambda request: (request.doc_id, request.segment_index),
-        )
+        request_files = stored | "Write requests" >> WriteParts(run.folder, REQUESTS, num_parts)
         missing = {
             "requests": requests
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
@@ -100,7 +94,9 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
         generated = generate_with_each(missing["requests"], planner, config.feeding, order)
         failed = (made[FAILED], *(each[FAILED] for each in generated))
         quarantine_files = (
-            failed | "All failed" >> beam.Flatten() | "Write quarantine" >> write_quarantine(run.folder, num_parts)
+            failed
+            | "All failed" >> beam.Flatten()
+            | "Write quarantine" >> WriteParts(run.folder, QUARANTINE, num_parts)
         )
         totals = (
             missing["counts"],
@@ -174,10 +170,6 @@ def finisher(
             "thought_tokens_now",
         )
         totals = dict.fromkeys(names, 0) | counts
-        if (written := sum(entry.rows for entry in request_files)) != totals["requests"]:
-            raise AssertionError(f"{written} requests were written, of {totals['requests']}")
-        if totals["generations"] != totals["found"] + totals["generated"] + totals["failed"]:
-            raise AssertionError(f"generations wanted do not equal those found, made and failed: {totals}")
         if totals["failed"] > ledger.max_failed_fraction * totals["generations"]:
             raise MillError(
                 f"{totals['failed']} of {totals['generations']} generations failed, more than "
@@ -203,6 +195,7 @@ def finisher(
             },
             rehearsal=_is_rehearsal(scored, planner),
         )
+        accounts.check("augment", {"score": scored, "augment": augmented})
         manifest.write(run.output, augmented)
 
     return finish

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import msgspec
 import numpy as np
 
-from pipelines import card, yaml_config
+from pipelines import accounts, card, yaml_config
 from pipelines.card import markdown, versions
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
-from sharding import records, storage, tally
+from sharding import storage, tally
 from sharding.beam.counts import COUNTS, AddUpCounts
 from sharding.beam.part_join import JoinedDocument, PartGroup, joined_documents, part_groups
 from sharding.beam.parts import WriteOnce
@@ -29,7 +29,9 @@ from sharding.packing import mixing, order
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.packing.transforms import PackShards
-from sharding.records.types import Candidate, FileEntry, Item, ScoredSegment, Split
+from sharding.records.families import ROWS
+from sharding.records.rows import Item, Split
+from sharding.records.types import Candidate, FileEntry, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
 
@@ -51,8 +53,10 @@ def pack(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = F
         "vocab_size": tokenizer.vocab_size,
         "document_end_ids": delimiters.document_end.tolist(),
     }
-    schema = records.row_schema(
-        config.pack.sequence_length, tokenizer.vocab_size, with_loss_mask=config.pack.loss_mask != "all"
+    schema = ROWS.schema(
+        vocab_size=tokenizer.vocab_size,
+        sequence_length=config.pack.sequence_length,
+        with_loss_mask=config.pack.loss_mask != "all",
     )
 
     def build(pipeline: beam.Pipeline) -> None:
@@ -189,13 +193,13 @@ def finisher(run: StageRun, config: MillConfig, tokenizer_facts: dict[str, Any])
         for entry in shard_files:
             for kind, number in entry.tokens.items():
                 totals[f"tokens_{kind}"] = totals.get(f"tokens_{kind}", 0) + number
-        check_account(earlier["score"].counts["source_tokens"], earlier["select"].counts["kept"], totals)
         packed = run.manifest(
             files=[("shards", entry) for entry in shard_files],
             counts=totals,
             facts={**tokenizer_facts, "versions": versions.installed()},
             rehearsal=any(stage.rehearsal for stage in earlier.values()),
         )
+        accounts.check("pack", earlier | {"pack": packed})
         resolved = markdown.redacted(yaml_config.dump(config))
         storage.write_bytes(storage.join(config.output, "config.yaml"), resolved.encode())
         card.write(config.output, earlier | {"pack": packed})
@@ -203,24 +207,3 @@ def finisher(run: StageRun, config: MillConfig, tokenizer_facts: dict[str, Any])
         storage.write_bytes(storage.join(config.output, manifest.SUCCESS_NAME), b"")
 
     return finish
-
-
-def check_account(scored_tokens: int, kept_thoughts: int, counts: Mapping[str, int]) -> None:
-    """Check that nothing is lost between the stages before and the shards.
-
-    Args:
-        scored_tokens: source tokens that were scored.
-        kept_thoughts: thoughts that selection kept.
-        counts: of the pack stage.
-
-    Raises:
-        AssertionError: source tokens or thoughts are missing, or there are too many.
-    """
-    tokens, expected = counts.get("tokens_source", 0), mixing.expected_source_tokens(scored_tokens, counts)
-    if tokens != expected:
-        raise AssertionError(
-            f"{tokens} source tokens in the shards; of {scored_tokens} scored there should be {expected}"
-        )
-    thoughts = counts.get("thoughts", 0) + counts.get("thoughts_dropped", 0)
-    if thoughts != (expected := mixing.expected_thoughts(kept_thoughts, counts)):
-        raise AssertionError(f"{thoughts} thoughts were laid out; of {kept_thoughts} kept there should be {expected}")

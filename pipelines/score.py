@@ -19,13 +19,14 @@ from difficulty.memory.table import describe_memory
 from difficulty.scorers import describe_scorer
 from difficulty.surprisal import token_difficulty_nats
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
-from pipelines import yaml_config
+from pipelines import accounts, yaml_config
 from pipelines.config import MillConfig
 from pipelines.stage import StageRun, run_stage
-from sharding import records, sources, storage, tally
+from sharding import sources, storage, tally
 from sharding.beam.counts import AddUpCounts
-from sharding.beam.parts import WriteOnce, WriteParts, write_quarantine
+from sharding.beam.parts import WriteOnce, WriteParts
 from sharding.models.tokenizer import load_tokenizer
+from sharding.records.families import QUARANTINE, SEGMENTS
 from sharding.records.types import FileEntry, Quarantined, ScoredDocument
 from sharding.sources.transforms import ReadDocuments
 from sharding.storage import manifest
@@ -81,16 +82,9 @@ def score(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = 
         quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
 
         segment_files = scored["scored"] | "Write segments" >> WriteParts(
-            run.folder,
-            "segments",
-            records.segment_schema(tokenizer.vocab_size),
-            kind=ScoredDocument,
-            num_parts=num_parts,
-            partition_key=lambda document: document.doc_id,
-            sort_key=lambda document: document.doc_id,
-            rows_of=ScoredDocument.segments,
+            run.folder, SEGMENTS, num_parts, vocab_size=tokenizer.vocab_size
         )
-        quarantine_files = quarantined | "Write quarantine" >> write_quarantine(run.folder, num_parts)
+        quarantine_files = quarantined | "Write quarantine" >> WriteParts(run.folder, QUARANTINE, num_parts)
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counts = (
             *read["counts"],
@@ -176,10 +170,6 @@ def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_si
         counts: dict[str, int],
     ) -> None:
         totals = dict.fromkeys(ALWAYS_COUNTED, 0) | counts
-        if totals["documents_in"] != totals["documents"] + totals["quarantined"] + totals["duplicates_dropped"]:
-            raise AssertionError(f"documents in do not equal documents out, quarantined and dropped: {totals}")
-        if (written := sum(entry.rows for entry in segment_files)) != totals["segments"]:
-            raise AssertionError(f"{written} segments were written, of {totals['segments']}")
         url = memory_url(config, run)
         scored = run.manifest(
             files=[("segments", f) for f in segment_files] + [("quarantine", f) for f in quarantine_files],
@@ -192,6 +182,7 @@ def finisher(run: StageRun, config: MillConfig, scorer: dict[str, Any], vocab_si
             },
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
+        accounts.check("score", {"score": scored})
         manifest.write(run.output, scored)
 
     return finish

@@ -21,7 +21,7 @@ import pytest
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.records.types import Row, TokenType
+from sharding.records.rows import Row, TokenType
 from sharding.shards.export import EXPORT_NAME, FORMATS, Export, export, mds, read
 from sharding.shards.export.hub import published_names, upload
 from sharding.shards.export.megatron import token_dtype

@@ -14,7 +14,7 @@ from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import LAYOUTS, Layout
 from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out
 from sharding.packing.recovery import document_source, items_of, thoughts_of
-from sharding.records.types import Item, TokenType
+from sharding.records.rows import Item, TokenType
 
 UINT16 = np.dtype(np.uint16)
 UINT32 = np.dtype(np.uint32)

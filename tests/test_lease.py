@@ -14,7 +14,8 @@ import pytest
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.storage.lease import Lease, lease_url, machine_identity, owner_is_alive, process_identity
+from sharding.storage.lease import Lease, machine_identity, owner_is_alive, process_identity
+from sharding.storage.output import Output
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -31,14 +32,14 @@ def unknown(_: dict[str, Any]) -> None:
 
 def holder(output: str, **changes: Any) -> dict[str, Any]:
     owner = {"token": "another", "purpose": "augment", "host": "elsewhere", "pid": 7, "machine": "m", "process": "1"}
-    storage.write_json(lease_url(output), owner | changes)
+    storage.write_json(Output(output).lease, owner | changes)
     return owner | changes
 
 
 def test_it_leaves_nothing_behind(output: str) -> None:
     with Lease(output, "score"):
-        assert json.loads(storage.read_bytes(lease_url(output)))["purpose"] == "score"
-    assert not storage.exists(lease_url(output))
+        assert json.loads(storage.read_bytes(Output(output).lease))["purpose"] == "score"
+    assert not storage.exists(Output(output).lease)
 
 
 def test_a_live_process_is_not_disturbed(output: str) -> None:
@@ -55,7 +56,7 @@ def test_a_dead_process_is_followed_at_once(output: str) -> None:
     began = time.monotonic()
     with Lease(output, "score", beat_s=0.01):
         assert time.monotonic() - began < 5
-        assert json.loads(storage.read_bytes(lease_url(output)))["token"] != "another"
+        assert json.loads(storage.read_bytes(Output(output).lease))["token"] != "another"
 
 
 def test_a_process_with_the_number_of_a_dead_one_is_another() -> None:
@@ -80,7 +81,7 @@ def test_another_machine_is_given_up_when_it_stands_still(output: str) -> None:
 
 def test_another_machine_is_left_alone_while_it_moves(output: str) -> None:
     owner = holder(output, beats=0)
-    timer = threading.Timer(0.1, lambda: storage.write_json(lease_url(output), {**owner, "beats": 1}))
+    timer = threading.Timer(0.1, lambda: storage.write_json(Output(output).lease, {**owner, "beats": 1}))
     timer.start()
     with pytest.raises(RequestError, match="elsewhere"):
         Lease(output, "score", beat_s=0.01, lease_s=30, alive=unknown).__enter__()
@@ -88,7 +89,7 @@ def test_another_machine_is_left_alone_while_it_moves(output: str) -> None:
 
 
 def test_a_file_cut_short_holds_up_nobody(output: str) -> None:
-    storage.write_bytes(lease_url(output), b'{"tok')
+    storage.write_bytes(Output(output).lease, b'{"tok')
     with Lease(output, "score", beat_s=0.01, lease_s=0.1):
         pass
 
@@ -96,9 +97,9 @@ def test_a_file_cut_short_holds_up_nobody(output: str) -> None:
 def test_it_is_renewed_and_its_loss_is_told(output: str) -> None:
     with Lease(output, "score", beat_s=0.02) as lease:
         deadline = time.monotonic() + 10
-        while json.loads(storage.read_bytes(lease_url(output)))["beats"] < 3 and time.monotonic() < deadline:
+        while json.loads(storage.read_bytes(Output(output).lease))["beats"] < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert json.loads(storage.read_bytes(lease_url(output)))["beats"] >= 3
+        assert json.loads(storage.read_bytes(Output(output).lease))["beats"] >= 3
         lease.check()
         holder(output)
         while not lease._lost.is_set() and time.monotonic() < deadline:
@@ -106,7 +107,7 @@ def test_it_is_renewed_and_its_loss_is_told(output: str) -> None:
             time.sleep(0.02)
         with pytest.raises(MillError, match="took over"):
             lease.check()
-    assert json.loads(storage.read_bytes(lease_url(output)))["token"] == "another"
+    assert json.loads(storage.read_bytes(Output(output).lease))["token"] == "another"
 
 
 def test_of_many_at_once_one_gets_it(output: str) -> None:

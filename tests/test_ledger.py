@@ -27,8 +27,8 @@ from augment.ledger.writer import LedgerWriter
 from augment.requests.keys import make_request, request_key
 from sharding.errors import MillError
 from sharding.hashing import fraction_of, seed_of
-from sharding.records.arrow import LEDGER_SCHEMA
 from sharding.records.base import encode
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow, sample_key
 from sharding.storage.arrow_files import write_part
 

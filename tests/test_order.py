@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sharding import hashing
 from sharding.packing import order
 from sharding.packing.balance import Balance
-from sharding.records.types import Item
+from sharding.records.rows import Item
 
 IDS = [f"doc-{i}" for i in range(20_000)]
 

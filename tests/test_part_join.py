@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding import hashing, records, storage
+from sharding import hashing, storage
 from sharding.beam.part_join import JoinedDocument, joined_documents, part_groups
 from sharding.beam.parts import part_name
 from sharding.packing.layout import Delimiters, SegmentTokens, lay_out, lay_out_plain
+from sharding.records.families import CONTAMINATED, KEPT, SEGMENTS
 from sharding.records.types import Candidate, ContaminatedDocument, ScoredDocument
 
 DTYPE = np.dtype(np.uint16)
@@ -60,9 +61,9 @@ def join(folder: Path, documents: list, thoughts: list, contaminated: list, part
     return [
         document
         for group in part_groups(
-            write(folder, "segments", segments, records.segment_schema(100), parts[0]),
-            write(folder, "kept", thoughts, records.candidate_schema(100), parts[1]),
-            write(folder, "contaminated", contaminated, records.CONTAMINATED_SCHEMA, parts[2]),
+            write(folder, "segments", segments, SEGMENTS.schema(vocab_size=100), parts[0]),
+            write(folder, "kept", thoughts, KEPT.schema(vocab_size=100), parts[1]),
+            write(folder, "contaminated", contaminated, CONTAMINATED.schema(), parts[2]),
         )
         for document in joined_documents(group)
     ]
@@ -100,7 +101,7 @@ def test_what_is_said_of_no_document_is_an_error(tmp_path: Path, doc_id: str) ->
 def test_a_missing_segment_is_an_error(tmp_path: Path, missing: int) -> None:
     segments = [s for i in range(3) for s in scored(f"doc-{i}", [3, 4, 5, 6, 7]).segments()]
     del segments[5 + missing]
-    [url] = write(tmp_path, "segments", segments, records.segment_schema(100), 1)
+    [url] = write(tmp_path, "segments", segments, SEGMENTS.schema(vocab_size=100), 1)
     with pytest.raises(AssertionError, match="doc-1"):
         list(joined_documents(part_groups([url], [], [])[0]))
 
@@ -108,7 +109,7 @@ def test_a_missing_segment_is_an_error(tmp_path: Path, missing: int) -> None:
 def test_segments_out_of_order_are_an_error(tmp_path: Path) -> None:
     segments = list(scored("doc", [3, 4, 5]).segments())
     url = str(tmp_path / part_name("segments", 0, 1))
-    storage.write_part(url, [segments[0], segments[2], segments[1]], records.segment_schema(100))
+    storage.write_part(url, [segments[0], segments[2], segments[1]], SEGMENTS.schema(vocab_size=100))
     with pytest.raises(AssertionError, match="'doc' has other segments"):
         list(joined_documents(part_groups([url], [], [])[0]))
 

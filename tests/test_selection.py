@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.selection.account import account_counts, mean_and_interval, split_account
+from augment.selection.candidates import Control, JudgedSegment
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for, controls_of, lowest_ranks
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, choose
@@ -23,7 +24,7 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, Control, JudgedSegment, Request, ScoredSegment
+from sharding.records.types import Candidate, Request, ScoredSegment
 from sharding.storage import manifest
 from tests.test_stages import documents
 

@@ -18,7 +18,8 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
+from sharding.records.rows import Row, TokenType
+from sharding.records.types import Candidate, LedgerRow, Quarantined, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree

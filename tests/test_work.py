@@ -31,7 +31,7 @@ from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError
-from sharding.records import arrow
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import Request, sample_key
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
@@ -58,7 +58,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(recent, "REFRESH_SHARE", 1e9)
     url = str(tmp_path)
     old = f"{url}/part-{NOW_MS - 3 * recent.CLOCK_SKEW_MS}-{'0' * 16}.arrow"
-    storage.write_part(old, [row(999)], arrow.LEDGER_SCHEMA)
+    storage.write_part(old, [row(999)], LEDGER_SCHEMA)
     finished = FinishedSince(url, NOW_MS)
     for n in range(60):  # more parts than chunks
         parts.write_part(url, [row(3 * n + i, thought_tokens=n + 1) for i in range(3)])

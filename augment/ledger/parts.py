@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from sharding.errors import MillError
-from sharding.records.arrow import LEDGER_SCHEMA, from_batch, to_batch
+from sharding.records.arrow import from_batch, to_batch
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
 from sharding.storage.arrow_files import BATCH_BYTES, chunks, record_size_bytes
 from sharding.storage.files import filesystem, join, read_bytes, write_bytes

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
-from sharding.records.types import Control, JudgedSegment
+from augment.selection.candidates import Control, JudgedSegment
 
 DRAWN = 4
 """So many times the controls wanted are drawn by chance; those nearest in length are taken of them."""

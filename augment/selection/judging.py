@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 
 from augment.selection.benchmarks.index import BenchmarkIndex, load_index
-from augment.selection.candidates import trace_of
+from augment.selection.candidates import JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
 from augment.selection.gates import Gate, make_gates
 from augment.selection.gates.subject import Subject
 from sharding.models.tokenizer import TextTokenizer
-from sharding.records.types import Candidate, ContaminatedDocument, JudgedSegment, ScoredSegment
+from sharding.records.types import Candidate, ContaminatedDocument, ScoredSegment
 
 CONTAMINATED = "contaminated"
 """The reason of a trace that overlaps with a benchmark."""

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from augment.selection.candidates import trace_of
+from augment.selection.candidates import Control, JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for
 from augment.selection.values import value_class
 from augment.selection.values.protocol import Case, NatsAfter, Value
 from sharding.hashing import fraction_of
-from sharding.records.types import Candidate, Control, JudgedSegment
+from sharding.records.types import Candidate
 
 NOT_CHOSEN = "not_chosen"
 """The reason of a candidate that passed every gate while another one was kept."""

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.typehints import KV
 
 from augment.selection.account import account_counts
-from augment.selection.candidates import make_candidates
+from augment.selection.candidates import Control, JudgedSegment, make_candidates
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
 from augment.selection.judging import DocumentJudge
@@ -18,7 +18,7 @@ from augment.selection.values.protocol import NatsAfter
 from sharding import tally
 from sharding.beam.counts import COUNTS
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, ContaminatedDocument, Control, JudgedSegment
+from sharding.records.types import Candidate, ContaminatedDocument
 
 CONTAMINATED = "contaminated"
 

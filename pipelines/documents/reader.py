@@ -20,7 +20,8 @@ from pipelines.documents.sample import DocumentRecords
 from sharding import storage
 from sharding.errors import MillError
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
-from sharding.records.types import Candidate, Item, ScoredSegment, TokenType
+from sharding.records.rows import Item, TokenType
+from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 

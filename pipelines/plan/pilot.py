@@ -21,7 +21,7 @@ from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
 from augment.selection.account import stands_for
-from augment.selection.candidates import make_candidates
+from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
 from augment.selection.judging import DocumentJudge
 from augment.selection.keeping import decide, make_value
@@ -41,7 +41,7 @@ from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, JudgedSegment, LedgerRow, Request
+from sharding.records.types import Candidate, LedgerRow, Request
 
 FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 LEAST_PER_TIER = 4

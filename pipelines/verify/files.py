@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.verify.report import Problem, at
-from sharding import records, storage
+from sharding import storage
 from sharding.errors import MillError
+from sharding.records.families import FAMILIES
 from sharding.records.types import FileEntry
 from sharding.shards import rows
 from sharding.storage import manifest
@@ -124,20 +125,14 @@ def _spelled(column: pa.Field) -> str:
 
 def expected_schema(task: Task) -> pa.Schema | None:
     """The schema of the files of a family; None of one that is not known here."""
-    known: dict[str, Callable[[], pa.Schema]] = {
-        "segments": lambda: records.segment_schema(task.vocab_size),
-        "requests": lambda: records.REQUEST_SCHEMA,
-        "kept": lambda: records.candidate_schema(task.vocab_size),
-        "rejected": lambda: records.candidate_schema(task.vocab_size),
-        "quarantine": lambda: records.QUARANTINE_SCHEMA,
-        "contaminated": lambda: records.CONTAMINATED_SCHEMA,
-        "shards": lambda: records.row_schema(
-            task.stage.config["pack"]["sequence_length"],
-            task.vocab_size,
-            with_loss_mask=task.stage.config["pack"].get("loss_mask", "all") != "all",
-        ),
-    }
-    return known[task.family]() if task.family in known else None
+    if task.family not in FAMILIES:
+        return None
+    pack = task.stage.config.get("pack", {})
+    return FAMILIES[task.family].schema(
+        vocab_size=task.vocab_size,
+        sequence_length=pack.get("sequence_length"),
+        with_loss_mask=pack.get("loss_mask", "all") != "all",
+    )
 
 
 def check_part(task: Task) -> Found:

@@ -26,7 +26,7 @@ from pipelines.card.using import REHEARSAL_NOTICE
 from pipelines.config import MillConfig
 from sharding import storage
 from sharding.errors import MillError
-from sharding.records.arrow import LEDGER_SCHEMA
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
 
 PLAN_NAME = "plan.json"

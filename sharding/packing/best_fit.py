@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sharding.records.types import Item, Row, TokenType
+from sharding.records.rows import Item, Row, TokenType
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ import numpy as np
 from sharding.errors import RequestError
 from sharding.packing.config import LAYOUTS, Layout
 from sharding.packing.cutting import Part, join_parts, num_shortened, split_segment
-from sharding.records.types import Item, TokenType
+from sharding.records.rows import Item, TokenType
 
 
 def _no_tokens() -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from sharding.hashing import chosen, content_id, hash64
-from sharding.records.types import Item, Split
+from sharding.records.rows import Item, Split
 
 T = TypeVar("T")
 

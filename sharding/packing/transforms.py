@@ -17,7 +17,8 @@ from sharding.beam.shuffle import GroupPartitions, Settle
 from sharding.packing import balance, order
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
-from sharding.records.types import FileEntry, Item, MaskedRow, Row, Split, TokenType
+from sharding.records.rows import Item, MaskedRow, Row, Split, TokenType
+from sharding.records.types import FileEntry
 from sharding.shards.rows import loss_mask
 
 ROW_COUNTS = "row_counts"

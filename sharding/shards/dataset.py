@@ -27,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import RequestError
-from sharding.records.types import TokenType
+from sharding.records.rows import TokenType
 from sharding.shards.rows import (
     IGNORED_LABEL,
     LOSS_MASKS,

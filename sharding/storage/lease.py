@@ -29,6 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.storage.output import Output
 from sharding.storage.retries import patiently
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Lease:
         lease_s: float = LEASE_S,
         alive: Callable[[dict[str, Any]], bool | None] | None = None,
     ) -> None:
-        self.url = lease_url(output)
+        self.url = Output(output).lease
         self._output, self._purpose = output, purpose
         self._beat_s, self._lease_s = beat_s, lease_s
         self._alive = alive or owner_is_alive
@@ -178,11 +179,6 @@ class Lease:
         except ValueError:
             found = None
         return found if isinstance(found, dict) else {"unreadable": data.hex()}
-
-
-def lease_url(output: str) -> str:
-    """Where the lease of an output is."""
-    return storage.join(output, "stages", "RUNNING.json")
 
 
 def _create_file(url: str, data: bytes) -> bool:

@@ -17,9 +17,10 @@ import msgspec
 from sharding import storage
 from sharding.errors import MillError
 from sharding.records.types import FileEntry
+from sharding.storage.output import MANIFEST_NAME as MANIFEST_NAME
+from sharding.storage.output import SUCCESS_NAME as SUCCESS_NAME
+from sharding.storage.output import Output
 
-MANIFEST_NAME = "MANIFEST.json"
-SUCCESS_NAME = "_SUCCESS"
 FORMAT = 1
 """Version of the layout of manifests and parts; part of every fingerprint."""
 
@@ -72,12 +73,12 @@ def digest(finished: Manifest) -> str:
 
 def stage_url(output: str, stage: str) -> str:
     """The folder of a stage: pack's result is the output itself, the others lie under `stages/`."""
-    return output.rstrip("/") if stage == "pack" else storage.join(output, "stages", stage)
+    return Output(output).stage(stage)
 
 
 def manifest_url(output: str, stage: str) -> str:
     """Where the stage's manifest is."""
-    return storage.join(stage_url(output, stage), MANIFEST_NAME)
+    return Output(output).manifest(stage)
 
 
 def write(output: str, manifest: Manifest) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from sharding.errors import MillError
-from sharding.records.types import FileEntry, TokenType
+from sharding.records.rows import TokenType
+from sharding.records.types import FileEntry
 from sharding.shards.rows import LossMask, RowBatch, loss_mask, shard_buffer, split_of
 
 TOKEN_KINDS = (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER)
