@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines import yaml_config
 from pipelines.arms import ARMS, arm_config, mill_arms, render
 from pipelines.borrowed_scores import BorrowedScores
 from pipelines.config import MillConfig
@@ -93,6 +94,18 @@ def test_every_arm_is_an_output_like_any_other(milled: MillConfig, name: str) ->
     assert found["complete"] and set(found["stages"].values()) == {"done"}
     assert f"arm {name}" in Path(output, "README.md").read_text()
     assert not (Path(output) / "stages" / "score" / "segments-00000-of-00001.arrow").exists()
+
+
+@pytest.mark.slow
+def test_the_arms_of_a_weighed_source_are_sound(tmp_path: Path, byte_tokenizer: str) -> None:
+    """Copies and a number of rows at once: of some documents more copies are left than of others, or parts of one."""
+    tree = yaml_config.to_mapping(config_in(tmp_path, byte_tokenizer))
+    tree["source"], tree["sources"] = None, [{**tree["source"], "name": "web"}]
+    tree["pack"]["source_weights"] = {"web": 2.5}
+    config = from_mapping(tree)
+    mill_arms(config)
+    for name in ARMS:
+        assert [str(problem) for problem in verify(arm_output(config, name), deep=True).problems] == []
 
 
 @pytest.mark.slow

@@ -8,23 +8,28 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipelines.cli.application import JsonOption, OutputArgument, QuietOption, app, err, out
+from pipelines.cli.application import BeamArgument, JsonOption, OutputArgument, QuietOption, app, err, out
 
 
 @app.command()
 def verify(
     output: OutputArgument,
-    deep: Annotated[bool, typer.Option("--deep", help="Compare source and thoughts with what was scored.")] = False,
+    beam_args: BeamArgument = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare source and thoughts with what was scored and kept, with Beam.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Files read at the same time; as many as processors when absent.")
+        int | None,
+        typer.Option(min=1, help="Files read at the same time, and --deep's processes; as many as processors."),
     ] = None,
 ) -> None:
     """Check every file of an output against its manifests, down to the bit."""
     from pipelines.verify import show
 
-    report = show.check(output, deep=deep, workers=workers, progress_on=None if as_json or quiet else err)
+    shown = None if as_json or quiet else err
+    report = show.check(output, deep=deep, workers=workers, beam_args=beam_args or (), progress_on=shown)
     if as_json:
         print(json.dumps(show.to_json(report)))  # noqa: T201
     else:
