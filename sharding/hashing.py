@@ -36,6 +36,8 @@ class Purpose(Enum):
     """Which of the segments of equal difficulty think more."""
     NGRAM_SAMPLE = b"ngram-memory"
     """Whether a document's n-grams are counted."""
+    NGRAM_DOCUMENT = b"ngram-document"
+    """A whole document among the n-grams that are counted."""
     CONTROL = b"control"
     """The traces that a segment's traces are compared with."""
     REPORT = b"report"
@@ -46,14 +48,14 @@ class Purpose(Enum):
     """Of waiting times and simulated work."""
 
 
-def _bytes(text: str) -> bytes:
+def _bytes(what: str | bytes) -> bytes:
     # Text is only hashed here: a lone surrogate in an id must not be what stops a corpus.
-    return text.encode("utf-8", "surrogatepass")
+    return what.encode("utf-8", "surrogatepass") if isinstance(what, str) else what
 
 
-def hashed(purpose: Purpose, text: str, size_bytes: int = 8) -> bytes:
-    """A hash of `text`, independent for every purpose."""
-    return blake2b(_bytes(text), digest_size=size_bytes, person=purpose.value).digest()
+def hashed(purpose: Purpose, what: str | bytes, size_bytes: int = 8) -> bytes:
+    """A hash of a text or of bytes, independent for every purpose."""
+    return blake2b(_bytes(what), digest_size=size_bytes, person=purpose.value).digest()
 
 
 def hash64(purpose: Purpose, seed: int, text: str) -> int:
@@ -76,7 +78,7 @@ def fingerprint(pieces: Iterable[str | bytes], size_bytes: int = 16) -> str:
     """What the pieces, one behind the other, are recognised by: two hex digits a byte."""
     digest = blake2b(digest_size=size_bytes)
     for piece in pieces:
-        digest.update(_bytes(piece) if isinstance(piece, str) else piece)
+        digest.update(_bytes(piece))
     return digest.hexdigest()
 
 

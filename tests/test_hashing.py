@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from augment.requests.prompts import Template
+from augment.selection.benchmarks.files import digest_of
 from augment.selection.values import value_digest
 from augment.selection.word_runs import _hash_of_word
 from difficulty.memory.counting import document_level
@@ -45,3 +46,8 @@ def test_purposes_are_independent() -> None:
 def test_lone_surrogates_are_hashed() -> None:
     assert hashing.text_hash("\ud800") != hashing.text_hash("\ud801")
     assert hashing.fingerprint(["a", b"b"]) == hashing.fingerprint(["ab"])
+
+
+def test_benchmarks_are_recognised_by_name_and_content(tmp_path: Path) -> None:
+    (tmp_path / "quiz.jsonl").write_text('{"question": "What?"}')
+    assert digest_of([f"{tmp_path}/quiz.jsonl"]) == "baafdd4d6a0a89096048901548f17279"

@@ -26,7 +26,7 @@ from augment.ledger.reading import finished_keys, read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
-from pipelines.planning import trace_planner
+from pipelines.joints import trace_planner
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -71,7 +71,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
 
 def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
     finished = FinishedSince(str(tmp_path), NOW_MS)
-    finished.add(row(1).key, 7)
+    finished.add(row(1, thought_tokens=7))
     assert finished.tokens(row(1).key) == 7
     parts.write_part(str(tmp_path), [row(1, thought_tokens=7)])
     finished.refresh()

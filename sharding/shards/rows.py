@@ -116,7 +116,12 @@ def _items_per_row(batch: pa.RecordBatch) -> np.ndarray:
 
 def split_of(entry: FileEntry) -> str:
     """The split a shard belongs to, from its name."""
-    return entry.name.rsplit("/", 1)[-1].split("-")[0]
+    return split_named(entry.name)
+
+
+def split_named(shard: str) -> str:
+    """The split a shard of this name belongs to."""
+    return shard.rsplit("/", 1)[-1].split("-")[0]
 
 
 class MappedShard:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import itertools
 import posixpath
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fingerprint
 from sharding.sources.lines import lines, open_text
 from sharding.sources.units import COMPRESSIONS
 
@@ -58,13 +60,11 @@ def digest_of(paths: Sequence[str]) -> str:
     """
     contents = []
     for url in _files(paths):
-        digest = hashlib.blake2b(benchmark_name(url).encode() + b"\0", digest_size=16)
         fs, path = storage.filesystem(url)
         with _naming(url), fs.open(path, "rb") as raw:
-            while block := raw.read(_READ_BYTES):
-                digest.update(block)
-        contents.append(digest.hexdigest())
-    return hashlib.blake2b("".join(sorted(contents)).encode(), digest_size=16).hexdigest()
+            blocks = iter(partial(raw.read, _READ_BYTES), b"")
+            contents.append(fingerprint(itertools.chain([benchmark_name(url), b"\0"], blocks)))
+    return fingerprint(sorted(contents))
 
 
 def benchmark_name(url: str) -> str:
@@ -80,7 +80,7 @@ def _files(paths: Sequence[str]) -> list[str]:
         fs, path = storage.filesystem(pattern)
         try:
             fs.invalidate_cache()
-            names = fs.glob(path) if any(character in path for character in "*?[") else [path]
+            names = [path] if fs.isfile(path) else fs.glob(path)
             urls = {fs.unstrip_protocol(name) for name in names if fs.isfile(name)}
         except OSError as error:
             raise MillError(f"{_PATHS_KEY}: cannot list {pattern}: {error}") from error
