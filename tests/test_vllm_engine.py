@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
-from augment.requests.keys import make_request
+from augment.requests.keys import SPEED_ONLY, make_request
 from augment.requests.prompts import PromptBuilder, prompt_builder
 from augment.traces import ends_sentence
 from sharding.errors import MillError, RequestError
@@ -154,6 +155,13 @@ def test_a_generation_at_its_cap_is_closed(feeder: Feeder, builder: PromptBuilde
     for made in generations:  # the texts of the two calls fit together as their tokens do
         decoded = builder.dialect.tokenizer.decode(made.token_ids)
         assert decoded.replace("<|im_end|>", "").startswith(made.text)
+
+
+def test_the_arguments_that_only_change_speed_are_vllm_s() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert sorted(SPEED_ONLY["vllm"] - known) == []
 
 
 def test_wrong_engine_arguments(model: ModelConfig) -> None:

@@ -22,7 +22,7 @@ from augment.feeding.stats import Account
 from augment.feeding.tickets import Failure
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
 from augment.ledger import parts, recent
-from augment.ledger.reading import finished_keys, read_ledger
+from augment.ledger.reading import read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
@@ -35,7 +35,7 @@ from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import Request, sample_key
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
-from tests.test_ledger import row
+from tests.test_ledger import finished_keys, row
 
 NOW_MS = int(time.time() * 1000)
 
