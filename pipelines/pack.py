@@ -32,6 +32,7 @@ from sharding.packing.transforms import PackShards
 from sharding.records.families import ROWS
 from sharding.records.rows import Item, Split
 from sharding.records.types import Candidate, FileEntry, ScoredSegment
+from sharding.shards.strays import stray_shards
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest, digest
 
@@ -200,6 +201,8 @@ def finisher(run: StageRun, config: MillConfig, tokenizer_facts: dict[str, Any])
             rehearsal=any(stage.rehearsal for stage in earlier.values()),
         )
         accounts.check("pack", earlier | {"pack": packed})
+        for stray in stray_shards(config.output, packed):  # of a run that was killed
+            storage.remove(stray)
         resolved = markdown.redacted(yaml_config.dump(config))
         storage.write_bytes(storage.join(config.output, "config.yaml"), resolved.encode())
         card.write(config.output, earlier | {"pack": packed})

@@ -22,7 +22,7 @@ from augment.feeding.heartbeat import read_beats
 from augment.ledger.parts import every_part
 from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
-from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.config import MillConfig
 from sharding import storage
 from sharding.errors import MillError
