@@ -20,7 +20,8 @@ from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.verify.show import LOG_EVERY_S, line_a_minute
 from pipelines.yaml_config import from_mapping
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
+from sharding.storage import manifest
 from tests.damage import Columns, change_file, manifest_tree, seal, write_manifest
 
 
@@ -150,7 +151,6 @@ Change = Callable[[dict[str, Any]], Any]
         ("pack", lambda m: m["config"].update(layout="x"), "fingerprint is not that of its config"),
         ("pack", lambda m: m["inputs"].update(score="0"), "another result of the stage score"),
         ("pack", lambda m: m["files"]["shards"].append(m["files"]["shards"][0]), "2 times"),
-        ("pack", lambda m: m.update(format=99), "format is 99"),
         ("score", lambda m: m["counts"].update(source_tokens=1), "is not 1 score/source_tokens"),
         ("score", lambda m: m["counts"].update(segments=1), "says segments 1"),
         ("score", lambda m: m["counts"].update(quarantined=1), "1 quarantined is not 0 rows/quarantine"),
@@ -171,6 +171,14 @@ def test_a_manifest_that_lies_is_caught(output: Path, stage: str, change: Change
     change(lying)
     write_manifest(output, stage, lying)
     assert any(what in problem for problem in said(output)), said(output)
+
+
+def test_the_output_of_another_version_is_told_as_such(output: Path) -> None:
+    lying = manifest_tree(output, "pack")
+    write_manifest(output, "pack", lying | {"format": 1})
+    said_so = rf"{output} holds the stage pack in format 1, .* reads format {manifest.FORMAT}: .*--replace"
+    with pytest.raises(RequestError, match=said_so):
+        verify(str(output))
 
 
 def test_a_manifest_that_is_not_one(output: Path) -> None:

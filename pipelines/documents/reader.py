@@ -81,7 +81,8 @@ class Reader:
     def _as_packed(
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate], packed: Manifest
     ) -> Laid:
-        from pipelines.pack import contaminated_urls, encode_delimiters, join_thoughts
+        from pipelines.joints import contaminated_urls
+        from sharding.packing.laying_out import encode_delimiters, join_thoughts
         from sharding.packing.layout import lay_out
         from sharding.packing.mixing import share_of
 

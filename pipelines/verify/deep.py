@@ -24,15 +24,16 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.typehints import KV
 
 from pipelines.beam_options import beam_options, local_shuffle
-from pipelines.pack import contaminated_urls
-from pipelines.stage import run_pipeline
+from pipelines.pack import parts_of
+from pipelines.running import run_pipeline
 from pipelines.verify import documents, splits
 from pipelines.verify.documents import FoundItem, Packing
 from pipelines.verify.files import READ_ERRORS
 from pipelines.verify.report import Problem, limited
 from sharding import hashing, records, storage
 from sharding.beam.counts import COUNTS, AddUpCounts
-from sharding.beam.part_join import PartGroup, joined_documents, part_count, part_groups
+from sharding.beam.part_join import PartGroup, groups_of, joined_documents
+from sharding.beam.part_names import part_count, part_of
 from sharding.beam.parts import WriteOnce
 from sharding.beam.shuffle import GroupBytes, GroupPartitions
 from sharding.errors import MillError
@@ -114,11 +115,8 @@ def _build(
     pipeline: beam.Pipeline, output: str, stages: Mapping[str, Manifest], save: Callable[[Compared], None]
 ) -> None:
     scored, selected, packed = (stages[stage] for stage in ("score", "select", "pack"))
-    segments = manifest.file_urls(output, scored, "segments")
-    groups = part_groups(
-        segments, manifest.file_urls(output, selected, "kept"), contaminated_urls(output, selected)
-    )  # fmt: skip
-    num_parts = part_count(segments)
+    groups = groups_of(*parts_of(output, scored, selected))
+    num_parts = part_count(manifest.file_urls(output, scored, "segments"))
     shards = packed.files.get("shards", [])
     packing = Packing.of(output, packed)
     items = (
@@ -167,13 +165,9 @@ def _nothing(part: int) -> tuple[int, bytes]:
     return part, b""
 
 
-def _number(part_url: str) -> int:
-    return int(part_url.rpartition("-of-")[0].rpartition("-")[2])
-
-
 class _CompareFn(beam.DoFn):
     def __init__(self, groups: Sequence[PartGroup], packing: Packing, *, several_splits: bool) -> None:
-        self._groups = {_number(group.segments): group for group in groups}
+        self._groups = {part_of(group.scored.urls[0])[0]: group for group in groups}
         self._packing, self._several_splits = packing, several_splits
 
     def process(self, part: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
@@ -186,20 +180,21 @@ class _CompareFn(beam.DoFn):
         problems: list[Problem] = []
         counts = Counter[str]()
         group = self._groups.get(number)
+        where = group.scored.urls[0] if group else self._packing.folder
         try:
             for document in joined_documents(group) if group else ():
-                there = items.pop(document.doc_id, [])
+                scored = document.scored
+                there = items.pop(scored.doc_id, [])
                 counts["documents"] += 1
-                problems += documents.compare(document, there, self._packing, group.segments if group else "", counts)
+                problems += documents.compare(document, there, self._packing, where, counts)
                 if self._several_splits and there:
                     for split in sorted({split_named(found.shard) for found in there}):
-                        text = splits.text_record(document.doc_id, document.input_ids, split)
+                        text = splits.text_record(scored.doc_id, scored.input_ids, split)
                         yield beam.pvalue.TaggedOutput(TEXTS, text)
         except (*READ_ERRORS, AssertionError) as error:
-            problems.append(Problem(group.segments if group else "", f"cannot be compared: {error}"))
+            problems.append(Problem(where, f"cannot be compared: {error}"))
             items.clear()
         for strangers in items.values():
             problems.append(Problem(self._packing.at(strangers[0]), "no document of this id was scored"))
-        where = group.segments if group else self._packing.folder
         yield from ((problem.where, problem.what) for problem in limited(problems, where))
         yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))
