@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 
 from pipelines import report
-from pipelines.card import making
-from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.card import facts as card_facts
+from pipelines.card.facts import REHEARSAL_NOTICE
 from sharding import storage
 from sharding.storage import manifest
 
@@ -35,11 +35,11 @@ def render(output: str) -> Group:
     facts.add_row("segments per tier", ", ".join(f"{t['name']} {t['segments']:,}" for t in augmented.facts["tiers"]))
     facts.add_row(
         "thinking tokens",
-        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {making.amount(augmented.facts)}; "
+        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {card_facts.amount(augmented.facts)}; "
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
-    if forecast := making.forecast(augmented):
+    if forecast := card_facts.forecast(augmented):
         facts.add_row("", forecast)
     facts.add_row(
         "traces",

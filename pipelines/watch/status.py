@@ -23,7 +23,7 @@ from augment.ledger.parts import every_part
 from augment.ledger.reading import RANK
 from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
-from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.config import MillConfig
 from sharding import storage
 from sharding.errors import MillError
