@@ -23,6 +23,7 @@ from augment.requests.keys import make_request
 from augment.requests.prompts import PromptBuilder, prompt_builder
 from augment.traces import ends_sentence
 from sharding.errors import MillError, RequestError
+from tests.engine_sources import Engines
 
 pytestmark = pytest.mark.model
 
@@ -111,7 +112,7 @@ def test_floor_and_stop(feeder: Feeder, builder: PromptBuilder) -> None:
 def test_a_special_token_stops_too(feeder: Feeder, builder: PromptBuilder) -> None:
     """Special tokens never show in the text, so a stop text that names one needs its id."""
     generate(feeder, [ask(builder, "warm", 2)])
-    params = feeder._dispatcher.engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
+    params = feeder._keeper.engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
     assert params.stop_token_ids == [builder.dialect.tokenizer.token_id("<|endoftext|>")]
 
 
@@ -164,8 +165,10 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
         ({"name": "/nowhere/model"}, MillError, "/nowhere/model"),
     ):
         broken = Feeder(
-            lambda change=change: engines.create_engine(
-                ModelConfig(**{"engine": "vllm", "name": model.name, **change})
+            Engines(
+                lambda change=change: engines.create_engine(
+                    ModelConfig(**{"engine": "vllm", "name": model.name, **change})
+                )
             ),
             name="broken",
         )
@@ -180,7 +183,7 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
 def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: Feeder, builder: PromptBuilder) -> None:
     """Last in the module: ends the engine."""
     generate(feeder, [ask(builder, "warm", 2)])
-    engine = feeder._dispatcher.engine
+    engine = feeder._keeper.engine
     core = [process for process in multiprocessing.active_children() if "EngineCore" in process.name]
     marked = {p.pid for p in reaper.marked_processes(engine._mark)}
     # What other tests of this process have left running is not the engine's.
@@ -195,7 +198,7 @@ def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: 
     assert feeder.stats().restarts == 1
     assert reaper.marked_processes(engine._mark) == []
 
-    mark = feeder._dispatcher.engine._mark
+    mark = feeder._keeper.engine._mark
     assert mark != engine._mark and reaper.marked_processes(mark)
     registry.close_all()
     assert reaper.marked_processes(mark) == []

@@ -40,7 +40,7 @@ class FeederStats:
     elsewhere: bool
 
 
-class Account:
+class Meter:
     """Counts of one feeder, kept on its thread.
 
     Attributes:

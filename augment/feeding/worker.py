@@ -65,7 +65,7 @@ class Worker:
         self.order = order
         self.finished = FinishedSince(order.ledger_url, order.began_ms)
         self._writer = LedgerWriter(order.ledger_url, flush_rows=order.flush_rows, flush_seconds=order.flush_seconds)
-        self._heartbeat = Heartbeat(order.beats_url, registry.stats) if order.beats_url else None
+        self._heartbeat = Heartbeat(order.beats_url) if order.beats_url else None
         self._lock = threading.Lock()
         self._failed: set[str] = set()
         self._completed = 0
