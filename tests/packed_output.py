@@ -15,7 +15,7 @@ from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.records.arrow import row_schema, token_dtype
 from sharding.records.types import Item, MaskedRow, Row, TokenType
 from sharding.shards.rows import LossMask, loss_mask
-from sharding.storage import manifest
+from sharding.storage import arrow_files, manifest
 from sharding.storage.manifest import Manifest
 
 FINGERPRINT = "f" * 32
@@ -78,7 +78,7 @@ def write_output(
                     MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, policy))
                     for row in padded
                 ]
-            with mock.patch.object(storage, "BATCH_BYTES", batch_bytes):
+            with mock.patch.object(arrow_files, "BATCH_BYTES", batch_bytes):
                 entry = storage.write_part(storage.join(folder, name), stored, schema, name=name)
             kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in padded)
             tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}

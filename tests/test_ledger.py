@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from augment.engines.config import SamplingConfig
 from augment.engines.protocol import Closing
-from augment.ledger import parts, reading
+from augment.ledger import compaction, parts
+from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, finished_keys, read_ledger
@@ -156,7 +157,7 @@ def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reading, "write_part", write)
+    monkeypatch.setattr(ledger_writer, "write_part", write)
     writer = LedgerWriter(url, flush_rows=2, flush_seconds=0.05)
     for n in range(2 * 16):
         writer.add(row(n))
@@ -174,7 +175,7 @@ def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest
 
 ABANDON = """
 import sys
-from augment.ledger import LedgerWriter
+from augment.ledger.writer import LedgerWriter
 from tests.test_ledger import row
 writer = LedgerWriter(sys.argv[1], flush_seconds=1000)
 writer.add(row(1))
@@ -193,7 +194,7 @@ def test_closing_a_writer_whose_store_refuses(tmp_path: Path, monkeypatch: pytes
     def write(*args: Any, **kwargs: Any) -> Any:
         raise ValueError("a bug in a filesystem")
 
-    monkeypatch.setattr(reading, "write_part", write)
+    monkeypatch.setattr(ledger_writer, "write_part", write)
     writer = LedgerWriter(str(tmp_path))
     writer.add(row(1))
     with pytest.raises(MillError, match="a bug in a filesystem"):
@@ -345,7 +346,7 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reading, "write_part", write)
+    monkeypatch.setattr(compaction, "write_part", write)
     with pytest.raises(MillError, match="no space left"):
         compact(url, rows_per_part=2)
     assert collapse_duplicates(read_ledger(url)) == [row(n) for n in range(6)]

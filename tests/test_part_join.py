@@ -14,6 +14,7 @@ from sharding.beam.part_join import JoinedDocument, joined_documents, part_group
 from sharding.beam.parts import part_name
 from sharding.packing.layout import Delimiters, SegmentTokens, lay_out, lay_out_plain
 from sharding.records.types import Candidate, ContaminatedDocument, ScoredDocument
+from sharding.storage import arrow_files
 
 DTYPE = np.dtype(np.uint16)
 
@@ -72,7 +73,7 @@ def join(folder: Path, documents: list, thoughts: list, contaminated: list, part
 def test_every_document_meets_what_is_said_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[int, int, int]
 ) -> None:
-    monkeypatch.setattr(storage, "BATCH_BYTES", 300)  # documents go on from batch to batch
+    monkeypatch.setattr(arrow_files, "BATCH_BYTES", 300)  # documents go on from batch to batch
     documents = [scored(f"doc-{i}", [1 + (i * j) % 7 for j in range(1 + i % 9)]) for i in range(40)]
     thoughts = [thought(f"doc-{i}", 0, sample) for i in range(0, 40, 3) for sample in range(2)]
     contaminated = [ContaminatedDocument(doc_id=f"doc-{i}", benchmarks=["b"], source_tokens=1) for i in range(0, 40, 7)]

@@ -113,7 +113,7 @@ def test_without_a_continuation_there_is_no_value() -> None:
 # --- a user's own value -----------------------------------------------------------------------------------------------
 
 BREVITY = '''
-from augment.values import Worth
+from augment.selection.values.protocol import Worth
 
 
 class Brevity:
