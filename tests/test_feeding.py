@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gc
 import logging
@@ -601,6 +602,36 @@ def test_the_registry_shares_one_feeder_per_model() -> None:
         assert registry.acquire(model) is not one
     finally:
         registry.close_all()
+
+
+def test_models_of_one_name_are_counted_apart() -> None:
+    """Two entries of `models` with one `name`: each has an engine of its own, unless they are equal in all."""
+    here = ModelConfig(engine="rehearsal", name="pretend", dollars_per_million_tokens=1.0)
+    there = ModelConfig(engine="rehearsal", name="pretend", dollars_per_million_tokens=2.0)
+    try:
+        cheap, dear = registry.acquire(here, name="cheap"), registry.acquire(there, name="dear")
+        run_all(cheap, [request("a")])
+        run_all(dear, [request(key) for key in "bcd"])
+        assert {name: stats.completed for name, stats in registry.stats().items()} == {"cheap": 1, "dear": 3}
+        assert registry.acquire(here, name="same") is cheap
+        assert {name: stats.completed for name, stats in registry.stats().items()} == {"cheap, same": 1, "dear": 3}
+    finally:
+        registry.close_all()
+
+
+def test_no_constructor_takes_a_callback() -> None:
+    """A reader meets control flow as code; functions that come in through a constructor hide who calls whom."""
+    taken = []
+    for folder in ("feeding", "engines"):
+        for path in (Path(__file__).parent.parent / "augment" / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    taken += [f"{path.name}: {a.arg}" for a in (*node.args.args, *node.args.kwonlyargs) if _is_call(a)]
+    assert taken == []
+
+
+def _is_call(argument: ast.arg) -> bool:
+    return argument.annotation is not None and "Callable" in ast.unparse(argument.annotation)
 
 
 def test_a_starved_engine_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

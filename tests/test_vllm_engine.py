@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 from augment import engines
 from augment.engines import reaper
 from augment.engines.config import ModelConfig, SamplingConfig
-from augment.engines.protocol import GenerationRequest
+from augment.engines.protocol import GenerationFailed, GenerationRequest, RequestRejected
+from augment.engines.vllm import VllmEngine, engine_arguments, idle_devices, slots_of
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
@@ -155,6 +158,92 @@ def test_a_generation_at_its_cap_is_closed(feeder: Feeder, builder: PromptBuilde
     for made in generations:  # the texts of the two calls fit together as their tokens do
         decoded = builder.dialect.tokenizer.decode(made.token_ids)
         assert decoded.replace("<|im_end|>", "").startswith(made.text)
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "slots"),
+    [
+        ({"max_num_seqs": 16}, 16),
+        ({"max_num_seqs": 16, "data_parallel_size": 8}, 128),
+        ({"max_num_seqs": 16, "data_parallel_size": 8, "max_num_active_seqs": 10}, 80),
+        ({"max_num_seqs": 16, "data_parallel_size": 8, "data_parallel_size_local": 2}, 128),
+        (
+            {
+                "max_num_seqs": 16,
+                "data_parallel_size": 8,
+                "data_parallel_size_local": 2,
+                "data_parallel_hybrid_lb": True,
+                "data_parallel_start_rank": 0,
+            },
+            32,
+        ),
+    ],
+)
+def test_capacity_counts_all_replicas(model: ModelConfig, engine_args: dict[str, Any], slots: int) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    several = dataclasses.replace(model, engine_args=engine_args)
+    config = AsyncEngineArgs(**engine_arguments(several, on_cpu=True)).create_engine_config()
+    assert slots_of(config) == slots
+    if "max_num_active_seqs" not in engine_args and "data_parallel_hybrid_lb" not in engine_args:
+        assert VllmEngine(several).capacity == slots + slots // 4, "what is taken for it before the engine has started"
+
+
+def test_accelerators_without_work_are_told_of(model: ModelConfig) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    def of(**engine_args: Any) -> Any:
+        arguments = engine_arguments(dataclasses.replace(model, engine_args=engine_args), on_cpu=True)
+        return AsyncEngineArgs(**arguments).create_engine_config()
+
+    said = idle_devices(of(), 8)
+    assert said is not None and "1 of 8" in said and "data_parallel_size: 8" in said
+    said = idle_devices(of(tensor_parallel_size=3), 8)
+    assert said is not None and "3 of 8" in said and "data_parallel_size: 2" in said
+    assert idle_devices(of(), 1) is None
+    assert idle_devices(of(data_parallel_size=8), 8) is None
+    assert idle_devices(of(tensor_parallel_size=3), 5) is None
+
+
+class Upset:
+    """In the place of an AsyncLLM: each answer ends with an error, or without a word."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        if self._error is not None:
+            raise self._error
+        return
+        yield
+
+
+def caused_by(cause: Exception) -> Exception:
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    error = EngineGenerateError()
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "said"),
+    [
+        (lambda: None, GenerationFailed, "without an answer"),
+        (lambda: caused_by(OSError("socket gone")), GenerationFailed, "socket gone"),
+        (lambda: caused_by(TypeError("not 2")), RequestRejected, "not 2"),
+        (lambda: ValueError("too long"), RequestRejected, "too long"),
+        (lambda: TypeError("ours"), TypeError, "ours"),
+    ],
+    ids=["no answer", "may pass", "stays", "refused", "a mistake of ours"],
+)
+def test_what_may_pass_is_tried_again(
+    model: ModelConfig, builder: PromptBuilder, make: Callable[[], Any], expected: type[Exception], said: str
+) -> None:
+    engine = VllmEngine(model)
+    engine._engine = Upset(make())
+    with pytest.raises(expected, match=said):
+        asyncio.run(engine.generate(ask(builder, "a", 5)))
 
 
 def test_wrong_engine_arguments(model: ModelConfig) -> None:
