@@ -31,7 +31,7 @@ from augment.engines.protocol import (
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
-from augment.feeding.stats import Meter
+from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Completed, Failure, Result
 from sharding.errors import MillError, RequestError
 from sharding.hashing import fraction_of
@@ -637,14 +637,14 @@ def _is_call(argument: ast.arg) -> bool:
 def test_a_starved_engine_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     monkeypatch.setattr("augment.feeding.stats.time.monotonic", lambda: now)
-    meter = Meter("model")
-    meter.capacity = 100
+    stats = FeederStats("model")
+    stats.capacity = 100
     with caplog.at_level(logging.WARNING):
         for in_flight, seconds in ((10, 50.0), (0, 5.0), (30, 25.0), (0, 1.0)):
-            meter.observe(in_flight)
+            stats.observe(in_flight)
             now += seconds
-    assert meter.stats().busy_s == 75.0
-    assert meter.stats().mean_in_flight == pytest.approx((10 * 50 + 30 * 25) / 75)
+    assert stats.busy_s == 75.0
+    assert stats.mean_in_flight == pytest.approx((10 * 50 + 30 * 25) / 75)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "the engine of model had 17 requests in flight on average and could take 100"
     ]
@@ -655,14 +655,14 @@ def test_an_engine_that_is_never_idle_and_never_full_is_reported_once(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("augment.feeding.stats.time.monotonic", lambda: now)
-    starved, full, shared = Meter("starved"), Meter("full"), Meter("shared")
-    for meter in (starved, full, shared):
-        meter.capacity = 100
+    starved, full, shared = FeederStats("starved"), FeederStats("full"), FeederStats("shared")
+    for stats in (starved, full, shared):
+        stats.capacity = 100
     shared.elsewhere = True
     with caplog.at_level(logging.WARNING):
         for i in range(100):
-            for meter, in_flight in ((starved, 20), (full, 80), (shared, 20)):
-                meter.observe(in_flight + i % 3)
+            for stats, in_flight in ((starved, 20), (full, 80), (shared, 20)):
+                stats.observe(in_flight + i % 3)
             now += 1.0
     assert [record.getMessage().split(" had")[0] for record in caplog.records] == ["the engine of starved"]
 

@@ -18,7 +18,7 @@ from augment.engines.protocol import Generation, GenerationRequest, RequestRejec
 from augment.engines.rehearsal import RehearsalEngine
 from augment.feeding import heartbeat, registry, worker
 from augment.feeding.heartbeat import Heartbeat, clear_beats, read_beats
-from augment.feeding.stats import FeederStats, Meter
+from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Failure
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
 from augment.ledger import parts, recent
@@ -266,10 +266,10 @@ def test_when_failures_stop_a_run(
 
 
 def busy() -> dict[str, FeederStats]:
-    meter = Meter("model")
-    meter.submitted, meter.completed, meter.capacity = 30, 10, 8
-    meter.observe(8)
-    return {"model": meter.stats()}
+    stats = FeederStats("model")
+    stats.submitted, stats.completed, stats.capacity = 30, 10, 8
+    stats.observe(8)
+    return {"model": stats}
 
 
 def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

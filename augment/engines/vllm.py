@@ -110,11 +110,8 @@ class VllmEngine:
         self._model = model
         self._engine: Any = None
         self._version = ""
-        slots, replicas = (
-            int(model.engine_args.get(name) or default)
-            for name, default in (("max_num_seqs", _SLOTS_BEFORE_START), ("data_parallel_size", 1))
-        )
-        self._slots = slots * replicas  # an estimate, before the start
+        asked = model.engine_args  # what the start will show, as far as it can be told before
+        self._slots = int(asked.get("max_num_seqs") or _SLOTS_BEFORE_START) * int(asked.get("data_parallel_size") or 1)
         self._mark = reaper.new_mark()
         self._watcher: subprocess.Popen[bytes] | None = None
         self._special_ids: dict[str, int] = {}

@@ -26,11 +26,10 @@ from augment.engines.protocol import ELSEWHERE, Engine, EngineDead, Generation, 
 from augment.feeding.config import FeedingConfig
 from augment.feeding.intake import Intake
 from augment.feeding.keeper import EngineKeeper, EngineSource
-from augment.feeding.stats import FeederStats, Meter
+from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Completed, Failure, Job, Sink, Ticket
-from augment.feeding.waiting import Waiting
+from augment.feeding.waiting import Waiting, pause_s
 from sharding.errors import MillError
-from sharding.hashing import fraction_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +60,10 @@ class Feeder:
         self.name = name
         self._config = config or FeedingConfig()
         self._max_in_flight = max_in_flight
-        self._meter = Meter(name)
+        self._stats = FeederStats(name)
         self._loop = asyncio.new_event_loop()
         self._intake = Intake(name, self._loop, self._config.max_waiting)
-        self._keeper = EngineKeeper(engines, self, self._config, self._meter)
+        self._keeper = EngineKeeper(engines, self, self._config, self._stats)
         self._jobs: dict[tuple[str, int], Job] = {}  # all that are here, by key and seed: closing calls have their own
         self._waiting = Waiting()
         self._in_flight: dict[Job, asyncio.Task[None]] = {}
@@ -103,7 +102,7 @@ class Feeder:
 
     def stats(self) -> FeederStats:
         """What was done so far."""
-        return self._meter.stats()
+        return self._stats.snapshot()
 
     def close_engine_if_idle(self) -> None:
         """Let go of the engine soon if nothing needs it; the next request starts another. Doesn't wait."""
@@ -135,7 +134,7 @@ class Feeder:
                 await self._intake.changed.wait()
         self._intake.changed.clear()
         self._admit()
-        if self._in_flight and time.monotonic() - self._meter.progress_at > self._config.stall_s:
+        if self._in_flight and time.monotonic() - self._stats.progress_at > self._config.stall_s:
             self._trouble = self._trouble or EngineDead(f"nothing finished in {self._config.stall_s:.0f} s")
 
     async def _engine(self) -> Engine | None:
@@ -155,8 +154,8 @@ class Feeder:
             await self._keeper.close()
         if self._waiting and self._keeper.engine is None:
             engine = await self._keeper.start()
-            self._meter.elsewhere = engine.family == ELSEWHERE
-            self._meter.capacity = self._max_in_flight or engine.capacity
+            self._stats.elsewhere = engine.family == ELSEWHERE
+            self._stats.capacity = self._max_in_flight or engine.capacity
             # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
             # before they tear it down under its feet.
             atexit.unregister(self.close)
@@ -165,14 +164,14 @@ class Feeder:
 
     def _fill(self, engine: Engine) -> None:
         """Move waiting jobs to the engine while it has room."""
-        limit = self._waiting.limit(self._meter.capacity)
+        limit = self._waiting.limit(self._stats.capacity)
         first_time = 0
         while self._waiting and len(self._in_flight) < limit:
             job = self._waiting.pop()
             first_time += job.started_at == 0
             job.started_at = time.monotonic()
             self._in_flight[job] = self._loop.create_task(self._make(job, engine))
-        self._meter.observe(len(self._in_flight))
+        self._stats.observe(len(self._in_flight))
         self._intake.make_room(first_time)
 
     async def _make(self, job: Job, engine: Engine) -> None:
@@ -202,7 +201,7 @@ class Feeder:
         for job in self._intake.take():
             same = self._jobs.setdefault(job.name, job)
             if same is job:
-                self._meter.submitted += 1
+                self._stats.submitted += 1
                 self._waiting.push(job)
             else:
                 same.copies.append(job)
@@ -211,22 +210,19 @@ class Feeder:
     def _succeed(self, job: Job, generation: Generation) -> None:
         self._keeper.deaths_in_a_row = 0
         self._waiting.succeeded()
-        self._meter.finished(len(generation.token_ids))
+        self._stats.finished(len(generation.token_ids))
         wall_s, finished_at = time.monotonic() - job.started_at, time.time()
         for one in self._finish(job):
             one.ticket.deliver(Completed(one.request, one.context, generation, job.retries, wall_s, finished_at))
 
     def _retry(self, job: Job, error: GenerationFailed) -> None:
-        if error.retry_after_s is not None:  # spread a little, so that they don't all come back at once
-            delay_s = error.retry_after_s * (1 + fraction_of(job.request.key) / 4)
-        elif job.retries + 1 >= self._config.max_attempts:
-            self._fail(job, str(error))
-            return
-        else:
-            longest_s = min(self._config.backoff_s * 2.0**job.retries, self._config.max_backoff_s)
-            delay_s = longest_s * (0.5 + fraction_of(f"{job.request.key}/{job.retries}") / 2)
+        if error.retry_after_s is None:
+            if job.retries + 1 >= self._config.max_attempts:
+                self._fail(job, str(error))
+                return
             job.retries += 1
-            self._meter.retries += 1
+            self._stats.retries += 1
+        delay_s = pause_s(job, error.retry_after_s, self._config)
         self._backing_off[job] = self._loop.call_later(delay_s, self._try_again, job)
 
     def _try_again(self, job: Job) -> None:
@@ -235,7 +231,7 @@ class Feeder:
         self._intake.changed.set()
 
     def _fail(self, job: Job, error: str) -> None:
-        self._meter.finished(None)
+        self._stats.finished(None)
         for one in self._finish(job):
             one.ticket.deliver(Failure(one.request, one.context, one.request.key, self.name, error, job.retries))
 
@@ -251,7 +247,7 @@ class Feeder:
         logger.warning("the engine of %s died with %d requests in flight: %s", self.name, len(jobs), error)
         self._cancel_in_flight()
         # One that is elsewhere may have been killed with its process.
-        killer = self._waiting.take_back(jobs, blamed=not self._meter.elsewhere)
+        killer = self._waiting.take_back(jobs, blamed=not self._stats.elsewhere)
         if killer is not None:
             self._fail(killer, f"the engine died with this request alone in flight: {error}")
 
@@ -259,7 +255,7 @@ class Feeder:
         for task in self._in_flight.values():
             task.cancel()
         self._in_flight.clear()
-        self._meter.observe(0)
+        self._stats.observe(0)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 

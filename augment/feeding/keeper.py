@@ -11,7 +11,7 @@ from typing import Protocol
 
 from augment.engines.protocol import Engine, EngineDead
 from augment.feeding.config import FeedingConfig
-from augment.feeding.stats import Meter
+from augment.feeding.stats import FeederStats
 from sharding.errors import MillError
 
 logger = logging.getLogger(__name__)
@@ -48,18 +48,18 @@ class EngineKeeper:
         engines: where they come from.
         holder: who has them.
         config: how often, and after which pauses, a dead one is replaced.
-        meter: counts the restarts.
+        stats: count the restarts.
 
     Attributes:
         engine: the one that runs, or None.
         deaths_in_a_row: of engines, nothing finished in between.
     """
 
-    def __init__(self, engines: EngineSource, holder: EngineHolder, config: FeedingConfig, meter: Meter) -> None:
+    def __init__(self, engines: EngineSource, holder: EngineHolder, config: FeedingConfig, stats: FeederStats) -> None:
         self._engines = engines
         self._holder = holder
         self._config = config
-        self._meter = meter
+        self._stats = stats
         self.engine: Engine | None = None
         self.deaths_in_a_row = 0
 
@@ -108,7 +108,7 @@ class EngineKeeper:
 
     def _count_death(self, error: str) -> None:
         self.deaths_in_a_row += 1
-        self._meter.restarts += 1
+        self._stats.restarts += 1
         if self.deaths_in_a_row > self._config.max_restarts:
             died = f"the engine of model {self._holder.name} died {self.deaths_in_a_row} times"
             raise MillError(f"{died}, the last time with nothing finished in between: {error}")

@@ -1,4 +1,4 @@
-"""Which requests go to the engine next, and how many at once after it has died."""
+"""Which requests go to the engine next, how many at once after a death, and when those that failed are tried again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import heapq
 import itertools
 from collections.abc import Sequence
 
+from augment.feeding.config import FeedingConfig
 from augment.feeding.tickets import Job
+from sharding.hashing import fraction_of
 
 _SHRINK = 8
 """When a request sees its second death, at most one in so many of those that were in flight go to the next engine
@@ -60,3 +62,14 @@ class Waiting:
         for job in jobs:
             self.push(job)
         return None
+
+
+def pause_s(job: Job, retry_after_s: float | None, config: FeedingConfig) -> float:
+    """How long a request that failed waits, in seconds: as the engine says, or twice as long with each try.
+
+    Spread by its key, so that they don't all come back at once.
+    """
+    if retry_after_s is not None:
+        return retry_after_s * (1 + fraction_of(job.request.key) / 4)
+    longest_s = min(config.backoff_s * 2.0 ** (job.retries - 1), config.max_backoff_s)
+    return longest_s * (0.5 + fraction_of(f"{job.request.key}/{job.retries - 1}") / 2)

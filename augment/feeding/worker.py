@@ -115,13 +115,13 @@ class Worker:
         """
         limit, planned = self.order.max_failed_fraction, self.order.planned_generations
         with self._lock:
-            failed, settled = len(self._failed), len(self._failed) + self._completed
+            failed, ended = len(self._failed), len(self._failed) + self._completed
             certain = planned is not None and failed > limit * planned
-            if not certain and (failed < MIN_FAILURES or failed <= limit * settled):
+            if not certain and (failed < MIN_FAILURES or failed <= limit * ended):
                 return
             reason = self._last_failure
         raise TooManyFailures(
-            f"{failed} of the first {settled} generations of a worker failed, more than "
+            f"{failed} of the first {ended} generations of a worker failed, more than "
             f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; what was generated is in the ledger, "
             "run again to try the rest"
         )
