@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 from augment.ledger.compaction import compact
-from difficulty.config import DifficultyConfig
-from difficulty.transforms import BATCH_BYTES, _ScoreFn
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, Document, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
+from sharding.records.types import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
@@ -353,16 +351,3 @@ def test_load_dataset_opens_the_output(run: Callable[..., str], tmp_path: Path) 
     assert sum(len(split) for split in loaded.values()) == len(rows)
     assert loaded["train"][0]["input_ids"] == rows[0].input_ids.tolist()
     assert json.loads(json.dumps(loaded["train"][0]["doc_ids"])) == rows[0].doc_ids
-
-
-def test_documents_are_scored_together_up_to_so_many_bytes(byte_tokenizer: str) -> None:
-    """Of text as it is stored, not of characters: one of these has three bytes."""
-    fn = _ScoreFn(DifficultyConfig(scorer="rehearsal"), byte_tokenizer)
-    fn.setup()
-    fn.start_bundle()
-    waiting = []
-    for number in range(4):
-        list(fn.process(Document(doc_id=str(number), text="日" * (BATCH_BYTES // 6 + 1), origin="here"), ""))
-        waiting.append(len(fn._waiting))
-    assert waiting == [1, 0, 1, 0]
-    list(fn.finish_bundle())
