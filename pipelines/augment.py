@@ -19,13 +19,13 @@ from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
 from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
-from augment.ledger.transforms import FindMissing, ReadLedger
+from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
-from augment.transforms import FAILED, MakeRequests, generate_with_each
+from augment.transforms import FAILED, GenerateMissing, MakeRequests
 from difficulty.budget.allocation import Allocation
 from pipelines.config import LedgerConfig, MillConfig
 from pipelines.plan.measured import forecast_for
-from pipelines.planning import Focus, plan_budget, trace_planner, what_decides_text
+from pipelines.planning import Focus, plan_budget, trace_planner
 from pipelines.shown import shown_of
 from pipelines.stage import StageRun, run_stage
 from pipelines.watch.status import PLAN_NAME, beats_url, plan_of, planned_generations
@@ -41,25 +41,24 @@ from sharding.storage.manifest import Manifest, digest
 DIFFICULTY_NAME = "difficulty.json"
 """In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
-
 
 def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
     """Run the stage unless it is done; the manifest, and whether it ran now."""
     scored = manifest.require(config.output, "score")
     planner = trace_planner(config)
     shown = shown_of(config)
+    prompts = {f"prompt {name}": version for name, version in planner.prompt_versions().items()}
     run = StageRun(
         config.output,
         "augment",
         sections={
             "budget": config.budget,
-            "models": {name: what_decides_text(model) for name, model in planner.models.items()},
+            "models": {name: planner.decides(name) for name in planner.models},
             "sampling": config.sampling,
             "closing": config.closing,
             "shown": shown,
         },
-        inputs={"score": digest(scored), **planner.versions()},
+        inputs={"score": digest(scored), **prompts},
     )
     allocation = plan_budget(config, scored)
     order = work_order(run, config, allocation)
@@ -97,15 +96,15 @@ def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool 
             | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing(num_parts)
-        generated = generate_with_each(missing["requests"], planner, config.feeding, order)
-        failed = (made[FAILED], *(each[FAILED] for each in generated))
+        generated = missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, order)
+        failed = (made[FAILED], generated[FAILED])
         quarantine_files = (
             failed | "All failed" >> beam.Flatten() | "Write quarantine" >> write_quarantine(run.folder, num_parts)
         )
         totals = (
             missing["counts"],
             requests | "Count requests" >> beam.Map(request_counts),
-            *(each["counts"] for each in generated),
+            generated["counts"],
         ) | "Counts" >> AddUpCounts()
         pipeline | "Finish" >> WriteOnce(
             finish,

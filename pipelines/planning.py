@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from augment.engines.config import ModelConfig
 from augment.requests.planner import TierRequest, TracePlanner
 from difficulty.budget.allocate import allocate
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.surprisal import hard_spans, token_difficulty_nats
 from pipelines import config as config_module
-from pipelines import yaml_config
 from pipelines.config import MillConfig
 from sharding.errors import MillError
 from sharding.models.tokenizer import load_tokenizer
@@ -99,12 +97,3 @@ class Focus:
         spans = hard_spans(text, byte_ends, nats, threshold_nats=self.threshold_nats)
         hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
         return [text[span.char_start : span.char_end] for span in hardest_first]
-
-
-def what_decides_text(model: ModelConfig) -> dict[str, object]:
-    """The parts of a model's config that can change a text; prices and queue lengths can't."""
-    plain = yaml_config.to_mapping(model)
-    return {
-        key: plain[key]
-        for key in ("engine", "name", "served_name", "revision", "max_model_len", "thinking", "engine_args")
-    }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.engines.config import SamplingConfig
+from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
+from augment.feeding.heartbeat import clear_beats, read_beats
 from augment.ledger import compaction, parts
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.parts import ledger_parts, read_part
-from augment.ledger.reading import choose, collapse_duplicates, finished_keys, read_ledger
+from augment.ledger.reading import choose, collapse_duplicates, read_ledger
+from augment.ledger.recent import FinishedSince
+from augment.ledger.transforms import missing_samples
 from augment.ledger.writer import LedgerWriter
-from augment.requests.keys import make_request, request_key
+from augment.requests import keys as request_keys
+from augment.requests.closing import ClosingConfig
+from augment.requests.keys import make_request, request_key, what_decides_text
+from augment.requests.planner import TracePlanner
+from pipelines.watch import status
+from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import fraction_of, seed_of
 from sharding.records.arrow import LEDGER_SCHEMA
 from sharding.records.base import encode
-from sharding.records.types import LedgerRow, sample_key
+from sharding.records.types import LedgerRow, Request, sample_key
 from sharding.storage.arrow_files import write_part
 
 
@@ -58,6 +68,10 @@ def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
         "finished_at": 1000.0 + n,
     }
     return LedgerRow(**{**values, **fields})
+
+
+def finished_keys(url: str) -> set[str]:
+    return {row.key for row in read_ledger(url, columns=["key"])}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -314,6 +328,45 @@ def test_duplicates_collapse_the_same_way_in_any_order(rows: list[LedgerRow], rn
         assert choose(same) == one
 
 
+def test_duplicates_count_the_same_everywhere_and_in_any_order(tmp_path: Path) -> None:
+    """What is found, what this run remembers, what status counts and what compaction keeps is one and the same row."""
+    early, late = row(1, finished_at=10.0, thought_tokens=7), row(1, finished_at=20.0, thought_tokens=3)
+    tie = row(1, finished_at=10.0, thought_tokens=9, text="")
+    request = Request(
+        doc_id="doc1",
+        segment_index=0,
+        tier="deep",
+        model="model",
+        prompt="expert",
+        request_key=early.request_key,
+        samples=1,
+        max_tokens=9,
+        expected_tokens=9.0,
+        prompt_tokens=1,
+        prompt_token_ids=PROMPT,
+        shown_tokens=1,
+    )
+    models = {"model": {"name": "model", "revision": "main", "engine": "rehearsal"}}
+    for number, order in enumerate(itertools.permutations([early, late, tie])):
+        assert choose(order) == early
+        counts = [
+            element.value for element in missing_samples((request.request_key, {"requests": [request], "rows": order}))
+        ]
+        assert counts == [{"generations": 1, "found": 1, "thought_tokens_found": 7}]
+        url = str(tmp_path / str(number))
+        finished = FinishedSince(url, 0)
+        for place, each in enumerate(order):
+            put(url, f"{place}-a", [each])
+        finished.refresh()
+        assert finished.tokens(early.key) == 7
+        finished.add(late)
+        assert finished.tokens(early.key) == 7
+        done = status._read_ledger({"ledger": url, "prompts": {"expert": "abc"}, "models": models})
+        assert (done.tokens.tolist(), done.finished_at.tolist()) == ([7], [10.0])
+        compact(url)
+        assert [each.thought_tokens for each in read_ledger(url)] == [7]
+
+
 def test_compaction_keeps_every_row_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
     rows = [row(n) for n in range(50)]
     later = [row(n, finished_at=9999.0, text="a rerun") for n in range(10)]
@@ -331,6 +384,21 @@ def test_compaction_keeps_every_row_once(url: str, caplog: pytest.LogCaptureFixt
     assert (again.parts_after, again.rows_after) == (1, 50)
     assert compact(url) == compact(url)
     assert sorted(read_ledger(url), key=lambda r: r.key) == rows
+
+
+@pytest.mark.parametrize("name", ["led[v1]", "led?x", "led*", "a::b", "{a,b}"])
+def test_a_ledger_s_name_is_no_pattern(tmp_path: Path, name: str) -> None:
+    for url in (str(tmp_path / name / "ledger"), f"file://{tmp_path}/{name}/second", f"memory://{name}/ledger"):
+        if "::" in url and url.startswith("memory"):
+            continue  # joins two stores in fsspec
+        assert ledger_parts(url) == []
+        written = parts.write_part(url, [row(1)])
+        assert ledger_parts(url) == [written] and finished_keys(url) == {row(1).key}
+        storage.write_json(f"{url}/alive/a.json", {"at": 1000.0})
+        assert read_beats(f"{url}/alive", 1000.0) == [{"at": 1000.0}]
+        clear_beats(f"{url}/alive")
+        assert read_beats(f"{url}/alive", 1000.0) == [] and ledger_parts(url) == [written]
+        storage.remove(written)
 
 
 def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,23 +423,35 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 PROMPT = np.array([1, 2, 3], np.uint32)
-BASE: dict[str, Any] = {
-    "model": "m",
-    "revision": "main",
-    "engine": "vllm",
-    "prompt_token_ids": PROMPT,
-    "sampling": SamplingConfig(),
-    "max_tokens": 100,
-}
+MODEL: dict[str, Any] = {"engine": "vllm", "name": "m", "revision": "0" * 40}
+BASE: dict[str, Any] = {"prompt_token_ids": PROMPT, "sampling": SamplingConfig(), "max_tokens": 100}
 CLOSING = Closing(reserve_tokens=8, phrase="", phrase_token_ids=np.empty(0, np.uint32))
 
 
+def key_of(model: Mapping[str, Any] = {}, **changes: Any) -> str:
+    return request_key(what_decides_text(ModelConfig(**{**MODEL, **model})), **{**BASE, **changes})
+
+
+def endpoint(**fields: Any) -> dict[str, Any]:
+    return {"engine": "endpoint", "urls": ("http://a",), **fields}
+
+
 def test_the_key_covers_everything_that_changes_the_text() -> None:
-    changes: list[dict[str, Any]] = [
+    models: list[dict[str, Any]] = [
         {},
-        {"model": "n"},
-        {"revision": "v2"},
+        {"name": "n"},
+        {"revision": "1" * 40},
         {"engine": "rehearsal"},
+        {"max_model_len": 8192},
+        {"engine_args": {"quantization": "fp8"}},
+        {"engine_args": {"dtype": "float16"}},
+        {"engine_args": {"kv_cache_dtype": "fp8"}},
+        endpoint(),
+        endpoint(served_name="lora"),
+        endpoint(engine_args={"top_k": 20}),
+        endpoint(engine_args={"top_k": 40}),
+    ]
+    changes: list[dict[str, Any]] = [
         {"prompt_token_ids": np.array([1, 2], np.uint32)},
         {"prompt_token_ids": np.array([1, 2, 4], np.uint32)},
         {"max_tokens": 101},
@@ -391,19 +471,69 @@ def test_the_key_covers_everything_that_changes_the_text() -> None:
             )
         ),
     ]
-    found = [request_key(**{**BASE, **change}) for change in changes]
-    assert len(set(found)) == len(changes)
+    found = [*map(key_of, models), *(key_of(**change) for change in changes)]
+    assert len(set(found)) == len(models) + len(changes)
     assert all(len(key) == 32 for key in found)
 
 
+def test_what_only_changes_the_speed_is_not_in_the_key() -> None:
+    faster = {"gpu_memory_utilization": 0.5, "max_num_seqs": 8, "enforce_eager": True, "tensor_parallel_size": 2}
+    assert key_of({"engine_args": faster}) == key_of()
+    assert key_of(endpoint(engine_args={"priority": 3})) == key_of(endpoint())
+    assert key_of(endpoint(urls=("http://b",), timeout_s=9.0, api_key_env="KEY")) == key_of(endpoint())
+    prices = {"dollars_per_million_tokens": 1.0, "tokens_per_gpu_second": 5.0, "max_in_flight": 3, "accelerator": "x"}
+    assert key_of(prices) == key_of()
+    arguments = {"capacity": 4, "tokens_per_second": 9}
+    assert key_of({"engine": "rehearsal", "engine_args": arguments}) == key_of({"engine": "rehearsal"})
+
+
+def test_what_acts_through_the_prompt_is_in_the_key_by_the_prompt() -> None:
+    assert key_of({"thinking": True}) == key_of()
+    assert key_of(endpoint(max_model_len=8192)) == key_of(endpoint())
+    known = what_decides_text(ModelConfig(**MODEL))
+    assert {"thinking", "max_model_len"} < known.keys(), "the stage's fingerprint needs them"
+
+
 def test_the_key_does_not_depend_on_how_things_are_written() -> None:
-    key = request_key(**BASE)
-    assert key == request_key(**{**BASE, "prompt_token_ids": PROMPT.astype(np.int64)})
-    assert key == request_key(**{**BASE, "sampling": SamplingConfig(temperature=0.60, seed=0)})
-    twice = {**BASE, "sampling": SamplingConfig(stop=("a",)), "stop": ("a", "b")}
-    assert request_key(**twice) == request_key(**{**BASE, "stop": ("a", "b")})
+    key = key_of()
+    assert key == key_of(prompt_token_ids=PROMPT.astype(np.int64))
+    assert key == key_of(sampling=SamplingConfig(temperature=0.60, seed=0))
+    assert key_of(sampling=SamplingConfig(stop=("a",)), stop=("a", "b")) == key_of(stop=("a", "b"))
+    order = [{"top_k": 2, "min_p": 0.1}, {"min_p": 0.1, "top_k": 2}]
+    assert len({key_of(endpoint(engine_args=arguments)) for arguments in order}) == 1
     # Fixed for good: another key would buy every generation in existence again.
-    assert key == "1c77e09f352db1416d426de3856b8508"
+    assert key == "65d4a06e4ce202dddfc7e33e4fffd1a8"
+
+
+def test_a_model_s_version_is_found_out_once_and_carried_to_the_workers(
+    monkeypatch: pytest.MonkeyPatch, byte_tokenizer: str
+) -> None:
+    """A branch of the hub that moves during a run changes neither keys nor what workers load."""
+    asked: list[str] = []
+    commits = iter(letter * 40 for letter in "abcdef")
+
+    def fingerprint(path_or_id: str, revision: str | None = None) -> str:
+        asked.append(path_or_id)
+        return "0123456789abcdef" if path_or_id == byte_tokenizer else next(commits)
+
+    monkeypatch.setattr(request_keys, "model_fingerprint", fingerprint)
+    models = {
+        "hub": ModelConfig(engine="vllm", name="team/model", revision="stable"),
+        "folder": ModelConfig(engine="vllm", name=byte_tokenizer, revision="stable"),
+        "two": ModelConfig(engine="vllm", name="team/model", engine_args={"tokenizer": "team/tokenizer"}),
+        "served": ModelConfig(
+            engine="endpoint", name="any", urls=("http://a",), engine_args={"tokenizer": byte_tokenizer}
+        ),
+    }
+    planner = TracePlanner(
+        tiers=(), models=models, sampling=SamplingConfig(), closing=ClosingConfig(), tokenizer=byte_tokenizer
+    )
+    worker = pickle.loads(pickle.dumps(planner))  # noqa: S301 - our own
+    found = {name: worker.model(name).revision for name in models}
+    assert found == {"hub": "a" * 40, "folder": "stable", "two": None, "served": None}
+    assert worker.decides("two")["revision"] == "b" * 40, "its tokenizer has commits of its own"
+    assert planner.describe() == worker.describe()
+    assert asked == ["team/model", byte_tokenizer, "team/model", byte_tokenizer]
 
 
 @given(st.lists(st.text(max_size=40), unique=True, max_size=30))
@@ -415,7 +545,7 @@ def test_seeds_follow_from_keys(names: list[str]) -> None:
 
 
 def test_requests_of_a_prompt_differ_by_sample() -> None:
-    key = request_key(**BASE)
+    key = key_of()
     one, two = (
         make_request(sample_key(key, i), PROMPT, sampling=SamplingConfig(stop=("x",)), max_tokens=9, stop=("</think>",))
         for i in range(2)

@@ -236,12 +236,14 @@ def test_a_pilot_of_everything_selects_what_the_run_selects(tree: dict[str, Any]
     accounts = {row["tier"]: row for row in selected.facts["account"]}
     for name in ("brief", "deep"):
         assert tiers[name]["kept_share"] == pytest.approx(accounts[name]["kept_share"], abs=1e-4)
-    assert tiers["brief"]["gain_nats"] is None and "gains" not in accounts["brief"], "a tier with one sample"
+    if keep != "best_above":
+        assert tiers["brief"]["gain_nats"] is None and "gains" not in accounts["brief"], "a tier with one sample"
     gain, actual = tiers["deep"]["gain_nats"], accounts["deep"]["gains"]["heldout"]
     assert gain["value"] == pytest.approx(actual["mean"], abs=1e-3)
     assert gain["low"] < gain["value"] < gain["high"]
     assert f"deep {gain['value']:+.2f} ({gain['low']:+.2f} – {gain['high']:+.2f})" in printed(plan)
     if keep == "best_above":
+        assert accounts["brief"]["gains"]["segments"] == accounts["brief"]["kept"] > 0, "no trace passes unvalued"
         assert kept["value"] < make_plan(config)["select"]["candidates"]["value"]
         assert tiers["deep"]["kept_share"] < tiers["deep"]["accepted_share"] / 2, "some of the best are below zero"
 
@@ -299,7 +301,10 @@ def test_a_pilot_without_gain_is_worth_a_word(tree: dict[str, Any], monkeypatch:
         assert len(said) == bool(word) and all(word in warning and "tier deep" in warning for warning in said)
 
 
-def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any]) -> None:
+def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any], tmp_path: Path) -> None:
+    prompt = tmp_path / "own.txt"
+    prompt.write_text("Think about this:\n\n{text}")
+    tree["budget"]["tiers"][-1]["prompt"] = str(prompt)
     config = scored(tree)
     make_plan(config, pilot=10)
     tree["budget"]["thinking_tokens_per_source_token"] = 0.4
@@ -315,6 +320,11 @@ def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any]) -> None:
         assert plan["basis"]["pilot_segments"] == 0, section
         assert any(f"({section})" in warning and "--pilot" in warning for warning in plan["warnings"]), section
     assert make_plan(from_mapping({**tree, "layout": "after_segment"}))["basis"]["pilot_segments"] > 0
+    faster = {"pretend": {**tree["models"]["pretend"], "engine_args": {"capacity": 3}}}
+    assert make_plan(from_mapping({**tree, "models": faster}))["basis"]["pilot_segments"] > 0
+    prompt.write_text("Think hard about this:\n\n{text}")
+    plan = make_plan(from_mapping(tree))
+    assert plan["basis"]["pilot_segments"] == 0 and "(prompts)" in "".join(plan["warnings"])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from augment.selection.account import account_counts, mean_and_interval, split_account
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for, controls_of, lowest_ranks
-from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, choose
+from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED, choose
 from pipelines.run import mill
 from pipelines.shown import MIN_SHOWN_TOKENS, Shown
 from pipelines.yaml_config import from_mapping
@@ -69,7 +69,9 @@ FOUR = [candidate(0, 1.0), candidate(1, 3.0, ("loop",)), candidate(2, 2.0), cand
         ({"keep": "best_above", "min_value": 2.5}, FOUR, []),
         ({"keep": "best"}, [candidate(0, -5.0), candidate(1, -4.0)], [1]),
         ({"keep": "best"}, [candidate(0, None), candidate(1, None)], [0]),  # nothing to try them on: the first
-        ({"keep": "best_above", "min_value": 9.0}, [candidate(0, None)], [0]),
+        ({"keep": "best_above", "min_value": 9.0}, [candidate(0, None)], []),  # not worth what isn't known
+        ({"keep": "best_above", "min_value": -9.0}, [candidate(0, None), candidate(1, -1.0)], [1]),
+        ({"keep": "sample"}, [candidate(0, None), candidate(1, None)], [0]),
         ({"keep": "best"}, [candidate(0, 1.0, ("loop",))], []),
         ({"keep": "sample", "sample_temperature": 1e-6}, FOUR[:3], [2]),
         ({"keep": "best"}, [], []),
@@ -83,6 +85,8 @@ def test_why_the_others_are_not() -> None:
     assert [c.reasons for c in choose(FOUR, SelectConfig())] == [[NOT_CHOSEN], ["loop"], [], [NOT_CHOSEN]]
     refused = choose(FOUR, SelectConfig(keep="best_above", min_value=9.0))
     assert [c.reasons for c in refused] == [[BELOW_THRESHOLD], ["loop"], [BELOW_THRESHOLD], [BELOW_THRESHOLD]]
+    refused = choose([candidate(0), candidate(1, 8.0)], SelectConfig(keep="best_above", min_value=9.0))
+    assert [c.reasons for c in refused] == [[UNVALUED], [BELOW_THRESHOLD]]
 
 
 def test_sampling_is_in_proportion_to_the_exponential_of_the_value_and_the_same_every_time() -> None:
@@ -116,6 +120,7 @@ def test_which_tiers_are_valued() -> None:
     assert [SelectConfig().values_tier(samples) for samples in (1, 4)] == [False, True]
     assert [SelectConfig(value="length").values_tier(samples) for samples in (1, 4)] == [True, True]
     assert not SelectConfig(value="none").values_tier(4)
+    assert [SelectConfig(keep="best_above").values_tier(samples) for samples in (1, 4)] == [True, True]
 
 
 # --- the account ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
-from augment.requests.keys import make_request
+from augment.requests.keys import SPEED_ONLY, make_request
 from augment.requests.prompts import PromptBuilder, prompt_builder
 from augment.traces import ends_sentence
 from sharding.errors import MillError, RequestError
@@ -244,6 +244,13 @@ def test_what_may_pass_is_tried_again(
     engine._engine = Upset(make())
     with pytest.raises(expected, match=said):
         asyncio.run(engine.generate(ask(builder, "a", 5)))
+
+
+def test_the_arguments_that_only_change_speed_are_vllm_s() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert sorted(SPEED_ONLY["vllm"] - known) == []
 
 
 def test_wrong_engine_arguments(model: ModelConfig) -> None:

@@ -22,7 +22,7 @@ from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Failure
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
 from augment.ledger import parts, recent
-from augment.ledger.reading import finished_keys, read_ledger
+from augment.ledger.reading import read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
@@ -35,7 +35,7 @@ from sharding.records import arrow
 from sharding.records.types import Request, sample_key
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
-from tests.test_ledger import row
+from tests.test_ledger import finished_keys, row
 
 NOW_MS = int(time.time() * 1000)
 
@@ -71,7 +71,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
 
 def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
     finished = FinishedSince(str(tmp_path), NOW_MS)
-    finished.add(row(1).key, 7)
+    finished.add(row(1, thought_tokens=7))
     assert finished.tokens(row(1).key) == 7
     parts.write_part(str(tmp_path), [row(1, thought_tokens=7)])
     finished.refresh()

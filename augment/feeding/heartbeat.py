@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from augment.feeding import registry
 from sharding import storage
 from sharding.errors import MillError
@@ -112,10 +114,9 @@ class Heartbeat:
 def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
     """The heartbeats of processes that are alive at the Unix time `now`; none where they can't be read."""
     try:
-        fs, path = storage.filesystem(folder)
-        fs.invalidate_cache()
-        beats = [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path.rstrip('/')}/*.json"))]
-    except (OSError, ValueError, MillError) as error:
+        names = [name for name in storage.list_names(folder) if name.endswith(".json")]
+        beats = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
+    except (ValueError, MillError) as error:
         logger.debug("heartbeats in %s: %s", folder, error)
         return []
     return [beat for beat in beats if abs(now - beat["at"]) <= STALE_S]
@@ -124,8 +125,10 @@ def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
 def clear_beats(folder: str) -> None:
     """Take away what processes that were killed have left; called when a run has ended."""
     try:
+        for name in storage.list_names(folder):
+            storage.remove(storage.join(folder, name))
         fs, path = storage.filesystem(folder)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        if isinstance(fs, LocalFileSystem) and fs.exists(path):
+            fs.rmdir(path)  # an object store has no folders
     except (OSError, MillError) as error:
         logger.debug("heartbeats in %s: %s", folder, error)

@@ -96,7 +96,7 @@ class Worker:
             self._completed += 1
         if self.finished.tokens(row.key) is None:  # two bundles may have asked for it
             self._writer.add(row)
-            self.finished.add(row.key, row.thought_tokens)
+            self.finished.add(row)
 
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""

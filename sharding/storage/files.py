@@ -40,11 +40,13 @@ EXTRA_FOR_PROTOCOL = {
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path in it.
+    """The fsspec filesystem of `url` and the path in it. A local path may hold "::", which in fsspec joins stores.
 
     Raises:
         RequestError: the store's protocol is unknown, or its package is not installed.
     """
+    if "://" not in url or url.startswith("file://"):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -135,6 +137,26 @@ def exists(url: str) -> bool:
         return True
 
     return patiently("look up", url, fs, ask)
+
+
+def list_names(folder: str) -> list[str]:
+    """The names directly in a folder as the store has them now, sorted; none where there is no folder.
+
+    What a user wrote is never taken as a pattern: a folder may be called "out[1]".
+
+    Raises:
+        MillError: the store can't be listed; names the folder.
+    """
+    fs, path = filesystem(folder)
+
+    def ask() -> list[str]:
+        fs.invalidate_cache()
+        try:
+            return list(fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    return sorted(posixpath.basename(name.rstrip("/")) for name in patiently("list", folder, fs, ask))
 
 
 def remove(url: str) -> None:
