@@ -18,7 +18,7 @@ from augment.engines.protocol import Generation, GenerationRequest, RequestRejec
 from augment.engines.rehearsal import RehearsalEngine
 from augment.feeding import heartbeat, registry, worker
 from augment.feeding.heartbeat import Heartbeat, clear_beats, read_beats
-from augment.feeding.stats import Account
+from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Failure
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
 from augment.ledger import parts, recent
@@ -277,17 +277,18 @@ def test_rows_that_cannot_be_written_do_not_hide_why_everything_ends(tmp_path: P
 # --- heartbeats -------------------------------------------------------------------------------------------------------
 
 
-def busy() -> dict[str, Any]:
-    account = Account("model")
-    account.submitted, account.completed, account.capacity = 30, 10, 8
-    account.observe(8)
-    return {"model": account.stats()}
+def busy() -> dict[str, FeederStats]:
+    stats = FeederStats("model")
+    stats.submitted, stats.completed, stats.capacity = 30, 10, 8
+    stats.observe(8)
+    return {"model": stats}
 
 
-def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path) -> None:
+def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "stats", busy)
     folder = str(tmp_path / "alive")
     assert read_beats(folder, time.time()) == []
-    beat = Heartbeat(folder, busy, beat_s=0.05)
+    beat = Heartbeat(folder, beat_s=0.05)
     beat.begin()
     deadline = time.monotonic() + 5
     while not read_beats(folder, time.time()):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow.compute import field, scalar
 from rich.table import Table
 
@@ -64,6 +65,7 @@ def plan_of(
     """What status needs to know of a run, as JSON values: what is to be made, by what, at which price."""
     generations = planned_generations(config, allocation)
     models = planner.describe()
+    model_of = {tier.name: tier.model for tier in config.budget.tiers}
     for name, model in planner.models.items():
         models[name] |= {
             "dollars_per_million_tokens": model.dollars_per_million_tokens,
@@ -77,7 +79,11 @@ def plan_of(
         "target": allocation.target_spend,
         "unit": allocation.unit,
         "tiers": {
-            plan.name: {"generations": generations[plan.name], "planned_tokens": plan.tokens}
+            plan.name: {
+                "model": model_of[plan.name],
+                "generations": generations[plan.name],
+                "planned_tokens": plan.tokens,
+            }
             for plan in allocation.tiers
             if plan.name in generations
         },
@@ -148,7 +154,7 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         rows = pa.Table.from_batches(batches)
         for name, model in plan["models"].items():
             by_model = reduce(operator.and_, (field(column) == model[key] for column, key in _MODEL_COLUMNS.items()))
-            found[name].append(rows.filter(by_model & asked).select(_WANTED))
+            found[name].append(rows.filter(by_model & asked & _made_for(plan, name)).select(_WANTED))
     nothing = LEDGER_SCHEMA.empty_table().select(_WANTED)
     tables = [pa.concat_tables([nothing, *tables]) for tables in found.values()]
     table = pa.concat_tables([nothing, *tables])
@@ -163,6 +169,21 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         wall_s=table["wall_s"].to_numpy()[first],
         finished_at=table["finished_at"].to_numpy()[first],
     )
+
+
+def _made_for(plan: dict[str, Any], name: str) -> pc.Expression:
+    """Which rows are this model's, of those that name it as the ledger does.
+
+    Two models of a config may be one to the ledger: the tier tells them apart, and rows of no tier of the plan count as
+    made for the first one by name.
+    """
+    model = plan["models"][name]
+    alike = [n for n, other in plan["models"].items() if all(other[k] == model[k] for k in _MODEL_COLUMNS.values())]
+    if len(alike) == 1:
+        return scalar(True)
+    counted = alike[1:] if name == alike[0] else [name]
+    in_tiers = field("tier").isin([tier for tier, planned in plan["tiers"].items() if planned["model"] in counted])
+    return ~in_tiers if name == alike[0] else in_tiers
 
 
 def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
