@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
+from typing import Any
 
 HASH_BITS = 64
 _CONTENT_ID_BITS = 128  # among 10**12 documents two texts share an id with a probability of 1.5e-15
@@ -80,6 +81,11 @@ def fingerprint(pieces: Iterable[str | bytes], size_bytes: int = 16) -> str:
     for piece in pieces:
         digest.update(_bytes(piece))
     return digest.hexdigest()
+
+
+def file_fingerprint(file: Any, size_bytes: int = 16) -> str:
+    """`fingerprint` of a binary file that is open for reading, whatever its size."""
+    return file_digest(file, lambda: blake2b(digest_size=size_bytes)).hexdigest()
 
 
 def chosen(hashed: int, fraction: float) -> bool:

@@ -30,9 +30,7 @@ from sharding import storage
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
-
-PLAN_NAME = "plan.json"
-"""Written by the augment stage before its first generation, so that status knows what is to be done."""
+from sharding.storage.output import Output
 
 RATE_WINDOW_S = 300.0
 """The rate is that of the generations finished in the last this many seconds of work."""
@@ -43,11 +41,6 @@ _MODEL_COLUMNS = {"model": "name", "revision": "revision", "engine": "engine"}
 _COLUMNS = (*_WANTED, *_MODEL_COLUMNS, "prompt", "prompt_version")
 
 UNIT_NAMES = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}
-
-
-def beats_url(output: str) -> str:
-    """The folder of the heartbeats of a run's worker processes."""
-    return storage.join(manifest.stage_url(output, "augment"), "alive")
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -120,7 +113,7 @@ def read(output: str) -> dict[str, Any]:
         MillError: there is no run in `output`.
     """
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
-    plan_url = storage.join(manifest.stage_url(output, "augment"), PLAN_NAME)
+    plan_url = Output(output).plan
     plan = json.loads(storage.read_bytes(plan_url)) if storage.exists(plan_url) else None
     if plan is None and not any(stages.values()):
         raise MillError(f"{output} holds no run: no stage has finished and no generation was planned")
@@ -128,12 +121,12 @@ def read(output: str) -> dict[str, Any]:
         "output": output,
         "stages": {name: "done" if stage else "not done" for name, stage in stages.items()},
         "rehearsal": any(stage.rehearsal for stage in stages.values() if stage),
-        "complete": storage.exists(storage.join(output, manifest.SUCCESS_NAME)),
+        "complete": storage.exists(Output(output).success),
     }
     if plan is not None:
         now = time.time()
         done = _read_ledger(plan)
-        beats = [] if stages["augment"] else read_beats(beats_url(output), now)
+        beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         found["generation"] = _generation(plan, done, beats, now)
         found["warnings"] = plan.get("warnings", [])
