@@ -116,7 +116,7 @@ def _content_digest(path: Path) -> str:
         known = kept.read_text()
         if len(known) == 2 * _DIGEST_BYTES:
             return _digests.setdefault(seen, known)
-    settled = time.time() - max(found.st_mtime, found.st_ctime) > _FRESH_S
+    settled = time.time() - found.st_ctime > _FRESH_S  # which follows every change, and nobody can set
     with path.open("rb") as file:
         digest = file_fingerprint(file, _DIGEST_BYTES)
     after = path.stat()
