@@ -14,23 +14,17 @@ from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
 from augment.requests.planner import TracePlanner
-from sharding import storage
 from sharding.beam.counts import COUNTS
+from sharding.beam.joins import JoinParts
+from sharding.beam.part_join import JoinedDocument, Parts
 from sharding.beam.shuffle import at_bundle_end
 from sharding.errors import MillError
 from sharding.records.types import Quarantined, Request, ScoredSegment, sample_key
 
 FAILED = "failed"
 
-SEGMENT_COLUMNS = (
-    "doc_id",
-    "segment_index",
-    "num_segments",
-    "input_ids",
-    "surprisal_nats",
-    "memory_nats",
-    "difficulty_nats",
-)
+SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats")
+"""What requests are made from, beside the tokens."""
 
 TierOf = Callable[[str, float], int]
 ShownOf = Callable[[ScoredSegment, str], int]
@@ -41,7 +35,7 @@ class MakeRequests(beam.PTransform):
     """The requests of all segments whose tier thinks, from the scored parts.
 
     Args:
-        urls: the scored parts; each holds whole documents, so that a prompt can show what precedes its segment.
+        scored: the scored parts, with `SEGMENT_COLUMNS`; a prompt can show what precedes its segment in the document.
         planner: makes the requests.
         tier_of, shown_of, focus_of: see `TracePlanner.requests`.
 
@@ -50,18 +44,16 @@ class MakeRequests(beam.PTransform):
     """
 
     def __init__(
-        self, urls: Sequence[str], planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
+        self, scored: Parts, planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
     ) -> None:
         super().__init__()
-        self._urls, self._planner = sorted(urls), planner
+        self._scored, self._planner = scored, planner
         self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
     def expand(self, pipeline: beam.Pipeline) -> Any:
         outputs = (
             pipeline
-            | "Scored parts" >> beam.Create(self._urls, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Documents" >> beam.FlatMap(storage.read_groups, ScoredSegment, "doc_id", SEGMENT_COLUMNS)
+            | "Documents" >> JoinParts(self._scored)
             | "Plan"
             >> beam.ParDo(_RequestFn(self._planner, self._tier_of, self._shown_of, self._focus_of)).with_outputs(
                 FAILED, main="requests"
@@ -77,8 +69,9 @@ class _RequestFn(beam.DoFn):
         self._planner = planner
         self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
-    def process(self, document: tuple[str, list[ScoredSegment]]) -> Iterator[Any]:
-        for outcome in self._planner.requests(document[1], self._tier_of, self._shown_of, self._focus_of):
+    def process(self, document: JoinedDocument) -> Iterator[Any]:
+        segments = list(document.scored.segments())
+        for outcome in self._planner.requests(segments, self._tier_of, self._shown_of, self._focus_of):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 

@@ -21,7 +21,7 @@ from augment.feeding.heartbeat import clear_beats
 from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
-from augment.transforms import FAILED, GenerateMissing, MakeRequests
+from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts, tier_facts
 from pipelines.joints import Focus, holdback_of, plan_budget, trace_planner
@@ -29,10 +29,11 @@ from pipelines.plan.measured import forecast_for
 from pipelines.stage import Built, Outcome, Stage
 from pipelines.watch.status import plan_of, planned_generations
 from sharding import storage
+from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
 from sharding.beam.parts import WriteParts
 from sharding.errors import MillError
-from sharding.records.families import QUARANTINE, REQUESTS
+from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
 from sharding.storage import manifest
 
@@ -86,8 +87,8 @@ class Augment(Stage):
 
     def build(self, root: beam.Pipeline) -> Built:
         config, planner = self.config, self.planner
-        segments = manifest.file_urls(config.output, self.scored, "segments")
-        num_parts = part_count(segments)
+        segments = Parts.of(config.output, self.scored, SEGMENTS, SEGMENT_COLUMNS)
+        num_parts = part_count(segments.urls)
         focus = Focus(config.tokenizer, config.difficulty.threshold_nats)
         made = root | "Requests" >> MakeRequests(
             segments, planner, tier_of=self.allocation.tier_of, shown_of=self.holdback, focus_of=focus
