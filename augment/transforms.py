@@ -11,26 +11,20 @@ import apache_beam as beam
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.tickets import Completed, Failure, Result
-from augment.feeding.worker import TooManyFailures, WorkOrder, begin_bundle
+from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
 from augment.requests.planner import TracePlanner
-from sharding import storage
 from sharding.beam.counts import COUNTS
+from sharding.beam.joins import JoinParts
+from sharding.beam.part_join import JoinedDocument, Parts
 from sharding.beam.shuffle import at_bundle_end
 from sharding.errors import MillError
 from sharding.records.types import Quarantined, Request, ScoredSegment, sample_key
 
 FAILED = "failed"
 
-SEGMENT_COLUMNS = (
-    "doc_id",
-    "segment_index",
-    "num_segments",
-    "input_ids",
-    "surprisal_nats",
-    "memory_nats",
-    "difficulty_nats",
-)
+SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats")
+"""What requests are made from, beside the tokens."""
 
 TierOf = Callable[[str, float], int]
 ShownOf = Callable[[ScoredSegment, str], int]
@@ -41,7 +35,7 @@ class MakeRequests(beam.PTransform):
     """The requests of all segments whose tier thinks, from the scored parts.
 
     Args:
-        urls: the scored parts; each holds whole documents, so that a prompt can show what precedes its segment.
+        scored: the scored parts, with `SEGMENT_COLUMNS`; a prompt can show what precedes its segment in the document.
         planner: makes the requests.
         tier_of, shown_of, focus_of: see `TracePlanner.requests`.
 
@@ -50,18 +44,16 @@ class MakeRequests(beam.PTransform):
     """
 
     def __init__(
-        self, urls: Sequence[str], planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
+        self, scored: Parts, planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
     ) -> None:
         super().__init__()
-        self._urls, self._planner = sorted(urls), planner
+        self._scored, self._planner = scored, planner
         self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
     def expand(self, pipeline: beam.Pipeline) -> Any:
         outputs = (
             pipeline
-            | "Scored parts" >> beam.Create(self._urls, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Documents" >> beam.FlatMap(storage.read_groups, ScoredSegment, "doc_id", SEGMENT_COLUMNS)
+            | "Documents" >> JoinParts(self._scored)
             | "Plan"
             >> beam.ParDo(_RequestFn(self._planner, self._tier_of, self._shown_of, self._focus_of)).with_outputs(
                 FAILED, main="requests"
@@ -77,8 +69,9 @@ class _RequestFn(beam.DoFn):
         self._planner = planner
         self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
-    def process(self, document: tuple[str, list[ScoredSegment]]) -> Iterator[Any]:
-        for outcome in self._planner.requests(document[1], self._tier_of, self._shown_of, self._focus_of):
+    def process(self, document: JoinedDocument) -> Iterator[Any]:
+        segments = list(document.scored.segments())
+        for outcome in self._planner.requests(segments, self._tier_of, self._shown_of, self._focus_of):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 
@@ -132,9 +125,9 @@ class _GenerateFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._worker = begin_bundle(self._order)
         model = self._planner.model(self._model_name)
-        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id)
+        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id, name=self._model_name)
         self._at_work = True
-        self._bundle = self._feeder.ticket(on_result=self._keep)
+        self._bundle = self._feeder.ticket(_LedgerSink(self._planner, self._worker))
 
     def process(self, element: tuple[Request, list[int]]) -> Iterator[Any]:
         request, missing = element
@@ -183,7 +176,14 @@ class _GenerateFn(beam.DoFn):
             registry.release(self._feeder)
             self._worker.end()
 
-    def _keep(self, result: Result) -> None:
+
+class _LedgerSink:
+    """Takes the results of a bundle to the ledger."""
+
+    def __init__(self, planner: TracePlanner, worker: Worker) -> None:
+        self._planner, self._worker = planner, worker
+
+    def keep(self, result: Result) -> None:
         if isinstance(result, Completed):
             request, sample = result.context
             row = self._planner.ledger_row(

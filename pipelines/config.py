@@ -1,7 +1,7 @@
-"""The root config: one YAML file is one run. The sections are dataclasses beside the code they configure.
+"""The root config: one YAML file is one run.
 
-The sections are dataclasses beside the code they configure; this module composes them, reads YAML and `--set`
-overrides, and turns every mistake into an error that names the full key, the value and what is allowed.
+The sections are dataclasses beside the code they configure; this module composes them and checks what two of them have
+to agree on. `yaml_config` reads them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.requests.closing import ClosingConfig
 from augment.selection.config import SelectConfig
-from difficulty.budget.tiers import BudgetConfig, ModelPrice
+from difficulty.budget.policies import policy_module
+from difficulty.budget.tiers import POLICIES, BudgetConfig
 from difficulty.config import DifficultyConfig
-from sharding import storage
 from sharding.config import STRICT
-from sharding.packing.config import PackConfig
-from sharding.packing.layout import Layout
+from sharding.packing.config import Layout, PackConfig
 from sharding.sources import Source, SourceConfig, misplaced_key
+from sharding.storage.output import Output
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -82,7 +82,7 @@ class MillConfig:
     @property
     def ledger_url(self) -> str:
         """The folder of the ledger."""
-        return self.ledger.path or storage.join(self.output, "ledger")
+        return self.ledger.path or Output(self.output).ledger
 
     @property
     def all_sources(self) -> tuple[Source, ...]:
@@ -128,10 +128,10 @@ class MillConfig:
         if self.difficulty.scorer != "none":
             return self
         thinking = [tier for tier in self.budget.tiers if tier.model is not None]
-        if thinking and self.budget.policy == "adaptive":
-            raise ValueError(
-                "budget.policy: adaptive needs a scorer, and difficulty.scorer is none; name uniform or fixed"
-            )
+        policy = self.budget.policy
+        if thinking and policy_module(policy).AXIS == "difficulty":
+            others = " or ".join(name for name in POLICIES if policy_module(name).AXIS != "difficulty")
+            raise ValueError(f"budget.policy: {policy} needs a scorer, and difficulty.scorer is none; name {others}")
         gain = self.select.value_name in ("continuation_gain", "self_gain")
         if gain and any(self.select.values_tier(tier.samples) for tier in thinking):
             raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
@@ -153,10 +153,3 @@ class MillConfig:
                         f"models.{tier.model}.max_model_len={room}"
                     )
         return self
-
-
-def price_of(model: ModelConfig) -> ModelPrice:
-    """A model's price, as the budget counts it."""
-    return ModelPrice(
-        dollars_per_million_tokens=model.dollars_per_million_tokens, tokens_per_gpu_second=model.tokens_per_gpu_second
-    )

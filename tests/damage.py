@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sharding import storage
-from sharding.records.types import TokenType
+from sharding.records.rows import TokenType
 from sharding.storage import manifest
 
 Columns = dict[str, list[Any]]

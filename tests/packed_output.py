@@ -12,8 +12,9 @@ import numpy as np
 from sharding import storage
 from sharding.packing import order
 from sharding.packing.best_fit import pack_rows, padding_row
-from sharding.records.arrow import row_schema, token_dtype
-from sharding.records.types import Item, MaskedRow, Row, TokenType
+from sharding.records.arrow import token_dtype
+from sharding.records.families import ROWS
+from sharding.records.rows import Item, MaskedRow, Row, TokenType
 from sharding.shards.rows import LossMask, loss_mask
 from sharding.storage import arrow_files, manifest
 from sharding.storage.manifest import Manifest
@@ -60,7 +61,7 @@ def write_output(
 ) -> PackedOutput:
     """Write shards of equal rows in small batches, their padding rows, manifest and `_SUCCESS`."""
     end_id = vocab_size - 1
-    schema = row_schema(sequence_length, vocab_size, with_loss_mask=policy != "all")
+    schema = ROWS.schema(sequence_length=sequence_length, vocab_size=vocab_size, with_loss_mask=policy != "all")
     dtype = token_dtype(vocab_size)
     entries, written = [], {}
     for split, shards in (("train", train_shards), ("validation", 1)):

@@ -25,7 +25,7 @@ from pipelines.card.markdown import redacted
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
-from sharding import records
+from sharding.records.families import ROWS
 from sharding.storage import manifest
 from sharding.storage.manifest import STAGES, Manifest
 
@@ -116,7 +116,7 @@ def test_the_libraries_of_the_hub_read_it(output: Path) -> None:
 def test_features_are_those_of_the_shards(stages: Stages, vocab_size: int, policy: str) -> None:
     pack = {**stages["pack"].config["pack"], "loss_mask": policy}
     packed = changed(stages, "pack", facts={"vocab_size": vocab_size}, config={"pack": pack})["pack"]
-    schema = records.row_schema(128, vocab_size, with_loss_mask=policy != "all")
+    schema = ROWS.schema(sequence_length=128, vocab_size=vocab_size, with_loss_mask=policy != "all")
     assert features(packed) == Features.from_arrow_schema(schema)._to_yaml_list()
 
 
@@ -147,7 +147,7 @@ def test_load_dataset_opens_the_folder(output: Path, stages: Stages, tmp_path: P
     rows = {split: sum(1 for _ in opened[split]) for split in opened}
     assert sum(rows.values()) == stages["pack"].counts["rows"]
     assert set(next(iter(opened["train"]))) == set(
-        records.row_schema(128, stages["pack"].facts["vocab_size"], with_loss_mask=False).names
+        ROWS.schema(sequence_length=128, vocab_size=stages["pack"].facts["vocab_size"], with_loss_mask=False).names
     )
 
 
@@ -330,7 +330,7 @@ def test_croissant_names_every_shard_and_column(output: Path, stages: Stages) ->
     }
     sets = [part["includes"] for part in described["distribution"] if part["@type"] == "cr:FileSet"]
     assert sum(len(list(output.glob(pattern))) for pattern in sets) == len(on_disk)
-    schema = records.row_schema(128, stages["pack"].facts["vocab_size"])
+    schema = ROWS.schema(sequence_length=128, vocab_size=stages["pack"].facts["vocab_size"])
     for record_set in described["recordSet"]:
         assert [field["name"] for field in record_set["field"]] == schema.names
         assert [field["source"]["extract"]["column"] for field in record_set["field"]] == schema.names

@@ -21,7 +21,8 @@ from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import LedgerRow, Request, TokenType
+from sharding.records.rows import TokenType
+from sharding.records.types import LedgerRow, Request
 from sharding.storage import manifest
 from tests.test_stages import hashes, shard_rows, source_texts
 

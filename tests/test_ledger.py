@@ -38,8 +38,8 @@ from pipelines.watch import status
 from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import fraction_of, seed_of
-from sharding.records.arrow import LEDGER_SCHEMA
 from sharding.records.base import encode
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow, Request, sample_key
 from sharding.storage.arrow_files import write_part
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import accounts
 from pipelines.config import MillConfig
-from pipelines.pack import check_account, segment_tokens
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
@@ -26,10 +26,12 @@ from sharding.packing import mixing, order
 from sharding.packing.balance import Balance, cut_rows
 from sharding.packing.best_fit import best_fit_decreasing, pack_rows
 from sharding.packing.config import PackConfig
+from sharding.packing.laying_out import segment_tokens
 from sharding.packing.recovery import document_source, items_of, thoughts_of
-from sharding.records.types import Candidate, Item, ScoredSegment, TokenType
+from sharding.records.rows import Item, Row, TokenType
+from sharding.records.types import Candidate, ScoredSegment
 from sharding.shards.dataset import PackedDataset
-from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask
+from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
@@ -149,21 +151,33 @@ def test_what_becomes_of_a_document() -> None:
     ("scored", "kept", "counts", "said"),
     [
         (100, 3, {"tokens_source": 100, "thoughts": 3}, None),
-        (100, 3, {"tokens_source": 99, "thoughts": 3}, "99 source tokens in the shards; of 100 scored"),
-        (100, 3, {"tokens_source": 100, "thoughts": 2}, "2 thoughts were laid out; of 3 kept"),
+        (100, 3, {"tokens_source": 99, "thoughts": 3}, "99 tokens_source is not 100 score/source_tokens"),
+        (100, 3, {"tokens_source": 100, "thoughts": 2}, "2 thoughts is not 3 select/kept"),
         (100, 3, {"tokens_source": 100, "thoughts": 2, "thoughts_dropped": 1}, None),
         (100, 3, {"tokens_source": 90, "source_tokens_contaminated": 10, "thoughts": 3}, None),
         (100, 3, {"tokens_source": 130, "source_tokens_copied": 30, "thoughts": 4, "thoughts_copied": 1}, None),
         (100, 3, {"tokens_source": 60, "rows_left_out_tokens_source": 40, "thoughts": 3}, None),
-        (100, 3, {"tokens_source": 60, "rows_left_out_tokens_source": 41, "thoughts": 3}, "there should be 59"),
+        (
+            100,
+            3,
+            {"tokens_source": 60, "rows_left_out_tokens_source": 41, "thoughts": 3},
+            r"60 tokens_source is not 100 score/source_tokens - 41 rows_left_out_tokens_source",
+        ),
     ],
 )
 def test_the_account_is_exact(scored: int, kept: int, counts: dict[str, int], said: str | None) -> None:
+    manifests = {
+        stage: Manifest(
+            stage=stage, format=1, fingerprint="", config={}, inputs={}, files={}, counts=numbers, facts={},
+            rehearsal=False, elapsed_s=0.0,
+        )
+        for stage, numbers in (("score", {"source_tokens": scored}), ("select", {"kept": kept}), ("pack", counts))
+    }  # fmt: skip
     if said is None:
-        check_account(scored, kept, counts)
+        accounts.check("pack", manifests)
     else:
         with pytest.raises(AssertionError, match=said):
-            check_account(scored, kept, counts)
+            accounts.check("pack", manifests)
 
 
 def test_thoughts_that_saw_different_amounts_are_not_put_in_one_place() -> None:
@@ -281,6 +295,30 @@ def source_texts(items: list[Item], tokenizer: str) -> dict[str, str]:
         by_document.setdefault(item.doc_id, []).append(item)
     decode = load_tokenizer(tokenizer).decode
     return {doc_id: decode(document_source(pieces)) for doc_id, pieces in by_document.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ids", ["none", "own"])
+def test_exact_copies_are_in_one_split(tmp_path: Path, byte_tokenizer: str, ids: str) -> None:
+    wanted = {f"Text {i}: {' '.join(str(i * j) for j in range(2 + 3 * i))}." for i in range(20)}
+    source = tmp_path / "source.jsonl"
+    copies = [{"id": f"{text[:8]}-{copy}", "text": text} for text in sorted(wanted) for copy in range(3)]
+    source.write_text("".join(json.dumps(document) + "\n" for document in copies))
+    pack = {"sequence_length": 128, "num_shards": 2, "validation_fraction": 0.5}
+    tree = rehearsal_tree(tmp_path, byte_tokenizer, str(source), pack=pack)
+    tree["source"] = {"path": str(source)} | ({"id_field": "id"} if ids == "own" else {})
+    config = from_mapping(tree)
+    packed = mill(config)["pack"]
+    assert (packed.counts["documents_train"] + packed.counts["documents_validation"]) == 60
+    items: dict[str, list[Item]] = {"train": [], "validation": []}
+    for entry in packed.files["shards"]:
+        for row in storage.read_records(storage.join(config.output, entry.name), Row):
+            items[split_of(entry)] += items_of(row)
+    found = {split: set(source_texts(of_split, byte_tokenizer).values()) for split, of_split in items.items()}
+    assert found["train"] | found["validation"] == wanted
+    assert found["train"] & found["validation"] == set()
+    assert found["validation"] == {text for text in wanted if order.split_of(text, 0.5) == "validation"}
+    assert [str(problem) for problem in verify(config.output, deep=True).problems] == []
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from pipelines.yaml_config import from_mapping, to_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.storage import manifest
-from sharding.storage.lease import Lease, lease_url
+from sharding.storage.lease import Lease
+from sharding.storage.output import Output
 from tests.s3_server import BUCKET, SECRET, FaultyS3, lead_to, server_fixture, store_fixture  # noqa: F401
 
 pytest.importorskip("moto", reason="moto's server is not installed")
@@ -80,7 +81,7 @@ def test_the_same_shards_as_on_a_disk(store: FaultyS3, job: Job, local: dict[str
     mill(config)
     assert hashes(config) == local
     assert verify(config.output).problems == []
-    assert not storage.exists(lease_url(config.output))
+    assert not storage.exists(Output(config.output).lease)
     names = fsspec.filesystem("s3").find(f"{BUCKET}/work")
     assert not [name for name in names if name.endswith(".tmp")]
     # Nothing is moved: on an object store that is a copy, which readers may see half done.

@@ -12,7 +12,7 @@ from sharding.packing import order
 from sharding.packing.best_fit import best_fit_decreasing, pack_rows, padding_row, windows
 from sharding.packing.config import PackConfig
 from sharding.records.base import encode
-from sharding.records.types import Item, Row, TokenType
+from sharding.records.rows import Item, Row, TokenType
 
 CAPACITY = 32
 

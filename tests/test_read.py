@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.records.types import Row, TokenType
+from sharding.records.rows import Row, TokenType
 from sharding.shards.dataset import PackedDataset, collate
 from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, MappedShard, loss_mask
 from sharding.storage import manifest

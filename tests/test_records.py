@@ -1,5 +1,8 @@
 """Records survive the way between workers and the way to disk."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 from sharding import records, storage
 from sharding.errors import MillError
 from sharding.records.base import decode, encode
-from sharding.records.types import Candidate, Item, Quarantined, Row, ScoredSegment
+from sharding.records.families import KEPT, QUARANTINE, ROWS, SEGMENTS
+from sharding.records.rows import Item, Row
+from sharding.records.types import Candidate, Quarantined, ScoredSegment
 
 
 @st.composite
@@ -35,6 +40,22 @@ def test_bytes_round_trip(segment: ScoredSegment) -> None:
     assert records.decode(ScoredSegment, records.encode(segment)) == segment
 
 
+def test_beam_carries_every_record_by_its_bytes() -> None:
+    """One that is not registered would be pickled without a word. In a process of its own: tests have records too."""
+    code = (
+        "import importlib\n"
+        "from apache_beam.coders import registry\n"
+        "from sharding.records.base import Record\n"
+        "importlib.import_module('pipelines.cli')\n"
+        "for stage in ('score', 'augment', 'select', 'pack'): importlib.import_module(f'pipelines.{stage}')\n"
+        "kinds = Record.__subclasses__()\n"
+        "print(len(kinds), {k.__name__ for k in kinds if type(registry.get_coder(k)).__name__ != 'RecordCoder'} or '')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    number, *pickled = done.stdout.split()
+    assert int(number) >= 13 and not pickled
+
+
 @pytest.mark.parametrize("last", [0.0, -0.0, 1.0])
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 1000])
 def test_zeros_take_no_room_and_come_back(length: int, last: float) -> None:
@@ -51,7 +72,7 @@ def test_zeros_take_no_room_and_come_back(length: int, last: float) -> None:
 
 @given(st.lists(scored_segments(), max_size=5))
 def test_arrow_round_trip(segments: list[ScoredSegment]) -> None:
-    schema = records.segment_schema(50_000)
+    schema = SEGMENTS.schema(vocab_size=50_000)
     batch = records.to_batch(segments, schema)
     assert batch.schema == schema
     # A slice has offsets that don't start at 0.
@@ -67,7 +88,7 @@ def test_rows_round_trip_and_keep_their_width() -> None:
         doc_ids=["a", "b"],
         source_starts=np.array([0, 9], np.int64),
     )
-    batch = records.to_batch([row, row], records.row_schema(8, 100_000))
+    batch = records.to_batch([row, row], ROWS.schema(sequence_length=8, vocab_size=100_000))
     assert batch.schema.field("input_ids").type.list_size == 8
     assert list(records.from_batch(Row, batch)) == [row, row]
 
@@ -93,7 +114,7 @@ def test_columns_not_read_come_as_nothing(tmp_path: object) -> None:
         reasons=["loop"],
     )
     url = f"{tmp_path}/part.arrow"
-    entry = storage.write_part(url, [candidate] * 3, records.candidate_schema(10))
+    entry = storage.write_part(url, [candidate] * 3, KEPT.schema(vocab_size=10))
     assert entry.rows == 3
     assert list(storage.read_records(url, Candidate)) == [candidate] * 3
     [light, *_] = storage.read_records(url, Candidate, columns=("doc_id", "reasons"))
@@ -113,7 +134,7 @@ def test_an_id_that_does_not_fit_is_an_error_that_names_the_column() -> None:
         difficulty_nats=0.0,
     )
     with pytest.raises(MillError, match="input_ids"):
-        records.to_batch([segment], records.segment_schema(60_000))
+        records.to_batch([segment], SEGMENTS.schema(vocab_size=60_000))
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(1, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
@@ -136,7 +157,7 @@ def test_scored_parts_take_at_most_six_bytes_per_token(tmp_path: object) -> None
         memory_nats=np.empty(0, np.float16),
         difficulty_nats=1.0,
     )
-    entry = storage.write_part(f"{tmp_path}/p.arrow", [segment], records.segment_schema(49_152))
+    entry = storage.write_part(f"{tmp_path}/p.arrow", [segment], SEGMENTS.schema(vocab_size=49_152))
     assert entry.size_bytes / n <= 6.0
 
 
@@ -147,7 +168,7 @@ def test_a_half_written_file_is_not_there(tmp_path: object) -> None:
 
     url = f"{tmp_path}/folder/part.arrow"
     with pytest.raises(RuntimeError):
-        storage.write_part(url, broken(), records.QUARANTINE_SCHEMA)
+        storage.write_part(url, broken(), QUARANTINE.schema())
     assert not storage.exists(url)
     fs, path = storage.filesystem(f"{tmp_path}/folder")
     assert fs.ls(path) == []
@@ -157,7 +178,7 @@ def test_a_half_written_file_is_not_there(tmp_path: object) -> None:
 def test_a_part_cut_short_is_an_error_that_names_it(tmp_path: object, keep: float) -> None:
     refused = [Quarantined(stage="score", origin=f"o{i}", reason="r", detail="d" * 50) for i in range(500)]
     url = f"{tmp_path}/part.arrow"
-    storage.write_part(url, refused, records.QUARANTINE_SCHEMA)
+    storage.write_part(url, refused, QUARANTINE.schema())
     data = storage.read_bytes(url)
     storage.write_bytes(url, data[: int(len(data) * keep)])
     with pytest.raises(MillError, match=r"part\.arrow"):
@@ -167,7 +188,7 @@ def test_a_part_cut_short_is_an_error_that_names_it(tmp_path: object, keep: floa
 def test_memory_store_is_a_store_like_any_other() -> None:
     url = "memory://records-test/part.arrow"
     refused = [Quarantined(stage="score", origin="o", reason="r", detail="d")]
-    storage.write_part(url, refused, records.QUARANTINE_SCHEMA)
+    storage.write_part(url, refused, QUARANTINE.schema())
     assert list(storage.read_records(url, Quarantined)) == refused
 
 

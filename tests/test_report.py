@@ -30,6 +30,7 @@ from sharding import records, storage
 from sharding.errors import MillError
 from sharding.hashing import partition_of
 from sharding.models.tokenizer import load_tokenizer
+from sharding.records.families import KEPT, SEGMENTS
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -256,7 +257,7 @@ def with_hostile_candidates(output: str) -> None:
                 )
                 for c in storage.read_records(url, Candidate)
             ]
-            storage.write_part(url, changed, records.candidate_schema(vocab_size))
+            storage.write_part(url, changed, KEPT.schema(vocab_size=vocab_size))
     counts = {**selected.counts, f"rejected.{HOSTILE}": 3}
     manifest.write(output, msgspec.structs.replace(selected, counts=counts))
 
@@ -415,7 +416,7 @@ def many_parts(tmp_path: Path, byte_tokenizer: str) -> str:
         name = f"segments-{index:05d}-of-{NUM_PARTS:05d}.arrow"
         members.sort(key=lambda segment: (segment.doc_id, segment.segment_index))
         url = storage.join(output, "stages/score", name)
-        entries.append(storage.write_part(url, members, records.segment_schema(2_000), name=name))
+        entries.append(storage.write_part(url, members, SEGMENTS.schema(vocab_size=2_000), name=name))
     scored = Manifest(
         stage="score",
         format=manifest.FORMAT,

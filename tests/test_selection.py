@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.selection.account import account_counts, mean_and_interval, split_account
+from augment.selection.candidates import Control, JudgedSegment
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for, controls_of, lowest_ranks
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED, choose
+from pipelines.joints import MIN_SHOWN_TOKENS, Holdback
 from pipelines.run import mill
-from pipelines.shown import MIN_SHOWN_TOKENS, Shown
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, Control, JudgedSegment, Request, ScoredSegment
+from sharding.records.types import Candidate, Request, ScoredSegment
 from sharding.storage import manifest
 from tests.test_stages import documents
 
@@ -245,7 +246,7 @@ def segment(tokenizer: Any, text: str, index: int, num_segments: int, hard: int 
     )
 
 
-def shown(byte_tokenizer: str, **fields: Any) -> Shown:
+def shown(byte_tokenizer: str, **fields: Any) -> Holdback:
     values: dict[str, Any] = {
         "tokenizer": byte_tokenizer,
         "threshold_nats": 2.0,
@@ -253,7 +254,7 @@ def shown(byte_tokenizer: str, **fields: Any) -> Shown:
         "hold_back_tokens": 20,
         "valued_tiers": ("deep",),
     }
-    return Shown(**{**values, **fields})
+    return Holdback(**{**values, **fields})
 
 
 TEXT = "日本語のテキストと emoji 👩‍👩‍👧‍👦 and plain words, one after the other, until there are enough of them to cut."

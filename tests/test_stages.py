@@ -14,12 +14,14 @@ import pytest
 from augment.ledger.compaction import compact
 from augment.ledger.reading import read_ledger
 from pipelines.run import mill
+from pipelines.stage import Did
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, LedgerRow, Quarantined, Row, ScoredSegment, TokenType
+from sharding.records.rows import Row, TokenType
+from sharding.records.types import Candidate, LedgerRow, Quarantined, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
@@ -177,10 +179,10 @@ def test_a_second_run_skips_everything(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
 ) -> None:
     config = from_mapping(rehearsal_config(write_jsonl(documents()[:5])))
-    ran: list[tuple[str, bool]] = []
+    done: list[tuple[str, Did]] = []
     for _ in range(2):
-        mill(config, on_stage=lambda stage, done, now: done and ran.append((stage, now)))
-    assert ran == [(stage, True) for stage in manifest.STAGES] + [(stage, False) for stage in manifest.STAGES]
+        mill(config, on_stage=lambda stage, found, did: found and done.append((stage, did)))
+    assert done == [(stage, did) for did in (Did.RAN, Did.NOTHING) for stage in manifest.STAGES]
 
 
 @pytest.mark.slow

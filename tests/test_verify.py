@@ -2,7 +2,10 @@
 
 import json
 import random
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.verify.show import LOG_EVERY_S, line_a_minute
 from pipelines.yaml_config import from_mapping
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
+from sharding.storage import manifest
 from tests.damage import Columns, change_file, manifest_tree, seal, write_manifest
 
 
@@ -142,22 +146,21 @@ Change = Callable[[dict[str, Any]], Any]
         ("pack", lambda m: m["facts"].update(vocab_size=3), "not below the vocabulary size 3"),
         ("pack", lambda m: m["counts"].update(items=3), "says items 3, its files hold"),
         ("pack", lambda m: m["counts"].update(tokens_thought=3), "says tokens_thought 3, its files hold"),
-        ("pack", lambda m: m["counts"].update(source_tokens_left_out=3), "it should be"),
-        ("pack", lambda m: m["counts"].update(thoughts=3), "thoughts were laid out"),
+        ("pack", lambda m: m["counts"].update(source_tokens_left_out=3), "- 3 source_tokens_left_out"),
+        ("pack", lambda m: m["counts"].update(thoughts=3), "3 thoughts is not"),
         ("pack", lambda m: m["config"].update(layout="x"), "fingerprint is not that of its config"),
         ("pack", lambda m: m["inputs"].update(score="0"), "another result of the stage score"),
         ("pack", lambda m: m["files"]["shards"].append(m["files"]["shards"][0]), "2 times"),
-        ("pack", lambda m: m.update(format=99), "format is 99"),
-        ("score", lambda m: m["counts"].update(source_tokens=1), "1 were scored"),
+        ("score", lambda m: m["counts"].update(source_tokens=1), "is not 1 score/source_tokens"),
         ("score", lambda m: m["counts"].update(segments=1), "says segments 1"),
-        ("score", lambda m: m["counts"].update(quarantined=1), "1 quarantined"),
+        ("score", lambda m: m["counts"].update(quarantined=1), "1 quarantined is not 0 rows/quarantine"),
         ("score", lambda m: m["counts"].update({"quarantined.why": 1}), "says quarantined.why 1"),
         ("score", lambda m: m["facts"].update(vocab_size=3), "vocabulary size"),
         ("score", lambda m: m["files"]["segments"][0].update(rows=1), "rows"),
         ("augment", lambda m: m["counts"].update(requests=1), "says requests 1"),
-        ("augment", lambda m: m["counts"].update(generated=10_000), "found, made and failed"),
+        ("augment", lambda m: m["counts"].update(generated=10_000), "10000 generated"),
         ("augment", lambda m: m["counts"].update({"tier.t.samples": 1}), "tier.t.samples 1"),
-        ("select", lambda m: m["counts"].update(kept=0), "candidates are not 0 kept"),
+        ("select", lambda m: m["counts"].update(kept=0), "candidates is not 0 kept"),
         ("select", lambda m: m["counts"].update({"rejected.why": 7}), "says rejected.why 7"),
         ("select", lambda m: m["facts"]["account"][0].update(kept=0), "its account adds up to"),
         ("select", lambda m: m["files"].pop("kept"), "another result of the stage select"),
@@ -168,6 +171,14 @@ def test_a_manifest_that_lies_is_caught(output: Path, stage: str, change: Change
     change(lying)
     write_manifest(output, stage, lying)
     assert any(what in problem for problem in said(output)), said(output)
+
+
+def test_the_output_of_another_version_is_told_as_such(output: Path) -> None:
+    lying = manifest_tree(output, "pack")
+    write_manifest(output, "pack", lying | {"format": 1})
+    said_so = rf"{output} holds the stage pack in format 1, .* reads format {manifest.FORMAT}: .*--replace"
+    with pytest.raises(RequestError, match=said_so):
+        verify(str(output))
 
 
 def test_a_manifest_that_is_not_one(output: Path) -> None:
@@ -184,10 +195,28 @@ def test_what_is_missing_is_named(output: Path, gone: str) -> None:
 
 
 def test_a_file_that_would_be_loaded_as_a_shard(output: Path) -> None:
-    stray = output / "data" / "train-00007-of-00002.arrow"
-    shutil.copy(shards(output)[0], stray)
-    shutil.copy(shards(output)[0], output / "data" / "train-00000-of-00009.arrow")
-    assert said(output) == [f"{stray}: no manifest names it, but the card's patterns would load it"]
+    strays = [output / "data" / f"train-{name}.arrow" for name in ("00000-of-00009", "00007-of-00002")]
+    for stray in strays:
+        shutil.copy(shards(output)[0], stray)
+    for name in ("notes.txt", ".train-00000-of-00009.arrow.0123abcd.tmp"):
+        (output / "data" / name).write_text("x")
+    assert said(output) == [
+        f"{stray}: no manifest names it, but a loader would take it for a shard" for stray in strays
+    ]
+
+
+def test_what_a_killed_pack_has_left_is_gone(output: Path, tmp_path: Path, byte_tokenizer: str) -> None:
+    """Shards of another number, and of a split that there is no more; what is no shard stays."""
+    (output / "data" / "train-00003-of-00005.arrow").write_bytes(shards(output)[0].read_bytes())
+    for name in ("notes.txt", ".train-00001-of-00005.arrow.0123abcd.tmp"):
+        (output / "data" / name).write_text("x")
+    (output / "MANIFEST.json").unlink()
+    (output / "_SUCCESS").unlink()
+    changed = tree(tmp_path, write_corpus(tmp_path), byte_tokenizer, validation_fraction=0.0)
+    mill(from_mapping(changed), stages=["pack"], replace=True)
+    there = {path.name for path in (output / "data").iterdir()}
+    assert there == {"train-00000-of-00002.arrow", "train-00001-of-00002.arrow", "notes.txt"}
+    assert said(output) == []
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
@@ -341,7 +370,7 @@ def test_a_missing_document_is_named(output: Path) -> None:
     problems = said(output, deep=True)
     assert any(f"document '{doc_id}': no shard holds it" in problem for problem in problems)
     assert any("document 'doc-of-nobody': no document of this id was scored" in problem for problem in problems)
-    assert any("1 scored documents are in no shard, 0 were left out on purpose" in problem for problem in problems)
+    assert len(problems) == 2
 
 
 def test_a_document_that_is_there_twice_and_another_not_at_all(output: Path) -> None:
@@ -433,7 +462,9 @@ def test_what_packing_does_on_purpose_is_no_problem(tmp_path: Path, byte_tokeniz
 def test_copies_and_documents_left_out_are_accounted_for(tmp_path: Path, byte_tokenizer: str) -> None:
     config = tree(tmp_path, write_corpus(tmp_path, documents=16), byte_tokenizer, source_weights={"a": 2.0, "b": 0.5})
     source = config.pop("source")
-    (tmp_path / "b.jsonl").write_bytes((tmp_path / "source.jsonl").read_bytes().replace(b"doc-", b"other-"))
+    (tmp_path / "b.jsonl").write_bytes(
+        (tmp_path / "source.jsonl").read_bytes().replace(b"doc-", b"other-").replace(b"word", b"term")
+    )
     config["sources"] = [{**source, "name": "a"}, {**source, "name": "b", "path": str(tmp_path / "b.jsonl")}]
     mill(from_mapping(config))
     output = tmp_path / "out"
@@ -445,15 +476,16 @@ def test_copies_and_documents_left_out_are_accounted_for(tmp_path: Path, byte_to
     assert [scored[f"source.{name}.documents"] for name in "ab"] == [16, 16]
     assert sum(tokens) == scored["source_tokens"] and tokens[0] > 0
     assert f"| a | `{tmp_path}/source.jsonl` | by ending | 16 | {tokens[0]:,} |" in (output / "README.md").read_text()
-    for name, what in (
-        ("document_copies", "documents are there 16 times beyond the first, it says 17"),
-        ("documents_left_out", "scored documents are in no shard"),
+    for name, at_once, what in (
+        ("document_copies", [], "says document_copies 17, its documents come to 16"),
+        ("documents_left_out", ["is not 32 score/documents"], "says documents_left_out"),
     ):
         lying = manifest_tree(output, "pack")
         lying["counts"][name] += 1
         write_manifest(output, "pack", lying)
-        assert said(output) == []
-        (problem,) = said(output, deep=True)
+        found = said(output)
+        assert len(found) == len(at_once) and all(words in found[0] for words in at_once)
+        (problem,) = (problem for problem in said(output, deep=True) if problem not in found)
         assert what in problem
         lying["counts"][name] -= 1
         write_manifest(output, "pack", lying)
@@ -461,6 +493,57 @@ def test_copies_and_documents_left_out_are_accounted_for(tmp_path: Path, byte_to
     lying["counts"]["source.b.documents"] += 1
     write_manifest(output, "score", lying)
     assert any("says source.b.documents 17, its files hold 16" in problem for problem in said(output))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["after_document", "at_hard_span"])
+def test_copies_that_lose_rows_are_no_problem(tmp_path: Path, byte_tokenizer: str, layout: str) -> None:
+    """Some copies of a document are cut off by `max_rows`, so what is left is whole in none of them."""
+    pack = {"source_weights": {"a": 2.5}, "max_rows": {"train": 30, "validation": 3}, "raw_fraction": 0.2}
+    config = tree(tmp_path, write_corpus(tmp_path, documents=24), byte_tokenizer, **pack) | {"layout": layout}
+    source = config.pop("source")
+    config["sources"] = [{**source, "name": "a"}]
+    mill(from_mapping(config))
+    counts = manifest_tree(tmp_path / "out", "pack")["counts"]
+    assert counts["document_copies"] > 24 and counts["rows_left_out_documents"] > 0
+    assert said(tmp_path / "out", deep=True) == []
+    lying = manifest_tree(tmp_path / "out", "pack")
+    lying["counts"]["rows_left_out_documents"] += 1
+    write_manifest(tmp_path / "out", "pack", lying)
+    assert any("says rows_left_out_documents" in problem for problem in said(tmp_path / "out", deep=True))
+
+
+def test_one_text_in_two_splits_is_told_by_deep(tmp_path: Path, byte_tokenizer: str) -> None:
+    """Twenty texts, each three times under ids of their own; one of the two shards is made the validation split."""
+    path = tmp_path / "source.jsonl"
+    records = [
+        {"id": f"{copy}-{n}", "text": f"Text number {n} says nothing else. " * 9}
+        for copy in range(3)
+        for n in range(20)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    mill(from_mapping(tree(tmp_path, str(path), byte_tokenizer, validation_fraction=0.0)))
+    output = tmp_path / "out"
+    assert said(output, deep=True) == []
+    packed = manifest_tree(output, "pack")
+    packed["files"]["shards"][1]["name"] = "data/validation-00000-of-00001.arrow"
+    write_manifest(output, "pack", packed)
+    shards(output)[1].rename(output / "data" / "validation-00000-of-00001.arrow")
+    places: dict[str, set[str]] = {}
+    for shard in shards(output):
+        for row in pa.ipc.open_stream(shard.read_bytes()).read_all()["doc_ids"].to_pylist():
+            for doc_id in row:
+                places.setdefault(doc_id.partition("-")[2], set()).add(shard.name)
+    shared = {n for n, names in places.items() if len(names) > 1}
+    assert 10 < len(shared) < 20
+    problems = said(output, deep=True)
+    assert said(output) == []
+    assert len(problems) == 11 and f"{len(shared) - 10} more problems of this kind" in problems[0]
+    for problem in problems[1:]:
+        said_of = re.search(
+            r"one text is in more than one split: train \('.-(.+)'\) and validation \('.-(.+)'\)", problem
+        )
+        assert said_of and said_of[1] == said_of[2] and said_of[1] in shared
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -477,6 +560,29 @@ def test_the_command_says_what_is_wrong(output: Path) -> None:
     assert set(report["problems"][0]) == {"where", "what"}
     done = CliRunner().invoke(app, ["verify", str(output), "--quiet"])
     assert done.exit_code == 1 and "1 problem" in done.stdout and shards(output)[0].name in done.stdout
+
+
+def test_beam_options_are_for_deep_alone(output: Path) -> None:
+    invoke = CliRunner().invoke
+    done = invoke(app, ["verify", str(output), "--deep", "--quiet", "--", "--direct_num_workers=1"])
+    assert done.exit_code == 0 and "compared 40 documents" in done.stdout
+    with pytest.raises(MillError, match="--direct_num_workers=2: Beam options are for --deep"):
+        verify(str(output), beam_args=["--direct_num_workers=2"])
+    with pytest.raises(MillError, match="Beam does not know --runer"):
+        verify(str(output), deep=True, beam_args=["--runer=x"])
+
+
+def test_deep_writes_nothing_to_the_output(output: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert said(output, deep=True) == []
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_without_deep_no_pipeline_is_imported(output: Path) -> None:
+    code = (
+        "import sys; from pipelines.verify import verify; verify(sys.argv[1]); sys.exit('apache_beam' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(output)], check=True)
 
 
 def test_progress_in_a_log_is_a_line_a_minute() -> None:

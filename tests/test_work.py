@@ -18,7 +18,7 @@ from augment.engines.protocol import Generation, GenerationRequest, RequestRejec
 from augment.engines.rehearsal import RehearsalEngine
 from augment.feeding import heartbeat, registry, worker
 from augment.feeding.heartbeat import Heartbeat, clear_beats, read_beats
-from augment.feeding.stats import Account
+from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Failure
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
 from augment.ledger import parts, recent
@@ -26,12 +26,12 @@ from augment.ledger.reading import read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
-from pipelines.planning import trace_planner
+from pipelines.joints import trace_planner
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError
-from sharding.records import arrow
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import Request, sample_key
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
@@ -58,7 +58,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(recent, "REFRESH_SHARE", 1e9)
     url = str(tmp_path)
     old = f"{url}/part-{NOW_MS - 3 * recent.CLOCK_SKEW_MS}-{'0' * 16}.arrow"
-    storage.write_part(old, [row(999)], arrow.LEDGER_SCHEMA)
+    storage.write_part(old, [row(999)], LEDGER_SCHEMA)
     finished = FinishedSince(url, NOW_MS)
     for n in range(60):  # more parts than chunks
         parts.write_part(url, [row(3 * n + i, thought_tokens=n + 1) for i in range(3)])
@@ -262,20 +262,33 @@ def test_when_failures_stop_a_run(
     one.close()
 
 
+def test_rows_that_cannot_be_written_do_not_hide_why_everything_ends(tmp_path: Path) -> None:
+    """The stage calls `close_all` in a `finally`."""
+    (tmp_path / "file").write_text("no folder")
+    one = worker.begin_bundle(order(tmp_path, ledger_url=str(tmp_path / "file" / "ledger")))
+    one.keep(row(1))
+    with pytest.raises(TooManyFailures):
+        try:
+            raise TooManyFailures("of the first 100")
+        finally:
+            worker.close_all()
+
+
 # --- heartbeats -------------------------------------------------------------------------------------------------------
 
 
-def busy() -> dict[str, Any]:
-    account = Account("model")
-    account.submitted, account.completed, account.capacity = 30, 10, 8
-    account.observe(8)
-    return {"model": account.stats()}
+def busy() -> dict[str, FeederStats]:
+    stats = FeederStats("model")
+    stats.submitted, stats.completed, stats.capacity = 30, 10, 8
+    stats.observe(8)
+    return {"model": stats}
 
 
-def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path) -> None:
+def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "stats", busy)
     folder = str(tmp_path / "alive")
     assert read_beats(folder, time.time()) == []
-    beat = Heartbeat(folder, busy, beat_s=0.05)
+    beat = Heartbeat(folder, beat_s=0.05)
     beat.begin()
     deadline = time.monotonic() + 5
     while not read_beats(folder, time.time()):
@@ -295,6 +308,26 @@ def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path) -> None:
     beat.close()
     assert list((tmp_path / "alive").glob("*")) == []
     assert not [thread for thread in threading.enumerate() if "heartbeat" in thread.name]
+
+
+def test_a_beat_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def changing() -> dict[str, Any]:
+        looked.append(1)
+        if len(looked) == 1:
+            raise RuntimeError("dictionary changed size during iteration")
+        return busy()
+
+    folder = str(tmp_path / "alive")
+    monkeypatch.setattr(registry, "stats", changing)
+    beat = Heartbeat(folder, beat_s=0.05)
+    beat.begin()
+    deadline = time.monotonic() + 5
+    while not read_beats(folder, time.time()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    beat.close()
 
 
 def test_what_dead_processes_left_is_cleared(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from augment.ledger.parts import write_part
 from augment.ledger.reading import logger
 from sharding.errors import MillError
-from sharding.records.arrow import LEDGER_SCHEMA
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
 
 _MAX_UNWRITTEN_FLUSHES = 16

@@ -7,7 +7,6 @@ comes from keys alone: the same request gives the same seed on any worker, in an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from augment.engines.config import EngineFamily, ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing, GenerationRequest
-from sharding.hashing import seed_of
+from sharding.hashing import fingerprint, seed_of
 from sharding.models.store import model_fingerprint, resolve_model
 
 SPEED_ONLY: dict[EngineFamily, frozenset[str]] = {
@@ -114,10 +113,8 @@ def request_key(
         "repetition_detection": sampling.repetition_detection,
         "closing": closing and [closing.reserve_tokens, closing.phrase, closing.phrase_token_ids.tolist()],
     }
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str).encode())
-    digest.update(b"\0" + np.ascontiguousarray(prompt_token_ids, dtype="<u4").tobytes())
-    return digest.hexdigest()
+    told = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return fingerprint([told, b"\0", np.ascontiguousarray(prompt_token_ids, dtype="<u4").tobytes()])
 
 
 def make_request(

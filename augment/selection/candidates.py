@@ -1,4 +1,4 @@
-"""From the generations of a segment to its candidates, not judged yet. Pure."""
+"""From the generations of a segment to its candidates, and what travels between the steps of selection. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from augment.ledger.reading import collapse_duplicates
 from augment.traces import Trace, parse_trace
 from sharding.models.tokenizer import TextTokenizer, UnencodableText
-from sharding.records.types import Candidate, LedgerRow, Request
+from sharding.records.base import Record
+from sharding.records.types import Candidate, LedgerRow, Request, segment_id
+
+ROW_COLUMNS = ("key", "request_key", "sample", "text", "thought_tokens", "finish_reason", "closed", "finished_at")
+"""What `make_candidates` looks at in the ledger: not the token ids, which are most of it."""
 
 NOT_ENCODABLE = "not_encodable"
 """The reason of a trace that the training tokenizer can't spell."""
@@ -62,3 +66,57 @@ def trace_of(candidate: Candidate) -> Trace:
         finish_reason=candidate.finish_reason,
         thought_tokens=candidate.thought_tokens,
     )
+
+
+class AskedSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A request with the text that its traces are judged by; never stored.
+
+    Attributes:
+        valued: whether its candidates are to be valued.
+        source_text: the segment, as much of it as the generator was shown.
+        continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does,
+            or nothing is valued.
+    """
+
+    request: Request
+    valued: bool
+    source_text: str
+    continuation: str
+
+
+class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A segment with all its candidates between the steps of selection; never stored.
+
+    Attributes:
+        valued: whether its candidates are to be valued.
+        source_text: the segment, as much of it as the generator was shown.
+        continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
+        candidates: in the order of their samples; those with reasons were rejected by a gate.
+    """
+
+    doc_id: str
+    segment_index: int
+    tier: str
+    valued: bool
+    source_text: str
+    continuation: str
+    candidates: list[Candidate]
+
+    @property
+    def segment_id(self) -> str:
+        return segment_id(self.doc_id, self.segment_index)
+
+
+class Control(Record, frozen=True, kw_only=True, eq=False):
+    """A trace that the traces of other segments are compared with; never stored.
+
+    Attributes:
+        rank: hex digits of a hash; the lowest are picked.
+        doc_id, segment_index: the segment it is about.
+    """
+
+    rank: str
+    doc_id: str
+    segment_index: int
+    thought_tokens: int
+    text: str

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from augment.selection.candidates import trace_of
+from augment.selection.candidates import Control, JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for
 from augment.selection.values import value_class
 from augment.selection.values.protocol import NatsAfter, Trial, Value
-from sharding.records.types import Candidate, Control, JudgedSegment
+from sharding.records.types import Candidate
 
 
 def make_value(config: SelectConfig, nats_after: NatsAfter, threshold_nats: float) -> Value | None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from sharding.errors import MillError
+from sharding.hashing import Purpose, hashed
 
 MAX_BINS = 1024
 """Most occupied bins per axis. More makes realised spend steadier and the state larger (about 10 bytes a bin)."""
@@ -70,7 +70,7 @@ def difficulty_of_key(key: int) -> float:
 
 
 def segment_hashes(segment_ids: Iterable[str]) -> np.ndarray:
-    """Two independent uniform hashes of each segment id: its place in the uniform deal, and its lot in a split bin.
+    """Two independent uniform hashes of each segment id: its place under policy uniform, and its draw in a shared bin.
 
     Returns:
         (n, 2) uint64.
@@ -88,13 +88,13 @@ def hash_key(segment_id: str) -> int:
     return int.from_bytes(_digest(segment_id)[:8], "little") >> KEY_BITS
 
 
-def lots(segment_ids: Iterable[str]) -> np.ndarray:
+def draws(segment_ids: Iterable[str]) -> np.ndarray:
     """Numbers in [0, 1), (n,) float64, that the ids alone decide; independent of `hash_keys`."""
     return (segment_hashes(segment_ids)[:, 1] >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _digest(segment_id: str) -> bytes:
-    return blake2b(segment_id.encode(), digest_size=16, person=b"thoughtmill.tier").digest()
+    return hashed(Purpose.TIER, segment_id, 16)
 
 
 class KeyCounts:

@@ -20,8 +20,9 @@ from difficulty.config import DifficultyConfig
 from difficulty.scorers.protocol import TokenScores, nats_after_by_score
 from difficulty.scorers.windows import Window, cut_windows
 from sharding.errors import MillError, RequestError
+from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
-from sharding.models.server_pool import COMPLETIONS, EndpointPool, Served
+from sharding.models.server_pool import COMPLETIONS, EndpointPool
 from sharding.models.store import model_fingerprint, resolve_model
 from sharding.models.tokenizer import load_tokenizer
 
@@ -48,8 +49,13 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice]
 
 
-def describe_endpoint(config: DifficultyConfig) -> dict[str, Any]:
-    """What decides the scores, for the manifest; asks no server. Where the servers are doesn't."""
+def make(config: DifficultyConfig) -> EndpointScorer:
+    """The scorer that the config asks for, its servers reached."""
+    return EndpointScorer(config)
+
+
+def describe(config: DifficultyConfig) -> dict[str, Any]:
+    """What decides its scores, for the manifest; asks no server. Where the servers are doesn't."""
     assert config.model is not None  # the config's validator has seen to it
     return {
         "scorer": EndpointScorer.name,

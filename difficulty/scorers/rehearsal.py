@@ -4,13 +4,14 @@ Its scores have the shape of a language model's (many easy tokens, a heavy tail)
 what they touch as not for training.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from difficulty.config import DifficultyConfig
 from difficulty.scorers.protocol import TokenScores, first_token_after
+from sharding.hashing import text_number
 
 _VERSION = 1
 _MAX_NATS = 20.0
@@ -38,7 +39,12 @@ def _byte_classes() -> np.ndarray:
 _CLASSES = _byte_classes()
 
 
-def describe_rehearsal() -> dict[str, Any]:
+def make(config: DifficultyConfig) -> "RehearsalScorer":
+    """The scorer; the rest of the config is no matter."""
+    return RehearsalScorer()
+
+
+def describe(config: DifficultyConfig) -> dict[str, Any]:
     """What the manifest says of it."""
     return {"scorer": RehearsalScorer.name, "measure": "rehearsal", "version": _VERSION}
 
@@ -58,8 +64,7 @@ class RehearsalScorer:
         nats = alone.surprisal_nats[first_token_after(alone.byte_ends, len(text[:skipped].encode())) :]
         rows = [nats]
         for prefix in prefixes:
-            seed = hashlib.blake2b(prefix.encode(), digest_size=8).digest()
-            noise = np.random.Generator(np.random.PCG64(int.from_bytes(seed))).uniform(0.9, 1.1, len(nats))
+            noise = np.random.Generator(np.random.PCG64(text_number(prefix))).uniform(0.9, 1.1, len(nats))
             rows.append(nats * noise if prefix else nats)
         return np.stack(rows[1:]).astype(np.float32)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.card.front_matter import has_loss_mask, shard_pattern, splits
 from sharding import records
+from sharding.records.families import ROWS
 from sharding.storage.manifest import Manifest
 
 CROISSANT_NAME = "croissant.json"
@@ -132,7 +133,7 @@ def _record_set(packed: Manifest, split: str) -> dict[str, Any]:
         "source_starts": ("cr:Int64", "-1", "Place of its first source token in the document."),
         "loss_mask": ("sc:Boolean", f"{length}", "Whether each token counts as one to be predicted."),
     }
-    names = records.row_schema(length, vocab_size, with_loss_mask=has_loss_mask(packed)).names
+    names = ROWS.schema(sequence_length=length, vocab_size=vocab_size, with_loss_mask=has_loss_mask(packed)).names
     return {
         "@type": "cr:RecordSet",
         "@id": split,

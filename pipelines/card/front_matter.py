@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sharding import records
+from sharding.records.families import ROWS
 from sharding.shards import rows
 from sharding.storage.manifest import Manifest
 
@@ -80,7 +81,9 @@ def features(packed: Manifest) -> list[dict[str, Any]]:
     columns = {name: {"name": name, "list": kind, "length": length} for name, kind in fixed}
     ragged = {"seq_lengths": "int32", "doc_ids": "string", "source_starts": "int64"}
     columns |= {name: {"name": name, "list": kind} for name, kind in ragged.items()}
-    schema = records.row_schema(length, packed.facts["vocab_size"], with_loss_mask=has_loss_mask(packed))
+    schema = ROWS.schema(
+        sequence_length=length, vocab_size=packed.facts["vocab_size"], with_loss_mask=has_loss_mask(packed)
+    )
     return [columns[name] for name in schema.names]
 
 

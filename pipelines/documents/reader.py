@@ -20,15 +20,15 @@ from pipelines.documents.sample import DocumentRecords
 from sharding import storage
 from sharding.errors import MillError
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
-from sharding.records.types import Candidate, Item, ScoredSegment, TokenType
+from sharding.records.rows import Item, TokenType
+from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 
 if TYPE_CHECKING:
     from sharding.packing.config import PackConfig
     from sharding.packing.layout import Delimiters
-
-DIFFICULTY_NAME = "difficulty.json"
 
 
 class Reader:
@@ -80,7 +80,8 @@ class Reader:
     def _as_packed(
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate], packed: Manifest
     ) -> Laid:
-        from pipelines.pack import contaminated_urls, encode_delimiters, join_thoughts
+        from pipelines.joints import contaminated_urls
+        from sharding.packing.laying_out import encode_delimiters, join_thoughts
         from sharding.packing.layout import lay_out
         from sharding.packing.mixing import share_of
 
@@ -221,7 +222,7 @@ def read_allocation(output: str, scored: Manifest) -> Allocation | None:
     Raises:
         MillError: the file can't be understood.
     """
-    url = storage.join(output, DIFFICULTY_NAME)
+    url = Output(output).difficulty
     if not storage.exists(url):
         return None
     try:

@@ -18,7 +18,8 @@ import numpy as np
 from difficulty.budget.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from sharding import sources, storage
+from sharding import sources
+from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
@@ -41,16 +42,7 @@ SCAN_DOCUMENTS = 50_000
 """A scored part holds fewer documents than this, unless they are tiny; more aren't looked at."""
 
 _HASH_BINS = 256
-_SEGMENT_COLUMNS = (
-    "doc_id",
-    "segment_index",
-    "num_segments",
-    "input_ids",
-    "surprisal_nats",
-    "memory_nats",
-    "difficulty_nats",
-    "source",
-)
+_SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats", "source")
 
 
 class SampledDocument(NamedTuple):
@@ -170,9 +162,8 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
     for group, url in enumerate(urls):
         if len(found) >= wanted:
             break
-        documents = storage.read_groups(url, ScoredSegment, "doc_id", _SEGMENT_COLUMNS)
-        for _, segments in itertools.islice(documents, SCAN_DOCUMENTS):
-            found.append(SampledDocument(tuple(segments), 0, group))
+        for document in itertools.islice(scored_documents(url, _SEGMENT_COLUMNS), SCAN_DOCUMENTS):
+            found.append(SampledDocument(tuple(document.segments()), 0, group))
     chosen = sorted(found, key=lambda document: content_id(document.segments[0].doc_id))[:wanted]
     return Evidence(
         scored=scored,
@@ -295,7 +286,7 @@ def _score(config: MillConfig, chosen: Sequence[tuple[Document, int]]) -> Iterat
     from difficulty.scoring import score_segments
 
     tokenizer = load_tokenizer(config.tokenizer)
-    memory = NgramMemory.load(config.difficulty.memory_path) if config.difficulty.memory_path else None
+    memory = NgramMemory.load(config.difficulty.memory_path, tokenizer) if config.difficulty.memory_path else None
     spelled = [
         (document, ids, group) for document, group in chosen if (ids := _encode(tokenizer, document)) is not None
     ]

@@ -8,7 +8,6 @@ products keep draws together, so that the interval of a total accounts for what 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from difficulty.budget.allocation import Allocation
 from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
+from pipelines.joints import Focus, allocation_of, holdback_of, trace_planner
 from pipelines.plan.evidence import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
-from pipelines.planning import Focus, allocation_of, trace_planner
-from pipelines.shown import shown_of
 from sharding.errors import RequestError
-from sharding.hashing import content_id
+from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
 
@@ -166,7 +164,7 @@ def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocati
         planner.models[name] = dataclasses.replace(
             model, engine="rehearsal", urls=(), served_name=None, api_key_env=None, engine_args={}
         )
-    shown, focus = shown_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
     numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
     found = []
     for number, document in enumerate(evidence.sample):
@@ -306,4 +304,4 @@ def shard_bytes(config: MillConfig, training_tokens: np.ndarray) -> np.ndarray:
 
 
 def _seed(config: MillConfig) -> int:
-    return int.from_bytes(hashlib.blake2b(content_id(yaml_config.dump(config)).encode(), digest_size=8).digest())
+    return text_number(content_id(yaml_config.dump(config)))

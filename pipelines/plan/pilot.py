@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.typehints import KV
 
 from augment.feeding import worker
@@ -21,9 +22,9 @@ from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
 from augment.selection.account import stands_for
-from augment.selection.candidates import make_candidates
+from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
-from augment.selection.judging import DocumentJudge
+from augment.selection.judging import Judge
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import make_value, valued
@@ -31,18 +32,16 @@ from augment.transforms import GenerateMissing
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
+from pipelines.joints import Focus, ScorerNats, holdback_of, trace_planner
 from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
-from pipelines.planning import Focus, trace_planner
-from pipelines.select import ScorerNats
-from pipelines.shown import shown_of
-from pipelines.stage import run_pipeline
-from sharding import storage
+from pipelines.running import run_pipeline
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.types import Candidate, JudgedSegment, LedgerRow, Request
+from sharding.records.types import Candidate, LedgerRow, Request
+from sharding.storage.output import Output
 
 LEAST_PER_TIER = 4
 """A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
@@ -83,7 +82,7 @@ def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation
 def _requests(
     config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    shown, focus = shown_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):
@@ -109,7 +108,7 @@ def _generate(
         max_failed_fraction=config.ledger.max_failed_fraction,
     )
     options = beam_options(beam_args)
-    with local_shuffle(options, storage.join(config.output, "stages", ".shuffle-pilot")):
+    with local_shuffle(options, Output(config.output).shuffle("pilot")):
         pipeline = beam.Pipeline(options=options)
         wanted = [(request.request_key, request) for _, request in requests]
         missing = {
@@ -127,7 +126,7 @@ def _measured(
     config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
 ) -> Pilot:
     tokenizer = load_tokenizer(config.tokenizer)
-    judge = DocumentJudge(config.select, tokenizer, frozenset(shown_of(config).valued_tiers))
+    judge = Judge(config.select, tokenizer, holdback_of(config).valued_tiers)
     rows_of: dict[str, list[LedgerRow]] = {}
     for row in rows:
         rows_of.setdefault(row.request_key, []).append(row)
@@ -136,9 +135,11 @@ def _measured(
     for document, request in requests:
         own = rows_of.get(request.request_key, [])
         made.setdefault(request.model, []).extend(own)
-        # Without a candidate it failed, and there is no segment.
-        found = judge.judge(document.segments, make_candidates(request, own, tokenizer))
-        judged += [(request, outcome) for outcome in found if isinstance(outcome, JudgedSegment)]
+        if not (candidates := make_candidates(request, own, tokenizer)):
+            continue  # it failed
+        ids = np.concatenate([segment.input_ids for segment in document.segments])
+        start = sum(len(segment.input_ids) for segment in document.segments[: request.segment_index])
+        judged.append((request, judge.judge(judge.ask(request, ids, start), candidates)))
     if not judged:
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
     by_tier: dict[str, list[dict[str, Any]]] = {}

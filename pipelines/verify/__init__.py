@@ -2,11 +2,11 @@
 
     manifests ─► totals against each other
     every file ─► bytes, schema, rows, ids, counts ─► documents in two splits
-                             └─ deep: digests of items and thoughts ─► against scored parts and kept parts
+    deep: shards ─► a pipeline: every document against what was scored and kept of it
 
-Files are read in parallel, one batch at a time. What has to be compared across files, a few dozen bytes for every item,
-is set aside on disk by document (`spill`) and looked at bucket by bucket, so memory doesn't grow with the corpus.
-Threads are enough: hashing, decompression and array arithmetic run beside each other.
+Files are read in parallel, one batch at a time, in threads: hashing, decompression and array arithmetic run beside each
+other. Which documents are where, 16 bytes each, is set aside on disk (`spill`) and looked at bucket by bucket, so
+memory doesn't grow with the corpus. No pipeline is started but for `deep`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,40 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
-from pipelines.verify.deep import Comparison
 from pipelines.verify.files import READ_ERRORS, Found, Task, check_part
 from pipelines.verify.report import Checked, Problem, Report
-from pipelines.verify.shards import SEEN, Spills, check_shard
+from pipelines.verify.shards import check_shard
 from pipelines.verify.spill import MAX_BUCKETS, Spill
-from pipelines.verify.splits import check_splits
+from pipelines.verify.splits import SEEN, check_splits
 from pipelines.verify.totals import check_counts, check_manifests, check_totals
 from pipelines.verify.work import Progress, Work
 from sharding import storage
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
 from sharding.records.types import FileEntry
 from sharding.shards import rows
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 
 __all__ = ["Checked", "Problem", "Progress", "Report", "verify"]
+
+COMPARED = ("shards", "segments", "kept", "contaminated")
+"""The families that `deep` compares."""
 
 TOKENS_PER_BUCKET = 1 << 28
 """Documents are looked at for their splits in buckets of about so many tokens: some hundred thousand documents."""
 
 
 def verify(
-    output: str, *, deep: bool = False, workers: int | None = None, on_progress: Progress | None = None
+    output: str,
+    *,
+    deep: bool = False,
+    workers: int | None = None,
+    beam_args: Sequence[str] = (),
+    on_progress: Progress | None = None,
 ) -> Report:
     """Check every manifest of the output, and every file that they name.
 
@@ -51,36 +58,48 @@ def verify(
 
     Args:
         output: the run's output folder.
-        deep: also compare the source in the shards with the scored parts, document by document in its order, and the
-            thoughts with the kept parts.
-        workers: files read at the same time; as many as there are processors when absent.
-        on_progress: told after every file how many bytes are done, and of how many.
+        deep: also compare every document in the shards, source and thoughts, with what was scored and kept, in a Beam
+            pipeline; and look for texts that are in two splits.
+        workers: files read at the same time, and processes of the pipeline on this machine; as many as there are
+            processors when absent, processes only for large outputs.
+        beam_args: Beam options for `deep`, in place of those that follow from `workers`.
+        on_progress: told after every file how many bytes are done, and of how many; `deep`'s when it is done.
 
     Raises:
-        MillError: the folder holds no finished run.
+        MillError: the folder holds no finished run, or the pipeline failed.
+        RequestError: there are Beam options and nothing for Beam to do, or one is unknown.
     """
+    if beam_args and not deep:
+        raise RequestError(f"{' '.join(beam_args)}: Beam options are for --deep; nothing else starts a pipeline")
     started = time.monotonic()
     report = Report(output=output, deep=deep)
     stages = _read_manifests(output, report)
     tasks = _tasks(output, stages)
     report.problems += [*check_manifests(output, stages), *check_totals(output, stages)]
-    with ExitStack() as stack:
-        # A queue that isn't worked off dies with the folders of the spills, so the pool is left first.
-        tokens = sum(sum(task.entry.tokens.values()) for task in tasks)
-        seen = stack.enter_context(Spill(SEEN, min(MAX_BUCKETS, 1 + tokens // TOKENS_PER_BUCKET)))
-        comparison = stack.enter_context(Comparison(output, stages, tasks)) if deep else None
-        pool = stack.enter_context(ThreadPoolExecutor(workers or os.cpu_count() or 1))
-        work = Work(pool, _size_bytes(tasks) + (comparison.size_bytes if comparison else 0), on_progress)
-        spills = comparison.spills(seen) if comparison else Spills(seen)
-        comparable = _check_files(output, stages, tasks, spills, work, report)
+    tokens = sum(sum(task.entry.tokens.values()) for task in tasks)
+    compared_bytes = _size_bytes(task for task in tasks if task.family in COMPARED) if deep else 0
+    # A queue that isn't worked off dies with the folder of the spill, so the pool is left first.
+    with (
+        Spill(SEEN, min(MAX_BUCKETS, 1 + tokens // TOKENS_PER_BUCKET)) as seen,
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+    ):
+        work = Work(pool, _size_bytes(tasks) + compared_bytes, on_progress)
+        comparable = _check_files(stages, tasks, seen, work, report)
         shards = [task for task in tasks if task.family == "shards"]
         report.checked.documents, problems = check_splits(output, seen, shards)
         report.problems += problems
-        if comparison and comparable:
-            comparison.compare(work, report)
-        elif comparison:
-            said = "was not compared with what was scored and kept: first mend what is damaged or missing"
-            report.problems.append(Problem(output, said))
+    if deep and comparable:
+        from pipelines.verify import deep as pipeline  # Beam takes a second to import
+
+        options = beam_args or pipeline.local_workers(workers, compared_bytes)
+        found = pipeline.compare(output, stages, options)
+        work.advance(compared_bytes)
+        report.problems += found.problems
+        report.checked.documents_compared = found.counts.get("documents", 0)
+        report.checked.thoughts_compared = found.counts.get("thoughts", 0)
+    elif deep:
+        said = "was not compared with what was scored and kept: first mend what is damaged or missing"
+        report.problems.append(Problem(output, said))
     report.problems.sort()
     report.ok = not report.problems
     report.elapsed_s = round(time.monotonic() - started, 3)
@@ -99,7 +118,7 @@ def _read_manifests(output: str, report: Report) -> dict[str, Manifest]:
             report.problems.append(Problem(manifest.manifest_url(output, stage), "is missing"))
         else:
             stages[stage] = found
-    success = storage.join(output, manifest.SUCCESS_NAME)
+    success = Output(output).success
     if not storage.exists(success):
         report.problems.append(Problem(success, "is missing: the run did not finish"))
     report.checked.manifests = len(stages)
@@ -117,20 +136,18 @@ def _tasks(output: str, stages: Mapping[str, Manifest]) -> list[Task]:
     return [Task(output, number, *of_file, vocab_size) for number, of_file in enumerate(named)]
 
 
-def _size_bytes(tasks: list[Task]) -> int:
+def _size_bytes(tasks: Iterable[Task]) -> int:
     return sum(task.entry.size_bytes for task in tasks)
 
 
-def _check_files(
-    output: str, stages: Mapping[str, Manifest], tasks: list[Task], spills: Spills, work: Work, report: Report
-) -> bool:
+def _check_files(stages: Mapping[str, Manifest], tasks: list[Task], seen: Spill, work: Work, report: Report) -> bool:
     """Check every file and the counts of every stage; whether the files that `deep` compares can be compared."""
     splits = sorted({rows.split_of(task.entry) for task in tasks if task.family == "shards"})
 
     def check(task: Task) -> Found:
         try:
             if task.family == "shards":
-                return check_shard(task, splits.index(rows.split_of(task.entry)), spills)
+                return check_shard(task, splits.index(rows.split_of(task.entry)), seen)
             return check_part(task)
         except FileNotFoundError:
             return Found([Problem(task.url, "is missing")])
@@ -146,10 +163,10 @@ def _check_files(
         counts[task.stage.stage].update(found.counts)
         if not found.readable:
             damaged.add(task.stage.stage)
-            comparable &= task.family not in ("shards", "segments", "kept")
+            comparable &= task.family not in COMPARED
     for stage, made in stages.items():
         if stage not in damaged:
-            report.problems += check_counts(output, made, counts[stage])
+            report.problems += check_counts(report.output, made, counts[stage])
     report.checked.files = len(tasks)
     report.checked.size_bytes = _size_bytes(tasks)
     report.checked.rows = counts["pack"]["rows"]

@@ -1,122 +1,200 @@
-"""Deep: what the shards hold against what was scored and kept, part by part."""
+"""Deep: whether the shards hold what was scored and kept, as a Beam pipeline. The fifth, after score to pack.
+
+    shards ─► items ─► by part of the scored documents ─┬─► each beside what was scored and kept ─► problems, counts
+    scored, kept, contaminated parts ───────────────────┘   (`documents`)
+                                                        └─► texts by content ─► in two splits? ─► problems
+                                                            (`splits`; where there are two)
+
+Only the items of the shards are shuffled; the parts are read where they lie. One part's documents are held in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from secrets import token_hex
+from typing import Any
 
-from pipelines.verify import sources, thoughts
-from pipelines.verify.files import Task
-from pipelines.verify.report import Problem, Report, limited
-from pipelines.verify.shards import ITEM, RUN, Spills
-from pipelines.verify.sources import COPIES
-from pipelines.verify.spill import Spill
-from pipelines.verify.work import Work
+import apache_beam as beam
+import msgspec
+from apache_beam.options.pipeline_options import GoogleCloudOptions
+from apache_beam.typehints import KV
+
+from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.pack import parts_of
+from pipelines.running import run_pipeline
+from pipelines.verify import documents, splits
+from pipelines.verify.documents import FoundItem, Packing
+from pipelines.verify.files import READ_ERRORS
+from pipelines.verify.report import Problem, limited
+from sharding import hashing, records, storage
+from sharding.beam.counts import COUNTS, AddUpCounts
+from sharding.beam.part_join import PartGroup, groups_of, joined_documents
+from sharding.beam.part_names import part_count, part_of
+from sharding.beam.parts import WriteOnce
+from sharding.beam.shuffle import GroupBytes, GroupPartitions
+from sharding.errors import MillError
+from sharding.packing import mixing
+from sharding.packing.recovery import items_of
+from sharding.records.rows import Row
+from sharding.shards.rows import split_named, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
-NAMED = 100
-"""Documents that are missing or incomplete are kept by name up to here."""
+TEXTS = "texts"
+
+BYTES_PER_PROCESS = 1 << 30
+"""Without a word on workers, one process for so many bytes: it takes seconds to start."""
 
 
-class Comparison:
-    """The comparison of shards with scored and kept parts. Use as a context manager: it sets records aside on disk.
+class Compared(msgspec.Struct):
+    """What the pipeline found: the problems, and counts added up over all documents."""
+
+    problems: list[Problem]
+    counts: dict[str, int]
+
+
+def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str]) -> Compared:
+    """Compare every document in the shards with its records in the scored and kept parts.
 
     Args:
         output: the run's output folder.
-        stages: the manifests.
-        tasks: all files.
+        stages: the manifests; all but augment's.
+        beam_args: Beam options; a runner whose workers are elsewhere needs --temp_location, where they can write.
+
+    Raises:
+        MillError: the pipeline failed.
+        RequestError: a Beam option is unknown.
     """
+    options = beam_options(beam_args)
+    local = tempfile.mkdtemp(prefix="thoughtmill-verify-")
+    folder = options.view_as(GoogleCloudOptions).temp_location or local
+    url = storage.join(folder, f"verify-{token_hex(8)}.json")
+    try:
+        with local_shuffle(options, storage.join(local, "shuffle")):
+            pipeline = beam.Pipeline(options=options)
+            _build(pipeline, output, stages, lambda found: storage.write_bytes(url, msgspec.json.encode(found)))
+            run_pipeline(pipeline, "verify")
+        if not storage.exists(url):
+            raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
+        found = msgspec.json.decode(storage.read_bytes(url), type=Compared)
+    finally:
+        storage.remove(url)
+        shutil.rmtree(local, ignore_errors=True)
+    if not found.problems:  # a document that is wrong makes sums wrong
+        found.problems += _wrong_counts(output, stages["pack"], found.counts)
+    return found
 
-    def __init__(self, output: str, stages: Mapping[str, Manifest], tasks: Sequence[Task]) -> None:
-        self._output, self._packed = output, stages["pack"]
-        self._urls = {task.number: task.url for task in tasks if task.family == "shards"}
-        self._scored = _Parts(task for task in tasks if task.family == "segments")
-        self._kept = _Parts(task for task in tasks if task.family == "kept")
-        self.size_bytes = self._scored.size_bytes + self._kept.size_bytes
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Comparison:
-        self._items = self._stack.enter_context(Spill(ITEM, self._scored.number))
-        self._runs = self._stack.enter_context(Spill(RUN, self._kept.number))
-        self._copies = self._stack.enter_context(Spill(COPIES, self._kept.number))
-        return self
+def _wrong_counts(output: str, packed: Manifest, counts: Mapping[str, int]) -> Iterator[Problem]:
+    """Counts of the pack stage that aren't those of the documents."""
+    rows_are_left_out = packed.counts.get("rows_left_out", 0) > 0
+    names = [name for name in mixing.COUNTS if not name.startswith("rows_")]
+    names += ["rows_left_out_documents"] if rows_are_left_out else ["thoughts", "thoughts_cut", "thoughts_dropped"]
+    for name in names:
+        said, found = packed.counts.get(name, 0), counts.get(name, 0)
+        if said != found:
+            yield Problem(manifest.manifest_url(output, "pack"), f"says {name} {said}, its documents come to {found}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.close()
 
-    def spills(self, seen: Spill) -> Spills:
-        """Where the check of the shards is to set aside what they hold."""
-        return Spills(seen, self._items, self._runs)
+def local_workers(workers: int | None, size_bytes: int) -> list[str]:
+    """The Beam options for so many processes on this machine.
 
-    def compare(self, work: Work, report: Report) -> None:
-        """Compare, when every shard has been read; adds to the report."""
-        found = sources.Compared()
-        for number, compared in work.each(self._compare_source, range(self._scored.number)):
-            self._scored.advance(number, work)
-            report.problems += limited(compared.problems, self._scored.name(number, self._output))
-            found.add(compared, NAMED)
-        report.checked.documents_compared = found.documents
-        report.problems += self._account_for(found)
-        for number, thoughts_compared in work.each(self._compare_thoughts, range(self._kept.number)):
-            self._kept.advance(number, work)
-            report.problems += limited(thoughts_compared.problems, self._kept.name(number, self._output))
-            report.checked.thoughts_compared += thoughts_compared.thoughts
+    Args:
+        workers: as many as there are processors when absent, where there is enough to do.
+        size_bytes: what there is to do.
+    """
+    number = min(os.cpu_count() or 1, 1 + size_bytes // BYTES_PER_PROCESS) if workers is None else workers
+    return [f"--direct_num_workers={number}", "--direct_running_mode=multi_processing"] if number > 1 else []
 
-    def _compare_source(self, number: int) -> sources.Compared:
-        items, part = self._items.part(number), self._scored.tasks.get(number)
-        return sources.compare_part(part.url if part else None, items, self._urls, self._copies)
 
-    def _compare_thoughts(self, number: int) -> thoughts.Compared:
-        part = self._kept.tasks.get(number)
-        return thoughts.compare_part(
-            part.url if part else None,
-            self._runs.part(number),
-            self._copies.part(number),
-            self._urls,
-            cut_allowed=self._packed.counts.get("thoughts_cut", 0) > 0,
+def _build(
+    pipeline: beam.Pipeline, output: str, stages: Mapping[str, Manifest], save: Callable[[Compared], None]
+) -> None:
+    scored, selected, packed = (stages[stage] for stage in ("score", "select", "pack"))
+    groups = groups_of(*parts_of(output, scored, selected))
+    num_parts = part_count(manifest.file_urls(output, scored, "segments"))
+    shards = packed.files.get("shards", [])
+    packing = Packing.of(output, packed)
+    items = (
+        pipeline
+        | "Shards" >> beam.Create([entry.name for entry in shards], reshuffle=False)
+        | "To workers" >> beam.Reshuffle()
+        | "Items" >> beam.FlatMap(_items, packing.folder, num_parts).with_output_types(KV[int, bytes])
+    )
+    # A part of which the shards hold nothing is compared as well.
+    every_part = (
+        pipeline
+        | "Every part" >> beam.Create(range(num_parts), reshuffle=False)
+        | "Empty" >> beam.Map(_nothing).with_output_types(KV[int, bytes])
+    )
+    compared = (
+        (items, every_part)
+        | "By part" >> GroupPartitions()
+        | "Compare"
+        >> beam.ParDo(_CompareFn(groups, packing, several_splits=len(set(map(split_of, shards))) > 1)).with_outputs(
+            COUNTS, TEXTS, main="problems"
         )
+    )
+    compared[TEXTS].element_type = KV[str, bytes]
+    shared_texts = (
+        compared[TEXTS] | "Same text" >> GroupBytes(num_parts) | "In splits" >> beam.FlatMapTuple(splits.shared_text)
+    )
+    counts = (compared[COUNTS],) | "Counts" >> AddUpCounts()
 
-    def _account_for(self, found: sources.Compared) -> Iterator[Problem]:
-        """What is missing, cut short or repeated beyond what the pack stage says it left out or copied."""
-        counts, url = self._packed.counts, manifest.manifest_url(self._output, "pack")
-        if counts.get("rows_left_out", 0):
-            return  # whole rows were dropped on purpose, and with them any piece of any document
-        left_out = counts.get("documents_contaminated", 0) + counts.get("documents_left_out", 0)
-        # A document without any source may be among those left out.
-        if not found.num_missing <= left_out <= found.num_missing + found.num_empty:
-            said = f"{found.num_missing} scored documents are in no shard, {left_out} were left out on purpose"
-            yield Problem(url, said)
-            yield from limited(found.missing, url) if not left_out else ()
-        yield from limited(found.partial, url)
-        copies = counts.get("document_copies", 0)
-        if found.num_empty == 0 and found.num_partial == 0 and found.extra_copies != copies:
-            said = f"documents are there {found.extra_copies} times beyond the first, it says {copies}"
-            yield Problem(url, said)
+    def finish(found: list[tuple[str, str]], shared: list[str], counts: dict[str, int]) -> None:
+        problems = [Problem(*one) for one in found]
+        save(Compared([*problems, *limited((Problem(output, what) for what in sorted(shared)), output)], counts))
+
+    lists = {"found": compared["problems"], "shared": shared_texts}
+    pipeline | "Finish" >> WriteOnce(finish, lists=lists, singles={"counts": counts})
 
 
-class _Parts:
-    """The files of a family whose records are dealt out by document.
+def _items(shard: str, folder: str, num_parts: int) -> Iterator[tuple[int, bytes]]:
+    """(part, `FoundItem`) of every item of a shard."""
+    for number, row in enumerate(storage.read_records(storage.join(folder, shard), Row)):
+        for item in items_of(row):
+            found = FoundItem(item=item, shard=shard, row=number)
+            yield hashing.partition_of(item.doc_id, num_parts), records.encode(found)
 
-    Attributes:
-        tasks: by the number in their names; parts that would be empty are not there.
-        number: how many parts the documents were dealt to.
-        size_bytes: of all files.
-    """
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
-        self.tasks: dict[int, Task] = {}
-        self.number = 1
-        for task in tasks:
-            index, _, number = task.entry.name.removesuffix(".arrow").rpartition("-of-")
-            self.tasks[int(index.rpartition("-")[2])] = task
-            self.number = int(number)
-        self.size_bytes = sum(task.entry.size_bytes for task in self.tasks.values())
+def _nothing(part: int) -> tuple[int, bytes]:
+    return part, b""
 
-    def name(self, number: int, otherwise: str) -> str:
-        return self.tasks[number].url if number in self.tasks else otherwise
 
-    def advance(self, number: int, work: Work) -> None:
-        if number in self.tasks:
-            work.advance(self.tasks[number].entry.size_bytes)
+class _CompareFn(beam.DoFn):
+    def __init__(self, groups: Sequence[PartGroup], packing: Packing, *, several_splits: bool) -> None:
+        self._groups = {part_of(group.scored.urls[0])[0]: group for group in groups}
+        self._packing, self._several_splits = packing, several_splits
+
+    def process(self, part: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
+        number, values = part
+        items: dict[str, list[FoundItem]] = {}
+        for value in values:
+            if value:
+                found = records.decode(FoundItem, value)
+                items.setdefault(found.item.doc_id, []).append(found)
+        problems: list[Problem] = []
+        counts = Counter[str]()
+        group = self._groups.get(number)
+        where = group.scored.urls[0] if group else self._packing.folder
+        try:
+            for document in joined_documents(group) if group else ():
+                scored = document.scored
+                there = items.pop(scored.doc_id, [])
+                counts["documents"] += 1
+                problems += documents.compare(document, there, self._packing, where, counts)
+                if self._several_splits and there:
+                    for split in sorted({split_named(found.shard) for found in there}):
+                        text = splits.text_record(scored.doc_id, scored.input_ids, split)
+                        yield beam.pvalue.TaggedOutput(TEXTS, text)
+        except (*READ_ERRORS, AssertionError) as error:
+            problems.append(Problem(where, f"cannot be compared: {error}"))
+            items.clear()
+        for strangers in items.values():
+            problems.append(Problem(self._packing.at(strangers[0]), "no document of this id was scored"))
+        yield from ((problem.where, problem.what) for problem in limited(problems, where))
+        yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))

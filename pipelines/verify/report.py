@@ -68,9 +68,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 def at(url: str, row: int | None = None, doc_id: str | None = None) -> str:
     """A place as text."""
-    return (
-        url + ("" if row is None else f", row {row}") + ("" if doc_id is None else f", document {_shortened(doc_id)}")
-    )
+    return url + ("" if row is None else f", row {row}") + ("" if doc_id is None else f", document {shortened(doc_id)}")
 
 
 def limited(problems: Iterable[Problem], where: str) -> Iterator[Problem]:
@@ -85,6 +83,7 @@ def limited(problems: Iterable[Problem], where: str) -> Iterator[Problem]:
         yield Problem(where, f"{more:,} more problems of this kind")
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """A name as it was given, or the beginning of a long one."""
     shown = repr(text)
     return shown if len(shown) <= 120 else shown[:117] + "..."

@@ -1,4 +1,4 @@
-"""One shard: whether its rows are what a trainer relies on, and the digests that `deep` compares."""
+"""One shard: whether its rows are what a trainer relies on, and which documents it holds."""
 
 from __future__ import annotations
 
@@ -8,44 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.verify.digests import document_keys, stretch_digests
 from pipelines.verify.files import Found, Task, read_buffer, verified_buffer
 from pipelines.verify.report import Problem, at, limited
 from pipelines.verify.spill import Spill
-from sharding.records.types import TokenType
+from pipelines.verify.splits import seen_records
+from sharding.records.rows import TokenType
 from sharding.shards.rows import loss_mask
-
-SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
-"""A document in a split."""
-
-ITEM = np.dtype(
-    [
-        ("key", "u8"),
-        ("check", "u4"),
-        ("tokens", "u4"),
-        ("start", "i8"),
-        ("digest", "u8"),
-        ("file", "u4"),
-        ("row", "u4"),
-    ]
-)
-"""The source of an item: `tokens` of it, from `start` in the document."""
-
-RUN = np.dtype([("key", "u8"), ("check", "u4"), ("tokens", "u4"), ("digest", "u8"), ("file", "u4"), ("row", "u4")])
-"""Thought tokens that stand together in an item: a thought, or several where no delimiter stands between."""
-
 
 HELD_RECORDS = 1 << 20
 """Records are set aside in pieces of about this many, or the files of 512 buckets would be opened for every batch."""
-
-
-@dataclass(frozen=True)
-class Spills:
-    """Where what shards hold is set aside; items and runs only for `deep`."""
-
-    seen: Spill
-    items: Spill | None = None
-    runs: Spill | None = None
 
 
 class _Held:
@@ -95,13 +66,13 @@ class Batch:
         return self.doc_ids[behind[0]] if len(behind) else None
 
 
-def check_shard(task: Task, split: int, spills: Spills) -> Found:
+def check_shard(task: Task, split: int, spill: Spill) -> Found:
     """Check a shard and set aside what it holds.
 
     Args:
         task: the file.
         split: number of the split it belongs to.
-        spills: where its documents go, and for `deep` its items and thoughts.
+        spill: where its documents are set aside.
     """
     buffer, problems = verified_buffer(task)
     if buffer is None:
@@ -110,8 +81,7 @@ def check_shard(task: Task, split: int, spills: Spills) -> Found:
     totals = np.zeros(len(TokenType), np.int64)
     num_rows = 0
     problems = []
-    seen, items, runs = (_Held(spill) if spill else None for spill in (spills.seen, spills.items, spills.runs))
-    assert seen is not None
+    seen = _Held(spill)
     for arrow in read_buffer(buffer):
         batch, wrong = open_batch(task.url, arrow, num_rows)
         problems += wrong
@@ -122,16 +92,9 @@ def check_shard(task: Task, split: int, spills: Spills) -> Found:
         problems += wrong
         totals += np.bincount(batch.token_type.ravel(), minlength=256)[: len(TokenType)]
         found.counts["items"] += len(batch.lengths)
-        keys, checks = document_keys(batch.doc_ids)
-        seen.add(np.unique(_records(SEEN, key=keys, check=checks, split=split)))
-        if items is not None and runs is not None:
-            place = {"file": task.number, "row": num_rows + batch.row_of_item}
-            items.add(source_records(batch, keys, checks, place))
-            runs.add(thought_records(batch, keys, checks, place))
+        seen.add(seen_records(batch.doc_ids, split))
         num_rows += arrow.num_rows
-    for held in (seen, items, runs):
-        if held is not None:
-            held.flush()
+    seen.flush()
     found.problems += limited(problems, task.url)
     if not found.readable:
         return found
@@ -208,47 +171,3 @@ def check_batch(task: Task, batch: Batch, first_row: int) -> Iterator[Problem]:
     for item in np.flatnonzero(batch.source_starts < 0).tolist():
         where = at(task.url, first_row + int(batch.row_of_item[item]), batch.doc_ids[item])
         yield Problem(where, f"source_starts says {batch.source_starts[item]}")
-
-
-def source_records(batch: Batch, keys: np.ndarray, checks: np.ndarray, place: dict[str, object]) -> np.ndarray:
-    """(num_items,) `ITEM` records of a batch."""
-    item_of_token = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
-    is_source = batch.token_type[batch.is_token] == TokenType.SOURCE
-    tokens = np.bincount(item_of_token[is_source], minlength=len(batch.lengths))
-    digests = stretch_digests(batch.input_ids[batch.is_token][is_source], tokens, batch.source_starts)
-    return _records(ITEM, key=keys, check=checks, tokens=tokens, start=batch.source_starts, digest=digests, **place)
-
-
-def thought_records(batch: Batch, keys: np.ndarray, checks: np.ndarray, place: dict[str, object]) -> np.ndarray:
-    """(num_runs,) `RUN` records of a batch."""
-    item_of_token = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
-    is_thought = batch.token_type[batch.is_token] == TokenType.THOUGHT
-    thoughts = np.flatnonzero(is_thought)
-    items = item_of_token[thoughts]
-    # A run goes on where the token before is a thought of the same item.
-    opens = np.ones(len(thoughts), np.bool_)
-    opens[1:] = (np.diff(thoughts) > 1) | (np.diff(items) > 0)
-    begins = np.flatnonzero(opens)
-    lengths = np.diff(np.append(begins, len(thoughts)))
-    digests = stretch_digests(batch.input_ids[batch.is_token][is_thought], lengths)
-    members = items[begins]
-    rows = place["row"]
-    assert isinstance(rows, np.ndarray)
-    return _records(
-        RUN,
-        key=keys[members],
-        check=checks[members],
-        tokens=lengths,
-        digest=digests,
-        file=place["file"],
-        row=rows[members],
-    )
-
-
-def _records(dtype: np.dtype, **columns: object) -> np.ndarray:
-    first = columns["key"]
-    assert isinstance(first, np.ndarray)
-    made = np.empty(len(first), dtype)
-    for name in dtype.names or ():
-        made[name] = columns[name]
-    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipelines import verify
-from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.verify import work
 from pipelines.verify.report import Report
 
@@ -20,14 +20,17 @@ LOG_EVERY_S = 60.0
 """In a log, progress is one line this often."""
 
 
-def check(output: str, *, deep: bool, workers: int | None, progress_on: Console | None) -> Report:
+def check(
+    output: str, *, deep: bool, workers: int | None, beam_args: Sequence[str] = (), progress_on: Console | None
+) -> Report:
     """Verify an output and show how far it is: a bar on a terminal, a line a minute otherwise, None: nothing.
 
     Raises:
-        MillError: the folder holds no finished run.
+        MillError: the folder holds no finished run, or the pipeline of `deep` failed.
+        RequestError: a Beam option can't be.
     """
     with _progress(progress_on) as on_progress:
-        return verify.verify(output, deep=deep, workers=workers, on_progress=on_progress)
+        return verify.verify(output, deep=deep, workers=workers, beam_args=beam_args, on_progress=on_progress)
 
 
 def to_json(report: Report) -> dict[str, Any]:

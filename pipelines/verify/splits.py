@@ -1,17 +1,38 @@
-"""Documents in two splits: what a model would be tested on although it was trained on it."""
+"""What a model would be tested on although it was trained on it: documents in two splits, and texts in two splits.
+
+By id from the shards alone, for every `verify`; by content from the scored parts, for `deep`: copies of a text have ids
+of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
 import numpy as np
 
-from pipelines.verify.digests import document_keys
 from pipelines.verify.files import Task
-from pipelines.verify.report import Problem, at, limited
+from pipelines.verify.report import Problem, at, limited, shortened
 from pipelines.verify.spill import Spill
-from sharding import storage
+from sharding import hashing, storage
+from sharding.hashing import fingerprint
 from sharding.shards import rows
+
+SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
+"""A document in a split; 96 bits stand for its id."""
+
+
+def seen_records(doc_ids: Sequence[str], split: int) -> np.ndarray:
+    """`SEEN` records of the documents in a record batch, each once."""
+    made = np.empty(len(doc_ids), SEEN)
+    made["key"], made["split"] = _keys(doc_ids), split
+    made["check"] = [zlib.crc32(doc_id.encode("utf-8", "surrogatepass")) for doc_id in doc_ids]
+    return np.unique(made)
+
+
+def _keys(doc_ids: Sequence[str]) -> np.ndarray:
+    return np.fromiter((hashing.partition_of(doc_id, 1 << 64) for doc_id in doc_ids), np.uint64, len(doc_ids))
 
 
 def check_splits(output: str, seen: Spill, shards: Sequence[Task]) -> tuple[int, list[Problem]]:
@@ -39,7 +60,7 @@ def _named(output: str, keys: set[int], shards: Sequence[Task]) -> Iterator[Prob
         first_row = 0
         for batch in storage.read_batches(task.url, ("doc_ids",)):
             for row, doc_ids in enumerate(batch.column("doc_ids").to_pylist(), first_row):
-                for doc_id, key in zip(doc_ids, document_keys(doc_ids)[0].tolist(), strict=True):
+                for doc_id, key in zip(doc_ids, _keys(doc_ids).tolist(), strict=True):
                     if key in keys:
                         places.setdefault(doc_id, {}).setdefault(rows.split_of(task.entry), at(task.url, row))
             first_row += batch.num_rows
@@ -47,3 +68,19 @@ def _named(output: str, keys: set[int], shards: Sequence[Task]) -> Iterator[Prob
         if len(in_splits) > 1:
             where = " and ".join(f"{split} ({place})" for split, place in sorted(in_splits.items()))
             yield Problem(at(output, None, doc_id), f"is in more than one split: {where}")
+
+
+def text_record(doc_id: str, input_ids: np.ndarray, split: str) -> tuple[str, bytes]:
+    """(what tells the text of a document, the document and its split): equal texts are equal tokens."""
+    digest = fingerprint([input_ids.tobytes()])
+    return digest, msgspec.json.encode((doc_id.encode("utf-8", "surrogatepass").hex(), split))
+
+
+def shared_text(_: str, documents: Iterable[bytes]) -> Iterator[str]:
+    """What is wrong with the documents of one text."""
+    first: dict[str, str] = {}
+    for encoded, split in sorted(msgspec.json.decode(document, type=tuple[str, str]) for document in documents):
+        first.setdefault(split, bytes.fromhex(encoded).decode("utf-8", "surrogatepass"))
+    if len(first) > 1 and len(set(first.values())) > 1:
+        where = " and ".join(f"{split} ({shortened(doc_id)})" for split, doc_id in sorted(first.items()))
+        yield f"one text is in more than one split: {where}"

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines import accounts
 from pipelines.verify.report import Problem
-from sharding import storage
-from sharding.packing import mixing
 from sharding.shards import rows
+from sharding.shards.strays import stray_shards
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -18,8 +18,6 @@ def check_manifests(output: str, stages: Mapping[str, Manifest]) -> Iterator[Pro
     """Whether each manifest is whole, and was made from the others as they are now."""
     for stage, found in stages.items():
         url = manifest.manifest_url(output, stage)
-        if found.format != manifest.FORMAT:
-            yield Problem(url, f"its format is {found.format}, this version reads {manifest.FORMAT}")
         if found.stage != stage:
             yield Problem(url, f"it is the manifest of the stage {found.stage}")
         if found.fingerprint != manifest.fingerprint(found.stage, found.config, found.inputs):
@@ -64,16 +62,11 @@ def check_totals(output: str, stages: Mapping[str, Manifest]) -> Iterator[Proble
     """Whether the totals of one stage follow from those of the others."""
     packed = stages["pack"]
     yield from _check_shards(output, packed)
-    if "score" in stages:
-        yield from _check_source(output, stages["score"], packed)
-    if "augment" in stages:
-        counts = stages["augment"].counts
-        made = counts.get("found", 0) + counts.get("generated", 0) + counts.get("failed", 0)
-        if counts.get("generations", 0) != made:
-            url = manifest.manifest_url(output, "augment")
-            yield Problem(url, f"{counts.get('generations', 0)} generations are not the {made} found, made and failed")
+    for stage in stages:
+        for problem in accounts.unmet(stage, stages):
+            yield Problem(manifest.manifest_url(output, stage), problem)
     if "select" in stages:
-        yield from _check_candidates(output, stages["select"], packed)
+        yield from _check_account(output, stages["select"])
 
 
 def _check_shards(output: str, packed: Manifest) -> Iterator[Problem]:
@@ -89,49 +82,16 @@ def _check_shards(output: str, packed: Manifest) -> Iterator[Problem]:
         if sum(entry.tokens.values()) != entry.rows * length:
             said = f"{sum(entry.tokens.values())} tokens of {entry.name} are not {entry.rows} rows of {length}"
             yield Problem(url, said)
-    yield from _check_strays(output, packed)
+    for stray in stray_shards(output, packed):
+        if not stray.rsplit("/", 1)[-1].startswith("."):
+            yield Problem(stray, "no manifest names it, but a loader would take it for a shard")
 
 
-def _check_strays(output: str, packed: Manifest) -> Iterator[Problem]:
-    """Files that the patterns of the card would load although no manifest names them."""
-    named = {entry.name.rsplit("/", 1)[-1] for entry in packed.files.get("shards", [])}
-    endings = {(rows.split_of(entry), entry.name.rpartition("-of-")[2]) for entry in packed.files.get("shards", [])}
-    folder = storage.join(output, "data")
-    fs, path = storage.filesystem(folder)
-    for found in sorted(fs.ls(path, detail=False)) if named and fs.exists(path) else ():
-        name = found.rsplit("/", 1)[-1]
-        if name not in named and any(
-            name.startswith(f"{split}-") and name.endswith(f"-of-{ending}") for split, ending in endings
-        ):
-            yield Problem(storage.join(folder, name), "no manifest names it, but the card's patterns would load it")
-
-
-def _check_source(output: str, scored: Manifest, packed: Manifest) -> Iterator[Problem]:
-    held = sum(entry.tokens.get("source", 0) for entry in packed.files.get("shards", []))
-    expected = mixing.expected_source_tokens(scored.counts.get("source_tokens", 0), packed.counts)
-    if held != expected:
-        said = f"the shards hold {held} source tokens; {scored.counts.get('source_tokens', 0)} were scored"
-        if expected != scored.counts.get("source_tokens", 0):
-            said += f", and with those left out and copied it should be {expected}"
-        yield Problem(manifest.manifest_url(output, "pack"), said)
-    names = ("documents", "quarantined", "duplicates_dropped")
-    arrived, outcomes = scored.counts.get("documents_in", 0), {name: scored.counts.get(name, 0) for name in names}
-    if arrived != sum(outcomes.values()):
-        said = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in outcomes.items())
-        yield Problem(manifest.manifest_url(output, "score"), f"{arrived} documents in are not {said}")
-
-
-def _check_candidates(output: str, selected: Manifest, packed: Manifest) -> Iterator[Problem]:
-    url, counts = manifest.manifest_url(output, "select"), selected.counts
-    candidates, kept, rejected = (counts.get(name, 0) for name in ("candidates", "kept", "rejected"))
-    if candidates != kept + rejected:
-        yield Problem(url, f"{candidates} candidates are not {kept} kept and {rejected} rejected")
+def _check_account(output: str, selected: Manifest) -> Iterator[Problem]:
+    """Whether the account of selection, row by row, adds up to its counts."""
+    account: list[dict[str, Any]] | None = selected.facts.get("account")
     for outcome in ("candidates", "kept", "rejected"):
-        account: list[dict[str, Any]] | None = selected.facts.get("account")
-        if account is not None and (total := sum(row[outcome] for row in account)) != counts.get(outcome, 0):
-            yield Problem(url, f"its account adds up to {total} {outcome}, its counts say {counts.get(outcome, 0)}")
-    if (placed := packed.counts.get("thoughts", 0) + packed.counts.get("thoughts_dropped", 0)) != (
-        expected := mixing.expected_thoughts(counts.get("kept", 0), packed.counts)
-    ):
-        said = f"{placed} thoughts were laid out; of {counts.get('kept', 0)} kept it should be {expected}"
-        yield Problem(manifest.manifest_url(output, "pack"), said)
+        number = selected.counts.get(outcome, 0)
+        if account is not None and (total := sum(row[outcome] for row in account)) != number:
+            said = f"its account adds up to {total} {outcome}, its counts say {number}"
+            yield Problem(manifest.manifest_url(output, "select"), said)

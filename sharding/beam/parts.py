@@ -1,4 +1,4 @@
-"""Beam transforms that read and write parts, and the last act of a stage.
+"""Beam transforms that write parts, and the last act of a stage. `JoinParts` reads them.
 
 They only wire: what happens to a record is in the pure modules next door.
 """
@@ -6,45 +6,20 @@ They only wire: what happens to a record is in the pure modules next door.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 from apache_beam.typehints import KV
 
 from sharding import hashing, records, storage
+from sharding.beam.part_names import part_name
 from sharding.beam.shuffle import GroupPartitions
-from sharding.records.base import Record
-from sharding.records.types import FileEntry, Quarantined
-
-R = TypeVar("R", bound=Record)
-
-
-class ReadParts(beam.PTransform):
-    """The records of Arrow part files, in no particular order.
-
-    Args:
-        urls: the files, from a manifest.
-        kind: the record type.
-        columns: the columns wanted; all when absent.
-    """
-
-    def __init__(self, urls: Iterable[str], kind: type[Record], columns: Iterable[str] | None = None) -> None:
-        super().__init__()
-        self._urls, self._kind = sorted(urls), kind
-        self._columns = None if columns is None else tuple(columns)
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        return (
-            pipeline
-            | "Files" >> beam.Create(self._urls, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(storage.read_records, self._kind, self._columns).with_output_types(self._kind)
-        )
+from sharding.records.families import Family
+from sharding.records.types import FileEntry
 
 
 class WriteParts(beam.PTransform):
-    """Writes records as Arrow parts whose bytes depend on the records alone, and gives their `FileEntry`s.
+    """Writes the records of a family as Arrow parts whose bytes depend on the records alone; gives their `FileEntry`s.
 
     A record's part is chosen by a hash of its partition key and the records of a part are sorted, so neither the
     bundling nor the number of workers shows; a retried bundle writes the same bytes over the same name. One part is
@@ -52,33 +27,18 @@ class WriteParts(beam.PTransform):
 
     Args:
         folder: URL of the stage's folder.
-        family: file name prefix and the manifest's family, such as "segments".
-        schema: the columns.
+        family: from `sharding.records.families`.
         num_parts: how many parts at most; a part without records is not written.
-        partition_key: the string whose hash chooses the part.
-        sort_key: order within a part; must tell any two records apart.
-        rows_of: the rows that a record is written as, where they aren't itself.
+        vocab_size: entries of the training vocabulary, for families with token ids.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        family: str,
-        schema: pa.Schema,
-        *,
-        kind: type[Record],
-        num_parts: int,
-        partition_key: Callable[[Any], str],
-        sort_key: Callable[[Any], Any],
-        rows_of: Callable[[Any], Iterable[Record]] | None = None,
-    ) -> None:
+    def __init__(self, folder: str, family: Family, num_parts: int, *, vocab_size: int | None = None) -> None:
         super().__init__()
-        self._folder, self._family, self._schema, self._kind = folder, family, schema, kind
-        self._num_parts, self._partition_key, self._sort_key = num_parts, partition_key, sort_key
-        self._rows_of = rows_of
+        self._folder, self._family, self._num_parts = folder, family, num_parts
+        self._schema = family.schema(vocab_size=vocab_size)
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
-        partition_key, num_parts = self._partition_key, self._num_parts
+        partition_key, num_parts = self._family.partition_key, self._num_parts
         return (
             pcoll
             | "Partition"
@@ -91,28 +51,12 @@ class WriteParts(beam.PTransform):
 
     def _write(self, part: tuple[int, Iterable[bytes]]) -> FileEntry:
         index, values = part
-        name = part_name(self._family, index, self._num_parts)
-        members = sorted((records.decode(self._kind, value) for value in values), key=self._sort_key)
-        rows = members if self._rows_of is None else (row for member in members for row in self._rows_of(member))
+        family = self._family
+        name = part_name(family.name, index, self._num_parts)
+        kind, rows_of = family.carried or family.kind, family.rows_of
+        members = sorted((records.decode(kind, value) for value in values), key=family.sort_key)
+        rows = members if rows_of is None else (row for member in members for row in rows_of(member))
         return storage.write_part(storage.join(self._folder, name), rows, self._schema, name=name)
-
-
-def write_quarantine(folder: str, num_parts: int) -> WriteParts:
-    """Writes what a stage could not take on, as the family "quarantine"."""
-    return WriteParts(
-        folder,
-        "quarantine",
-        records.QUARANTINE_SCHEMA,
-        kind=Quarantined,
-        num_parts=num_parts,
-        partition_key=lambda refused: refused.origin,
-        sort_key=lambda refused: (refused.origin, refused.reason, refused.detail),
-    )
-
-
-def part_name(family: str, index: int, num_parts: int) -> str:
-    """File name of a part, such as "segments-00003-of-00016.arrow"."""
-    return f"{family}-{index:05d}-of-{num_parts:05d}.arrow"
 
 
 class WriteOnce(beam.PTransform):

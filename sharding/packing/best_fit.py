@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sharding.records.types import Item, Row, TokenType
+from sharding.records.rows import Item, Row, TokenType
 
 T = TypeVar("T")
 
@@ -21,9 +21,6 @@ WINDOW_ITEMS = 10_000
 
 
 _NO_BINS: frozenset[int] = frozenset()
-
-MAX_WEIGHT = 100.0
-"""More copies than this are taken for a mistake: after 16 or so repetitions are worth nothing (arXiv 2305.16264)."""
 
 
 def best_fit_decreasing(

@@ -8,7 +8,6 @@ counted, so that the tokens in the shards follow exactly from those that were sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,27 +79,3 @@ def share_counts(share: Share, source_tokens: int, thoughts: int) -> dict[str, i
         "documents_raw": int(share.raw),
         "thoughts_left_out_of_raw": thoughts if share.raw else 0,
     }
-
-
-def expected_source_tokens(scored_tokens: int, packed_counts: Mapping[str, int]) -> int:
-    """How many source tokens the shards hold, given how many were scored: some are removed, some copied, some cut."""
-    count = packed_counts.get
-    return (
-        scored_tokens
-        - count("source_tokens_contaminated", 0)
-        - count("source_tokens_left_out", 0)
-        + count("source_tokens_copied", 0)
-        - count("rows_left_out_tokens_source", 0)
-    )
-
-
-def expected_thoughts(kept: int, packed_counts: Mapping[str, int]) -> int:
-    """How many thoughts the layout was given, copies included, given how many were kept by selection."""
-    count = packed_counts.get
-    return (
-        kept
-        - count("thoughts_contaminated", 0)
-        - count("thoughts_left_out", 0)
-        - count("thoughts_left_out_of_raw", 0)
-        + count("thoughts_copied", 0)
-    )

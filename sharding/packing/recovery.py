@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sharding.errors import MillError
-from sharding.records.types import Item, Row, TokenType
+from sharding.records.rows import Item, Row, TokenType
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,9 +1,16 @@
-"""Records at rest: their Arrow schemas, and rows to record batches and back."""
+"""Records at rest: the Arrow schema of a record type, from its annotations, and rows to record batches and back.
+
+samples: Int32               ─► int32           prompt: str         ─► string
+surprisal_nats: Float16s     ─► list<float16>   value: float | None ─► float64, may be null
+prompt_token_ids: NotStored  ─► no column       reasons: list[str]  ─► list<string>
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, get_origin, get_type_hints
+import types
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +18,34 @@ import pyarrow as pa
 from sharding.errors import MillError
 from sharding.records.base import R, Record
 
-# --- Arrow, for the way to disk ---------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Column:
+    """How an attribute rests, where its Python type doesn't tell.
+
+    Attributes:
+        dtype: of the number, or of the array's elements; None for token ids, which are as narrow as the vocabulary is.
+        per_token: an array of one element for each token of a training sequence.
+        stored: False for what only travels between workers.
+    """
+
+    dtype: type[np.generic] | None = None
+    per_token: bool = False
+    stored: bool = True
+
+
+Int32 = Annotated[int, Column(np.int32)]
+Int32s = Annotated[np.ndarray, Column(np.int32)]
+Int64s = Annotated[np.ndarray, Column(np.int64)]
+Uint32s = Annotated[np.ndarray, Column(np.uint32)]
+Float16s = Annotated[np.ndarray, Column(np.float16)]
+TokenIds = Annotated[np.ndarray, Column()]
+RowTokenIds = Annotated[np.ndarray, Column(per_token=True)]
+RowUint8s = Annotated[np.ndarray, Column(np.uint8, per_token=True)]
+RowBools = Annotated[np.ndarray, Column(np.bool_, per_token=True)]
+NotStored = Annotated[np.ndarray, Column(stored=False)]
+
+_PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -24,127 +58,68 @@ def token_arrow_type(vocab_size: int) -> pa.DataType:
     return pa.from_numpy_dtype(token_dtype(vocab_size))
 
 
-def _schema(*fields: tuple[str, pa.DataType], nullable: Sequence[str] = ()) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in fields])
+def schema_of(
+    kind: type[Record],
+    *,
+    vocab_size: int | None = None,
+    sequence_length: int | None = None,
+    without: Collection[str] = (),
+) -> pa.Schema:
+    """The columns of a record type: its stored attributes in their order.
+
+    Args:
+        kind: the record type.
+        vocab_size: entries of the vocabulary; for types with token ids.
+        sequence_length: tokens in a row; for types with rows of tokens.
+        without: attributes to leave out.
+
+    Raises:
+        ValueError: an annotation doesn't say how the attribute rests, or it takes a number that wasn't given.
+    """
+    fields = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if name in without:
+            continue
+        try:
+            if (field := _field(name, hint, vocab_size, sequence_length)) is not None:
+                fields.append(field)
+        except ValueError as error:
+            raise ValueError(f"{kind.__name__}.{name}: {error}") from error
+    return pa.schema(fields)
 
 
-def _list(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("item", kind, nullable=False))
+def _field(name: str, hint: Any, vocab_size: int | None, sequence_length: int | None) -> pa.Field | None:
+    column = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Column)), None)
+    if column is not None:
+        if not column.stored:
+            return None
+        if column.dtype is not None:
+            element = pa.from_numpy_dtype(column.dtype)
+        elif vocab_size is not None:
+            element = token_arrow_type(vocab_size)
+        else:
+            raise ValueError("the type of token ids needs vocab_size")
+        if get_args(hint)[0] is not np.ndarray:
+            return pa.field(name, element, nullable=False)
+        if column.per_token and sequence_length is None:
+            raise ValueError("the length of a row needs sequence_length")
+        return pa.field(name, _list(element, sequence_length if column.per_token else None), nullable=False)
+    if isinstance(hint, types.UnionType):
+        return pa.field(name, _plain(next(kind for kind in get_args(hint) if kind is not types.NoneType)))
+    if get_origin(hint) is list:
+        return pa.field(name, _list(_plain(get_args(hint)[0]), None), nullable=False)
+    return pa.field(name, _plain(hint), nullable=False)
 
 
-def segment_schema(vocab_size: int) -> pa.Schema:
-    """Schema of the scored parts: with 16-bit ids 6 bytes per token before compression, 8 with a memory."""
-    return _schema(
-        ("doc_id", pa.string()),
-        ("segment_index", pa.int32()),
-        ("num_segments", pa.int32()),
-        ("token_start", pa.int64()),
-        ("input_ids", _list(token_arrow_type(vocab_size))),
-        ("surprisal_nats", _list(pa.float16())),
-        ("entropy_nats", _list(pa.float16())),
-        ("memory_nats", _list(pa.float16())),
-        ("difficulty_nats", pa.float64()),
-        ("metadata", pa.string()),
-        ("source", pa.string()),
-        nullable=["metadata"],
-    )
+def _plain(hint: Any) -> pa.DataType:
+    if hint not in _PLAIN:
+        raise ValueError(f"{hint} needs an annotation of sharding.records.arrow that says how it is stored")
+    return _PLAIN[hint]
 
 
-QUARANTINE_SCHEMA = _schema(
-    ("stage", pa.string()),
-    ("origin", pa.string()),
-    ("reason", pa.string()),
-    ("detail", pa.string()),
-    ("doc_id", pa.string()),
-    ("excerpt", pa.string()),
-    nullable=["doc_id"],
-)
-
-REQUEST_SCHEMA = _schema(
-    ("doc_id", pa.string()),
-    ("segment_index", pa.int32()),
-    ("tier", pa.string()),
-    ("model", pa.string()),
-    ("prompt", pa.string()),
-    ("request_key", pa.string()),
-    ("samples", pa.int32()),
-    ("max_tokens", pa.int32()),
-    ("expected_tokens", pa.float64()),
-    ("prompt_tokens", pa.int32()),
-    ("shown_tokens", pa.int32()),
-)
-
-LEDGER_SCHEMA = _schema(
-    ("key", pa.string()),
-    ("request_key", pa.string()),
-    ("sample", pa.int32()),
-    ("segment_id", pa.string()),
-    ("tier", pa.string()),
-    ("model", pa.string()),
-    ("revision", pa.string()),
-    ("engine", pa.string()),
-    ("engine_version", pa.string()),
-    ("prompt", pa.string()),
-    ("prompt_version", pa.string()),
-    ("text", pa.string()),
-    ("thought_tokens", pa.int32()),
-    ("token_ids", _list(pa.uint32())),
-    ("sum_logprobs", pa.float64()),
-    ("finish_reason", pa.string()),
-    ("closed", pa.string()),
-    ("prompt_tokens", pa.int32()),
-    ("wall_s", pa.float64()),
-    ("finished_at", pa.float64()),
-    nullable=["sum_logprobs"],
-)
-
-
-VALUE_COLUMNS = ("value", "gain_nats", "control_nats", "hard_gain_nats", "heldout_nats")
-"""The columns of a candidate that say what it is worth; all null where it was not valued."""
-
-
-def candidate_schema(vocab_size: int) -> pa.Schema:
-    """Schema of the kept and the rejected parts."""
-    return _schema(
-        ("doc_id", pa.string()),
-        ("segment_index", pa.int32()),
-        ("key", pa.string()),
-        ("sample", pa.int32()),
-        ("tier", pa.string()),
-        ("model", pa.string()),
-        ("prompt", pa.string()),
-        ("closed", pa.string()),
-        ("finish_reason", pa.string()),
-        ("thought_tokens", pa.int32()),
-        ("text", pa.string()),
-        ("input_ids", _list(token_arrow_type(vocab_size))),
-        ("shown_tokens", pa.int32()),
-        *((name, pa.float64()) for name in VALUE_COLUMNS),
-        ("contaminated", _list(pa.string())),
-        ("kept", pa.bool_()),
-        ("reasons", _list(pa.string())),
-        nullable=VALUE_COLUMNS,
-    )
-
-
-CONTAMINATED_SCHEMA = _schema(
-    ("doc_id", pa.string()), ("benchmarks", _list(pa.string())), ("source_tokens", pa.int64())
-)
-
-
-def row_schema(sequence_length: int, vocab_size: int, *, with_loss_mask: bool = False) -> pa.Schema:
-    """Schema of the shards."""
-    ids = pa.field("item", token_arrow_type(vocab_size), nullable=False)
-    types = pa.field("item", pa.uint8(), nullable=False)
-    counted = pa.field("item", pa.bool_(), nullable=False)
-    return _schema(
-        ("input_ids", pa.list_(ids, sequence_length)),
-        ("token_type", pa.list_(types, sequence_length)),
-        ("seq_lengths", _list(pa.int32())),
-        ("doc_ids", _list(pa.string())),
-        ("source_starts", _list(pa.int64())),
-        *([("loss_mask", pa.list_(counted, sequence_length))] if with_loss_mask else []),
-    )
+def _list(element: pa.DataType, length: int | None) -> pa.DataType:
+    items = pa.field("item", element, nullable=False)
+    return pa.list_(items) if length is None else pa.list_(items, length)
 
 
 def to_batch(records: Sequence[Record], schema: pa.Schema) -> pa.RecordBatch:
@@ -174,7 +149,7 @@ def _column(records: Sequence[Record], field: pa.Field) -> pa.Array:
 def from_batch(kind: type[R], batch: pa.RecordBatch) -> Iterator[R]:
     """The rows of a batch as records. Columns absent from the batch become empty arrays or their type's zero.
 
-    Absent columns are how a reader leaves the bulk unread: see `shard_io.read_records(columns=...)`.
+    Absent columns are how a reader leaves the bulk unread: see `storage.read_records(columns=...)`.
     """
     hints = get_type_hints(kind)
     columns = {

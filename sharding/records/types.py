@@ -11,21 +11,12 @@ always a numpy array, never a list of Python numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import IntEnum
 
 import msgspec
 import numpy as np
 
+from sharding.records.arrow import Float16s, Int32, NotStored, TokenIds, Uint32s
 from sharding.records.base import Record
-
-
-class TokenType(IntEnum):
-    """What a token of a training sequence is; the values of the `token_type` column."""
-
-    PADDING = 0
-    SOURCE = 1
-    THOUGHT = 2
-    DELIMITER = 3
 
 
 class Document(Record, frozen=True, kw_only=True, eq=False):
@@ -87,13 +78,13 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
     """
 
     doc_id: str
-    segment_index: int
-    num_segments: int
+    segment_index: Int32
+    num_segments: Int32
     token_start: int
-    input_ids: np.ndarray
-    surprisal_nats: np.ndarray
-    entropy_nats: np.ndarray
-    memory_nats: np.ndarray
+    input_ids: TokenIds
+    surprisal_nats: Float16s
+    entropy_nats: Float16s
+    memory_nats: Float16s
     difficulty_nats: float
     metadata: str | None = None
     source: str = ""
@@ -124,11 +115,11 @@ class ScoredDocument(Record, frozen=True, kw_only=True, eq=False):
     source: str = ""
 
     def segments(self) -> Iterator[ScoredSegment]:
-        """The segments as they rest on disk, in order."""
+        """The segments as they rest on disk, in order; without what was not read of the document."""
         starts = self.segment_starts.tolist()
         ends = [*starts[1:], len(self.input_ids)]
-        for index, difficulty_nats in enumerate(self.segment_difficulty_nats.tolist()):
-            start, end = starts[index], ends[index]
+        difficulties = self.segment_difficulty_nats.tolist() or [0.0] * len(starts)
+        for index, (start, end, difficulty_nats) in enumerate(zip(starts, ends, difficulties, strict=True)):
             yield ScoredSegment(
                 doc_id=self.doc_id,
                 segment_index=index,
@@ -153,23 +144,23 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
         samples: how many generations are wanted; sample i has the ledger key `sample_key(request_key, i)`.
         max_tokens: cap on the tokens of one generation.
         expected_tokens: tokens one generation is expected to take; orders the queue and prices the plan.
-        prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; empty in stored parts.
+        prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; not stored.
         shown_tokens: how many of the segment's training tokens, from its start, the prompt shows. The rest was held
             back, to tell what the trace is worth or because the thought is to stand before it.
     """
 
     doc_id: str
-    segment_index: int
+    segment_index: Int32
     tier: str
     model: str
     prompt: str
     request_key: str
-    samples: int
-    max_tokens: int
+    samples: Int32
+    max_tokens: Int32
     expected_tokens: float
-    prompt_tokens: int
-    prompt_token_ids: np.ndarray
-    shown_tokens: int
+    prompt_tokens: Int32
+    prompt_token_ids: NotStored
+    shown_tokens: Int32
 
     @property
     def segment_id(self) -> str:
@@ -197,7 +188,7 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
 
     key: str
     request_key: str
-    sample: int
+    sample: Int32
     segment_id: str
     tier: str
     model: str
@@ -207,12 +198,12 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
     prompt: str
     prompt_version: str
     text: str
-    thought_tokens: int
-    token_ids: np.ndarray
+    thought_tokens: Int32
+    token_ids: Uint32s
     sum_logprobs: float | None
     finish_reason: str
     closed: str
-    prompt_tokens: int
+    prompt_tokens: Int32
     wall_s: float
     finished_at: float
 
@@ -239,18 +230,18 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
     """
 
     doc_id: str
-    segment_index: int
+    segment_index: Int32
     key: str
-    sample: int
+    sample: Int32
     tier: str
     model: str
     prompt: str
     closed: str
     finish_reason: str
-    thought_tokens: int
+    thought_tokens: Int32
     text: str
-    input_ids: np.ndarray
-    shown_tokens: int
+    input_ids: TokenIds
+    shown_tokens: Int32
     value: float | None = None
     gain_nats: float | None = None
     control_nats: float | None = None
@@ -276,90 +267,6 @@ class ContaminatedDocument(Record, frozen=True, kw_only=True, eq=False):
     doc_id: str
     benchmarks: list[str]
     source_tokens: int
-
-
-class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
-    """A segment with all its candidates between the steps of selection; never stored.
-
-    Attributes:
-        valued: whether its candidates are to be valued.
-        source_text: the segment, as much of it as the generator was shown.
-        continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
-        candidates: in the order of their samples; those with reasons were rejected by a gate.
-    """
-
-    doc_id: str
-    segment_index: int
-    tier: str
-    valued: bool
-    source_text: str
-    continuation: str
-    candidates: list[Candidate]
-
-    @property
-    def segment_id(self) -> str:
-        return segment_id(self.doc_id, self.segment_index)
-
-
-class Control(Record, frozen=True, kw_only=True, eq=False):
-    """A trace that the traces of other segments are compared with; never stored.
-
-    Attributes:
-        rank: hex digits of a hash; the lowest are picked.
-        doc_id, segment_index: the segment it is about.
-    """
-
-    rank: str
-    doc_id: str
-    segment_index: int
-    thought_tokens: int
-    text: str
-
-
-class Item(Record, frozen=True, kw_only=True, eq=False):
-    """A document, or a piece of one, laid out with its thoughts: what packing never tears.
-
-    Attributes:
-        source_start: index within the document of the item's first source token.
-        input_ids: (num_tokens,) uint16 or uint32.
-        token_type: (num_tokens,) uint8, values of `TokenType`.
-        copy: which copy of the document it belongs to, from 0; not stored.
-    """
-
-    doc_id: str
-    source_start: int
-    input_ids: np.ndarray
-    token_type: np.ndarray
-    copy: int = 0
-
-
-class Row(Record, frozen=True, kw_only=True, eq=False):
-    """One packed training sequence of exactly `sequence_length` tokens.
-
-    Attributes:
-        input_ids: (sequence_length,) uint16 or uint32; padding is id 0 with token type 0.
-        token_type: (sequence_length,) uint8, values of `TokenType`.
-        seq_lengths: (num_items,) int32, tokens of each item in the row; what remains is padding.
-        doc_ids: the document of each item.
-        source_starts: (num_items,) int64, index within its document of each item's first source token; puts the
-            pieces of a document that was cut back in order.
-    """
-
-    input_ids: np.ndarray
-    token_type: np.ndarray
-    seq_lengths: np.ndarray
-    doc_ids: list[str]
-    source_starts: np.ndarray
-
-
-class MaskedRow(Row, frozen=True, kw_only=True, eq=False):
-    """A row as it is written where `pack.loss_mask` leaves tokens out; between workers it is a `Row`.
-
-    Attributes:
-        loss_mask: (sequence_length,) bool, True where the token counts as one to be predicted.
-    """
-
-    loss_mask: np.ndarray
 
 
 class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import posixpath
 import tempfile
@@ -23,6 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from sharding.errors import MillError, RequestError
 from sharding.records.base import Record
 from sharding.storage.retries import patiently
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -95,7 +98,15 @@ def publish(url: str) -> Iterator[IO[bytes]]:
         raise MillError(f"cannot write {url}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a temporary file; that it stays must not hide why it wasn't wanted."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s can't be removed, and is of no use: %s", temporary, error.strerror or error)
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from pipelines.run import mill
 from pipelines.verify import verify
 from sharding import storage
 from sharding.storage import manifest
-from sharding.storage.lease import lease_url
+from sharding.storage.output import Output
 from tests.chaos.conftest import Account, Job
 from tests.chaos.jobs import CAPACITY, UNFLUSHED, Child, MadeLog, hashes, ledger_keys, repeated
 
@@ -65,7 +65,7 @@ def kill_at_random(job: Job, folder: Path, stage: str, kills: int, account: Acco
     rng = random.Random(f"{stage} {kills}")
     sections = slow_engine(speed)
     config = job.config(folder, **sections)
-    lease, done = Path(lease_url(config.output)), Path(manifest.manifest_url(config.output, stage))
+    lease, done = Path(Output(config.output).lease), Path(manifest.manifest_url(config.output, stage))
     mill(config, stages=manifest.STAGES[: manifest.STAGES.index(stage)])
     met = tries = met_generating = 0
     durable: list[tuple[int, set[str]]] = []  # after how many calls; what the ledger had then
@@ -151,7 +151,7 @@ def test_two_runs_at_many_distances(job: Job, tmp_path: Path, account: Account) 
 def test_a_second_run_with_another_config_keeps_out(job: Job, tmp_path: Path, account: Account, made: MadeLog) -> None:
     mill(job.config(tmp_path, **SLOW), stages=["score"])
     first = Child(job.tree(tmp_path, **SLOW), made)
-    lease = Path(lease_url(str(tmp_path / "out")))
+    lease = Path(Output(str(tmp_path / "out")).lease)
     until(lambda: holds(first, lease), first)
     other = Child(job.tree(tmp_path, difficulty={"scorer": "rehearsal", "segment_tokens": 32}), made, replace=True)
     account.fault, account.injected = "a second run that would replace the first", 1

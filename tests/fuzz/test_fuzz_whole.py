@@ -15,7 +15,8 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.recovery import document_source, items_of
-from sharding.records.types import Document, Item, Quarantined, Row
+from sharding.records.rows import Item, Row
+from sharding.records.types import Document, Quarantined
 from sharding.sources import SourceConfig
 from sharding.storage import manifest
 from tests.fuzz.conftest import Tally

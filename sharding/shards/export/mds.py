@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from sharding.records.types import FileEntry, TokenType
+from sharding.records.rows import TokenType
+from sharding.records.types import FileEntry
 from sharding.shards.export.files import publish
 from sharding.shards.export.source import SourceShard
 

@@ -1,0 +1,106 @@
+"""What must add up: the counts of each stage, against its own files and the stages before, as data.
+
+A stage raises on an equation that doesn't hold before it publishes its manifest; `verify` reports the same equations
+over the manifests of a finished run. A term is a count of the stage itself (`kept`), the rows that it wrote into a
+family of its files (`rows/kept`), or a count of an earlier stage (`select/kept`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from sharding.storage.manifest import Manifest
+
+EQUATIONS: dict[str, tuple[str, ...]] = {
+    "score": (
+        "documents_in = documents + quarantined + duplicates_dropped",
+        "segments = rows/segments",
+        "quarantined = rows/quarantine",
+    ),
+    "augment": (
+        "requests = rows/requests",
+        "generations = found + generated + failed",
+        "thought_tokens = thought_tokens_found + thought_tokens_now",
+    ),
+    "select": (
+        "requested = candidates + missing",
+        "candidates = kept + rejected",
+        "kept = rows/kept",
+        "rejected = rows/rejected",
+        "documents_contaminated = rows/contaminated",
+        # Not compared by number: segments of one text share a generation, and its failure.
+        "missing = 0 unless augment/failed",
+    ),
+    "pack": (
+        "rows = rows/shards",
+        "documents + documents_contaminated + documents_left_out = score/documents",
+        "tokens_source = score/source_tokens - source_tokens_contaminated - source_tokens_left_out"
+        " + source_tokens_copied - rows_left_out_tokens_source",
+        "thoughts + thoughts_dropped = select/kept - thoughts_contaminated - thoughts_left_out"
+        " - thoughts_left_out_of_raw + thoughts_copied",
+    ),
+}
+"""Stage → its equations. One that ends in "unless TERM" is only claimed where that term is 0."""
+
+_TERM = re.compile(r"([+-]?) *([a-z_/0-9]+)")
+
+
+def unmet(stage: str, manifests: Mapping[str, Manifest]) -> Iterator[str]:
+    """The equations of a stage that don't hold, each as a sentence with its numbers.
+
+    Args:
+        stage: whose equations.
+        manifests: its manifest and those of earlier stages; equations over stages that are not here are left out.
+    """
+    for equation in EQUATIONS[stage]:
+        claim, _, exception = equation.partition(" unless ")
+        left, right, excepted = (_terms(side, stage, manifests) for side in (*claim.split(" = "), exception))
+        if left is None or right is None or excepted is None or _sum(excepted):
+            continue
+        if _sum(left) != _sum(right):
+            yield f"{_spelled(left)} is not {_spelled(right)}"
+
+
+def check(stage: str, manifests: Mapping[str, Manifest]) -> None:
+    """Refuse a result that doesn't add up.
+
+    Args:
+        stage, manifests: see `unmet`.
+
+    Raises:
+        AssertionError: an equation doesn't hold; a bug of ours, or a store that lost something.
+    """
+    if problems := list(unmet(stage, manifests)):
+        raise AssertionError(f"{stage}: the account doesn't add up: {'; '.join(problems)}")
+
+
+def _terms(side: str, stage: str, manifests: Mapping[str, Manifest]) -> list[tuple[int, str, int]] | None:
+    """(sign, name, number) of each term; None where one is of a stage that is not here."""
+    terms = []
+    for sign, name in _TERM.findall(side):
+        of, _, count = name.rpartition("/")
+        if name.isdigit():
+            number = int(name)
+        elif of == "rows":
+            number = sum(entry.rows for entry in manifests[stage].files.get(count, []))
+        elif (of or stage) in manifests:
+            number = int(manifests[of or stage].counts.get(count, 0))
+        else:
+            return None
+        terms.append((-1 if sign == "-" else 1, name, number))
+    return terms
+
+
+def _sum(terms: list[tuple[int, str, int]]) -> int:
+    return sum(sign * number for sign, _, number in terms)
+
+
+def _spelled(terms: list[tuple[int, str, int]]) -> str:
+    """The terms with their numbers; those that are 0 are left out, except the first."""
+    words = ""
+    for place, (sign, name, number) in enumerate(terms):
+        if number or not place:
+            operator = "" if not place else " - " if sign < 0 else " + "
+            words += f"{operator}{number}" + ("" if name.isdigit() else f" {name}")
+    return words

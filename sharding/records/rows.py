@@ -1,0 +1,70 @@
+"""What packing makes: the items that fit into rows, and the rows of the shards."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+
+from sharding.records.arrow import Int32s, Int64s, RowBools, RowTokenIds, RowUint8s
+from sharding.records.base import Record
+
+Split = Literal["train", "validation"]
+
+
+class TokenType(IntEnum):
+    """What a token of a training sequence is; the values of the `token_type` column."""
+
+    PADDING = 0
+    SOURCE = 1
+    THOUGHT = 2
+    DELIMITER = 3
+
+
+class Item(Record, frozen=True, kw_only=True, eq=False):
+    """A document, or a piece of one, laid out with its thoughts: what packing never tears.
+
+    Attributes:
+        source_start: index within the document of the item's first source token.
+        input_ids: (num_tokens,) uint16 or uint32.
+        token_type: (num_tokens,) uint8, values of `TokenType`.
+        copy: which copy of the document it belongs to, from 0; not stored.
+        split: which one its document is in; not stored.
+    """
+
+    doc_id: str
+    source_start: int
+    input_ids: np.ndarray
+    token_type: np.ndarray
+    copy: int = 0
+    split: Split = "train"
+
+
+class Row(Record, frozen=True, kw_only=True, eq=False):
+    """One packed training sequence of exactly `sequence_length` tokens.
+
+    Attributes:
+        input_ids: (sequence_length,) uint16 or uint32; padding is id 0 with token type 0.
+        token_type: (sequence_length,) uint8, values of `TokenType`.
+        seq_lengths: (num_items,) int32, tokens of each item in the row; what remains is padding.
+        doc_ids: the document of each item.
+        source_starts: (num_items,) int64, index within its document of each item's first source token; puts the
+            pieces of a document that was cut back in order.
+    """
+
+    input_ids: RowTokenIds
+    token_type: RowUint8s
+    seq_lengths: Int32s
+    doc_ids: list[str]
+    source_starts: Int64s
+
+
+class MaskedRow(Row, frozen=True, kw_only=True, eq=False):
+    """A row as it is written where `pack.loss_mask` leaves tokens out; between workers it is a `Row`.
+
+    Attributes:
+        loss_mask: (sequence_length,) bool, True where the token counts as one to be predicted.
+    """
+
+    loss_mask: RowBools

@@ -1,0 +1,126 @@
+"""The map of an output folder: where everything in it is.
+
+OUTPUT/
+├── MANIFEST.json, _SUCCESS, data/          the corpus, with
+├── README.md, croissant.json, config.yaml  its card
+├── difficulty.json, pilot.json, report.html
+├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
+├── ledger/                                 generations, unless `ledger.path` says otherwise
+└── stages/
+    ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
+    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow
+    ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, alive/
+    └── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sharding.storage.files import join
+
+MANIFEST_NAME = "MANIFEST.json"
+SUCCESS_NAME = "_SUCCESS"
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output folder by its URL, and the URLs of what is in it."""
+
+    root: str
+
+    @property
+    def stages(self) -> str:
+        """The folder of all stages' folders, and of what is of the run at work."""
+        return join(self.root, "stages")
+
+    def stage(self, stage: str) -> str:
+        """The folder of a stage: pack's result is the output itself."""
+        return self.root.rstrip("/") if stage == "pack" else join(self.root, "stages", stage)
+
+    def manifest(self, stage: str) -> str:
+        return join(self.stage(stage), MANIFEST_NAME)
+
+    def shuffle(self, purpose: str) -> str:
+        """A folder for what goes from one step of a stage to the next on the local runner."""
+        return join(self.root, "stages", f".shuffle-{purpose}")
+
+    def outcome(self, stage: str, run: str) -> str:
+        """What a stage's pipeline tells the process that submitted it."""
+        return join(self.stages, f".outcome-{stage}-{run}")
+
+    def arm(self, name: str) -> str:
+        """The output of an arm."""
+        return join(self.root, "arms", name)
+
+    @property
+    def success(self) -> str:
+        """An empty file that is there when the corpus is whole."""
+        return join(self.root, SUCCESS_NAME)
+
+    @property
+    def data(self) -> str:
+        """The folder of the shards."""
+        return join(self.root, "data")
+
+    @property
+    def card(self) -> str:
+        return join(self.root, "README.md")
+
+    @property
+    def croissant(self) -> str:
+        return join(self.root, "croissant.json")
+
+    @property
+    def config(self) -> str:
+        """The resolved config."""
+        return join(self.root, "config.yaml")
+
+    @property
+    def difficulty(self) -> str:
+        """Histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
+        return join(self.root, "difficulty.json")
+
+    @property
+    def pilot(self) -> str:
+        """What a pilot measured."""
+        return join(self.root, "pilot.json")
+
+    @property
+    def report(self) -> str:
+        return join(self.root, "report.html")
+
+    @property
+    def arms(self) -> str:
+        """What the arms were and came to."""
+        return join(self.root, "arms", "arms.json")
+
+    @property
+    def ledger(self) -> str:
+        """The folder of the ledger, unless the config names another."""
+        return join(self.root, "ledger")
+
+    @property
+    def lease(self) -> str:
+        """Who is at work on this output."""
+        return join(self.root, "stages", "RUNNING.json")
+
+    @property
+    def progress(self) -> str:
+        """How far the run at work is."""
+        return join(self.root, "stages", "progress.json")
+
+    @property
+    def memory(self) -> str:
+        """The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
+        return join(self.stage("score"), "memory.arrow")
+
+    @property
+    def plan(self) -> str:
+        """What the augment stage is about to generate."""
+        return join(self.stage("augment"), "plan.json")
+
+    @property
+    def alive(self) -> str:
+        """The folder of the workers' heartbeats."""
+        return join(self.stage("augment"), "alive")
