@@ -29,8 +29,9 @@ from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.running import run_pipeline
 from sharding import storage
 from sharding.beam.counts import AddUpCounts
-from sharding.beam.parts import WriteOnce
+from sharding.beam.parts import WriteOnce, WriteParts
 from sharding.errors import MillError, RequestError
+from sharding.records.families import Family
 from sharding.records.types import FileEntry
 from sharding.storage import manifest
 from sharding.storage.lease import Lease
@@ -59,13 +60,15 @@ class Built:
     """What the pipeline of a stage gives.
 
     Attributes:
-        files: name of each family of files → collection of their `FileEntry`.
         counts: collections of dictionaries of counts, to be added up.
+        parts: family → collection of the records that are to be written as its parts.
+        files: family → collection of the `FileEntry`s of files that are written already.
         facts: name → collection of one JSON value.
     """
 
-    files: Mapping[str, beam.PCollection]
     counts: Sequence[beam.PCollection]
+    parts: Mapping[Family, beam.PCollection] = field(default_factory=dict)
+    files: Mapping[Family, beam.PCollection] = field(default_factory=dict)
     facts: Mapping[str, beam.PCollection] = field(default_factory=dict)
 
 
@@ -93,6 +96,12 @@ class Stage:
 
     idle = False
     """Whether there is nothing to process: a pipeline's start takes a second here and minutes in a cloud."""
+
+    num_parts = 1
+    """How many parts a family is dealt out to."""
+
+    vocab_size: int | None = None
+    """Entries of the training vocabulary, where parts hold its ids."""
 
     def __init__(
         self,
@@ -219,7 +228,8 @@ class Stage:
         """Run the pipeline, and hold the account of what it made."""
         with self.at_work():
             outcome = Outcome() if self.idle else self._run_pipeline(options)
-        counts, facts = self.conclude(outcome)
+        always = dict.fromkeys(accounts.ALWAYS_COUNTED[self.name], 0)
+        counts, facts = self.conclude(msgspec.structs.replace(outcome, counts=always | outcome.counts))
         made = Manifest(
             stage=self.name,
             format=manifest.FORMAT,
@@ -239,6 +249,20 @@ class Stage:
         accounts.check(self.name, self.earlier | {self.name: made})
         return made
 
+    def assemble(self, root: beam.Pipeline, url: str) -> None:
+        """Add all the steps of the stage to a pipeline, down to the one that writes its `Outcome` to `url`."""
+        built = self.build(root)
+        files = {family.name: entries for family, entries in built.files.items()}
+        for family, found in built.parts.items():
+            write = WriteParts(self.folder, family, self.num_parts, vocab_size=self.vocab_size)
+            files[family.name] = found | f"Write {family.name}" >> write
+        counts = tuple(built.counts) | "Counts" >> AddUpCounts()
+        root | "Outcome" >> WriteOnce(
+            partial(_write_outcome, url),
+            lists={f"files {name}": entries for name, entries in files.items()},
+            singles={"counts": counts} | {f"facts {name}": fact for name, fact in built.facts.items()},
+        )
+
     def _run_pipeline(self, options: PipelineOptions) -> Outcome:
         for name in storage.list_names(self.at.stages):
             if name.startswith(f".outcome-{self.name}-"):  # of a run that was killed
@@ -246,13 +270,7 @@ class Stage:
         url = self.at.outcome(self.name, secrets.token_hex(8))
         with local_shuffle(options, self.at.shuffle(self.name)):
             pipeline = beam.Pipeline(options=options)
-            built = self.build(pipeline)
-            counts = tuple(built.counts) | "Counts" >> AddUpCounts()
-            pipeline | "Outcome" >> WriteOnce(
-                partial(_write_outcome, url),
-                lists={f"files {name}": entries for name, entries in built.files.items()},
-                singles={"counts": counts} | {f"facts {name}": fact for name, fact in built.facts.items()},
-            )
+            self.assemble(pipeline, url)
             run_pipeline(pipeline, self.name)
         if not storage.exists(url):
             raise MillError(
