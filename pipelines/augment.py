@@ -22,8 +22,9 @@ from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeReq
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts, tier_facts
 from pipelines.joints import Focus, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.outcome import Built, Outcome
 from pipelines.plan.measured import forecast_for
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.stage import Stage
 from pipelines.watch.status import plan_of, planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts

@@ -15,7 +15,8 @@ from pipelines import card, yaml_config
 from pipelines.card import markdown, versions
 from pipelines.config import MillConfig
 from pipelines.joints import contaminated_urls
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.outcome import Built, Outcome
+from pipelines.stage import Stage
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts

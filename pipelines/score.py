@@ -18,8 +18,9 @@ from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramC
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
+from pipelines.outcome import Built, Outcome
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.stage import Stage
 from sharding import sources
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import QUARANTINE, SEGMENTS

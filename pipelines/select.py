@@ -21,8 +21,9 @@ from augment.selection.values import needs_controls, value_digest
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
 from pipelines.joints import ScorerNats, asks_scorer, holdback_of
+from pipelines.outcome import Built, Outcome
 from pipelines.scorer_identity import difficulty_section, model_inputs
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.stage import Stage
 from sharding.beam.joins import GroupRecords, JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
