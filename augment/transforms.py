@@ -11,7 +11,7 @@ import apache_beam as beam
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.tickets import Completed, Failure, Result
-from augment.feeding.worker import TooManyFailures, WorkOrder, begin_bundle
+from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
 from augment.requests.planner import TracePlanner
 from sharding.beam.counts import COUNTS
@@ -113,9 +113,9 @@ class _GenerateFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._worker = begin_bundle(self._order)
         model = self._planner.model(self._model_name)
-        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id)
+        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id, name=self._model_name)
         self._at_work = True
-        self._bundle = self._feeder.ticket(on_result=self._keep)
+        self._bundle = self._feeder.ticket(_LedgerSink(self._planner, self._worker))
 
     def process(self, element: tuple[Request, list[int]]) -> Iterator[Any]:
         request, missing = element
@@ -164,7 +164,14 @@ class _GenerateFn(beam.DoFn):
             registry.release(self._feeder)
             self._worker.end()
 
-    def _keep(self, result: Result) -> None:
+
+class _LedgerSink:
+    """Takes the results of a bundle to the ledger."""
+
+    def __init__(self, planner: TracePlanner, worker: Worker) -> None:
+        self._planner, self._worker = planner, worker
+
+    def keep(self, result: Result) -> None:
         if isinstance(result, Completed):
             request, sample = result.context
             row = self._planner.ledger_row(

@@ -22,9 +22,10 @@ import pytest
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.records.rows import Row, TokenType
-from sharding.shards.export import EXPORT_NAME, FORMATS, Export, export, mds, read
+from sharding.shards.export import FORMATS, export, mds
 from sharding.shards.export.hub import published_names, upload
 from sharding.shards.export.megatron import token_dtype
+from sharding.shards.export.target import BEGUN_NAME, EXPORT_NAME, Export, read
 from sharding.shards.rows import LOSS_MASKS, LossMask
 from sharding.storage import manifest
 from tests.packed_output import FINGERPRINT, PackedOutput, write_output
@@ -398,12 +399,15 @@ def test_the_mask_of_the_corpus_goes_with_it(output: PackedOutput, tmp_path: Pat
 
 def test_a_mask_is_not_lost_on_the_way_to_megatron(output: PackedOutput, tmp_path: Path) -> None:
     masked = write_output(str(tmp_path / "masked"), policy="source_only")
-    with pytest.raises(RequestError, match=r"no place for the mask source_only of this corpus.*ask for all"):
+    with pytest.raises(RequestError, match=r"no place for the mask source_only; .*ask for all"):
         export(masked.url, "megatron", str(tmp_path / "target"))
     with pytest.raises(RequestError, match="no place for the mask thoughts_only"):
         export(masked.url, "megatron", str(tmp_path / "target"), loss_mask="thoughts_only")
     done, _ = export(masked.url, "megatron", str(tmp_path / "target"), loss_mask="all")
-    assert done.files == export(output.url, "megatron", str(tmp_path / "plain"))[0].files
+    plain, _ = export(output.url, "megatron", str(tmp_path / "plain"))
+    assert done.files == plain.files and done.loss_mask is plain.loss_mask is None
+    # What its files mean is `all`, asked for or not.
+    assert export(output.url, "megatron", str(tmp_path / "plain"), loss_mask="all") == (plain, False)
 
 
 def test_a_second_export_writes_nothing(output: PackedOutput, tmp_path: Path) -> None:
@@ -425,12 +429,112 @@ def test_another_export_is_only_replaced_on_request(output: PackedOutput, tmp_pa
     }
 
 
+class Killed(BaseException):
+    """Ends an export in its middle; what has been written stays."""
+
+
+def kill(done: int, *_: int) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_what_a_killed_export_has_left_is_gone(output: PackedOutput, tmp_path: Path, fmt: str) -> None:
+    """Of another corpus, of more shards: a reader of the folder would take them all."""
+    other = write_output(str(tmp_path / "other"), documents=80, train_shards=5)
+    target = tmp_path / "target"
+    with pytest.raises(Killed):
+        export(other.url, fmt, str(target), workers=1, progress=kill)
+    begun = target / "train" / f".train-00004-of-00005.x.{'0' * 32}.tmp"
+    begun.parent.mkdir(exist_ok=True)
+    begun.write_bytes(b"x")
+    left = [path for path in target.rglob("train-*-of-00005*") if path.is_file()]
+    assert left and read(str(target)) is None
+    with pytest.raises(RequestError, match="holds an unfinished part of another export"):
+        export(output.url, fmt, str(target))
+    done, _ = export(output.url, fmt, str(target), replace=True)
+    there = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert there == {EXPORT_NAME, *(entry.name for entries in done.files.values() for entry in entries)}
+    # The same export goes on without a word.
+    (target / EXPORT_NAME).rename(target / BEGUN_NAME)
+    assert export(output.url, fmt, str(target)) == (done, True)
+    assert not (target / BEGUN_NAME).exists()
+
+
+def test_a_killed_replacement_is_no_export(output: PackedOutput, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    export(output.url, "mds", target)
+    with pytest.raises(Killed):
+        export(output.url, "parquet", target, replace=True, workers=1, progress=kill)
+    assert read(target) is None and not list(tmp_path.rglob("*.mds"))
+    with pytest.raises(RequestError, match=r"unfinished part of another export \(parquet"):
+        export(output.url, "mds", target)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "train/mine.bin", "data/train-00000-of-00001.arrow", "train/link"])
+def test_what_no_export_has_written_is_never_removed(output: PackedOutput, tmp_path: Path, name: str) -> None:
+    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "train-00000-of-00003.bin").write_text("mine")
+
+    def put() -> None:
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "train/link":
+            path.symlink_to(elsewhere)
+        else:
+            path.write_text("mine")
+
+    for before in (None, "mds"):
+        if before:
+            export(output.url, before, str(target))
+        put()
+        with pytest.raises(RequestError, match=f"holds {name}, which no export has written"):
+            export(output.url, "megatron", str(target), replace=True)
+        assert (target / name).exists() and (elsewhere / "train-00000-of-00003.bin").read_text() == "mine"
+        (target / name).unlink()
+    assert read(str(target)) is not None
+
+
+def test_an_export_that_names_files_elsewhere_removes_none(output: PackedOutput, tmp_path: Path) -> None:
+    target, secret = tmp_path / "target", tmp_path / "secret"
+    export(output.url, "mds", str(target))
+    secret.write_text("mine")
+    said = json.loads((target / EXPORT_NAME).read_text())
+    said["files"]["train"][0]["name"] = "../secret"
+    (target / EXPORT_NAME).write_text(json.dumps(said))
+    export(output.url, "parquet", str(target), replace=True)
+    assert secret.read_text() == "mine" and not list(target.rglob("*.mds"))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        *("{out}", "{out}/", "{out}//", "./out", "out", "out/.", "file://{out}", "link", "out/../out"),
+        *("out/data", "out/data/", "link/data", "out/new/deeper"),
+    ],
+)
+def test_the_output_itself_is_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str) -> None:
+    write_output(str(tmp_path / "out"), documents=30, train_shards=1)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for output in ("out", str(tmp_path / "out"), f"file://{tmp_path}/out", "link"):
+        with pytest.raises(RequestError, match="is the output itself, or a part of it"):
+            export(output, "parquet", spelled.format(out=tmp_path / "out"))
+    with pytest.raises(RequestError, match=r"target: \. holds the output"):
+        export("out", "parquet", ".")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"fmt": "tfrecord"}, "format: 'tfrecord' is not one of megatron, datatrove, mds, olmo, parquet"),
         ({"loss_mask": "thoughts"}, "loss_mask: 'thoughts' is not one of all, source_only"),
-        ({"fmt": "megatron", "loss_mask": "all"}, "loss_mask: megatron has no place for one; these have: datatrove"),
+        (
+            {"fmt": "megatron", "loss_mask": "source_only"},
+            "loss_mask: megatron has no place for the mask source_only; these have: datatrove",
+        ),
         ({"splits": ["train", "test"]}, "splits: 'test' is not one of train, validation"),
         ({"workers": 0}, "workers: 0"),
         ({"target": "{output}/"}, "is the output itself"),

@@ -195,10 +195,28 @@ def test_what_is_missing_is_named(output: Path, gone: str) -> None:
 
 
 def test_a_file_that_would_be_loaded_as_a_shard(output: Path) -> None:
-    stray = output / "data" / "train-00007-of-00002.arrow"
-    shutil.copy(shards(output)[0], stray)
-    shutil.copy(shards(output)[0], output / "data" / "train-00000-of-00009.arrow")
-    assert said(output) == [f"{stray}: no manifest names it, but the card's patterns would load it"]
+    strays = [output / "data" / f"train-{name}.arrow" for name in ("00000-of-00009", "00007-of-00002")]
+    for stray in strays:
+        shutil.copy(shards(output)[0], stray)
+    for name in ("notes.txt", ".train-00000-of-00009.arrow.0123abcd.tmp"):
+        (output / "data" / name).write_text("x")
+    assert said(output) == [
+        f"{stray}: no manifest names it, but a loader would take it for a shard" for stray in strays
+    ]
+
+
+def test_what_a_killed_pack_has_left_is_gone(output: Path, tmp_path: Path, byte_tokenizer: str) -> None:
+    """Shards of another number, and of a split that there is no more; what is no shard stays."""
+    (output / "data" / "train-00003-of-00005.arrow").write_bytes(shards(output)[0].read_bytes())
+    for name in ("notes.txt", ".train-00001-of-00005.arrow.0123abcd.tmp"):
+        (output / "data" / name).write_text("x")
+    (output / "MANIFEST.json").unlink()
+    (output / "_SUCCESS").unlink()
+    changed = tree(tmp_path, write_corpus(tmp_path), byte_tokenizer, validation_fraction=0.0)
+    mill(from_mapping(changed), stages=["pack"], replace=True)
+    there = {path.name for path in (output / "data").iterdir()}
+    assert there == {"train-00000-of-00002.arrow", "train-00001-of-00002.arrow", "notes.txt"}
+    assert said(output) == []
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

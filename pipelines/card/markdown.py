@@ -1,9 +1,9 @@
-"""Pieces of Markdown, and the redaction of what must not be in a public text. Used by every section of the card."""
+"""Pieces of Markdown for the card's template, and the redaction of what must not be in a public text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<rest>[^\s'\"`<>|]+)")
@@ -26,15 +26,12 @@ def redacted(text: str) -> str:
     return _URL.sub(clean, text)
 
 
-def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """A Markdown table."""
-    lines = [tuple(header), tuple("---" for _ in header), *rows]
+def table(rows: Sequence[Iterable[object]], *header: str) -> str:
+    """A Markdown table; nothing where there are no rows."""
+    if not rows:
+        return ""
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def section(title: str, *paragraphs: str) -> str:
-    """A section of the non-empty paragraphs."""
-    return "\n\n".join([f"## {title}", *(paragraph for paragraph in paragraphs if paragraph)])
 
 
 def listing(values: Mapping[str, Any]) -> str:

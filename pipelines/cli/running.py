@@ -159,7 +159,7 @@ def arms(
 ) -> None:
     """Make control arms: corpora of equal length without thoughts and with them, ready to be compared in training."""
     from pipelines import arms as arms_module
-    from pipelines.card.using import REHEARSAL_NOTICE
+    from pipelines.card.facts import REHEARSAL_NOTICE
 
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
         if manifest is not None:

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.table import Table
 
 from pipelines import report
-from pipelines.card import making
-from pipelines.card.using import REHEARSAL_NOTICE
-from sharding import storage
+from pipelines.card import facts as card_facts
+from pipelines.card.facts import REHEARSAL_NOTICE
 from sharding.storage import manifest
+from sharding.storage.output import Output
 
 
 def render(output: str) -> Group:
@@ -35,11 +35,11 @@ def render(output: str) -> Group:
     facts.add_row("segments per tier", ", ".join(f"{t['name']} {t['segments']:,}" for t in augmented.facts["tiers"]))
     facts.add_row(
         "thinking tokens",
-        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {making.amount(augmented.facts)}; "
+        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {card_facts.amount(augmented.facts)}; "
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
-    if forecast := making.forecast(augmented):
+    if forecast := card_facts.forecast(augmented):
         facts.add_row("", forecast)
     facts.add_row(
         "traces",
@@ -64,7 +64,7 @@ def render(output: str) -> Group:
         facts.add_row("warning", f"[yellow]{warning}[/yellow]")
     if packed.rehearsal:
         facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
-    pages = [(storage.join(output, "README.md"), "the dataset card")]
+    pages = [(Output(output).card, "the dataset card")]
     if report.is_there(output):
         pages.insert(0, (report.report_url(output), "figures and documents to read, in a browser"))
     for number, (url, about) in enumerate(pages):

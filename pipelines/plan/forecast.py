@@ -8,7 +8,6 @@ products keep draws together, so that the interval of a total accounts for what 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipelines.joints import Focus, allocation_of, holdback_of, trace_planner
 from pipelines.plan.evidence import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
 from sharding.errors import RequestError
-from sharding.hashing import content_id
+from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
 
@@ -296,4 +295,4 @@ def shard_bytes(config: MillConfig, training_tokens: np.ndarray) -> np.ndarray:
 
 
 def _seed(config: MillConfig) -> int:
-    return int.from_bytes(hashlib.blake2b(content_id(yaml_config.dump(config)).encode(), digest_size=8).digest())
+    return text_number(content_id(yaml_config.dump(config)))

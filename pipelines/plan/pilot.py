@@ -34,11 +34,11 @@ from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.running import run_pipeline
-from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, LedgerRow, Request
+from sharding.storage.output import Output
 
 LEAST_PER_TIER = 4
 """A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
@@ -98,7 +98,7 @@ def _generate(
 ) -> None:
     order = work_order(config, time.time())
     options = beam_options(beam_args)
-    with local_shuffle(options, storage.join(config.output, "stages", ".shuffle-pilot")):
+    with local_shuffle(options, Output(config.output).shuffle("pilot")):
         pipeline = beam.Pipeline(options=options)
         wanted = [request for _, request in requests]
         missing = {

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.watch.status import UNIT_NAMES
 
 Estimate = Mapping[str, float]

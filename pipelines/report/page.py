@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 
 from markupsafe import Markup, escape
 
+from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.card.markdown import redacted
-from pipelines.card.using import REHEARSAL_NOTICE
 from pipelines.documents.blocks import FULL_COLOUR_NATS
 from pipelines.documents.visible import visible
 from pipelines.report import room

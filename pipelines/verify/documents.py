@@ -6,6 +6,7 @@ scored and kept records of it        ─┴─► thoughts: those that were kept
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ from pipelines.verify.report import Problem, at
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
-from sharding.packing.config import PackConfig
-from sharding.packing.layout import Layout
+from sharding.packing.config import LAYOUTS, Layout, PackConfig
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import PlacedThought, source_of, thoughts_of
 from sharding.records.base import Record
@@ -180,8 +180,9 @@ def _wrong_thoughts(
         after = first
         for found in copies:
             after, there = first, set[int]()
+            stop = found.item.source_start + len(source_of(found.item))
             for run in thoughts_of(found.item):
-                match = _match(run, kept, after, found.item.source_start, packing)
+                match = _match(run, kept, after, range(found.item.source_start, stop), packing)
                 if match is None:
                     problems.append(Problem(packing.at(found), _why_not(run, kept, after, share.copies)))
                     continue
@@ -189,7 +190,6 @@ def _wrong_thoughts(
                 there.update(match.thoughts)
                 counts["thoughts_cut"] += match.cut
             placed += len(there)
-            stop = found.item.source_start + len(source_of(found.item))
             inside = {n for n, t in enumerate(kept) if found.item.source_start <= t.start < t.end <= stop}
             if (missing := len(inside - there)) and not (problems or packing.thoughts_are_dropped):
                 said = f"lacks {missing} of the {len(inside)} thoughts that were kept for its segments"
@@ -239,22 +239,16 @@ class _Match:
     cut: bool = False
 
 
-def _match(
-    run: PlacedThought, kept: Sequence[_Thought], first: int, item_start: int, packing: Packing
-) -> _Match | None:
+def _match(run: PlacedThought, kept: Sequence[_Thought], first: int, piece: range, packing: Packing) -> _Match | None:
     """What a run is: kept thoughts from the one numbered `first` on, in their order, one behind the other.
 
     Of several ways the one that leaves the most for what follows; kept thoughts between may be missing.
     """
-    ids = run.input_ids
+    ids, layout = run.input_ids, importlib.import_module(LAYOUTS[packing.layout])
     reached: dict[int, tuple[int, ...]] = {0: ()}  # so many tokens of the run -> the thoughts that they are
     for number in range(first, len(kept)):
         thought = kept[number]
-        if packing.layout == "after_document":
-            belongs = thought.start < run.place and thought.end > item_start
-        else:
-            belongs = thought.start <= run.place <= thought.end
-        if not belongs:
+        if not layout.belongs(run.place, range(thought.start, thought.end), piece):
             continue
         for offset, thoughts in list(reached.items()):
             end = offset + len(thought.input_ids)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipelines import verify
-from pipelines.card.using import REHEARSAL_NOTICE
+from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.verify import work
 from pipelines.verify.report import Report
 

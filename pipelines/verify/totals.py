@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines import accounts
 from pipelines.verify.report import Problem
-from sharding import storage
 from sharding.shards import rows
+from sharding.shards.strays import stray_shards
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -82,21 +82,9 @@ def _check_shards(output: str, packed: Manifest) -> Iterator[Problem]:
         if sum(entry.tokens.values()) != entry.rows * length:
             said = f"{sum(entry.tokens.values())} tokens of {entry.name} are not {entry.rows} rows of {length}"
             yield Problem(url, said)
-    yield from _check_strays(output, packed)
-
-
-def _check_strays(output: str, packed: Manifest) -> Iterator[Problem]:
-    """Files that the patterns of the card would load although no manifest names them."""
-    named = {entry.name.rsplit("/", 1)[-1] for entry in packed.files.get("shards", [])}
-    endings = {(rows.split_of(entry), entry.name.rpartition("-of-")[2]) for entry in packed.files.get("shards", [])}
-    folder = storage.join(output, "data")
-    fs, path = storage.filesystem(folder)
-    for found in sorted(fs.ls(path, detail=False)) if named and fs.exists(path) else ():
-        name = found.rsplit("/", 1)[-1]
-        if name not in named and any(
-            name.startswith(f"{split}-") and name.endswith(f"-of-{ending}") for split, ending in endings
-        ):
-            yield Problem(storage.join(folder, name), "no manifest names it, but the card's patterns would load it")
+    for stray in stray_shards(output, packed):
+        if not stray.rsplit("/", 1)[-1].startswith("."):
+            yield Problem(stray, "no manifest names it, but a loader would take it for a shard")
 
 
 def _check_account(output: str, selected: Manifest) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from apache_beam.typehints import KV
 from sharding import records, storage, tally
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import GroupPartitions, Settle
+from sharding.beam.shuffle import GroupPartitions, PutAside
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import balance, order
 from sharding.packing.best_fit import pack_rows, padding_row
@@ -115,7 +115,7 @@ class PackShards(beam.PTransform):
         )
         placed = (
             provisional
-            | "Settle" >> Settle()
+            | "Put aside" >> PutAside()
             | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(ROW_COUNTS, main="rows")
         )
         placed["rows"].element_type = ShardRow

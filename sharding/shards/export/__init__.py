@@ -3,13 +3,13 @@
     MANIFEST.json ─► each shard, on its own ─► its files, whole or not at all ─► per split: an index ─► EXPORT.json
                      proved, a batch at a time   (one module per format)          where the format has one
 
-Shards are exported apart from each other, so memory doesn't depend on their number, and a target without EXPORT.json
-is not finished. docs/formats.md says what is where in each format and how a trainer loads it.
+Shards are exported apart from each other, so memory doesn't depend on their number; a target holds one export and
+nothing else (`target`), and is not finished without EXPORT.json. docs/formats.md says what is where in each format and
+how a trainer loads it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,17 +18,15 @@ from typing import Any
 import msgspec
 
 from sharding import storage
-from sharding.errors import MillError, RequestError
+from sharding.errors import RequestError
+from sharding.hashing import fingerprint
 from sharding.records.types import FileEntry
 from sharding.shards.export import datatrove, mds, megatron, olmo, parquet
 from sharding.shards.export.source import SourceShard
+from sharding.shards.export.target import EXPORT_VERSION, Export, begin, finish
 from sharding.shards.rows import LOSS_MASKS, LossMask, policy_of, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
-
-EXPORT_NAME = "EXPORT.json"
-EXPORT_VERSION = 1
-"""Version of the layout of EXPORT.json and of the files."""
 
 Progress = Callable[[int, int, int], None]
 """Called with shards done, shards in all, and tokens done."""
@@ -81,38 +79,6 @@ FORMATS: dict[str, Format] = {
 }
 
 
-class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """EXPORT.json: what an export is of, and its files.
-
-    Attributes:
-        version: of this layout.
-        format: a name of `FORMATS`.
-        loss_mask: the policy of the loss mask, or null where there is none.
-        splits: the splits in it.
-        source_fingerprint: the fingerprint of the pack manifest it was made from.
-        source_digest: hash of the bytes of the shards it was made from.
-        sequence_length, vocab_size, tokenizer, tokenizer_fingerprint, document_end_ids: of the corpus.
-        rehearsal: made by a rehearsal scorer or engine: not for training.
-        tokens: by kind, in all files.
-        files: by split, in the order of the shards.
-    """
-
-    version: int
-    format: str
-    loss_mask: str | None
-    splits: list[str]
-    source_fingerprint: str
-    source_digest: str
-    sequence_length: int
-    vocab_size: int
-    tokenizer: str
-    tokenizer_fingerprint: str
-    document_end_ids: list[int]
-    rehearsal: bool
-    tokens: dict[str, int] = {}
-    files: dict[str, list[FileEntry]] = {}
-
-
 def export(
     output: str,
     fmt: str,
@@ -132,7 +98,8 @@ def export(
         target: URL of the folder to write, in any store.
         splits: the splits wanted; all when absent.
         loss_mask: which tokens count; None: those that `pack.loss_mask` of the corpus counts, and where that is all of
-            them, the format's files without a mask, if it can do without.
+            them, the format's files without a mask, if it can do without. A format that has no place for a mask takes
+            "all" alone, which is what its files mean.
         workers: shards exported at the same time. Each holds a batch; from an object store, a shard.
         replace: delete another export that the target holds.
         progress: called after every shard.
@@ -141,46 +108,24 @@ def export(
         What EXPORT.json says, and whether anything was written: False when the target was this export already.
 
     Raises:
-        RequestError: an argument is not allowed, or the target holds another export.
+        RequestError: an argument is not allowed, or the target holds something else: see `target.begin`.
         MillError: the output isn't finished, a shard is not what its manifest says, or the store refused.
     """
     packed = manifest.require(output, "pack")
-    if loss_mask is None and policy_of(packed) != "all":
-        loss_mask = policy_of(packed)
     plan = _plan(packed, fmt, splits, loss_mask)
-    if target.rstrip("/") == output.rstrip("/"):
-        raise RequestError(f"target: {target} is the output itself: name another folder")
     if workers < 1:
         raise RequestError(f"workers: {workers} is not at least 1")
-    found = read(target)
-    if found is not None:
-        if msgspec.structs.replace(found, tokens={}, files={}) == plan:
-            return found, False
-        _withdraw(target, found, replace)
-    files = _write(FORMATS[fmt], _shards(output, packed, plan, loss_mask), target, workers, progress)
+    if (found := begin(output, target, plan, replace=replace)) is not None:
+        return found, False
+    files = _write(FORMATS[fmt], _shards(output, packed, plan), target, workers, progress)
     tokens: dict[str, int] = {}
     for entries in files.values():
         for entry in entries:
             for kind, number in entry.tokens.items():
                 tokens[kind] = tokens.get(kind, 0) + number
     done = msgspec.structs.replace(plan, tokens=tokens, files=files)
-    storage.write_json(storage.join(target, EXPORT_NAME), msgspec.to_builtins(done))
+    finish(target, done)
     return done, True
-
-
-def read(target: str) -> Export | None:
-    """What the target's EXPORT.json says, or None where there is none.
-
-    Raises:
-        MillError: it cannot be understood.
-    """
-    url = storage.join(target, EXPORT_NAME)
-    if not storage.exists(url):
-        return None
-    try:
-        return msgspec.json.decode(storage.read_bytes(url), type=Export)
-    except msgspec.MsgspecError as error:
-        raise MillError(f"{url} is not an export of this version: {error}") from error
 
 
 def _plan(packed: Manifest, fmt: str, splits: Sequence[str] | None, loss_mask: LossMask | None) -> Export:
@@ -191,33 +136,32 @@ def _plan(packed: Manifest, fmt: str, splits: Sequence[str] | None, loss_mask: L
     """
     if fmt not in FORMATS:
         raise RequestError(f"format: {fmt!r} is not one of {', '.join(FORMATS)}")
-    if loss_mask is not None:
-        if loss_mask not in LOSS_MASKS:
-            raise RequestError(f"loss_mask: {loss_mask!r} is not one of {', '.join(LOSS_MASKS)}")
-        if not FORMATS[fmt].carries_loss_mask and not (loss_mask == "all" and policy_of(packed) != "all"):
+    if loss_mask is not None and loss_mask not in LOSS_MASKS:
+        raise RequestError(f"loss_mask: {loss_mask!r} is not one of {', '.join(LOSS_MASKS)}")
+    if loss_mask is None and policy_of(packed) != "all":
+        loss_mask = policy_of(packed)
+    if not FORMATS[fmt].carries_loss_mask:
+        if loss_mask not in (None, "all"):
             able = ", ".join(name for name, form in FORMATS.items() if form.carries_loss_mask)
-            if policy_of(packed) == "all":
-                raise RequestError(f"loss_mask: {fmt} has no place for one; these have: {able}")
             raise RequestError(
-                f"loss_mask: {fmt} has no place for the mask {loss_mask} of this corpus; these have: {able}; "
+                f"loss_mask: {fmt} has no place for the mask {loss_mask}; these have: {able}; "
                 "to count every token, ask for all"
             )
+        loss_mask = None  # every token counts, which is what its files say without one
     shards = packed.files.get("shards", [])
     there = sorted(set(map(split_of, shards)))
     wanted = there if splits is None else sorted(set(splits))
     for split in wanted:
         if split not in there:
             raise RequestError(f"splits: {split!r} is not one of {', '.join(there)}")
-    digest = hashlib.blake2b(digest_size=16)
-    for entry in shards:
-        digest.update(f"{entry.name} {entry.sha256}\n".encode())
+    source = fingerprint(f"{entry.name} {entry.sha256}\n" for entry in shards)
     return Export(
         version=EXPORT_VERSION,
         format=fmt,
         loss_mask=loss_mask,
         splits=wanted,
         source_fingerprint=packed.fingerprint,
-        source_digest=digest.hexdigest(),
+        source_digest=source,
         sequence_length=packed.config["pack"]["sequence_length"],
         vocab_size=packed.facts["vocab_size"],
         tokenizer=str(packed.config.get("tokenizer", "")),
@@ -227,24 +171,12 @@ def _plan(packed: Manifest, fmt: str, splits: Sequence[str] | None, loss_mask: L
     )
 
 
-def _withdraw(target: str, found: Export, replace: bool) -> None:
-    if not replace:
-        raise RequestError(
-            f"target: {target} holds another export ({found.format}, loss mask {found.loss_mask}, splits "
-            f"{' '.join(found.splits)}, of {found.source_fingerprint[:12]}): name another folder, or add --replace"
-        )
-    storage.remove(storage.join(target, EXPORT_NAME))
-    for entries in found.files.values():
-        for entry in entries:
-            storage.remove(storage.join(target, entry.name))
-
-
-def _shards(output: str, packed: Manifest, plan: Export, loss_mask: LossMask | None) -> list[SourceShard]:
+def _shards(output: str, packed: Manifest, plan: Export) -> list[SourceShard]:
     common: dict[str, Any] = {
         "sequence_length": plan.sequence_length,
         "vocab_size": plan.vocab_size,
         "tokenizer": plan.tokenizer,
-        "loss_mask": loss_mask,
+        "loss_mask": plan.loss_mask,
     }
     base = manifest.stage_url(output, "pack")
     return [

@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.storage import manifest
+from sharding.storage.output import Output
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -80,7 +81,7 @@ def published_names(output: str) -> list[str]:
         MillError: the run isn't finished.
     """
     packed = manifest.require(output, "pack")
-    if not storage.exists(storage.join(output, manifest.SUCCESS_NAME)):
+    if not storage.exists(Output(output).success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
     folder = Path(storage.filesystem(output)[1])
     beside = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
