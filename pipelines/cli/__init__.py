@@ -61,9 +61,20 @@ if (level := os.environ.get("VLLM_LOGGING_LEVEL")) in logging.getLevelNamesMappi
     logging.getLogger("vllm").setLevel(str(level))
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"thoughtmill {version('thoughtmill')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show logs and the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options before the command."""
     DEBUG["on"] = debug
@@ -393,10 +404,10 @@ def list_models() -> None:
         out.print(f"[bold]{name}[/bold]{here}  {model.about}; {model.license}; {model.size_bytes / 1e6:,.0f} MB")
 
 
-def main() -> None:
+def main(program: str | None = None) -> None:
     """Entry point: our own errors become one message and an exit code."""
     try:
-        app()
+        app(prog_name=program)
     except MillError as error:
         if DEBUG["on"]:
             raise
