@@ -15,16 +15,15 @@ from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bun
 from augment.ledger.transforms import MissingSamples
 from augment.requests.planner import TracePlanner
 from sharding.beam.counts import COUNTS
-from sharding.beam.joins import JoinParts
-from sharding.beam.part_join import JoinedDocument, Parts
+from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import at_bundle_end
 from sharding.errors import MillError
 from sharding.records.types import Quarantined, Request, ScoredSegment, sample_key
 
 FAILED = "failed"
 
-SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats")
-"""What requests are made from, beside the tokens."""
+SEGMENT_COLUMNS = ("input_ids", "surprisal_nats", "memory_nats", "difficulty_nats")
+"""What `MakeRequests` looks at."""
 
 TierOf = Callable[[str, float], int]
 ShownOf = Callable[[ScoredSegment, str], int]
@@ -32,10 +31,9 @@ FocusOf = Callable[[ScoredSegment, str], Sequence[str]]
 
 
 class MakeRequests(beam.PTransform):
-    """The requests of all segments whose tier thinks, from the scored parts.
+    """Scored documents → the requests of all segments whose tier thinks.
 
     Args:
-        scored: the scored parts, with `SEGMENT_COLUMNS`; a prompt can show what precedes its segment in the document.
         planner: makes the requests.
         tier_of, shown_of, focus_of: see `TracePlanner.requests`.
 
@@ -43,22 +41,12 @@ class MakeRequests(beam.PTransform):
         `requests`, and `failed`: Quarantined segments that the generator's tokenizer can't spell.
     """
 
-    def __init__(
-        self, scored: Parts, planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
-    ) -> None:
+    def __init__(self, planner: TracePlanner, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf) -> None:
         super().__init__()
-        self._scored, self._planner = scored, planner
-        self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
+        self._plan = _RequestFn(planner, tier_of, shown_of, focus_of)
 
-    def expand(self, pipeline: beam.Pipeline) -> Any:
-        outputs = (
-            pipeline
-            | "Documents" >> JoinParts(self._scored)
-            | "Plan"
-            >> beam.ParDo(_RequestFn(self._planner, self._tier_of, self._shown_of, self._focus_of)).with_outputs(
-                FAILED, main="requests"
-            )
-        )
+    def expand(self, documents: beam.PCollection) -> Any:
+        outputs = documents | beam.ParDo(self._plan).with_outputs(FAILED, main="requests")
         outputs["requests"].element_type = Request
         outputs[FAILED].element_type = Quarantined
         return outputs

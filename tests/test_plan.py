@@ -95,7 +95,7 @@ def test_intervals_of_a_sample_hold_the_whole(tree: dict[str, Any], documents: i
 def test_a_large_source_is_sampled_in_ranges(
     tree: dict[str, Any], write_jsonl: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.plan.evidence.RANGE_BYTES", 1000)
+    monkeypatch.setattr("pipelines.plan.ranges.RANGE_BYTES", 1000)
     config = from_mapping(tree)
     evidence = gather(config, 12)
     assert not evidence.complete and not evidence.whole_groups

@@ -13,11 +13,12 @@ import pytest
 from augment.feeding.worker import TooManyFailures
 from pipelines.borrowed_scores import BorrowedScores
 from pipelines.config import MillConfig
+from pipelines.outcome import Outcome
 from pipelines.pack import Pack
 from pipelines.run import mill
 from pipelines.running import told_by_worker
 from pipelines.score import Score
-from pipelines.stage import Did, Outcome
+from pipelines.stage import Did
 from pipelines.watch.progress import Progress, published
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -151,6 +152,10 @@ def test_editing_the_card_writes_the_card_anew_and_nothing_else(config: Config) 
     for name in ("README.md", "croissant.json", "config.yaml", "MANIFEST.json"):
         assert "Another name" in (output / name).read_text(), name
     assert Pack(named).run()[1] == Did.NOTHING
+    # Killed between the manifest and the last file of all.
+    (output / "_SUCCESS").unlink()
+    assert Pack(named).run()[1] == Did.REVISED
+    assert (output / "_SUCCESS").exists()
 
 
 @pytest.mark.slow

@@ -56,11 +56,11 @@ class TierForecast:
     tokens_out: np.ndarray
     kept: np.ndarray
     kept_tokens: np.ndarray
-    basis: str
-    cut_share: float | None
-    accepted_share: float | None
-    kept_share: float | None
-    gain_nats: np.ndarray | None
+    basis: str = ""
+    cut_share: float | None = None
+    accepted_share: float | None = None
+    kept_share: float | None = None
+    gain_nats: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +210,6 @@ def _tier(
             tokens_out=nothing,
             kept=nothing,
             kept_tokens=nothing,
-            basis="",
-            cut_share=None,
-            accepted_share=None,
-            kept_share=None,
-            gain_nats=None,
         )
     if measured is not None and len(measured.thought_tokens) < MIN_MEASURED:
         measured = None
@@ -241,10 +236,6 @@ def _tier(
             kept=generations if keep_all else segments,
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
-            cut_share=None,
-            accepted_share=None,
-            kept_share=None,
-            gain_nats=None,
         )
     made = sum(measured.generations)
     return TierForecast(
