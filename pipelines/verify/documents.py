@@ -16,7 +16,7 @@ from pipelines.verify.report import Problem, at
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
-from sharding.packing.config import PackConfig
+from sharding.packing.config import PackConfig, config_of
 from sharding.packing.layout import Layout
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import PlacedThought, source_of, thoughts_of
@@ -71,7 +71,7 @@ class Packing:
         count = packed.counts.get
         return cls(
             folder=manifest.files_url(output, packed),
-            config=PackConfig(**packed.config["pack"]),
+            config=config_of(packed),
             layout=packed.config["layout"],
             rows_are_left_out=count("rows_left_out", 0) > 0,
             thoughts_are_cut=count("thoughts_cut", 0) > 0,
