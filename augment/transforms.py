@@ -82,14 +82,13 @@ class _RequestFn(beam.DoFn):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 
-class GenerateTraces(beam.PTransform):
-    """Generates the missing samples with one model; every finished one goes to the ledger at once.
+class GenerateMissing(beam.PTransform):
+    """Generates the samples that the ledger lacks, each with its request's model; a finished one goes there at once.
 
-    Carries the model's accelerator as a resource hint.
+    A branch for each model, which carries the model's accelerator as a resource hint.
 
     Args:
         planner: the models, and what turns requests into generations.
-        model_name: which of the models.
         feeding: the section of the config.
         order: the run.
 
@@ -97,31 +96,30 @@ class GenerateTraces(beam.PTransform):
         `counts`, and `failed`: Quarantined requests, each given up alone.
     """
 
-    def __init__(self, planner: TracePlanner, model_name: str, feeding: FeedingConfig, order: WorkOrder) -> None:
+    def __init__(self, planner: TracePlanner, feeding: FeedingConfig, order: WorkOrder) -> None:
         super().__init__()
-        self._planner, self._model_name, self._feeding, self._order = planner, model_name, feeding, order
+        self._planner, self._feeding, self._order = planner, feeding, order
 
-    def expand(self, missing: beam.PCollection) -> Any:
-        generate = beam.ParDo(_GenerateFn(self._planner, self._model_name, self._feeding, self._order))
-        accelerator = self._planner.models[self._model_name].accelerator
+    def expand(self, missing: beam.PCollection) -> dict[str, beam.PCollection]:
+        made = [
+            missing
+            | f"For {name}"
+            >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
+            | f"Generate with {name}" >> self._with_model(name, model.accelerator)
+            for name, model in self._planner.models.items()
+        ]
+        for outputs in made:
+            outputs[FAILED].element_type = Quarantined
+        return {
+            tag: [outputs[tag] for outputs in made] | f"All {tag}" >> beam.Flatten(pipeline=missing.pipeline)
+            for tag in (COUNTS, FAILED)
+        }
+
+    def _with_model(self, name: str, accelerator: str | None) -> beam.PTransform:
+        generate = beam.ParDo(_GenerateFn(self._planner, name, self._feeding, self._order))
         if accelerator is not None:
             generate = generate.with_resource_hints(accelerator=accelerator)
-        outputs = missing | generate.with_outputs(FAILED, main=COUNTS)
-        outputs[FAILED].element_type = Quarantined
-        return outputs
-
-
-def generate_with_each(
-    missing: beam.PCollection, planner: TracePlanner, feeding: FeedingConfig, order: WorkOrder
-) -> list[Any]:
-    """What `GenerateTraces` gives for each of the planner's models, on its own missing samples."""
-    return [
-        missing
-        | f"For {name}"
-        >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
-        | f"Generate with {name}" >> GenerateTraces(planner, name, feeding, order)
-        for name in planner.models
-    ]
+        return generate.with_outputs(FAILED, main=COUNTS)
 
 
 class _GenerateFn(beam.DoFn):
@@ -133,7 +131,7 @@ class _GenerateFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._worker = begin_bundle(self._order)
-        model = self._planner.models[self._model_name]
+        model = self._planner.model(self._model_name)
         self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id)
         self._at_work = True
         self._bundle = self._feeder.ticket(on_result=self._keep)

@@ -1,4 +1,4 @@
-"""The load that all sides of `benchmarks.feeding` carry, and our side: GenerateTraces in a Beam pipeline.
+"""The load that all sides of `benchmarks.feeding` carry, and our side: GenerateMissing in a Beam pipeline.
 
 Every request is made by the augment stage's own planner, so that prompts, caps, seeds and ledger rows are those of a
 real run. A turn is timed from when the first request is handed over until the last result is durable; what runners and
@@ -30,7 +30,7 @@ from augment.feeding.worker import WorkOrder
 from augment.ledger.reading import read_ledger
 from augment.requests.closing import ClosingConfig
 from augment.requests.planner import TierRequest, TracePlanner
-from augment.transforms import GenerateTraces
+from augment.transforms import GenerateMissing
 from sharding.hashing import fraction_of
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request, ScoredSegment
@@ -42,7 +42,7 @@ MAX_MODEL_LEN = 512
 WORDS_PER_PROMPT = 24
 
 Element = tuple[Request, list[int]]
-"""What GenerateTraces takes: a request and the samples it lacks."""
+"""What GenerateMissing takes: a request and the samples it lacks."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def note_start(element: Element) -> Element:
 
 
 def run_ours(load: Load, ledger_url: str, *, flush_rows: int = 256, flush_seconds: float = 10.0) -> Turn:
-    """Our turn: the requests through GenerateTraces on the in-process runner, into a ledger of their own."""
+    """Our turn: the requests through GenerateMissing on the in-process runner, into a ledger of their own."""
     clock.reset()
     order = WorkOrder(
         run_id="benchmark",  # one for all turns: they share an engine
@@ -204,7 +204,7 @@ def run_ours(load: Load, ledger_url: str, *, flush_rows: int = 256, flush_second
             | beam.Create(load.elements, reshuffle=False)
             | beam.Reshuffle()
             | "Start" >> beam.Map(note_start)
-            | GenerateTraces(load.planner, MODEL, FeedingConfig(), order)
+            | GenerateMissing(load.planner, FeedingConfig(), order)
         )
     elapsed_s = clock.elapsed_s()
     rows = {row.key: row.thought_tokens for row in read_ledger(ledger_url, columns=["key", "thought_tokens"])}

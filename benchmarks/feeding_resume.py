@@ -21,7 +21,7 @@ from augment.engines.protocol import Generation, GenerationRequest
 from augment.engines.rehearsal import RehearsalEngine
 from augment.feeding import registry
 from augment.ledger.parts import ledger_parts
-from pipelines.augment import augment
+from pipelines.augment import Augment
 from pipelines.config import MillConfig
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
@@ -92,7 +92,7 @@ def _timed(config: MillConfig) -> tuple[float, float, int]:
 
     with mock.patch.object(registry, "create_engine", create):
         start, start_cpu = time.perf_counter(), time.process_time()
-        augment(config)
+        Augment(config).run()
     first, first_cpu = min(engine.first_at for engine in engines if engine.first_at is not None)
     return first - start, first_cpu - start_cpu, sum(engine.count for engine in engines)
 

@@ -180,7 +180,7 @@ class SimulatedRun:
 
 
 def simulate(tokenizer: str, *, count: int, slots: int = SLOTS, step_s: float = STEP_S) -> SimulatedRun:
-    """So many requests through GenerateTraces to a simulated engine."""
+    """So many requests through GenerateMissing to a simulated engine."""
     model = ModelConfig(engine="rehearsal", name="simulated", max_model_len=2048)
     engine = SimulatedEngine(slots, step_s)
     with tempfile.TemporaryDirectory() as name, mock.patch.object(registry, "create_engine", lambda _: engine):

@@ -33,11 +33,11 @@ from benchmarks.machine import conclude
 from difficulty.scorers.causal_lm import CausalLMScorer
 from difficulty.scorers.protocol import SEPARATOR
 from difficulty.transforms import shared_scorer
-from pipelines.augment import augment
+from pipelines.augment import Augment
 from pipelines.cli import set_up_logging
 from pipelines.config import MillConfig
-from pipelines.score import score
-from pipelines.select import select
+from pipelines.score import Score
+from pipelines.select import Select
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.records.types import Candidate
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_source(folder / "source.jsonl", args.segments)
         engine: dict[str, Any] = {"engine": args.engine, "max_model_len": 2048}
         config = config_of(folder, args.model, engine)
-        timed = {stage.__name__: seconds(lambda stage=stage: stage(config)) for stage in (score, augment, select)}
+        timed = {stage.name: seconds(lambda stage=stage: stage(config).run()) for stage in (Score, Augment, Select)}
         selected = manifest.require(config.output, "select")
         ratio, tokens_per_second = ratio_to_bare_forward(config, selected, args.repeats)
 

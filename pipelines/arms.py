@@ -10,7 +10,8 @@ card and the exports work on it. What differs between two arms is what `ARMS` sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.table import Table
@@ -21,6 +22,9 @@ from pipelines.run import mill
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pipelines.stage import Did
 
 RAW = "raw"
 ARMS = {
@@ -73,7 +77,7 @@ def mill_arms(
     *,
     beam_args: Sequence[str] = (),
     replace: bool = False,
-    on_stage: Callable[[str, str, Manifest | None, bool], None] = lambda arm, stage, manifest, ran: None,
+    on_stage: Callable[[str, str, Manifest | None, Did | None], None] = lambda arm, stage, manifest, did: None,
 ) -> dict[str, ArmResult]:
     """Make the arms that aren't done, and write OUTPUT/arms/arms.json.
 
@@ -96,10 +100,7 @@ def mill_arms(
             raise RequestError(f"arms: {name!r} is not one of {', '.join(ARMS)}")
 
     def make(name: str, arm: MillConfig, **stages: Any) -> dict[str, Manifest]:
-        def told(stage: str, found: Manifest | None, ran: bool) -> None:
-            on_stage(name, stage, found, ran)
-
-        return mill(arm, beam_args=beam_args, replace=replace, on_stage=told, **stages)
+        return mill(arm, beam_args=beam_args, replace=replace, on_stage=partial(on_stage, name), **stages)
 
     wanted = [name for name in ARMS if name == RAW or name in arms]
     arm_config(config, wanted[-1])  # a mistake shows before the first arm is made

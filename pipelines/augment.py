@@ -6,9 +6,10 @@ segments ─► tier ─► prompt ─► request ─┬─► stages/augment/re
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -19,205 +20,136 @@ from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
 from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
-from augment.ledger.transforms import FindMissing, ReadLedger
-from augment.requests.planner import TracePlanner
-from augment.transforms import FAILED, MakeRequests, generate_with_each
-from difficulty.budget.allocation import Allocation
-from pipelines import accounts
-from pipelines.config import LedgerConfig, MillConfig
+from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
+from augment.transforms import FAILED, GenerateMissing, MakeRequests
+from pipelines.config import MillConfig
+from pipelines.counts import request_counts, tier_facts
+from pipelines.joints import Focus, holdback_of, plan_budget, trace_planner
 from pipelines.plan.measured import forecast_for
-from pipelines.planning import Focus, plan_budget, trace_planner, what_decides_text
-from pipelines.shown import shown_of
-from pipelines.stage import StageRun, run_stage
-from pipelines.watch.status import PLAN_NAME, beats_url, plan_of, planned_generations
+from pipelines.stage import Built, Outcome, Stage
+from pipelines.watch.status import plan_of, planned_generations
 from sharding import storage
-from sharding.beam.counts import AddUpCounts
-from sharding.beam.part_join import part_count
-from sharding.beam.parts import WriteOnce, WriteParts
+from sharding.beam.part_names import part_count
+from sharding.beam.parts import WriteParts
 from sharding.errors import MillError
 from sharding.records.families import QUARANTINE, REQUESTS
-from sharding.records.types import FileEntry, Request
+from sharding.records.types import Request
 from sharding.storage import manifest
-from sharding.storage.manifest import Manifest, digest
 
-DIFFICULTY_NAME = "difficulty.json"
-"""In the output: histogram and quantiles of difficulty, cut points, and what each tier is expected to spend."""
+ALWAYS_COUNTED = (
+    *("requests", "generations", "found", "generated", "failed"),
+    *("thought_tokens_found", "thought_tokens_now"),
+)
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 
+class Augment(Stage):
+    """The augment stage of a run."""
 
-def augment(config: MillConfig, *, beam_args: Sequence[str] = (), replace: bool = False) -> tuple[Manifest, bool]:
-    """Run the stage unless it is done; the manifest, and whether it ran now."""
-    scored = manifest.require(config.output, "score")
-    planner = trace_planner(config)
-    shown = shown_of(config)
-    run = StageRun(
-        config.output,
-        "augment",
-        sections={
-            "budget": config.budget,
-            "models": {name: what_decides_text(model) for name, model in planner.models.items()},
-            "sampling": config.sampling,
-            "closing": config.closing,
-            "shown": shown,
-        },
-        inputs={"score": digest(scored), **planner.versions()},
-    )
-    allocation = plan_budget(config, scored)
-    order = work_order(run, config, allocation)
-    segment_urls = manifest.file_urls(config.output, scored, "segments")
-    num_parts = part_count(segment_urls)
+    name = "augment"
 
-    finish = finisher(run, config.ledger, allocation, planner, scored)
+    def __init__(self, config: MillConfig) -> None:
+        self.config = config
+        self.scored = manifest.require(config.output, "score")
+        self.planner = trace_planner(config)
+        self.holdback = holdback_of(config)
+        self.allocation = plan_budget(config, self.scored)
+        self.idle = not self.planner.models  # every tier skips
+        prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
+        super().__init__(
+            config.output,
+            sections={
+                "budget": config.budget,
+                "models": {name: self.planner.decides(name) for name in self.planner.models},
+                "sampling": config.sampling,
+                "closing": config.closing,
+                "holdback": self.holdback,
+            },
+            inputs={"score": manifest.digest(self.scored), **prompts},
+            earlier=(self.scored,),
+            rehearsal=any(model.engine == "rehearsal" for model in self.planner.models.values()),
+        )
 
-    def every_tier_skips() -> None:
-        write_plan(run, config, scored, allocation, planner)
-        finish([], [], {})
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        plan = plan_of(
+            self.config, self.allocation, self.planner, began_at=self.started_at, rehearsal=self.rehearsal
+        )  # for `thoughtmill status`
+        storage.write_json(self.at.plan, plan)
+        spending = {"histogram": self.scored.facts["histogram"], "allocation": self.allocation.to_json()}
+        storage.write_json(self.at.difficulty, spending)
+        try:
+            yield
+        finally:
+            # An engine of this process would hold its memory through the stages that don't generate.
+            worker.close_all()
+            clear_beats(self.at.alive)
 
-    def build(pipeline: beam.Pipeline) -> None:
-        write_plan(run, config, scored, allocation, planner)
-        made = pipeline | "Requests" >> MakeRequests(
-            segment_urls,
-            planner,
-            tier_of=allocation.tier_of,
-            shown_of=shown,
-            focus_of=Focus(config.tokenizer, config.difficulty.threshold_nats),
+    def build(self, root: beam.Pipeline) -> Built:
+        config, planner = self.config, self.planner
+        segments = manifest.file_urls(config.output, self.scored, "segments")
+        num_parts = part_count(segments)
+        focus = Focus(config.tokenizer, config.difficulty.threshold_nats)
+        made = root | "Requests" >> MakeRequests(
+            segments, planner, tier_of=self.allocation.tier_of, shown_of=self.holdback, focus_of=focus
         )
         requests = made["requests"]
         stored = requests | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)
-        request_files = stored | "Write requests" >> WriteParts(run.folder, REQUESTS, num_parts)
-        missing = {
-            "requests": requests
-            | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request]),
-            "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
-        } | "Missing" >> FindMissing(num_parts)
-        generated = generate_with_each(missing["requests"], planner, config.feeding, order)
-        failed = (made[FAILED], *(each[FAILED] for each in generated))
-        quarantine_files = (
-            failed
-            | "All failed" >> beam.Flatten()
-            | "Write quarantine" >> WriteParts(run.folder, QUARANTINE, num_parts)
-        )
-        totals = (
-            missing["counts"],
-            requests | "Count requests" >> beam.Map(request_counts),
-            *(each["counts"] for each in generated),
-        ) | "Counts" >> AddUpCounts()
-        pipeline | "Finish" >> WriteOnce(
-            finish,
-            lists={"request_files": request_files, "quarantine_files": quarantine_files},
-            singles={"counts": totals},
+        rows = root | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS)
+        keyed = requests | "Request's key" >> beam.WithKeys(lambda r: r.request_key).with_output_types(KV[str, Request])
+        missing = {"requests": keyed, "rows": rows} | "Missing" >> FindMissing(num_parts)
+        generated = missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, self._work_order())
+        failed = (made[FAILED], generated[FAILED]) | "All failed" >> beam.Flatten()
+        return Built(
+            files={
+                "requests": stored | "Write requests" >> WriteParts(self.folder, REQUESTS, num_parts),
+                "quarantine": failed | "Write quarantine" >> WriteParts(self.folder, QUARANTINE, num_parts),
+            },
+            counts=(
+                missing["counts"],
+                requests | "Count requests" >> beam.Map(request_counts),
+                generated["counts"],
+            ),
         )
 
-    try:
-        without_work = None if planner.models else every_tier_skips
-        return run_stage(run, build, without_work=without_work, beam_args=beam_args, replace=replace)
-    finally:
-        # An engine of this process would hold its memory through the stages that don't generate.
-        worker.close_all()
-        clear_beats(beats_url(config.output))
+    def _work_order(self) -> WorkOrder:
+        """What the worker processes need to know of this run."""
+        config = self.config
+        return WorkOrder(
+            run_id=secrets.token_hex(8),
+            began_ms=int(self.started_at * 1000),
+            ledger_url=config.ledger_url,
+            flush_rows=config.ledger.flush_rows,
+            flush_seconds=config.ledger.flush_seconds,
+            planned_generations=math.ceil(sum(planned_generations(config, self.allocation).values())),
+            max_failed_fraction=config.ledger.max_failed_fraction,
+            beats_url=self.at.alive,
+        )
 
-
-def work_order(run: StageRun, config: MillConfig, allocation: Allocation) -> WorkOrder:
-    """What the worker processes need to know of this run."""
-    return WorkOrder(
-        run_id=secrets.token_hex(8),
-        began_ms=int(run.started_at * 1000),
-        ledger_url=config.ledger_url,
-        flush_rows=config.ledger.flush_rows,
-        flush_seconds=config.ledger.flush_seconds,
-        planned_generations=math.ceil(sum(planned_generations(config, allocation).values())),
-        max_failed_fraction=config.ledger.max_failed_fraction,
-        beats_url=beats_url(config.output),
-    )
-
-
-def write_plan(
-    run: StageRun, config: MillConfig, scored: Manifest, allocation: Allocation, planner: TracePlanner
-) -> None:
-    """What is about to be generated, for `thoughtmill status`; and the difficulty with the plan that spends on it."""
-    plan = plan_of(config, allocation, planner, began_at=run.started_at, rehearsal=_is_rehearsal(scored, planner))
-    storage.write_json(storage.join(run.folder, PLAN_NAME), plan)
-    storage.write_json(
-        storage.join(config.output, DIFFICULTY_NAME),
-        {"histogram": scored.facts["histogram"], "allocation": allocation.to_json()},
-    )
+    def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
+        allocation, planner = self.allocation, self.planner
+        counts = dict.fromkeys(ALWAYS_COUNTED, 0) | outcome.counts
+        counts["thought_tokens"] = counts["thought_tokens_found"] + counts["thought_tokens_now"]
+        allowed = self.config.ledger.max_failed_fraction
+        if counts["failed"] > allowed * counts["generations"]:
+            raise MillError(
+                f"{counts['failed']} of {counts['generations']} generations failed, more than "
+                f"ledger.max_failed_fraction={allowed}: see {self.folder}/quarantine-*.arrow; what was generated is in "
+                "the ledger, run again to try the rest"
+            )
+        return counts, {
+            "models": planner.describe(),
+            "prompts": planner.prompt_versions(),
+            "tiers": tier_facts(allocation, counts, self.scored.counts["segments"]),
+            "target_spend": allocation.target_spend,
+            "planned_spend": allocation.planned_spend,
+            "unit": allocation.unit,
+            "planned_tokens": allocation.planned_tokens,
+            "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
+            "forecast": forecast_for(self.output, self.sections["budget"]),
+            "warnings": list(allocation.warnings) + planner.warnings(),
+        }
 
 
 def without_prompt(request: Request) -> Request:
     """The request as it is stored; its prompt is most of it, and would be shuffled to be left out."""
     return msgspec.structs.replace(request, prompt_token_ids=request.prompt_token_ids[:0])
-
-
-def request_counts(request: Request) -> dict[str, int]:
-    """What one request adds to the stage's counts."""
-    return {"requests": 1, f"tier.{request.tier}.requests": 1, f"tier.{request.tier}.samples": request.samples}
-
-
-def finisher(
-    run: StageRun, ledger: LedgerConfig, allocation: Allocation, planner: TracePlanner, scored: Manifest
-) -> Callable[..., None]:
-    """What the last step does: check that few enough requests failed and publish the manifest."""
-
-    def finish(request_files: list[FileEntry], quarantine_files: list[FileEntry], counts: dict[str, int]) -> None:
-        names = (
-            "requests",
-            "generations",
-            "found",
-            "generated",
-            "failed",
-            "thought_tokens_found",
-            "thought_tokens_now",
-        )
-        totals = dict.fromkeys(names, 0) | counts
-        if totals["failed"] > ledger.max_failed_fraction * totals["generations"]:
-            raise MillError(
-                f"{totals['failed']} of {totals['generations']} generations failed, more than "
-                f"ledger.max_failed_fraction={ledger.max_failed_fraction}: see {run.folder}/quarantine-*.arrow; what "
-                "was generated is in the ledger, run again to try the rest"
-            )
-        totals["thought_tokens"] = totals["thought_tokens_found"] + totals["thought_tokens_now"]
-        augmented = run.manifest(
-            files=[("requests", entry) for entry in request_files]
-            + [("quarantine", entry) for entry in quarantine_files],
-            counts=totals,
-            facts={
-                "models": planner.describe(),
-                "prompts": planner.prompt_versions(),
-                "tiers": _tier_facts(allocation, totals, scored.counts["segments"]),
-                "target_spend": allocation.target_spend,
-                "planned_spend": allocation.planned_spend,
-                "unit": allocation.unit,
-                "planned_tokens": allocation.planned_tokens,
-                "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
-                "forecast": forecast_for(run.output, run.config["budget"]),
-                "warnings": list(allocation.warnings) + planner.warnings(),
-            },
-            rehearsal=_is_rehearsal(scored, planner),
-        )
-        accounts.check("augment", {"score": scored, "augment": augmented})
-        manifest.write(run.output, augmented)
-
-    return finish
-
-
-def _tier_facts(allocation: Allocation, counts: dict[str, int], num_segments: int) -> list[dict[str, Any]]:
-    """What each tier was to get and got; the segments that made no request are those of the tier that skips."""
-    facts = [
-        {
-            "name": tier.name,
-            "segments": counts.get(f"tier.{tier.name}.requests", 0),
-            "generations": counts.get(f"tier.{tier.name}.samples", 0),
-            "planned_segments": tier.segments,
-            "planned_tokens": tier.tokens,
-        }
-        for tier in allocation.tiers
-    ]
-    for tier, fact in zip(allocation.tiers, facts, strict=True):
-        if tier.tokens == 0 and tier.resolution == 0:
-            fact["segments"] = num_segments - counts["requests"]
-    return facts
-
-
-def _is_rehearsal(scored: Manifest, planner: TracePlanner) -> bool:
-    return scored.rehearsal or any(model.engine == "rehearsal" for model in planner.models.values())

@@ -1,7 +1,7 @@
-"""The root config: one YAML file is one run. The sections are dataclasses beside the code they configure.
+"""The root config: one YAML file is one run.
 
-The sections are dataclasses beside the code they configure; this module composes them, reads YAML and `--set`
-overrides, and turns every mistake into an error that names the full key, the value and what is allowed.
+The sections are dataclasses beside the code they configure; this module composes them and checks what two of them have
+to agree on. `yaml_config` reads them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.requests.closing import ClosingConfig
 from augment.selection.config import SelectConfig
-from difficulty.budget.tiers import BudgetConfig, ModelPrice
+from difficulty.budget.tiers import BudgetConfig
 from difficulty.config import DifficultyConfig
 from sharding import storage
 from sharding.config import STRICT
@@ -153,10 +153,3 @@ class MillConfig:
                         f"models.{tier.model}.max_model_len={room}"
                     )
         return self
-
-
-def price_of(model: ModelConfig) -> ModelPrice:
-    """A model's price, as the budget counts it."""
-    return ModelPrice(
-        dollars_per_million_tokens=model.dollars_per_million_tokens, tokens_per_gpu_second=model.tokens_per_gpu_second
-    )

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from pipelines.config import MillConfig
 from sharding.storage.manifest import STAGES, Manifest
+
+if TYPE_CHECKING:
+    from pipelines.stage import Did, Stage
+
+OnStage = Callable[[str, Manifest | None, "Did | None"], None]
 
 
 def mill(
@@ -14,7 +21,7 @@ def mill(
     stages: Sequence[str] = STAGES,
     beam_args: Sequence[str] = (),
     replace: bool = False,
-    on_stage: Callable[[str, Manifest | None, bool], None] = lambda stage, manifest, ran: None,
+    on_stage: OnStage = lambda stage, manifest, did: None,
 ) -> dict[str, Manifest]:
     """Run stages in order, skipping those that are done.
 
@@ -23,7 +30,8 @@ def mill(
         stages: which of `STAGES`; each needs the results of those before it.
         beam_args: Beam options, such as "--runner=...".
         replace: make stages again that another config has made in this output.
-        on_stage: called with (stage, None, True) before a stage and (stage, its manifest, whether it ran) after it.
+        on_stage: called with (stage, None, None) when a stage that isn't done begins, and with (stage, its manifest,
+            what was done) after every stage.
 
     Returns:
         The manifest of each stage asked for.
@@ -33,17 +41,19 @@ def mill(
         MillError: a stage failed.
     """
     # Imported here: Beam takes a second, and `--help` and `verify` do without.
-    from pipelines.augment import augment
-    from pipelines.borrowed_scores import borrow_scores
-    from pipelines.pack import pack
-    from pipelines.score import score
-    from pipelines.select import select
+    from pipelines.augment import Augment
+    from pipelines.borrowed_scores import BorrowedScores
+    from pipelines.pack import Pack
+    from pipelines.score import Score
+    from pipelines.select import Select
 
-    scores = score if config.scored is None else borrow_scores
-    functions = {"score": scores, "augment": augment, "select": select, "pack": pack}
+    scores = Score if config.scored is None else BorrowedScores
+    kinds: dict[str, Callable[[MillConfig], Stage]] = {
+        "score": scores, "augment": Augment, "select": Select, "pack": Pack,
+    }  # fmt: skip
     manifests = {}
-    for stage in stages:
-        on_stage(stage, None, True)
-        manifests[stage], ran = functions[stage](config, beam_args=beam_args, replace=replace)
-        on_stage(stage, manifests[stage], ran)
+    for name in stages:
+        begin = partial(on_stage, name, None, None)
+        manifests[name], did = kinds[name](config).run(beam_args=beam_args, replace=replace, on_begin=begin)
+        on_stage(name, manifests[name], did)
     return manifests

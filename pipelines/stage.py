@@ -1,197 +1,290 @@
-"""What the four stages share: skip what is done, refuse to overwrite by accident, run, report errors in one line."""
+"""A stage: skip what is done, refuse to overwrite by accident, run, check the account, publish. The four are children.
+
+    identity ─► done already? ─► lease ─► withdraw ─► pipeline ─► account ─► still our lease? ─► publish
+    config and inputs                                 └► what it made and counted, in a small file
+
+A child says what it is made from and how its pipeline is built; nothing is touched before the lease is held, and
+nothing is published by a run that has lost it. Publishing is this process's, after the pipeline: a worker that a runner
+thought dead, and that comes to its end late, can leave a small file behind and no more.
+"""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import re
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any, ClassVar
 
 import apache_beam as beam
+import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineState
 
-from pipelines import yaml_config
+from pipelines import accounts, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.running import run_pipeline
 from sharding import storage
-from sharding.errors import MillError, RequestError, restated
+from sharding.beam.counts import AddUpCounts
+from sharding.beam.parts import WriteOnce
+from sharding.errors import MillError, RequestError
 from sharding.records.types import FileEntry
 from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import STAGES, Manifest
+from sharding.storage.output import Output
 
-WORKER_ERROR = re.compile(
-    r"^(?:[\w.]+\.)?(?P<kind>MillError|RequestError|UnencodableText): (?P<message>.+)$", re.MULTILINE
-)
-"""How our own errors look in the traceback text that a remote worker sends back."""
-
-WHILE_RUNNING = re.compile(r" \[while running '(?P<step>.*)'\]$", re.DOTALL)
-"""What Beam appends to the message of an exception."""
+PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow$")
 
 
-class StageRun:
-    """One stage of one run: its identity, and what its pipeline needs to finish.
+class Did(StrEnum):
+    """What running a stage came to.
+
+    Attributes:
+        RAN: it was made.
+        REVISED: it was made before; what is told about it was written anew, its files are untouched.
+        NOTHING: it was done already.
+    """
+
+    RAN = "ran"
+    REVISED = "revised"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the pipeline of a stage gives.
+
+    Attributes:
+        files: name of each family of files → collection of their `FileEntry`.
+        counts: collections of dictionaries of counts, to be added up.
+        facts: name → collection of one JSON value.
+    """
+
+    files: Mapping[str, beam.PCollection]
+    counts: Sequence[beam.PCollection]
+    facts: Mapping[str, beam.PCollection] = field(default_factory=dict)
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pipeline has made: its files by family, its counts added up, and its facts."""
+
+    files: dict[str, list[FileEntry]] = msgspec.field(default_factory=dict)
+    counts: dict[str, int] = msgspec.field(default_factory=dict)
+    facts: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Stage:
+    """One stage of one run.
 
     Args:
         output: the run's output folder.
-        stage: one of `manifest.STAGES`.
-        sections: the parts of the config that decide the stage's result, by name.
+        sections: the parts of the config that the manifest records, by name: see `manifest.TOLD`.
         inputs: what it reads, by name → digest.
+        earlier: the manifests of the stages before that its account is held against.
+        rehearsal: it is not for training, whatever those before it are.
     """
 
-    def __init__(self, output: str, stage: str, sections: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        self.output, self.stage, self.inputs = output, stage, dict(inputs)
-        self.config = {name: _plain(section) for name, section in sections.items()}
-        self.fingerprint = manifest.fingerprint(stage, self.config, self.inputs)
-        self.folder = manifest.stage_url(output, stage)
+    name: ClassVar[str]
+    """One of `manifest.STAGES`."""
+
+    idle = False
+    """Whether there is nothing to process: a pipeline's start takes a second here and minutes in a cloud."""
+
+    def __init__(
+        self,
+        output: str,
+        *,
+        sections: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        earlier: Iterable[Manifest] = (),
+        rehearsal: bool = False,
+    ) -> None:
+        self.output, self.inputs, self.at = output, dict(inputs), Output(output)
+        self.sections = {name: _plain(section) for name, section in sections.items()}
+        self.fingerprint = manifest.fingerprint(self.name, self.sections, self.inputs)
+        self.folder = self.at.stage(self.name)
+        self.earlier = {found.stage: found for found in earlier}
+        self.rehearsal = rehearsal or any(found.rehearsal for found in self.earlier.values())
         self.started_at = time.time()
 
-    def manifest(
-        self,
-        *,
-        files: Sequence[tuple[str, FileEntry]],
-        counts: dict[str, Any],
-        facts: dict[str, Any],
-        rehearsal: bool,
-    ) -> Manifest:
-        """The stage's manifest, as of now; `manifest.write` publishes it when everything else is written."""
-        families: dict[str, list[FileEntry]] = {}
-        for family, entry in sorted(files, key=lambda pair: (pair[0], pair[1].name)):
-            families.setdefault(family, []).append(entry)
-        return Manifest(
-            stage=self.stage,
-            format=manifest.FORMAT,
-            fingerprint=self.fingerprint,
-            config=self.config,
-            inputs=self.inputs,
-            files=families,
-            counts=counts,
-            facts=facts,
-            rehearsal=rehearsal,
-            elapsed_s=round(max(0.0, time.time() - self.started_at), 3),
-        )
+    # --- what a child says----
 
-    def done(self, *, replace: bool) -> Manifest | None:
-        """The manifest of an earlier run of exactly this stage, or None when it has to run.
+    def build(self, root: beam.Pipeline) -> Built:
+        """Add the stage's steps to a pipeline."""
+        raise NotImplementedError
+
+    def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
+        """The counts and facts of the manifest, from what the pipeline made.
+
+        Raises:
+            MillError: it is not good enough.
+        """
+        raise NotImplementedError
+
+    def at_work(self) -> contextlib.AbstractContextManager[Any]:
+        """What is around the pipeline, while the lease is held."""
+        return contextlib.nullcontext()
+
+    def write_beside(self, made: Manifest) -> None:
+        """Write what goes with the manifest, before it."""
+
+    def revised(self, found: Manifest) -> Manifest | None:
+        """What the manifest of this stage, done before, should say now; None where the stage is to be made again."""
+        return msgspec.structs.replace(found, config=self.sections)
+
+    # --- the skeleton----
+
+    def run(
+        self, *, beam_args: Sequence[str] = (), replace: bool = False, on_begin: Callable[[], None] = lambda: None
+    ) -> tuple[Manifest, Did]:
+        """Run the stage unless it is done.
+
+        Args:
+            beam_args: Beam options.
+            replace: make it again where another config has made it.
+            on_begin: called when this run holds the lease and begins.
+
+        Returns:
+            Its manifest, and what was done.
+
+        Raises:
+            MillError: a step failed; names the step.
+            RequestError: a Beam option is unknown, the output holds another run's result, or another run is at work
+                on it.
+            AssertionError: what was made doesn't add up.
+        """
+        options = beam_options(beam_args)
+        found, revised = self._done(replace)
+        if found is not None and found == revised:
+            return found, Did.NOTHING
+        with Lease(self.output, self.name) as lease:
+            found, revised = self._done(replace)  # another run may have finished it a moment ago
+            if found is not None and found == revised:
+                return found, Did.NOTHING
+            if revised is None:
+                on_begin()
+                self._withdraw()
+                made, did = self.make(options), Did.RAN
+            else:
+                made, did = revised, Did.REVISED
+            lease.check()
+            self._sweep(made)
+            self.write_beside(made)
+            lease.check()
+            manifest.write(self.output, made)
+            if self.name == STAGES[-1]:
+                storage.write_bytes(self.at.success, b"")
+        return made, did
+
+    def _done(self, replace: bool) -> tuple[Manifest | None, Manifest | None]:
+        """The manifest of an earlier run of exactly this stage, and what it should say now.
 
         Raises:
             RequestError: the output holds the stage made from another config or other inputs, and not `replace`.
         """
-        found = manifest.read(self.output, self.stage)
-        if found is None or found.fingerprint == self.fingerprint:
-            return found
+        found = manifest.read(self.output, self.name, any_format=replace)
+        if found is None:
+            return None, None
+        if found.fingerprint == self.fingerprint:
+            return found, self.revised(found)
         if not replace:
-            changes = differences(found.config, self.config) + differences(found.inputs, self.inputs, "input ")
+            changes = differences(found.config, self.sections) + differences(found.inputs, self.inputs, "input ")
             raise RequestError(
-                f"output: {self.folder} holds the stage {self.stage} of another run ({'; '.join(changes[:5])}): "
+                f"output: {self.folder} holds the stage {self.name} of another run ({'; '.join(changes[:5])}): "
                 "name another output, or add --replace to make this stage and those after it again "
                 "(the ledger of generations is kept either way)"
             )
-        return None
+        return None, None
 
-    def clear(self) -> None:
+    def _withdraw(self) -> None:
         """Withdraw this stage and the later ones, so that nothing half-made looks finished.
 
         The files that their manifests name go too, unless they are another run's; the ledger is no stage's file and
         stays.
         """
-        for stage in STAGES[STAGES.index(self.stage) :]:
-            finished = manifest.read(self.output, stage)
-            owned = finished.files if finished and not finished.folder else {}
-            stale = [manifest.file_urls(self.output, finished, family) for family in owned] if finished else []
-            for url in (
-                manifest.manifest_url(self.output, stage),
-                storage.join(manifest.stage_url(self.output, stage), manifest.SUCCESS_NAME),
-            ):
+        storage.remove(self.at.success)
+        for stage in reversed(STAGES[STAGES.index(self.name) :]):
+            finished = manifest.read(self.output, stage, any_format=True)
+            storage.remove(self.at.manifest(stage))
+            if finished is not None and not finished.folder:
+                for family in finished.files:
+                    for url in manifest.file_urls(self.output, finished, family):
+                        storage.remove(url)
+
+    def make(self, options: PipelineOptions) -> Manifest:
+        """Run the pipeline, and hold the account of what it made."""
+        with self.at_work():
+            outcome = Outcome() if self.idle else self._run_pipeline(options)
+        counts, facts = self.conclude(outcome)
+        made = Manifest(
+            stage=self.name,
+            format=manifest.FORMAT,
+            fingerprint=self.fingerprint,
+            config=self.sections,
+            inputs=self.inputs,
+            files={
+                family: sorted(entries, key=lambda entry: entry.name)
+                for family, entries in sorted(outcome.files.items())
+                if entries
+            },
+            counts=counts,
+            facts=facts,
+            rehearsal=self.rehearsal,
+            elapsed_s=round(max(0.0, time.time() - self.started_at), 3),
+        )
+        accounts.check(self.name, self.earlier | {self.name: made})
+        return made
+
+    def _run_pipeline(self, options: PipelineOptions) -> Outcome:
+        for name in storage.list_names(self.at.stages):
+            if name.startswith(f".outcome-{self.name}-"):  # of a run that was killed
+                storage.remove(storage.join(self.at.stages, name))
+        url = self.at.outcome(self.name, secrets.token_hex(8))
+        with local_shuffle(options, self.at.shuffle(self.name)):
+            pipeline = beam.Pipeline(options=options)
+            built = self.build(pipeline)
+            counts = tuple(built.counts) | "Counts" >> AddUpCounts()
+            pipeline | "Outcome" >> WriteOnce(
+                partial(_write_outcome, url),
+                lists={f"files {name}": entries for name, entries in built.files.items()},
+                singles={"counts": counts} | {f"facts {name}": fact for name, fact in built.facts.items()},
+            )
+            run_pipeline(pipeline, self.name)
+        if not storage.exists(url):
+            raise MillError(
+                f"{self.name}: the pipeline ended, and {url} is not there: workers and this process don't see the same "
+                f"{self.output}; name an output in a store that all of them reach"
+            )
+        outcome = msgspec.json.decode(storage.read_bytes(url), type=Outcome)
+        storage.remove(url)
+        return outcome
+
+    def _sweep(self, made: Manifest) -> None:
+        """Remove parts that a run which was killed has left: a reader that goes by names would take them for ours."""
+        named = {url for family in made.files for url in manifest.file_urls(self.output, made, family)}
+        folder = self.at.data if self.name == "pack" else self.folder
+        for url in (storage.join(folder, name) for name in storage.list_names(folder)):
+            if PART_NAME.search(url) and url not in named:
                 storage.remove(url)
-            for url in itertools.chain.from_iterable(stale):
-                storage.remove(url)
 
 
-def run_stage(
-    run: StageRun,
-    build: Callable[[beam.Pipeline], None],
-    *,
-    without_work: Callable[[], None] | None = None,
-    beam_args: Sequence[str] = (),
-    replace: bool = False,
-) -> tuple[Manifest, bool]:
-    """Run the stage unless it is done.
-
-    Args:
-        run: the stage.
-        build: adds its steps to a pipeline; the last one publishes the manifest.
-        without_work: given where there is nothing to process: publishes the manifest in place of a pipeline, whose
-            start takes a second here and minutes in a cloud.
-        beam_args: Beam options.
-        replace: make it again where another config has made it.
-
-    Returns:
-        Its manifest, and whether it ran now.
-
-    Raises:
-        MillError: a step failed; names the step.
-        RequestError: a Beam option is unknown, the output holds another run's result, or another run is at work on it.
-    """
-    options = beam_options(beam_args)
-    done = run.done(replace=replace)
-    if done is not None:
-        return done, False
-    with Lease(run.output, run.stage) as lease:
-        # Another run may have finished the stage a moment ago.
-        done = run.done(replace=replace)
-        if done is not None:
-            return done, False
-        run.clear()
-        with local_shuffle(options, storage.join(run.output, "stages", f".shuffle-{run.stage}")):
-            if without_work is None:
-                _run(run, options, build)
-            else:
-                without_work()
-        lease.check()
-    return manifest.require(run.output, run.stage), True
-
-
-def _run(run: StageRun, options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
-    pipeline = beam.Pipeline(options=options)
-    build(pipeline)
-    run_pipeline(pipeline, run.stage)
-
-
-def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
-    """Run a pipeline to its end; a failure becomes an error of ours that names the step.
-
-    Raises:
-        MillError: a step failed.
-    """
-    try:
-        state = pipeline.run().wait_until_finish()
-    except MillError as error:
-        raise _located(error, name) from error
-    except RuntimeError as error:
-        # A worker process sends its exception back as text.
-        if (found := _last(WORKER_ERROR, str(error))) is None:
-            raise
-        kind = RequestError if found["kind"] == "RequestError" else MillError
-        raise _located(kind(found["message"]), name) from error
-    if state not in (None, PipelineState.DONE):
-        raise MillError(f"{name}: the runner ended with {state}: see its log")
+def _write_outcome(url: str, **values: Any) -> None:
+    """The last step of a pipeline: its results, for the process that submitted it."""
+    sorted_out: dict[str, dict[str, Any]] = {"files": {}, "facts": {}}
+    for name, value in values.items():
+        kind, _, of = name.partition(" ")
+        if kind in sorted_out:
+            sorted_out[kind][of] = value
+    outcome = Outcome(files=sorted_out["files"], counts=values["counts"], facts=sorted_out["facts"])
+    storage.write_bytes(url, msgspec.json.encode(outcome))
 
 
 def _plain(section: Any) -> Any:
     return section if isinstance(section, str | int | float | None | dict | list) else yaml_config.to_mapping(section)
-
-
-def _located(error: MillError, stage: str) -> MillError:
-    message = str(error)
-    step = WHILE_RUNNING.search(message)
-    where = f"{stage} ({step['step']})" if step else stage
-    return restated(error, f"{where}: {WHILE_RUNNING.sub('', message)}")
-
-
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return next(reversed(list(pattern.finditer(text))), None)
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:

@@ -16,6 +16,10 @@ class RequestError(MillError):
     exit_code = 2
 
 
-def restated(error: BaseException, message: str) -> MillError:
-    """An error with another message, for someone else who hears of it: a wrong request stays one."""
-    return RequestError(message) if isinstance(error, RequestError) else MillError(message)
+def restated(error: BaseException | type[BaseException], message: str) -> MillError:
+    """An error, or one of a class, with another message, for someone else who hears of it.
+
+    A wrong request stays one; every other kind is a failure.
+    """
+    kind = error if isinstance(error, type) else type(error)
+    return RequestError(message) if issubclass(kind, RequestError) else MillError(message)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from augment import engines
 from augment.engines import reaper
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import Generation, GenerationRequest, RequestRejected
@@ -88,5 +87,5 @@ def main(name: str, job: str, count: int, models: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    engines.create_engine = LoggingEngine  # type: ignore[assignment]
+    registry.create_engine = LoggingEngine  # type: ignore[assignment]
     main(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5].split(","))

@@ -14,9 +14,10 @@ import pytest
 
 from pipelines import yaml_config
 from pipelines.arms import ARMS, arm_config, mill_arms, render
-from pipelines.borrowed_scores import borrow_scores
+from pipelines.borrowed_scores import BorrowedScores
 from pipelines.config import MillConfig
 from pipelines.run import mill
+from pipelines.stage import Did
 from pipelines.verify import verify
 from pipelines.watch import status
 from pipelines.yaml_config import from_mapping
@@ -158,7 +159,7 @@ def test_what_the_arms_share_is_made_once(milled: MillConfig) -> None:
 def test_interrupted_arms_go_on_and_come_to_the_same(milled: MillConfig, tmp_path: Path, byte_tokenizer: str) -> None:
     config = config_in(tmp_path, byte_tokenizer)
 
-    def interrupt(arm: str, stage: str, found: Any, ran: bool) -> None:
+    def interrupt(arm: str, stage: str, found: Any, did: Any) -> None:
         if (arm, stage) == ("adaptive", "select") and found is None:
             raise KeyboardInterrupt
 
@@ -166,9 +167,9 @@ def test_interrupted_arms_go_on_and_come_to_the_same(milled: MillConfig, tmp_pat
         mill_arms(config, on_stage=interrupt)
     assert not Path(config.output, "arms", "arms.json").exists()
     bought = ledger_keys(config)
-    again: dict[tuple[str, str], bool] = {}
-    mill_arms(config, on_stage=lambda arm, stage, found, ran: found and again.update({(arm, stage): ran}))
-    done = [key for key, ran in again.items() if not ran]
+    again: dict[tuple[str, str], Did] = {}
+    mill_arms(config, on_stage=lambda arm, stage, found, did: found and again.update({(arm, stage): did}))
+    done = [key for key, did in again.items() if did == Did.NOTHING]
     assert done == [
         ("", "score"),
         *((a, s) for a in ("raw", "uniform") for s in manifest.STAGES),
@@ -198,20 +199,20 @@ def test_making_an_arm_again_leaves_the_scores_alone(tmp_path: Path, byte_tokeni
     other = tmp_path / "other"
     tree = rehearsal_tree(other, byte_tokenizer, str(tmp_path / "source.jsonl"), scored=config.output)
     borrower = from_mapping(tree)
-    borrowed, ran = borrow_scores(borrower)
-    assert ran and not borrow_scores(borrower)[1]
+    borrowed, did = BorrowedScores(borrower).run()
+    assert did == Did.RAN and BorrowedScores(borrower).run()[1] == Did.NOTHING
     assert manifest.digest(borrowed) == manifest.digest(lent)
     (url,) = manifest.file_urls(borrower.output, borrowed, "segments")
     assert url == manifest.file_urls(config.output, lent, "segments")[0]
     # Scored otherwise, and lent again: refused, then taken over on request.
     changed = from_mapping({**tree, "difficulty": {"scorer": "rehearsal", "segment_tokens": 32}})
     with pytest.raises(RequestError, match=r"scored: .*difficulty.segment_tokens: 64 → 32"):
-        borrow_scores(changed)
+        BorrowedScores(changed).run()
     again = config_in(tmp_path, byte_tokenizer, difficulty={"scorer": "rehearsal", "segment_tokens": 32})
     mill(again, stages=["score"], replace=True)
     with pytest.raises(RequestError, match="--replace"):
-        borrow_scores(changed)
-    borrow_scores(changed, replace=True)
+        BorrowedScores(changed).run()
+    BorrowedScores(changed).run(replace=True)
     assert all(
         storage.exists(url)
         for url in manifest.file_urls(again.output, manifest.require(again.output, "score"), "segments")

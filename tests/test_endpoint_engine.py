@@ -7,6 +7,7 @@ import datetime
 import email.utils
 import json
 import logging
+import shutil
 import threading
 import time
 import traceback
@@ -34,6 +35,7 @@ from sharding.models import server_pool
 from sharding.models.server import read_key, retry_after_s
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import LedgerRow
+from sharding.storage.manifest import Manifest
 from tests.endpoint_server import CUT, HANG, SERVED, ScriptedServer, completion
 
 QUICK = FeedingConfig(backoff_s=0.001, max_backoff_s=0.01)
@@ -759,3 +761,37 @@ def test_a_run_on_servers_leaves_no_key_behind(
     shown += "".join(capfd.readouterr()) + caplog.text
     assert "*** may not ask this" in shown and KEY_VARIABLE in shown
     assert KEY not in shown
+
+
+@pytest.mark.slow
+def test_what_decides_the_text_makes_the_stage_anew_and_what_does_not_leaves_it(
+    serve: Callable[..., ScriptedServer],
+    write_jsonl: Callable[..., str],
+    rehearsal_config: Callable[..., dict[str, Any]],
+    byte_tokenizer: str,
+    tmp_path: Path,
+) -> None:
+    """The ledger's keys and the stage's fingerprint agree: old traces never pass for those of another setting."""
+    server = serve(lambda number, body: completion(body, text="All of this is well and good, as one can see."))
+    tokenizer = Path(shutil.copytree(byte_tokenizer, tmp_path / "generator"))
+    model: dict[str, Any] = {"engine": "endpoint", "name": str(tokenizer), "urls": [server.url], "served_name": SERVED}
+    source = write_jsonl({"id": str(i), "text": f"Text number {i} says so. " * 40} for i in range(4))
+
+    def augmented(replace: bool = False, **fields: Any) -> Manifest:
+        config = from_mapping(rehearsal_config(source, models={"pretend": {**model, **fields}}))
+        return mill(config, stages=["score", "augment"], replace=replace)["augment"]
+
+    first = augmented(engine_args={"top_k": 20})
+    assert first.counts["generated"] == first.counts["generations"] > 0
+    again = augmented(engine_args={"top_k": 20, "priority": 1}, max_in_flight=2, timeout_s=60.0)
+    assert again.counts == first.counts, "only the speed is another"
+    with pytest.raises(RequestError, match=r"models\.pretend\.engine_args\.top_k: 20 → 40.*--replace"):
+        augmented(engine_args={"top_k": 40})
+    other = augmented(replace=True, engine_args={"top_k": 40})
+    assert (other.counts["found"], other.counts["generated"]) == (0, other.counts["generations"])
+    back = augmented(replace=True, engine_args={"top_k": 20})
+    assert (back.counts["found"], back.counts["generated"]) == (back.counts["generations"], 0)
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({**settings, "changed": True}))
+    with pytest.raises(RequestError, match=r"models\.pretend\.revision: .*--replace"):
+        augmented(engine_args={"top_k": 20})

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.selection.gates import GatesConfig, make_gates
-from augment.selection.gates.loop import LoopConfig, compression_ratio, repeated_share
-from augment.selection.gates.subject import Subject
-from augment.selection.gates.too_short import TooShortConfig
-from augment.selection.gates.unclosed import UnclosedConfig
+from augment.selection.gates import GatesConfig
+from augment.selection.gates.gate import Subject
+from augment.selection.gates.loop import Loop, compression_ratio, repeated_share
+from augment.selection.gates.too_short import TooShort
+from augment.selection.gates.unclosed import Unclosed
 from augment.traces import Trace
 
 JAPANESE = """\
@@ -71,7 +71,7 @@ def trace(text: str, closed: str = "natural", finish_reason: str = "stop") -> Tr
 
 def reasons(made: Trace, config: GatesConfig | None = None) -> list[str]:
     subject = Subject(trace=made, source_text="", prompt="expert")
-    return [gate.name for gate in make_gates(config or GatesConfig()) if gate.objects(subject)]
+    return [name for name, gate in (config or GatesConfig()).enabled().items() if gate.objects(subject)]
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -117,11 +117,11 @@ def test_too_short(text: str, short: bool) -> None:
 @pytest.mark.parametrize(
     ("config", "subject"),
     [
-        (GatesConfig(unclosed=UnclosedConfig(enabled=False)), trace(GOOD, closed="cut")),
-        (GatesConfig(too_short=TooShortConfig(enabled=False)), trace("No.")),
-        (GatesConfig(too_short=TooShortConfig(min_bytes=2)), trace("No.")),
-        (GatesConfig(loop=LoopConfig(enabled=False)), trace(LOOPS["one sentence"])),
-        (GatesConfig(loop=LoopConfig(max_repeated_share=1.0, min_compression_ratio=0.0)), trace(LOOPS["digits"])),
+        (GatesConfig(unclosed=Unclosed(enabled=False)), trace(GOOD, closed="cut")),
+        (GatesConfig(too_short=TooShort(enabled=False)), trace("No.")),
+        (GatesConfig(too_short=TooShort(min_bytes=2)), trace("No.")),
+        (GatesConfig(loop=Loop(enabled=False)), trace(LOOPS["one sentence"])),
+        (GatesConfig(loop=Loop(max_repeated_share=1.0, min_compression_ratio=0.0)), trace(LOOPS["digits"])),
     ],
 )
 def test_each_gate_can_be_switched_off(config: GatesConfig, subject: Trace) -> None:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.requests.prompts import load_template, template_names
-from augment.selection.gates import GatesConfig, make_gates
-from augment.selection.gates.leakage import LeakageConfig
-from augment.selection.gates.refusal import RefusalConfig
-from augment.selection.gates.subject import Subject
-from augment.selection.gates.verbatim import VerbatimConfig
+from augment.selection.gates import GatesConfig
+from augment.selection.gates.gate import Subject
+from augment.selection.gates.leakage import Leakage
+from augment.selection.gates.refusal import Refusal
+from augment.selection.gates.verbatim import Verbatim
 from augment.traces import Trace
 from tests.test_gates import JAPANESE, REAL
 
@@ -142,7 +142,7 @@ COPIES = {
 def reasons(text: str, source: str = SEGMENT, prompt: str = "expert", config: GatesConfig | None = None) -> list[str]:
     trace = Trace(text=text, closed="natural", finish_reason="stop", thought_tokens=100)
     subject = Subject(trace=trace, source_text=source, prompt=prompt)
-    return [gate.name for gate in make_gates(config or GatesConfig()) if gate.objects(subject)]
+    return [name for name, gate in (config or GatesConfig()).enabled().items() if gate.objects(subject)]
 
 
 def test_a_thought_passes() -> None:
@@ -167,13 +167,13 @@ def test_words_of_the_segment_are_no_refusal() -> None:
 
 def test_how_far_into_a_trace_a_refusal_may_begin() -> None:
     text = NO_REFUSALS["far into a long trace"]
-    near = RefusalConfig(within_characters=len(text))
-    whole = RefusalConfig(whole_characters=len(text))
+    near = Refusal(within_characters=len(text))
+    whole = Refusal(whole_characters=len(text))
     assert "refusal" in reasons(text, config=GatesConfig(refusal=near))
     assert "refusal" in reasons(text, config=GatesConfig(refusal=whole))
     plain = REFUSALS["at the end"]
     assert "refusal" not in reasons(
-        plain, config=GatesConfig(refusal=RefusalConfig(within_characters=20, whole_characters=0))
+        plain, config=GatesConfig(refusal=Refusal(within_characters=20, whole_characters=0))
     )
 
 
@@ -200,7 +200,7 @@ def test_the_templates_own_words_are_a_leak_of_that_template_alone() -> None:
         words = load_template(name).text.split("\n\n")[-1]
         assert "leakage" in reasons(words, prompt=name)
     assert "leakage" not in reasons(LEAKS["template"], prompt="rephrase")
-    config = GatesConfig(leakage=LeakageConfig(template_words=40))
+    config = GatesConfig(leakage=Leakage(template_words=40))
     assert "leakage" not in reasons(LEAKS["template"], config=config)
 
 
@@ -235,8 +235,8 @@ def test_quotations_pass() -> None:
 def test_share_that_may_be_copied() -> None:
     half = SEGMENT[:300] + "\n" + THOUGHT
     assert "verbatim" not in reasons(half)
-    assert "verbatim" in reasons(half, config=GatesConfig(verbatim=VerbatimConfig(max_copied_share=0.1)))
-    assert "verbatim" not in reasons(SEGMENT, config=GatesConfig(verbatim=VerbatimConfig(max_copied_share=1.0)))
+    assert "verbatim" in reasons(half, config=GatesConfig(verbatim=Verbatim(max_copied_share=0.1)))
+    assert "verbatim" not in reasons(SEGMENT, config=GatesConfig(verbatim=Verbatim(max_copied_share=1.0)))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -249,9 +249,9 @@ def test_real_text_is_no_copy_of_other_real_text(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (GatesConfig(refusal=RefusalConfig(enabled=False)), REFUSALS["plain"]),
-        (GatesConfig(leakage=LeakageConfig(enabled=False)), LEAKS["the user wants"]),
-        (GatesConfig(verbatim=VerbatimConfig(enabled=False)), SEGMENT),
+        (GatesConfig(refusal=Refusal(enabled=False)), REFUSALS["plain"]),
+        (GatesConfig(leakage=Leakage(enabled=False)), LEAKS["the user wants"]),
+        (GatesConfig(verbatim=Verbatim(enabled=False)), SEGMENT),
     ],
 )
 def test_each_gate_can_be_switched_off(config: GatesConfig, text: str) -> None:

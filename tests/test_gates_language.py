@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import string
 import textwrap
+from collections.abc import Callable
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 
-from augment.selection.gates import GatesConfig, make_gates
-from augment.selection.gates.language import LanguageConfig, LanguageGate, prose
-from augment.selection.gates.subject import Subject
+from augment.selection.gates import GatesConfig
+from augment.selection.gates.gate import Subject
+from augment.selection.gates.language import Language, prose
 from augment.traces import Trace
+from pipelines.yaml_config import from_mapping
 from sharding.errors import RequestError
 from tests.test_gates import JAPANESE, REAL, number_table
 from tests.test_gates_content import SEGMENT, THOUGHT
@@ -82,7 +85,7 @@ NO_PROSE = {
 
 def objects(text: str, source: str, **config: object) -> bool:
     trace = Trace(text=text, closed="natural", finish_reason="stop", thought_tokens=100)
-    gate = LanguageGate(LanguageConfig(**config))  # type: ignore[arg-type]
+    gate = Language(**config)  # type: ignore[arg-type]
     return gate.objects(Subject(trace=trace, source_text=source, prompt="expert"))
 
 
@@ -99,11 +102,12 @@ def test_allowed_languages(trace: str) -> None:
     assert objects(PROSE["ru" if trace != "ru" else "en"], JAPANESE, allowed=(trace,))
 
 
-def test_a_language_that_cannot_be_identified() -> None:
+def test_a_language_that_cannot_be_identified(rehearsal_config: Callable[..., dict[str, Any]]) -> None:
+    select = {"gates": {"language": {"allowed": ["english"]}}}
     with pytest.raises(
-        RequestError, match=r"select.gates.language.allowed: 'english' can't be identified; known: .*en"
+        RequestError, match=r"select.gates.language.allowed: .*'english' can't be identified; known: .*en"
     ):
-        make_gates(GatesConfig(language=LanguageConfig(allowed=("english",))))
+        from_mapping(rehearsal_config("x.jsonl", select=select))
 
 
 @pytest.mark.parametrize("language", PROSE)
@@ -151,6 +155,5 @@ def test_prose_is_what_remains() -> None:
 
 
 def test_it_can_be_switched_off() -> None:
-    gates = make_gates(GatesConfig(language=LanguageConfig(enabled=False)))
-    assert "language" not in [gate.name for gate in gates]
-    assert [gate.name for gate in make_gates(GatesConfig())][-1] == "language"
+    assert "language" not in GatesConfig(language=Language(enabled=False)).enabled()
+    assert list(GatesConfig().enabled())[-1] == "language"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 
 from augment.engines.protocol import Closing, Generation, GenerationRequest
 from augment.feeding.feeder import Feeder
+from augment.feeding.shared import owner
 from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Made, pack, unpack
 from augment.feeding.shared.owner import EngineHost, _sweep, _try_lock
 
@@ -79,8 +82,8 @@ def test_one_process_has_the_engine_and_all_get_theirs(start: Callable[..., Proc
     for name, process in processes.items():
         assert sorted(lines_until_done(process)) == expected(name, 60)
     assert [line[0] for line in log(tmp_path)] == ["start"]
-    owner = int(log(tmp_path)[0][2])
-    for process in sorted(processes.values(), key=lambda process: process.pid != owner):  # the owner first
+    owning = int(log(tmp_path)[0][2])
+    for process in sorted(processes.values(), key=lambda process: process.pid != owning):  # the owner first
         end(process)
     assert [line[0] for line in log(tmp_path)] == ["start", "end"]
     assert not Path(EngineHost(f"{tmp_path}/job", acquire=_never, release=_never).address).exists()
@@ -179,3 +182,23 @@ def test_what_travels_arrives_as_it_was() -> None:
     assert isinstance(back, Ask) and back.request.prompt_token_ids.tolist() == [1, 2**32 - 1]
     assert back.request.stop == ("a", "b") and back.request.closing is not None
     assert back.request.prompt_token_ids.dtype == np.uint32 and back.request.prompt_token_ids.flags.writeable
+
+
+def test_too_many_open_files_for_a_moment_do_not_end_the_sharing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "_ACCEPT_AGAIN_S", 0.0)
+    host = EngineHost(f"{tmp_path}/job", acquire=_never, release=_never)
+
+    class Full(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            asked.append(1)
+            if len(asked) == 3:
+                host._listener = None  # closed
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    asked: list[int] = []
+    with Full(socket.AF_UNIX) as listener:
+        host._listener = listener
+        host._answer(listener)
+    assert len(asked) == 3

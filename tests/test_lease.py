@@ -1,5 +1,6 @@
 """One run at a time writes to an output; one that is gone holds up nobody for long, whatever the clocks say."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -108,6 +109,57 @@ def test_it_is_renewed_and_its_loss_is_told(output: str) -> None:
         with pytest.raises(MillError, match="took over"):
             lease.check()
     assert json.loads(storage.read_bytes(Output(output).lease))["token"] == "another"
+
+
+def test_a_store_that_fails_for_a_while_does_not_end_the_renewal(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder does that is read-only for some seconds: no error of ours, and not from the call that matters."""
+    with Lease(output, "score", beat_s=0.02) as lease:
+        with monkeypatch.context() as broken:
+            failed = threading.Event()
+
+            def refuse(*_: object) -> None:
+                failed.set()
+                raise OSError(errno.EROFS, "Read-only file system")
+
+            broken.setattr(storage, "write_bytes", refuse)
+            assert failed.wait(10)
+        before = json.loads(storage.read_bytes(Output(output).lease))["beats"]
+        deadline = time.monotonic() + 10
+        while json.loads(storage.read_bytes(Output(output).lease))["beats"] <= before:
+            assert time.monotonic() < deadline, "nobody renews it any more"
+            time.sleep(0.01)
+        lease.check()
+
+
+def test_a_renewal_that_has_ended_is_told(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "_renew", lambda self: None)
+    with Lease(output, "score") as lease:
+        assert lease._thread is not None
+        lease._thread.join()
+        with pytest.raises(MillError, match="no longer renewed"):
+            lease.check()
+
+
+@pytest.mark.parametrize("other", ["at work", "come and gone"])
+def test_a_run_that_was_stopped_does_not_publish_over_another(output: str, other: str) -> None:
+    """It wakes up when the other one has its lease, or has ended already: its own renewal has not come yet."""
+    with Lease(output, "score", beat_s=3600) as lease:
+        lease.check()
+        if other == "at work":
+            holder(output)
+        else:
+            storage.remove(Output(output).lease)
+        with pytest.raises(MillError, match="took over"):
+            lease.check()
+
+
+def test_what_ends_a_run_is_not_hidden_by_its_lease(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(ZeroDivisionError), Lease(output, "score"):
+        monkeypatch.setattr(storage, "remove", refuse)
+        raise ZeroDivisionError
 
 
 def test_of_many_at_once_one_gets_it(output: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.engines.config import SamplingConfig
+from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
-from augment.ledger import parts, reading
+from augment.feeding.heartbeat import clear_beats, read_beats
+from augment.ledger import compaction, parts
+from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, finished_keys, read_ledger
+from augment.ledger.recent import FinishedSince
+from augment.ledger.transforms import missing_samples
 from augment.ledger.writer import LedgerWriter
-from augment.requests.keys import make_request, request_key
+from augment.requests.keys import make_request, request_key, what_decides_text
+from pipelines.watch import status
+from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import fraction_of, seed_of
 from sharding.records.base import encode
 from sharding.records.families import LEDGER_SCHEMA
-from sharding.records.types import LedgerRow, sample_key
+from sharding.records.types import LedgerRow, Request, sample_key
 from sharding.storage.arrow_files import write_part
 
 
@@ -156,7 +163,7 @@ def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reading, "write_part", write)
+    monkeypatch.setattr(ledger_writer, "write_part", write)
     writer = LedgerWriter(url, flush_rows=2, flush_seconds=0.05)
     for n in range(2 * 16):
         writer.add(row(n))
@@ -174,7 +181,7 @@ def test_a_store_that_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest
 
 ABANDON = """
 import sys
-from augment.ledger import LedgerWriter
+from augment.ledger.writer import LedgerWriter
 from tests.test_ledger import row
 writer = LedgerWriter(sys.argv[1], flush_seconds=1000)
 writer.add(row(1))
@@ -193,7 +200,7 @@ def test_closing_a_writer_whose_store_refuses(tmp_path: Path, monkeypatch: pytes
     def write(*args: Any, **kwargs: Any) -> Any:
         raise ValueError("a bug in a filesystem")
 
-    monkeypatch.setattr(reading, "write_part", write)
+    monkeypatch.setattr(ledger_writer, "write_part", write)
     writer = LedgerWriter(str(tmp_path))
     writer.add(row(1))
     with pytest.raises(MillError, match="a bug in a filesystem"):
@@ -313,6 +320,45 @@ def test_duplicates_collapse_the_same_way_in_any_order(rows: list[LedgerRow], rn
         assert choose(same) == one
 
 
+def test_duplicates_count_the_same_everywhere_and_in_any_order(tmp_path: Path) -> None:
+    """What is found, what this run remembers, what status counts and what compaction keeps is one and the same row."""
+    early, late = row(1, finished_at=10.0, thought_tokens=7), row(1, finished_at=20.0, thought_tokens=3)
+    tie = row(1, finished_at=10.0, thought_tokens=9, text="")
+    request = Request(
+        doc_id="doc1",
+        segment_index=0,
+        tier="deep",
+        model="model",
+        prompt="expert",
+        request_key=early.request_key,
+        samples=1,
+        max_tokens=9,
+        expected_tokens=9.0,
+        prompt_tokens=1,
+        prompt_token_ids=PROMPT,
+        shown_tokens=1,
+    )
+    models = {"model": {"name": "model", "revision": "main", "engine": "rehearsal"}}
+    for number, order in enumerate(itertools.permutations([early, late, tie])):
+        assert choose(order) == early
+        counts = [
+            element.value for element in missing_samples((request.request_key, {"requests": [request], "rows": order}))
+        ]
+        assert counts == [{"generations": 1, "found": 1, "thought_tokens_found": 7}]
+        url = str(tmp_path / str(number))
+        finished = FinishedSince(url, 0)
+        for place, each in enumerate(order):
+            put(url, f"{place}-a", [each])
+        finished.refresh()
+        assert finished.tokens(early.key) == 7
+        finished.add(late)
+        assert finished.tokens(early.key) == 7
+        done = status._read_ledger({"ledger": url, "prompts": {"expert": "abc"}, "models": models})
+        assert (done.tokens.tolist(), done.finished_at.tolist()) == ([7], [10.0])
+        compact(url)
+        assert [each.thought_tokens for each in read_ledger(url)] == [7]
+
+
 def test_compaction_keeps_every_row_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
     rows = [row(n) for n in range(50)]
     later = [row(n, finished_at=9999.0, text="a rerun") for n in range(10)]
@@ -332,6 +378,21 @@ def test_compaction_keeps_every_row_once(url: str, caplog: pytest.LogCaptureFixt
     assert sorted(read_ledger(url), key=lambda r: r.key) == rows
 
 
+@pytest.mark.parametrize("name", ["led[v1]", "led?x", "led*", "a::b", "{a,b}"])
+def test_a_ledger_s_name_is_no_pattern(tmp_path: Path, name: str) -> None:
+    for url in (str(tmp_path / name / "ledger"), f"file://{tmp_path}/{name}/second", f"memory://{name}/ledger"):
+        if "::" in url and url.startswith("memory"):
+            continue  # joins two stores in fsspec
+        assert ledger_parts(url) == []
+        written = parts.write_part(url, [row(1)])
+        assert ledger_parts(url) == [written] and finished_keys(url) == {row(1).key}
+        storage.write_json(f"{url}/alive/a.json", {"at": 1000.0})
+        assert read_beats(f"{url}/alive", 1000.0) == [{"at": 1000.0}]
+        clear_beats(f"{url}/alive")
+        assert read_beats(f"{url}/alive", 1000.0) == [] and ledger_parts(url) == [written]
+        storage.remove(written)
+
+
 def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path)
     for n in range(6):
@@ -345,7 +406,7 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reading, "write_part", write)
+    monkeypatch.setattr(compaction, "write_part", write)
     with pytest.raises(MillError, match="no space left"):
         compact(url, rows_per_part=2)
     assert collapse_duplicates(read_ledger(url)) == [row(n) for n in range(6)]
@@ -354,23 +415,35 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 PROMPT = np.array([1, 2, 3], np.uint32)
-BASE: dict[str, Any] = {
-    "model": "m",
-    "revision": "main",
-    "engine": "vllm",
-    "prompt_token_ids": PROMPT,
-    "sampling": SamplingConfig(),
-    "max_tokens": 100,
-}
+MODEL: dict[str, Any] = {"engine": "vllm", "name": "m", "revision": "0" * 40}
+BASE: dict[str, Any] = {"prompt_token_ids": PROMPT, "sampling": SamplingConfig(), "max_tokens": 100}
 CLOSING = Closing(reserve_tokens=8, phrase="", phrase_token_ids=np.empty(0, np.uint32))
 
 
+def key_of(model: Mapping[str, Any] = {}, **changes: Any) -> str:
+    return request_key(what_decides_text(ModelConfig(**{**MODEL, **model})), **{**BASE, **changes})
+
+
+def endpoint(**fields: Any) -> dict[str, Any]:
+    return {"engine": "endpoint", "urls": ("http://a",), **fields}
+
+
 def test_the_key_covers_everything_that_changes_the_text() -> None:
-    changes: list[dict[str, Any]] = [
+    models: list[dict[str, Any]] = [
         {},
-        {"model": "n"},
-        {"revision": "v2"},
+        {"name": "n"},
+        {"revision": "1" * 40},
         {"engine": "rehearsal"},
+        {"max_model_len": 8192},
+        {"engine_args": {"quantization": "fp8"}},
+        {"engine_args": {"dtype": "float16"}},
+        {"engine_args": {"kv_cache_dtype": "fp8"}},
+        endpoint(),
+        endpoint(served_name="lora"),
+        endpoint(engine_args={"top_k": 20}),
+        endpoint(engine_args={"top_k": 40}),
+    ]
+    changes: list[dict[str, Any]] = [
         {"prompt_token_ids": np.array([1, 2], np.uint32)},
         {"prompt_token_ids": np.array([1, 2, 4], np.uint32)},
         {"max_tokens": 101},
@@ -390,19 +463,38 @@ def test_the_key_covers_everything_that_changes_the_text() -> None:
             )
         ),
     ]
-    found = [request_key(**{**BASE, **change}) for change in changes]
-    assert len(set(found)) == len(changes)
+    found = [*map(key_of, models), *(key_of(**change) for change in changes)]
+    assert len(set(found)) == len(models) + len(changes)
     assert all(len(key) == 32 for key in found)
 
 
+def test_what_only_changes_the_speed_is_not_in_the_key() -> None:
+    faster = {"gpu_memory_utilization": 0.5, "max_num_seqs": 8, "enforce_eager": True, "tensor_parallel_size": 2}
+    assert key_of({"engine_args": faster}) == key_of()
+    assert key_of(endpoint(engine_args={"priority": 3})) == key_of(endpoint())
+    assert key_of(endpoint(urls=("http://b",), timeout_s=9.0, api_key_env="KEY")) == key_of(endpoint())
+    prices = {"dollars_per_million_tokens": 1.0, "tokens_per_gpu_second": 5.0, "max_in_flight": 3, "accelerator": "x"}
+    assert key_of(prices) == key_of()
+    arguments = {"capacity": 4, "tokens_per_second": 9}
+    assert key_of({"engine": "rehearsal", "engine_args": arguments}) == key_of({"engine": "rehearsal"})
+
+
+def test_what_acts_through_the_prompt_is_in_the_key_by_the_prompt() -> None:
+    assert key_of({"thinking": True}) == key_of()
+    assert key_of(endpoint(max_model_len=8192)) == key_of(endpoint())
+    known = what_decides_text(ModelConfig(**MODEL))
+    assert {"thinking", "max_model_len"} < known.keys(), "the stage's fingerprint needs them"
+
+
 def test_the_key_does_not_depend_on_how_things_are_written() -> None:
-    key = request_key(**BASE)
-    assert key == request_key(**{**BASE, "prompt_token_ids": PROMPT.astype(np.int64)})
-    assert key == request_key(**{**BASE, "sampling": SamplingConfig(temperature=0.60, seed=0)})
-    twice = {**BASE, "sampling": SamplingConfig(stop=("a",)), "stop": ("a", "b")}
-    assert request_key(**twice) == request_key(**{**BASE, "stop": ("a", "b")})
+    key = key_of()
+    assert key == key_of(prompt_token_ids=PROMPT.astype(np.int64))
+    assert key == key_of(sampling=SamplingConfig(temperature=0.60, seed=0))
+    assert key_of(sampling=SamplingConfig(stop=("a",)), stop=("a", "b")) == key_of(stop=("a", "b"))
+    order = [{"top_k": 2, "min_p": 0.1}, {"min_p": 0.1, "top_k": 2}]
+    assert len({key_of(endpoint(engine_args=arguments)) for arguments in order}) == 1
     # Fixed for good: another key would buy every generation in existence again.
-    assert key == "1c77e09f352db1416d426de3856b8508"
+    assert key == "65d4a06e4ce202dddfc7e33e4fffd1a8"
 
 
 @given(st.lists(st.text(max_size=40), unique=True, max_size=30))
@@ -414,7 +506,7 @@ def test_seeds_follow_from_keys(names: list[str]) -> None:
 
 
 def test_requests_of_a_prompt_differ_by_sample() -> None:
-    key = request_key(**BASE)
+    key = key_of()
     one, two = (
         make_request(sample_key(key, i), PROMPT, sampling=SamplingConfig(stop=("x",)), max_tokens=9, stop=("</think>",))
         for i in range(2)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from pipelines import accounts
 from pipelines.config import MillConfig
-from pipelines.pack import segment_tokens
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
@@ -27,6 +26,7 @@ from sharding.packing import mixing, order
 from sharding.packing.balance import Balance, cut_rows
 from sharding.packing.best_fit import best_fit_decreasing, pack_rows
 from sharding.packing.config import PackConfig
+from sharding.packing.laying_out import segment_tokens
 from sharding.packing.recovery import document_source, items_of, thoughts_of
 from sharding.records.rows import Item, TokenType
 from sharding.records.types import Candidate, ScoredSegment

@@ -150,7 +150,7 @@ def test_readers_go_by_manifests_not_by_listings(
     storage.write_bytes(storage.join(folder, "segments-09999.arrow"), b"left by a run that was killed")
     fs = fsspec.filesystem("s3")
     kind, listed = type(fs), []
-    for name in ("_find", "_glob"):
+    for name in ("_find", "_glob", "_ls"):
         method = getattr(kind, name)
 
         async def lagging(self: Any, path: str, *args: Any, _method: Any = method, **kwargs: Any) -> Any:
@@ -174,14 +174,14 @@ def test_a_ledger_listing_that_lags_costs_generations_and_nothing_else(
     bought = mill(first, stages=["score", "augment"])["augment"].counts["generated"]
     hidden = len(read_part(ledger_parts(first.ledger_url)[-1]) or [])
     kind = type(fsspec.filesystem("s3"))
-    whole = kind._glob
+    whole = kind._ls
 
     async def lagging(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         found = await whole(self, path, *args, **kwargs)
         return sorted(found)[:-1] if "/ledger/" in path else found
 
     with monkeypatch.context() as patched:
-        patched.setattr(kind, "_glob", lagging)
+        patched.setattr(kind, "_ls", lagging)
         kind.clear_instance_cache()
         second = job(f"s3://{BUCKET}/lag", "second")
         counts = mill(second, stages=["score", "augment"])["augment"].counts

@@ -299,7 +299,10 @@ def test_a_pilot_without_gain_is_worth_a_word(tree: dict[str, Any], monkeypatch:
         assert len(said) == bool(word) and all(word in warning and "tier deep" in warning for warning in said)
 
 
-def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any]) -> None:
+def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any], tmp_path: Path) -> None:
+    prompt = tmp_path / "own.txt"
+    prompt.write_text("Think about this:\n\n{text}")
+    tree["budget"]["tiers"][-1]["prompt"] = str(prompt)
     config = scored(tree)
     make_plan(config, pilot=10)
     tree["budget"]["thinking_tokens_per_source_token"] = 0.4
@@ -315,6 +318,11 @@ def test_a_pilot_of_another_config_is_not_used(tree: dict[str, Any]) -> None:
         assert plan["basis"]["pilot_segments"] == 0, section
         assert any(f"({section})" in warning and "--pilot" in warning for warning in plan["warnings"]), section
     assert make_plan(from_mapping({**tree, "layout": "after_segment"}))["basis"]["pilot_segments"] > 0
+    faster = {"pretend": {**tree["models"]["pretend"], "engine_args": {"capacity": 3}}}
+    assert make_plan(from_mapping({**tree, "models": faster}))["basis"]["pilot_segments"] > 0
+    prompt.write_text("Think hard about this:\n\n{text}")
+    plan = make_plan(from_mapping(tree))
+    assert plan["basis"]["pilot_segments"] == 0 and "(prompts)" in "".join(plan["warnings"])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def config(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict
 def test_a_real_run_counts_what_it_did(config: MillConfig) -> None:
     seen: dict[str, dict[str, int]] = {}
 
-    def on_stage(stage: str, done: Any, ran: bool) -> None:
+    def on_stage(stage: str, done: Any, did: Any) -> None:
         if done is None:
             tally.clear()
         else:

@@ -13,11 +13,10 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms import environments
 
-from pipelines import augment, pack, score, select
 from pipelines import run as run_module
-from pipelines import stage as stage_module
 from pipelines.beam_options import beam_options
 from pipelines.config import MillConfig
+from pipelines.stage import Stage
 from pipelines.yaml_config import from_mapping
 from sharding.storage.manifest import STAGES
 
@@ -77,18 +76,17 @@ def graphs(
     image = parsed.view_as(WorkerOptions).sdk_container_image
     assert parsed.view_as(GoogleCloudOptions).project and image
     built: dict[str, beam_runner_api_pb2.Pipeline] = {}
-    whole = stage_module.run_stage
+    whole = Stage.run
 
-    def capture(run: Any, build: Callable[[beam.Pipeline], None], **keys: Any) -> Any:
+    def capture(stage: Stage, **keys: Any) -> Any:
         # Without the runner's own class, which needs Google's client: the graph doesn't depend on it.
         pipeline = beam.Pipeline(runner="FnApiRunner", options=PipelineOptions([]))
-        build(pipeline)
+        stage.build(pipeline)
         environment = environments.DockerEnvironment.from_container_image(image)
-        built[run.stage] = pipeline.to_runner_api(default_environment=environment)
-        return whole(run, build, **keys)
+        built[stage.name] = pipeline.to_runner_api(default_environment=environment)
+        return whole(stage, **keys)
 
-    for module in (score, augment, select, pack):
-        monkeypatch.setattr(module, "run_stage", capture)
+    monkeypatch.setattr(Stage, "run", capture)
     source = write_jsonl([{"id": str(i), "text": f"text {i} " * 50} for i in range(6)])
     config: MillConfig = from_mapping(
         rehearsal_config(

@@ -181,8 +181,9 @@ def test_descriptions_tell_what_decides_the_scores(tmp_path: Path) -> None:
     assert described["measure"] == "surprisal"
     (tmp_path / "config.json").write_text("{}")
     assert describe_scorer(config)["revision"] != described["revision"]
-    excess = describe_scorer(DifficultyConfig(model="a/b", revision="v2", reference_model="c/d"))
-    assert (excess["measure"], excess["revision"], excess["reference"]["revision"]) == ("excess_loss", "v2", "main")
+    excess = describe_scorer(DifficultyConfig(model="a/b", revision="a" * 40, reference_model=str(tmp_path)))
+    revisions = (excess["revision"], excess["reference"]["revision"])
+    assert (excess["measure"], *revisions) == ("excess_loss", "a" * 40, describe_scorer(config)["revision"])
 
 
 # --- causal LM, on models made here -----------------------------------------------------------------------------------

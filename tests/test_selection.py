@@ -17,9 +17,9 @@ from augment.selection.account import account_counts, mean_and_interval, split_a
 from augment.selection.candidates import Control, JudgedSegment
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for, controls_of, lowest_ranks
-from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, choose
+from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED, choose
+from pipelines.joints import MIN_SHOWN_TOKENS, Holdback
 from pipelines.run import mill
-from pipelines.shown import MIN_SHOWN_TOKENS, Shown
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import RequestError
@@ -70,7 +70,9 @@ FOUR = [candidate(0, 1.0), candidate(1, 3.0, ("loop",)), candidate(2, 2.0), cand
         ({"keep": "best_above", "min_value": 2.5}, FOUR, []),
         ({"keep": "best"}, [candidate(0, -5.0), candidate(1, -4.0)], [1]),
         ({"keep": "best"}, [candidate(0, None), candidate(1, None)], [0]),  # nothing to try them on: the first
-        ({"keep": "best_above", "min_value": 9.0}, [candidate(0, None)], [0]),
+        ({"keep": "best_above", "min_value": 9.0}, [candidate(0, None)], []),  # not worth what isn't known
+        ({"keep": "best_above", "min_value": -9.0}, [candidate(0, None), candidate(1, -1.0)], [1]),
+        ({"keep": "sample"}, [candidate(0, None), candidate(1, None)], [0]),
         ({"keep": "best"}, [candidate(0, 1.0, ("loop",))], []),
         ({"keep": "sample", "sample_temperature": 1e-6}, FOUR[:3], [2]),
         ({"keep": "best"}, [], []),
@@ -84,6 +86,8 @@ def test_why_the_others_are_not() -> None:
     assert [c.reasons for c in choose(FOUR, SelectConfig())] == [[NOT_CHOSEN], ["loop"], [], [NOT_CHOSEN]]
     refused = choose(FOUR, SelectConfig(keep="best_above", min_value=9.0))
     assert [c.reasons for c in refused] == [[BELOW_THRESHOLD], ["loop"], [BELOW_THRESHOLD], [BELOW_THRESHOLD]]
+    refused = choose([candidate(0), candidate(1, 8.0)], SelectConfig(keep="best_above", min_value=9.0))
+    assert [c.reasons for c in refused] == [[UNVALUED], [BELOW_THRESHOLD]]
 
 
 def test_sampling_is_in_proportion_to_the_exponential_of_the_value_and_the_same_every_time() -> None:
@@ -117,6 +121,7 @@ def test_which_tiers_are_valued() -> None:
     assert [SelectConfig().values_tier(samples) for samples in (1, 4)] == [False, True]
     assert [SelectConfig(value="length").values_tier(samples) for samples in (1, 4)] == [True, True]
     assert not SelectConfig(value="none").values_tier(4)
+    assert [SelectConfig(keep="best_above").values_tier(samples) for samples in (1, 4)] == [True, True]
 
 
 # --- the account ------------------------------------------------------------------------------------------------------
@@ -241,7 +246,7 @@ def segment(tokenizer: Any, text: str, index: int, num_segments: int, hard: int 
     )
 
 
-def shown(byte_tokenizer: str, **fields: Any) -> Shown:
+def shown(byte_tokenizer: str, **fields: Any) -> Holdback:
     values: dict[str, Any] = {
         "tokenizer": byte_tokenizer,
         "threshold_nats": 2.0,
@@ -249,7 +254,7 @@ def shown(byte_tokenizer: str, **fields: Any) -> Shown:
         "hold_back_tokens": 20,
         "valued_tiers": ("deep",),
     }
-    return Shown(**{**values, **fields})
+    return Holdback(**{**values, **fields})
 
 
 TEXT = "日本語のテキストと emoji 👩‍👩‍👧‍👦 and plain words, one after the other, until there are enough of them to cut."

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from augment.ledger.compaction import compact
+from augment.ledger.reading import read_ledger
 from pipelines.run import mill
+from pipelines.stage import Did
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -177,10 +179,10 @@ def test_a_second_run_skips_everything(
     write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
 ) -> None:
     config = from_mapping(rehearsal_config(write_jsonl(documents()[:5])))
-    ran: list[tuple[str, bool]] = []
+    done: list[tuple[str, Did]] = []
     for _ in range(2):
-        mill(config, on_stage=lambda stage, done, now: done and ran.append((stage, now)))
-    assert ran == [(stage, True) for stage in manifest.STAGES] + [(stage, False) for stage in manifest.STAGES]
+        mill(config, on_stage=lambda stage, found, did: found and done.append((stage, did)))
+    assert done == [(stage, did) for did in (Did.RAN, Did.NOTHING) for stage in manifest.STAGES]
 
 
 @pytest.mark.slow
@@ -215,6 +217,19 @@ def test_a_ledger_part_cut_short_is_made_again_and_compaction_changes_nothing(
     assert (done.parts_after, done.rows_after) == (1, rows)
     assert hashes(run(ledger=ledger, output=str(tmp_path / "three"))) == first
     assert manifest.require(str(tmp_path / "three"), "augment").counts["generated"] == 0
+
+
+def test_names_that_look_like_patterns(run: Callable[..., str], tmp_path: Path, byte_tokenizer: str) -> None:
+    """Runs on one ledger buy each generation once, whatever it and the outputs are called."""
+    ledger = str(tmp_path / "led[v1]")
+    generated = []
+    for name in ("out[1]", "out?x", "a::b/o"):
+        output = run(ledger={"path": ledger}, output=str(tmp_path / name))
+        generated.append(manifest.require(output, "augment").counts["generated"])
+        assert source_texts(output, byte_tokenizer) == {d["id"]: d["text"] for d in documents()}
+        assert verify(output).problems == []
+    keys = Counter(row.key for row in read_ledger(ledger))
+    assert generated == [len(keys), 0, 0] and set(keys.values()) == {1}
 
 
 @pytest.mark.slow

@@ -110,3 +110,19 @@ def test_the_hub_comes_with_the_package() -> None:
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(RequestError, match=r"nonsense://x/y: no filesystem for nonsense://"):
         storage.filesystem("nonsense://x/y")
+
+
+def test_a_temporary_file_that_stays_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a store that became read-only both fail; what matters is what the file was to be."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ZeroDivisionError), storage.publish(str(tmp_path / "file")) as out:
+        out.write(b"half")
+        raise ZeroDivisionError
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(MillError, match=r"cannot write .*file: Read-only"):
+        storage.write_bytes(str(tmp_path / "file"), b"whole")
+    assert not (tmp_path / "file").exists()

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sharding.errors import MillError
 from sharding.models import quick_tokenizer
-from sharding.models.store import model_fingerprint, model_home, resolve_model
+from sharding.models.store import model_home
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 CONTROL = ["<|endoftext|>", "<|im_end|>", "<think>", "</think>", "</s>"]
@@ -357,33 +357,6 @@ def test_load_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MillError, match=r"nobody/no-such-model.*can't be reached.*models fetch"):
         load_tokenizer("nobody/no-such-model")
-
-
-def test_models_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THOUGHTMILL_HOME", str(tmp_path))
-    assert model_home() == tmp_path / "models"
-    assert resolve_model("small") == "small"
-    (tmp_path / "models" / "small").mkdir(parents=True)
-    assert resolve_model("small") == str(tmp_path / "models" / "small")
-    assert resolve_model(str(tmp_path)) == str(tmp_path)
-    for name in ("", " ", "./missing", str(tmp_path / "missing")):
-        with pytest.raises(MillError):
-            resolve_model(name)
-    monkeypatch.delenv("THOUGHTMILL_HOME")
-    assert model_home().parts[-3:] == (".cache", "thoughtmill", "models")
-
-
-def test_the_fingerprint_follows_config_tokenizer_and_weights(tmp_path: Path) -> None:
-    assert model_fingerprint("some/model") == "main"
-    assert model_fingerprint("some/model", "v1") == "v1"
-    seen = {model_fingerprint(str(tmp_path))}
-    changes = [("config.json", "{}"), ("tokenizer.json", "{}"), ("config.json", "{ }"), ("a.safetensors", "12")]
-    for count, (name, content) in enumerate([*changes, ("b.safetensors", "12"), ("a.safetensors", "123")], start=2):
-        (tmp_path / name).write_text(content)
-        seen.add(model_fingerprint(str(tmp_path)))
-        assert len(seen) == count
-    (tmp_path / "README.md").write_text("notes")
-    assert model_fingerprint(str(tmp_path)) in seen
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""Values: what the gains are made of, what copying is worth, and that a user's own value is found."""
+"""Values: what the gains are made of, that copying has no value, and that a user's own value is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from augment.selection.values import needs_continuation, needs_controls, value_class, value_digest
 from augment.selection.values.gain import BLOCK_TOKENS, ContinuationGain, SelfGain, chosen_by, copied_part
-from augment.selection.values.protocol import Case, Worth
+from augment.selection.values.protocol import Trial, Valuation
 from augment.traces import Trace
 from difficulty.config import DifficultyConfig
 from difficulty.scorers import make_scorer
@@ -24,10 +24,10 @@ def trace(text: str, thought_tokens: int = 10) -> Trace:
     return Trace(text=text, closed="natural", finish_reason="stop", thought_tokens=thought_tokens)
 
 
-def case(
+def trial(
     traces: Sequence[str], controls: Sequence[str] = (), source: str = "The segment.", after: str = " Next."
-) -> Case:
-    return Case(
+) -> Trial:
+    return Trial(
         segment_id="d#0",
         tier="deep",
         source_text=source,
@@ -58,12 +58,12 @@ def test_continuation_gain_is_measured_against_the_controls_and_on_tokens_not_ch
             "another": [3.0, 1.0, 4.0, 1.0],  # gains 0, 0, 1, 0
         }
     )
-    good, bad = ContinuationGain(table, threshold_nats=2.0).worths(case(["good", "bad"], ["other", "another"]))
+    good, bad = ContinuationGain(table, threshold_nats=2.0).valuations(trial(["good", "bad"], ["other", "another"]))
     assert table.calls == [(["", "good", "bad", "other", "another"], "The segment. Next.", len("The segment."))]
     # The control gains 0.25, 0, 0.5, -0.25. Of four tokens the first two choose, the last two report; each half is
     # scaled up to the whole.
-    assert good == Worth(value=1.5, gain_nats=5.5, control_nats=0.5, hard_gain_nats=4.25, heldout_nats=8.5)
-    assert bad == Worth(value=-1.5, gain_nats=-0.5, control_nats=0.5, hard_gain_nats=-1.25, heldout_nats=-0.5)
+    assert good == Valuation(value=1.5, gain_nats=5.5, control_nats=0.5, hard_gain_nats=4.25, heldout_nats=8.5)
+    assert bad == Valuation(value=-1.5, gain_nats=-0.5, control_nats=0.5, hard_gain_nats=-1.25, heldout_nats=-0.5)
 
 
 def test_self_gain_is_measured_against_what_the_trace_copies() -> None:
@@ -71,8 +71,8 @@ def test_self_gain_is_measured_against_what_the_trace_copies() -> None:
     table = Table(
         {"": [4.0, 4.0], "so one two three, or five": [1.0, 3.0], "one two three": [2.0, 3.5], "nothing": [3.0, 4.0]}
     )
-    copier, own = SelfGain(table, threshold_nats=2.0).worths(
-        case(["so one two three, or five", "nothing"], source=source)
+    copier, own = SelfGain(table, threshold_nats=2.0).valuations(
+        trial(["so one two three, or five", "nothing"], source=source)
     )
     assert table.calls[0][0] == ["", "so one two three, or five", "nothing", "one two three", ""]
     assert (copier.gain_nats, copier.control_nats) == (4.0, 2.5)
@@ -104,16 +104,16 @@ def test_the_two_halves_share_no_token_and_are_about_equal(num_tokens: int) -> N
 
 
 def test_without_a_continuation_there_is_no_value() -> None:
-    worths = ContinuationGain(lambda prefixes, text, skipped: np.empty((len(prefixes), 0), np.float32), 2.0).worths(
-        case(["a", "b"], after="")
-    )
-    assert [worth.value for worth in worths] == [None, None]
+    valuations = ContinuationGain(
+        lambda prefixes, text, skipped: np.empty((len(prefixes), 0), np.float32), 2.0
+    ).valuations(trial(["a", "b"], after=""))
+    assert [valuation.value for valuation in valuations] == [None, None]
 
 
 # --- a user's own value -----------------------------------------------------------------------------------------------
 
 BREVITY = '''
-from augment.values import Worth
+from augment.selection.values.protocol import Valuation
 
 
 class Brevity:
@@ -125,8 +125,8 @@ class Brevity:
     def __init__(self, nats_after, threshold_nats):
         pass
 
-    def worths(self, case):
-        return [Worth(value=-len(trace.text)) for trace in case.traces]
+    def valuations(self, trial):
+        return [Valuation(value=-len(trace.text)) for trace in trial.traces]
 '''
 
 
@@ -135,7 +135,7 @@ def test_a_value_in_a_file_of_the_user(tmp_path: Path) -> None:
     file.write_text(BREVITY)
     name = f"{file}:Brevity"
     made = value_class(name)(None, 2.0)
-    assert [worth.value for worth in made.worths(case(["long one", "short"]))] == [-8, -5]
+    assert [valuation.value for valuation in made.valuations(trial(["long one", "short"]))] == [-8, -5]
     assert not needs_continuation(name) and not needs_controls(name)
     before = value_digest(name)
     file.write_text(BREVITY + "\n# changed\n")
@@ -222,7 +222,7 @@ def test_a_trace_that_copies_the_segment_gains_nothing_on_what_follows(scorer: S
     copies, informed = [], []
     for source, after, other in cases:
         knowing = "What comes next: " + after[: len(after) // 2]
-        copy, knows = value.worths(case([source, knowing], [other], source, after))
+        copy, knows = value.valuations(trial([source, knowing], [other], source, after))
         copies.append((copy.gain_nats or 0) - (copy.control_nats or 0))
         informed.append((knows.gain_nats or 0) - (knows.control_nats or 0))
     # On text it doesn't show, the copy gains little or nothing; a trace that knows what comes gains a lot.
@@ -230,6 +230,6 @@ def test_a_trace_that_copies_the_segment_gains_nothing_on_what_follows(scorer: S
     assert all(knows > copy for knows, copy in zip(informed, copies, strict=True))
     # Raw gain on the segment itself rewards the copy with most of the segment's nats; its control takes them back.
     source, after, _ = cases[0]
-    [worth] = SelfGain(scorer.nats_after, 2.0).worths(case([source], source=source, after=after))
-    assert worth.gain_nats is not None and worth.value is not None
-    assert worth.gain_nats > 100 and abs(worth.value) < 0.05 * worth.gain_nats
+    [valuation] = SelfGain(scorer.nats_after, 2.0).valuations(trial([source], source=source, after=after))
+    assert valuation.gain_nats is not None and valuation.value is not None
+    assert valuation.gain_nats > 100 and abs(valuation.value) < 0.05 * valuation.gain_nats

@@ -26,7 +26,7 @@ from augment.ledger.reading import finished_keys, read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
-from pipelines.planning import trace_planner
+from pipelines.joints import trace_planner
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -71,7 +71,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
 
 def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
     finished = FinishedSince(str(tmp_path), NOW_MS)
-    finished.add(row(1).key, 7)
+    finished.add(row(1, thought_tokens=7))
     assert finished.tokens(row(1).key) == 7
     parts.write_part(str(tmp_path), [row(1, thought_tokens=7)])
     finished.refresh()
@@ -262,6 +262,18 @@ def test_when_failures_stop_a_run(
     one.close()
 
 
+def test_rows_that_cannot_be_written_do_not_hide_why_everything_ends(tmp_path: Path) -> None:
+    """The stage calls `close_all` in a `finally`."""
+    (tmp_path / "file").write_text("no folder")
+    one = worker.begin_bundle(order(tmp_path, ledger_url=str(tmp_path / "file" / "ledger")))
+    one.keep(row(1))
+    with pytest.raises(TooManyFailures):
+        try:
+            raise TooManyFailures("of the first 100")
+        finally:
+            worker.close_all()
+
+
 # --- heartbeats -------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +307,25 @@ def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path) -> None:
     beat.close()
     assert list((tmp_path / "alive").glob("*")) == []
     assert not [thread for thread in threading.enumerate() if "heartbeat" in thread.name]
+
+
+def test_a_beat_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    looked: list[int] = []
+
+    def changing() -> dict[str, Any]:
+        looked.append(1)
+        if len(looked) == 1:
+            raise RuntimeError("dictionary changed size during iteration")
+        return busy()
+
+    folder = str(tmp_path / "alive")
+    beat = Heartbeat(folder, changing, beat_s=0.05)
+    beat.begin()
+    deadline = time.monotonic() + 5
+    while not read_beats(folder, time.time()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    beat.close()
 
 
 def test_what_dead_processes_left_is_cleared(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from augment.feeding.stats import FeederStats
 from sharding import storage
 from sharding.errors import MillError
@@ -75,7 +77,7 @@ class Heartbeat:
     def _run(self) -> None:
         idle = False
         while True:
-            self._write()
+            self._try(self._write)  # a beat that fails must not be the last one
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, self._beat_s)
                 # Bundles follow each other closely: one without any in between is kept, two are not.
@@ -104,7 +106,7 @@ class Heartbeat:
             "models": models,
             "tokens_per_second": max(0, tokens - before) / (now - since) if now > since else None,
         }
-        self._try(lambda: storage.write_json(self._url, beat))
+        storage.write_json(self._url, beat)
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
@@ -116,10 +118,9 @@ class Heartbeat:
 def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
     """The heartbeats of processes that are alive at the Unix time `now`; none where they can't be read."""
     try:
-        fs, path = storage.filesystem(folder)
-        fs.invalidate_cache()
-        beats = [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path.rstrip('/')}/*.json"))]
-    except (OSError, ValueError, MillError) as error:
+        names = [name for name in storage.list_names(folder) if name.endswith(".json")]
+        beats = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
+    except (ValueError, MillError) as error:
         logger.debug("heartbeats in %s: %s", folder, error)
         return []
     return [beat for beat in beats if abs(now - beat["at"]) <= STALE_S]
@@ -128,8 +129,10 @@ def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
 def clear_beats(folder: str) -> None:
     """Take away what processes that were killed have left; called when a run has ended."""
     try:
+        for name in storage.list_names(folder):
+            storage.remove(storage.join(folder, name))
         fs, path = storage.filesystem(folder)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        if isinstance(fs, LocalFileSystem) and fs.exists(path):
+            fs.rmdir(path)  # an object store has no folders
     except (OSError, MillError) as error:
         logger.debug("heartbeats in %s: %s", folder, error)

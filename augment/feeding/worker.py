@@ -5,6 +5,7 @@ Between the transforms, whose bundles come and go, and the feeders of `augment.f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Worker:
             self._completed += 1
         if self.finished.tokens(row.key) is None:  # two bundles may have asked for it
             self._writer.add(row)
-            self.finished.add(row.key, row.thought_tokens)
+            self.finished.add(row)
 
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""
@@ -178,4 +179,5 @@ def close_all() -> None:
         workers = list(_workers.values())
         _workers.clear()
     for one in workers:
-        one.close()
+        with contextlib.suppress(MillError):  # was logged, and must not hide why everything ends
+            one.close()

@@ -21,8 +21,7 @@ from sharding.records.arrow import from_batch, to_batch
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
 from sharding.storage.arrow_files import BATCH_BYTES, chunks, record_size_bytes
-from sharding.storage.files import filesystem, join, read_bytes, write_bytes
-from sharding.storage.retries import patiently
+from sharding.storage.files import join, list_names, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +55,8 @@ def ledger_parts(ledger_url: str, since_ms: int = 0) -> list[str]:
     Raises:
         MillError: the store can't be listed.
     """
-    fs, path = filesystem(ledger_url)
-
-    def ask() -> list[str]:
-        fs.invalidate_cache()
-        return list(fs.glob(f"{path.rstrip('/')}/part-*.arrow"))
-
-    names = (name.rsplit("/", 1)[-1] for name in patiently("list", ledger_url, fs, ask))
-    return sorted(join(ledger_url, name) for name in names if since_ms == 0 or _written_ms(name) >= since_ms)
+    names = [name for name in list_names(ledger_url) if name.startswith("part-") and name.endswith(".arrow")]
+    return [join(ledger_url, name) for name in names if since_ms == 0 or _written_ms(name) >= since_ms]
 
 
 def part_batches(url: str, columns: Sequence[str] | None = None) -> list[pa.RecordBatch] | None:

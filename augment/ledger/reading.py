@@ -3,7 +3,7 @@
 Written by the augment stage while it generates, read when it starts (to leave out what is there), by select, and by
 `thoughtmill status` from another machine. A part appears whole or not at all; what it looks like, and how a damaged one
 is recognised, is in `augment.ledger.parts`. Rows with equal keys, from bundles that were run twice, collapse to one by
-`choose`.
+`choose`, everywhere, so that what is counted is what is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from sharding.records.base import encode
 from sharding.records.types import LedgerRow
 
 logger = logging.getLogger(__name__)
+
+RANK = ("finished_at", "thought_tokens")
+"""Of rows with equal keys that of the least rank stands for all; see `choose`."""
 
 
 def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterator[LedgerRow]:
@@ -38,14 +41,15 @@ def finished_keys(ledger_url: str) -> set[str]:
 
 
 def choose(rows: Iterable[LedgerRow]) -> LedgerRow:
-    """The row that stands for rows with equal keys: the earliest, and among equals the least in bytes.
+    """The row that stands for rows with equal keys: the earliest, of equals the shorter, then the least in bytes.
 
-    Depends on the rows alone, not on their order or the parts they came from.
+    Depends on the rows alone, not on their order or the parts they came from. Who counts needs the columns of `RANK`
+    alone: rows that are equal in them count the same.
 
     Raises:
         ValueError: there are no rows.
     """
-    return min(rows, key=lambda row: (row.finished_at, row.text, encode(row)))
+    return min(rows, key=lambda row: (*(getattr(row, column) for column in RANK), row.text, encode(row)))
 
 
 def collapse_duplicates(rows: Iterable[LedgerRow]) -> list[LedgerRow]:

@@ -15,7 +15,9 @@ import time
 import numpy as np
 
 from augment.ledger.parts import ledger_parts, part_batches
+from augment.ledger.reading import RANK
 from sharding.errors import MillError
+from sharding.records.types import LedgerRow
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +30,16 @@ REFRESH_SHARE = 0.05
 
 _MAX_CHUNKS = 16
 
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Hashes of keys, finished_at and thought_tokens, sorted by all three."""
+
 
 class FinishedSince:
     """The generations of one run that are in the ledger, or on their way there through this process.
 
-    Takes 12 bytes of memory a generation: 64 bits of a hash of its key, and its tokens. Among 10 million generations of
-    a run, one in a million runs mistakes a key for another.
+    Takes 20 bytes of memory a generation: 64 bits of a hash of its key, and what `reading.choose` goes by, so that of
+    two generations with one key that one counts which is kept. Among 10 million generations of a run, one in a million
+    runs mistakes a key for another.
 
     Args:
         ledger_url: the ledger.
@@ -45,15 +51,15 @@ class FinishedSince:
         self._since_ms = since_ms - CLOCK_SKEW_MS
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
-        self._own: dict[str, int] = {}
+        self._own: dict[str, tuple[float, int]] = {}
         self._seen: set[str] = set()
-        self._chunks: list[tuple[np.ndarray, np.ndarray]] = []
+        self._chunks: list[Chunk] = []
         self._next_refresh = 0.0
 
-    def add(self, key: str, thought_tokens: int) -> None:
+    def add(self, row: LedgerRow) -> None:
         """Note a generation that this process has handed to its ledger writer."""
         with self._lock:
-            self._own[key] = thought_tokens
+            self._own[row.key] = (row.finished_at, row.thought_tokens)
 
     def refresh(self) -> None:
         """Look at the parts that are new, unless that was done a moment ago. Never fails."""
@@ -72,26 +78,26 @@ class FinishedSince:
             self._next_refresh = now + max(REFRESH_S, (now - started) / REFRESH_SHARE)
 
     def tokens(self, key: str) -> int | None:
-        """The tokens of a generation that is there, or None."""
+        """The tokens of a generation that is there, of several the one that `reading.choose` takes; or None."""
         wanted = _hash(key)
         with self._lock:
-            if key in self._own:
-                return self._own[key]
-            for hashes, tokens in self._chunks:
+            found = [self._own[key]] if key in self._own else []
+            for hashes, finished_at, tokens in self._chunks:
                 at = int(np.searchsorted(hashes, wanted))
                 if at < len(hashes) and hashes[at] == wanted:
-                    return int(tokens[at])
-        return None
+                    found.append((float(finished_at[at]), int(tokens[at])))
+        return min(found)[1] if found else None
 
     def _read(self, url: str) -> None:
-        for batch in part_batches(url, ("key", "thought_tokens")) or ():
+        for batch in part_batches(url, ("key", *RANK)) or ():
             keys = batch.column("key").to_pylist()
             hashes = np.array([_hash(key) for key in keys], np.uint64)
+            finished_at = batch.column("finished_at").to_numpy()
             tokens = batch.column("thought_tokens").to_numpy().astype(np.uint32)
             with self._lock:
                 for key in keys:
                     self._own.pop(key, None)  # the part has it now
-                self._chunks.append(_sorted(hashes, tokens))
+                self._chunks.append(_sorted(hashes, finished_at, tokens))
                 if len(self._chunks) > _MAX_CHUNKS:
                     self._merge()
 
@@ -99,13 +105,12 @@ class FinishedSince:
         """Make few chunks of many, the small ones first, so that a row is sorted anew only a few times."""
         self._chunks.sort(key=lambda chunk: len(chunk[0]))
         small, large = self._chunks[: _MAX_CHUNKS // 2], self._chunks[_MAX_CHUNKS // 2 :]
-        hashes, tokens = (np.concatenate([chunk[i] for chunk in small]) for i in range(2))
-        self._chunks = [_sorted(hashes, tokens), *large]
+        self._chunks = [_sorted(*map(np.concatenate, zip(*small, strict=True))), *large]
 
 
-def _sorted(hashes: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(hashes)
-    return hashes[order], tokens[order]
+def _sorted(hashes: np.ndarray, finished_at: np.ndarray, tokens: np.ndarray) -> Chunk:
+    order = np.lexsort((tokens, finished_at, hashes))
+    return hashes[order], finished_at[order], tokens[order]
 
 
 def _hash(key: str) -> np.uint64:

@@ -9,9 +9,13 @@ import apache_beam as beam
 from apache_beam.typehints import KV, List, Tuple
 
 from augment.ledger.parts import read_part
+from augment.ledger.reading import collapse_duplicates
 from sharding.beam.counts import COUNTS
 from sharding.beam.joins import GroupRecords
 from sharding.records.types import LedgerRow, Request
+
+FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens", "finished_at")
+"""What `FindMissing` looks at."""
 
 MissingSamples = Tuple[Request, List[int]]
 """A request and the indices of its samples that have to be generated."""
@@ -47,7 +51,7 @@ class FindMissing(beam.PTransform):
     """Joins requests with the ledger: `requests`, the samples still to be generated, and `counts`.
 
     Requests with one key, from segments with one text, become one. Takes {"requests": Request, "rows": LedgerRow},
-    both keyed by request key.
+    both keyed by request key; of the rows, `FOUND_COLUMNS` are enough.
 
     Args:
         num_partitions: see `sharding.beam.shuffle.GroupBytes`.
@@ -74,10 +78,9 @@ def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
         return
     request = min(requests, key=lambda r: (r.doc_id, r.segment_index))
     samples = max(r.samples for r in requests)
-    tokens = {row.sample: row.thought_tokens for row in group[1]["rows"] if row.sample < samples}
-    missing = [sample for sample in range(samples) if sample not in tokens]
+    rows = [row for row in collapse_duplicates(group[1]["rows"]) if row.sample < samples]
+    missing = sorted(set(range(samples)).difference(row.sample for row in rows))
     if missing:
         yield request, missing
-    yield beam.pvalue.TaggedOutput(
-        COUNTS, {"generations": samples, "found": len(tokens), "thought_tokens_found": sum(tokens.values())}
-    )
+    tokens = sum(row.thought_tokens for row in rows)
+    yield beam.pvalue.TaggedOutput(COUNTS, {"generations": samples, "found": len(rows), "thought_tokens_found": tokens})

@@ -6,9 +6,9 @@ where they are used.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -17,9 +17,9 @@ import numpy as np
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing, Generation, GenerationRequest
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
-from augment.requests.keys import make_request, request_key
+from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
-from sharding.models.store import model_fingerprint, resolve_model
+from sharding.models.store import is_commit
 from sharding.models.tokenizer import UnencodableText, load_tokenizer
 from sharding.records.types import LedgerRow, Quarantined, Request, ScoredSegment, sample_key
 
@@ -60,9 +60,28 @@ class TracePlanner:
     tokenizer: str
     _made: dict[str, tuple[PromptBuilder, Closing | None]] = field(default_factory=dict, init=False, compare=False)
     """By tier; made where they are used, as a prompt costs less than its builder."""
+    _decides: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        for name in self.models:
+            self.decides(name)
         return {**self.__dict__, "_made": {}}
+
+    def decides(self, name: str) -> dict[str, Any]:
+        """`what_decides_text` of a model, asked once and carried to every worker: a key is the same on all of them.
+
+        Raises:
+            MillError: the model's revision can't be found out.
+        """
+        if name not in self._decides:
+            self._decides[name] = what_decides_text(self.models[name])
+        return self._decides[name]
+
+    def model(self, name: str) -> ModelConfig:
+        """A model as it is to be loaded: at the commit that its keys name, wherever its branch moves during the run."""
+        model, revision = self.models[name], self.decides(name)["revision"]
+        own_tokenizer = model.engine == "vllm" and "tokenizer" in model.engine_args  # has commits of its own
+        return dataclasses.replace(model, revision=revision) if is_commit(revision) and not own_tokenizer else model
 
     def requests(
         self,
@@ -112,12 +131,9 @@ class TracePlanner:
     def _request(
         self, tier: TierRequest, segment: ScoredSegment, shown_tokens: int, prompt: np.ndarray, builder: PromptBuilder
     ) -> Request:
-        model = self.models[tier.model]
         key = request_key(
-            model=model.name,
-            revision=_revision(model.name, model.revision),
-            engine=model.engine,
-            prompt_token_ids=prompt,
+            self.decides(tier.model),
+            prompt,
             sampling=self.sampling,
             max_tokens=tier.max_tokens,
             min_tokens=tier.min_tokens,
@@ -166,7 +182,7 @@ class TracePlanner:
             segment_id=request.segment_id,
             tier=request.tier,
             model=model.name,
-            revision=_revision(model.name, model.revision),
+            revision=self.decides(request.model)["revision"],
             engine=model.engine,
             engine_version=generation.engine_version,
             prompt=request.prompt,
@@ -194,9 +210,8 @@ class TracePlanner:
     def _tools(self, tier: TierRequest) -> tuple[PromptBuilder, Closing | None]:
         if tier.tier not in self._made:
             training_tokenizer = load_tokenizer(self.tokenizer)
-            builder = prompt_builder(
-                self.models[tier.model], tier.prompt, training_tokenizer, max_context_tokens=CONTEXT_TOKENS
-            )
+            model = self.model(tier.model)
+            builder = prompt_builder(model, tier.prompt, training_tokenizer, max_context_tokens=CONTEXT_TOKENS)
             closing = make_closing(self.closing, tier.max_tokens, builder.encode(self.closing.phrase))
             self._made[tier.tier] = (builder, closing)
         return self._made[tier.tier]
@@ -207,16 +222,10 @@ class TracePlanner:
         """Name of each prompt in use → its version."""
         return {tier.prompt: load_template(tier.prompt).version for tier in self.tiers if tier is not None}
 
-    def versions(self) -> dict[str, str]:
-        """What the stage's result depends on beside the config: versions of prompts and models."""
-        prompts = {f"prompt {name}": version for name, version in self.prompt_versions().items()}
-        models = {f"model {name}": _revision(m.name, m.revision) for name, m in self.models.items()}
-        return prompts | models
-
     def describe(self) -> dict[str, dict[str, Any]]:
         """The models in use, for manifest and card."""
         return {
-            name: {"name": model.name, "revision": _revision(model.name, model.revision), "engine": model.engine}
+            name: {"name": model.name, "revision": self.decides(name)["revision"], "engine": model.engine}
             for name, model in self.models.items()
         }
 
@@ -235,8 +244,3 @@ def first_tokens(segment: ScoredSegment, num_tokens: int) -> ScoredSegment:
         return segment
     per_token = ("input_ids", "surprisal_nats", "entropy_nats", "memory_nats")
     return msgspec.structs.replace(segment, **{name: getattr(segment, name)[:num_tokens] for name in per_token})
-
-
-@lru_cache(maxsize=64)
-def _revision(name: str, revision: str | None) -> str:
-    return model_fingerprint(resolve_model(name), revision)

@@ -21,13 +21,14 @@ class SelectConfig:
     value: str | None = Field(
         default=None,
         min_length=1,
-        description="What a trace is worth: none, continuation_gain, self_gain, length, or your own as file.py:Class; "
-        "null: continuation_gain for tiers with several samples, none for the others.",
+        description=f"What candidates are chosen by: none, {', '.join(BUILT_IN)}, or your own as file.py:Class; null: "
+        "continuation_gain for tiers with several samples and for keep best_above, none for the others.",
     )
     keep: Literal["first", "best", "best_above", "sample", "all"] = Field(
         default="best",
         description="Of the candidates that pass the gates: the first; the best (without a value the first); the best "
-        "if it is worth min_value; one drawn in proportion to exp(value / sample_temperature); or all.",
+        "if it has a value of at least min_value; one drawn in proportion to exp(value / sample_temperature) (without "
+        "a value the first); or all.",
     )
     min_value: float = Field(default=0.0, description="For keep best_above, in the value's unit (nats for gains).")
     sample_temperature: float = Field(default=1.0, gt=0, description="For keep sample, in the value's unit.")
@@ -45,7 +46,7 @@ class SelectConfig:
 
     def values_tier(self, samples: int) -> bool:
         """Whether the traces of a tier with so many samples are valued."""
-        return self.value != "none" and (self.value is not None or samples > 1)
+        return self.value != "none" and (self.value is not None or samples > 1 or self.keep == "best_above")
 
     @model_validator(mode="after")
     def _value_is_there(self) -> SelectConfig:

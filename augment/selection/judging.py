@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -10,8 +10,7 @@ import numpy as np
 from augment.selection.benchmarks.index import BenchmarkIndex, load_index
 from augment.selection.candidates import JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
-from augment.selection.gates import Gate, make_gates
-from augment.selection.gates.subject import Subject
+from augment.selection.gates.gate import Gate, Subject
 from sharding.models.tokenizer import TextTokenizer
 from sharding.records.types import Candidate, ContaminatedDocument, ScoredSegment
 
@@ -20,17 +19,18 @@ CONTAMINATED = "contaminated"
 
 
 def judge(
-    candidate: Candidate, source_text: str, gates: Sequence[Gate], benchmarks: Sequence[str], *, remove: bool
+    candidate: Candidate, source_text: str, gates: Mapping[str, Gate], benchmarks: Sequence[str], *, remove: bool
 ) -> Candidate:
     """The candidate with the gates' reasons against it, in the order of the gates.
 
     Args:
         source_text: the segment, as much of it as the generator was shown.
+        gates: by name, from `GatesConfig.enabled`.
         benchmarks: those that the trace overlaps with.
         remove: whether that is a reason against it.
     """
     subject = Subject(trace=trace_of(candidate), source_text=source_text, prompt=candidate.prompt)
-    reasons = [gate.name for gate in gates if gate.objects(subject)] + candidate.reasons
+    reasons = [name for name, gate in gates.items() if gate.objects(subject)] + candidate.reasons
     if benchmarks and remove:
         reasons.append(CONTAMINATED)
     return msgspec.structs.replace(candidate, reasons=reasons, contaminated=list(benchmarks))
@@ -50,7 +50,7 @@ class DocumentJudge:
 
     def __init__(self, config: SelectConfig, tokenizer: TextTokenizer, valued_tiers: frozenset[str]) -> None:
         self._config, self._tokenizer, self._valued_tiers = config, tokenizer, valued_tiers
-        self._gates = make_gates(config.gates)
+        self._gates = config.gates.enabled()
         self._index: BenchmarkIndex | None = None
         self._remove = False
         if config.decontaminate is not None:

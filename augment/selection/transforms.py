@@ -12,15 +12,17 @@ from augment.selection.account import account_counts
 from augment.selection.candidates import Control, JudgedSegment, make_candidates
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
-from augment.selection.judging import DocumentJudge
-from augment.selection.keeping import decide, make_value
+from augment.selection.judging import CONTAMINATED, DocumentJudge
+from augment.selection.keeping import choose
 from augment.selection.values.protocol import NatsAfter
+from augment.selection.valuing import make_value, valued
 from sharding import tally
+from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, ContaminatedDocument
 
-CONTAMINATED = "contaminated"
+carry_as_records(JudgedSegment, Control)
 
 
 class MakeCandidates(beam.PTransform):
@@ -86,7 +88,7 @@ class _JudgeFn(beam.DoFn):
 
 
 class PickControls(beam.PTransform):
-    """Judged segments → (tier, `augment.selection.controls.ControlPool`): the traces that others are compared with."""
+    """Judged segments → (tier, list of `Control`): the traces that others are compared with."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -151,7 +153,7 @@ class _ChooseFn(beam.DoFn):
         self._value = make_value(self._config, self._nats_after, self._threshold_nats)
 
     def process(self, segment: JudgedSegment, controls: Mapping[str, list[Control]]) -> Iterator[Any]:
-        candidates = decide(segment, self._config, self._value, controls.get(segment.tier, ()))
+        candidates = choose(valued(segment, self._config, self._value, controls.get(segment.tier, ())), self._config)
         tally.add(segments=1, candidates=len(candidates), kept=sum(candidate.kept for candidate in candidates))
         yield from candidates
         yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates))

@@ -82,8 +82,9 @@ class Reader:
     def _as_packed(
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate], packed: Manifest
     ) -> DocumentView:
-        from pipelines.pack import contaminated_urls, encode_delimiters, join_thoughts
+        from pipelines.joints import contaminated_urls
         from sharding.packing.config import config_of
+        from sharding.packing.laying_out import encode_delimiters, join_thoughts
         from sharding.packing.layout import lay_out
         from sharding.packing.mixing import share_of
 

@@ -19,10 +19,9 @@ from difficulty.budget.allocation import Allocation
 from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
+from pipelines.joints import Focus, allocation_of, holdback_of, trace_planner
 from pipelines.plan.evidence import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
-from pipelines.planning import Focus, allocation_of, trace_planner
-from pipelines.shown import shown_of
 from sharding.errors import RequestError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
@@ -166,7 +165,7 @@ def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocati
         planner.models[name] = dataclasses.replace(
             model, engine="rehearsal", urls=(), served_name=None, api_key_env=None, engine_args={}
         )
-    shown, focus = shown_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
     numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
     found = []
     for number, document in enumerate(evidence.sample):

@@ -10,8 +10,7 @@ from typing import Any
 from augment.selection.values import value_digest
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.planning import what_decides_text
-from pipelines.shown import shown_of
+from pipelines.joints import holdback_of, trace_planner
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage.manifest import Manifest
@@ -95,11 +94,12 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
 def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
     """What the measurements depend on: not how much is spent, and not at which price."""
     plain = yaml_config.to_mapping(config.budget)
-    shown = shown_of(config)
+    shown, planner = holdback_of(config), trace_planner(config)
     expectations = ("expected_tokens", "expected_resolution")
     return {
         "tiers": [{k: v for k, v in tier.items() if k not in expectations} for tier in plain["tiers"]],
-        "models": {name: what_decides_text(model) for name, model in sorted(config.models.items())},
+        "models": {name: planner.decides(name) for name in planner.models},
+        "prompts": planner.prompt_versions(),
         "sampling": yaml_config.to_mapping(config.sampling),
         "closing": yaml_config.to_mapping(config.closing),
         "select": yaml_config.to_mapping(config.select),

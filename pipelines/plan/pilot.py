@@ -18,32 +18,30 @@ from augment.feeding import worker
 from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
-from augment.ledger.transforms import FindMissing, ReadLedger
+from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
 from augment.selection.account import stands_for
 from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
 from augment.selection.judging import DocumentJudge
-from augment.selection.keeping import decide, make_value
+from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
-from augment.transforms import generate_with_each
+from augment.selection.valuing import make_value, valued
+from augment.transforms import GenerateMissing
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
+from pipelines.joints import Focus, ScorerNats, holdback_of, trace_planner
 from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
-from pipelines.planning import Focus, trace_planner
-from pipelines.select import ScorerNats
-from pipelines.shown import shown_of
-from pipelines.stage import run_pipeline
+from pipelines.running import run_pipeline
 from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, LedgerRow, Request
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens")
 LEAST_PER_TIER = 4
 """A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
 
@@ -57,14 +55,14 @@ def measure(
         MillError: too much of it failed; what was generated is in the ledger.
     """
     planner = trace_planner(config)
-    requests = _requests(config, planner, evidence, allocation, choose(config, evidence, allocation, count))
+    requests = _requests(config, planner, evidence, allocation, pick_segments(config, evidence, allocation, count))
     _generate(config, planner, requests, beam_args)
     wanted = {request.request_key for _, request in requests}
     rows = collapse_duplicates(row for row in read_ledger(config.ledger_url) if row.request_key in wanted)
     return _measured(config, requests, rows)
 
 
-def choose(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
+def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
     """Ids of the segments to generate: by hash, as many of each tier as its share, but a few of each at least."""
     by_tier: dict[int, list[str]] = {}
     for document in evidence.sample:
@@ -83,7 +81,7 @@ def choose(config: MillConfig, evidence: Evidence, allocation: Allocation, count
 def _requests(
     config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    shown, focus = shown_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):
@@ -116,7 +114,7 @@ def _generate(
             "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing(1)
-        generate_with_each(missing["requests"], planner, config.feeding, order)
+        missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, order)
         try:
             run_pipeline(pipeline, "pilot")
         finally:
@@ -127,7 +125,7 @@ def _measured(
     config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
 ) -> Pilot:
     tokenizer = load_tokenizer(config.tokenizer)
-    judge = DocumentJudge(config.select, tokenizer, frozenset(shown_of(config).valued_tiers))
+    judge = DocumentJudge(config.select, tokenizer, frozenset(holdback_of(config).valued_tiers))
     rows_of: dict[str, list[LedgerRow]] = {}
     for row in rows:
         rows_of.setdefault(row.request_key, []).append(row)
@@ -159,7 +157,7 @@ def _decided(config: MillConfig, segments: Sequence[JudgedSegment]) -> Iterator[
     value = make_value(select, ScorerNats(config.difficulty), config.difficulty.threshold_nats)
     pools = pools_of(segments, select.gain.control_pool) if needs_controls(select.value_name) else {}
     for segment in segments:
-        yield decide(segment, select, value, pools.get(segment.tier, ()))
+        yield choose(valued(segment, select, value, pools.get(segment.tier, ())), select)
 
 
 def _measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:

@@ -24,26 +24,31 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.typehints import KV
 
 from pipelines.beam_options import beam_options, local_shuffle
-from pipelines.pack import contaminated_urls
-from pipelines.stage import run_pipeline
+from pipelines.joints import contaminated_urls
+from pipelines.running import run_pipeline
 from pipelines.verify import documents, splits
 from pipelines.verify.documents import FoundItem, Packing
 from pipelines.verify.files import READ_ERRORS
 from pipelines.verify.report import Problem, limited
 from sharding import hashing, records, storage
 from sharding.beam.counts import COUNTS, AddUpCounts
-from sharding.beam.part_join import PartGroup, joined_documents, part_count, part_groups
+from sharding.beam.part_join import PartGroup, Parts, groups_of, joined_documents
+from sharding.beam.part_names import part_count, part_of
 from sharding.beam.parts import WriteOnce
 from sharding.beam.shuffle import GroupBytes, GroupPartitions
 from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.recovery import items_of
+from sharding.records.families import CONTAMINATED, KEPT, SEGMENTS
 from sharding.records.rows import Row
 from sharding.shards.rows import split_named, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
 TEXTS = "texts"
+
+SEGMENT_COLUMNS = ("input_ids", "source")
+THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids")
 
 BYTES_PER_PROCESS = 1 << 30
 """Without a word on workers, one process for so many bytes: it takes seconds to start."""
@@ -69,13 +74,23 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
         RequestError: a Beam option is unknown.
     """
     options = beam_options(beam_args)
+    try:
+        groups = _groups(output, stages["score"], stages["select"])
+    except MillError as error:
+        return Compared([Problem(output, f"cannot be compared: {error}")], {})
     local = tempfile.mkdtemp(prefix="thoughtmill-verify-")
     folder = options.view_as(GoogleCloudOptions).temp_location or local
     url = storage.join(folder, f"verify-{token_hex(8)}.json")
     try:
         with local_shuffle(options, storage.join(local, "shuffle")):
             pipeline = beam.Pipeline(options=options)
-            _build(pipeline, output, stages, lambda found: storage.write_bytes(url, msgspec.json.encode(found)))
+            _build(
+                pipeline,
+                output,
+                stages["pack"],
+                groups,
+                lambda found: storage.write_bytes(url, msgspec.json.encode(found)),
+            )
             run_pipeline(pipeline, "verify")
         if not storage.exists(url):
             raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
@@ -86,6 +101,10 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     if not found.problems:  # a document that is wrong makes sums wrong
         found.problems += _wrong_counts(output, stages["pack"], found.counts)
     return found
+
+
+def _save(url: str, found: Compared) -> None:
+    storage.write_bytes(url, msgspec.json.encode(found))
 
 
 def _wrong_counts(output: str, packed: Manifest, counts: Mapping[str, int]) -> Iterator[Problem]:
@@ -110,15 +129,23 @@ def local_workers(workers: int | None, size_bytes: int) -> list[str]:
     return [f"--direct_num_workers={number}", "--direct_running_mode=multi_processing"] if number > 1 else []
 
 
+def _groups(output: str, scored: Manifest, selected: Manifest) -> list[PartGroup]:
+    """What is compared with the items of each part."""
+    return groups_of(
+        Parts.of(output, scored, SEGMENTS, SEGMENT_COLUMNS),
+        Parts.of(output, selected, KEPT, THOUGHT_COLUMNS),
+        Parts("select", CONTAMINATED, contaminated_urls(output, selected)),
+    )
+
+
 def _build(
-    pipeline: beam.Pipeline, output: str, stages: Mapping[str, Manifest], save: Callable[[Compared], None]
+    pipeline: beam.Pipeline,
+    output: str,
+    packed: Manifest,
+    groups: Sequence[PartGroup],
+    save: Callable[[Compared], None],
 ) -> None:
-    scored, selected, packed = (stages[stage] for stage in ("score", "select", "pack"))
-    segments = manifest.file_urls(output, scored, "segments")
-    groups = part_groups(
-        segments, manifest.file_urls(output, selected, "kept"), contaminated_urls(output, selected)
-    )  # fmt: skip
-    num_parts = part_count(segments)
+    num_parts = part_count(groups[0].scored.urls if groups else ())
     shards = packed.files.get("shards", [])
     packing = Packing.of(output, packed)
     items = (
@@ -167,13 +194,9 @@ def _nothing(part: int) -> tuple[int, bytes]:
     return part, b""
 
 
-def _number(part_url: str) -> int:
-    return int(part_url.rpartition("-of-")[0].rpartition("-")[2])
-
-
 class _CompareFn(beam.DoFn):
     def __init__(self, groups: Sequence[PartGroup], packing: Packing, *, several_splits: bool) -> None:
-        self._groups = {_number(group.segments): group for group in groups}
+        self._groups = {part_of(group.scored.urls[0])[0]: group for group in groups}
         self._packing, self._several_splits = packing, several_splits
 
     def process(self, part: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
@@ -186,20 +209,21 @@ class _CompareFn(beam.DoFn):
         problems: list[Problem] = []
         counts = Counter[str]()
         group = self._groups.get(number)
+        where = group.scored.urls[0] if group else self._packing.folder
         try:
             for document in joined_documents(group) if group else ():
-                there = items.pop(document.doc_id, [])
+                doc_id = document.scored.doc_id
+                there = items.pop(doc_id, [])
                 counts["documents"] += 1
-                problems += documents.compare(document, there, self._packing, group.segments if group else "", counts)
-                if self._several_splits and there:
+                problems += documents.compare(document, there, self._packing, where, counts)
+                if self._several_splits:
                     for split in sorted({split_named(found.shard) for found in there}):
-                        text = splits.text_record(document.doc_id, document.input_ids, split)
+                        text = splits.text_record(doc_id, document.scored.input_ids, split)
                         yield beam.pvalue.TaggedOutput(TEXTS, text)
         except (*READ_ERRORS, AssertionError) as error:
-            problems.append(Problem(group.segments if group else "", f"cannot be compared: {error}"))
+            problems.append(Problem(where, f"cannot be compared: {error}"))
             items.clear()
         for strangers in items.values():
             problems.append(Problem(self._packing.at(strangers[0]), "no document of this id was scored"))
-        where = group.segments if group else self._packing.folder
         yield from ((problem.where, problem.what) for problem in limited(problems, where))
         yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))

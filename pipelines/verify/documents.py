@@ -21,6 +21,7 @@ from sharding.packing.layout import Layout
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import PlacedThought, source_of, thoughts_of
 from sharding.records.base import Record
+from sharding.records.families import CONTAMINATED, KEPT
 from sharding.records.rows import Item, TokenType
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -89,23 +90,23 @@ def compare(
     """What is wrong with a document in the shards.
 
     Args:
-        document: what was scored and kept.
+        document: what was scored, "kept", and "contaminated" where that is left out.
         items: all that the shards hold of it.
         packing: how it was to be packed.
         part_url: the scored part, where nothing else can be named.
         counts: gets what the document adds to the counts of the pack stage.
     """
-    share = mixing.share_of(
-        document.doc_id, document.source, packing.config, contaminated=document.contaminated
-    )  # fmt: skip
-    counts.update(mixing.share_counts(share, len(document.input_ids), len(document.thoughts)))
+    scored, thoughts = document.scored, document.beside[KEPT.name]
+    contaminated = bool(document.beside[CONTAMINATED.name])
+    share = mixing.share_of(scored.doc_id, scored.source, packing.config, contaminated=contaminated)
+    counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
     if items and not share.copies:
         why = "it overlaps with a benchmark" if share.why_not == "contaminated" else "its source's weight leaves it out"
         return [Problem(packing.at(items[0]), f"should be in no shard: {why}")]
     pieces: dict[int, list[FoundItem]] = {}
     for found in sorted(items, key=lambda found: (found.item.source_start, found.shard, found.row)):
         pieces.setdefault(found.item.source_start, []).append(found)
-    counts["rows_left_out_documents"] += (share.copies - len(pieces.get(0, ()))) * bool(len(document.input_ids))
+    counts["rows_left_out_documents"] += (share.copies - len(pieces.get(0, ()))) * bool(len(scored.input_ids))
     problems = list(_wrong_sources(document, pieces, packing))
     if not problems:
         problems = list(_wrong_coverage(document, pieces, share, packing, part_url))
@@ -116,7 +117,7 @@ def _wrong_sources(
     document: JoinedDocument, pieces: Mapping[int, Sequence[FoundItem]], packing: Packing
 ) -> Iterator[Problem]:
     """Items whose source is not the stretch of the document that they name, or that lack its end."""
-    tokens = document.input_ids
+    tokens = document.scored.input_ids
     end = np.array(packing.document_end)
     for start, copies in pieces.items():
         for found in copies:
@@ -140,8 +141,8 @@ def _wrong_coverage(
     part_url: str,
 ) -> Iterator[Problem]:
     """Source that is missing or there too often. Every piece in `pieces` is what it says."""
-    where = at(part_url, None, document.doc_id)
-    num_tokens = len(document.input_ids)
+    where = at(part_url, None, document.scored.doc_id)
+    num_tokens = len(document.scored.input_ids)
     lengths = {start: {len(source_of(copy.item)) for copy in copies} for start, copies in pieces.items()}
     there = sum(len(copies) * max(lengths[start]) for start, copies in pieces.items())
     if not packing.rows_are_left_out and num_tokens and share.copies and not pieces:
@@ -198,12 +199,12 @@ def _wrong_thoughts(
             if not (problems or _same_items(found.item, copies[0].item)):
                 problems.append(Problem(packing.at(found), "is not the same as in its other copies"))
         first = after
-    given = 0 if share.raw else share.copies * len(document.thoughts)
+    given = 0 if share.raw else share.copies * len(document.beside[KEPT.name])
     counts["thoughts"] += placed
     counts["thoughts_dropped"] += given - placed
     lost = share.copies * len(kept) - placed
     if lost and not (problems or packing.thoughts_are_dropped or packing.rows_are_left_out):
-        where = at(part_url, None, document.doc_id)
+        where = at(part_url, None, document.scored.doc_id)
         problems.append(
             Problem(where, f"{lost} of the {share.copies * len(kept)} thoughts kept for it are in no shard")
         )
@@ -218,11 +219,11 @@ def _same_items(one: Item, other: Item) -> bool:
 
 def _kept(document: JoinedDocument) -> list[_Thought]:
     """The thoughts in the order in which they are to stand; empty ones never do."""
-    starts = document.segment_starts.tolist()
-    ends = [*starts[1:], len(document.input_ids)]
+    starts = document.scored.segment_starts.tolist()
+    ends = [*starts[1:], len(document.scored.input_ids)]
     return [
         _Thought(thought.input_ids, starts[thought.segment_index], ends[thought.segment_index])
-        for thought in sorted(document.thoughts, key=lambda t: (t.segment_index, t.sample, t.key))
+        for thought in sorted(document.beside[KEPT.name], key=lambda t: (t.segment_index, t.sample, t.key))
         if len(thought.input_ids)
     ]
 

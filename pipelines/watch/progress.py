@@ -3,8 +3,9 @@
     steps ─► sharding.tally ─┐
     plan, ledger, heartbeats ┴► snapshot ─► panel | log line | stages/progress.json, for `status` from elsewhere
 
-A thread of its own looks now and then. It never spends more than a hundredth of the time on looking, and whatever goes
-wrong in it is no reason for a run to fail.
+A thread of its own looks now and then, while this run is at work: one that is refused because another is at work on the
+output leaves what that one has published. It never spends more than a hundredth of the time on looking, and whatever
+goes wrong in it is no reason for a run to fail.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -61,6 +63,7 @@ class Progress:
         self._began = 0.0
         self._generation: dict[str, Any] | None = None
         self._look_again = 0.0
+        self._run_id = secrets.token_hex(8)
 
     def _is_live(self) -> bool:
         return self._console.is_terminal and not self._quiet
@@ -80,10 +83,11 @@ class Progress:
             self._live.stop()
         self._warning.leave()
         with contextlib.suppress(Exception):
-            storage.remove(self._url)
+            if json.loads(storage.read_bytes(self._url)).get("run") == self._run_id:
+                storage.remove(self._url)
 
     def stage(self, name: str | None) -> None:
-        """A stage begins; None: it has ended."""
+        """A stage begins, and this run may write to the output; None: it has ended."""
         tally.clear()
         self._generation, self._look_again = None, 0.0
         self._began = time.monotonic()
@@ -102,6 +106,7 @@ class Progress:
         counts = tally.read()
         return {
             "stage": stage,
+            "run": self._run_id,
             "at": time.time(),
             "elapsed_s": elapsed_s,
             "counts": counts,

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.parts import every_part
+from augment.ledger.reading import RANK
 from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
 from pipelines.card.facts import REHEARSAL_NOTICE
@@ -153,7 +154,8 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
     table = pa.concat_tables([nothing, *tables])
     models = np.repeat(np.array(list(found), object), [len(each) for each in tables])
     codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.unique(codes, return_index=True)[1]  # of the rows with one key
+    order = np.lexsort([*(table[column].to_numpy() for column in reversed(RANK)), codes])
+    first = order[np.unique(codes[order], return_index=True)[1]]  # of the rows with one key the one that is kept
     return _Done(
         tiers=np.array(table["tier"].to_pylist(), object)[first],
         models=models[first],

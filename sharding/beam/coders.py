@@ -1,4 +1,8 @@
-"""The coder by which Beam carries records between workers."""
+"""The coder by which Beam carries records between workers; without it they would be pickled.
+
+Those of `sharding.records` are registered as soon as anything of `sharding.beam` is imported. A record type of another
+package is registered by the module whose transforms give it.
+"""
 
 from __future__ import annotations
 
@@ -39,5 +43,10 @@ class RecordCoder(coders.Coder):
         return hash(self._kind)
 
 
-for _kind in Record.__subclasses__():
-    coders.registry.register_coder(_kind, RecordCoder)
+def carry_as_records(*kinds: type[Record]) -> None:
+    """Has Beam carry these record types by `RecordCoder`."""
+    for kind in kinds:
+        coders.registry.register_coder(kind, RecordCoder)
+
+
+carry_as_records(*(kind for kind in vars(records).values() if isinstance(kind, type) and issubclass(kind, Record)))

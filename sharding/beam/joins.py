@@ -1,4 +1,4 @@
-"""Joining records by key. A Beam transform."""
+"""Joins: of records by key, through a shuffle, and of parts that fit together, without one. Beam transforms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import apache_beam as beam
 from apache_beam.typehints import KV
 
 from sharding import records
+from sharding.beam.part_join import JoinedDocument, Parts, groups_of, joined_documents
 from sharding.beam.shuffle import GroupBytes
 from sharding.records.base import Record
 
@@ -42,6 +43,39 @@ class GroupRecords(beam.PTransform):
 
         grouped = tagged | "Group" >> GroupBytes(self._num_partitions)
         return grouped | "Sort out" >> beam.MapTuple(sort_out)
+
+
+class JoinParts(beam.PTransform):
+    """Scored documents with what other stages say of them, merged part by part: nothing is shuffled.
+
+        pipeline | JoinParts(
+            Parts.of(output, scored, SEGMENTS, ["input_ids"]), Parts.of(output, augmented, REQUESTS)
+        )
+
+    gives a `JoinedDocument` for each scored document, also for those of which nothing is said: its tokens, and its
+    records under "requests". Needs families that were dealt out by document id to the same number of parts, each part
+    sorted by document: see `sharding.beam.part_join`.
+
+    Args:
+        scored: of the family "segments".
+        beside: of any other families.
+
+    Raises:
+        MillError: (at once) two stages dealt out to different numbers of parts; (on reading) a part is not what it has
+            to be. Names the stage to make anew.
+    """
+
+    def __init__(self, scored: Parts, *beside: Parts) -> None:
+        super().__init__()
+        self._groups = groups_of(scored, *beside)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Parts" >> beam.Create(self._groups, reshuffle=False)
+            | "To workers" >> beam.Reshuffle()
+            | "Merge" >> beam.FlatMap(joined_documents).with_output_types(JoinedDocument)
+        )
 
 
 def _tagger(tag: int) -> Callable[[str, Record], tuple[str, bytes]]:

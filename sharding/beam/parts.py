@@ -12,6 +12,7 @@ import apache_beam as beam
 from apache_beam.typehints import KV
 
 from sharding import hashing, records, storage
+from sharding.beam.part_names import part_name
 from sharding.beam.shuffle import GroupPartitions
 from sharding.records.base import Record
 from sharding.records.families import Family
@@ -80,11 +81,6 @@ class WriteParts(beam.PTransform):
         members = sorted((records.decode(kind, value) for value in values), key=family.sort_key)
         rows = members if rows_of is None else (row for member in members for row in rows_of(member))
         return storage.write_part(storage.join(self._folder, name), rows, self._schema, name=name)
-
-
-def part_name(family: str, index: int, num_parts: int) -> str:
-    """File name of a part, such as "segments-00003-of-00016.arrow"."""
-    return f"{family}-{index:05d}-of-{num_parts:05d}.arrow"
 
 
 class WriteOnce(beam.PTransform):

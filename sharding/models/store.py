@@ -4,21 +4,42 @@ Every stage names models the way the config does; `resolve_model` turns that nam
 `model_fingerprint` into what manifests and ledgers record, so that a changed model is noticed.
 """
 
+import contextlib
 import hashlib
 import os
+import re
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sharding.errors import MillError
 
 HOME_VARIABLE = "THOUGHTMILL_HOME"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-_HASHED_FILES = ("config.json", "tokenizer.json")
+_LOADED_SUFFIXES = (
+    *(".safetensors", ".bin", ".gguf", ".pt", ".pth"),
+    *(".json", ".jinja", ".model", ".tiktoken", ".txt", ".py"),
+)
+"""Weights; then configs, tokenizers, chat templates and a model's own code."""
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_DIGEST_BYTES = 16
+_FRESH_S = 2.0
+"""A file that changed less than this before it was read may change again and look as if it hadn't."""
+
+_HUB_TIMEOUT_S = 20.0
+_digests: dict[tuple[str, int, int, int], str] = {}
+
+
+def mill_home() -> Path:
+    """The folder for what is kept between runs: $THOUGHTMILL_HOME, or ~/.cache/thoughtmill."""
+    home = os.environ.get(HOME_VARIABLE)
+    return Path(home) if home else Path.home() / ".cache" / "thoughtmill"
 
 
 def model_home() -> Path:
     """The folder that `thoughtmill models fetch` fills: $THOUGHTMILL_HOME/models, or ~/.cache/thoughtmill/models."""
-    home = os.environ.get(HOME_VARIABLE)
-    return (Path(home) if home else Path.home() / ".cache" / "thoughtmill") / "models"
+    return mill_home() / "models"
 
 
 def resolve_model(name: str) -> str:
@@ -37,30 +58,104 @@ def resolve_model(name: str) -> str:
         return str(folder)
     if name.startswith(("/", ".", "~")):
         raise MillError(f"model {name!r}: there is no such folder")
-    stored = model_home() / name
-    return str(stored) if stored.is_dir() else name
+    with contextlib.suppress(RuntimeError):  # a user without a home has no store
+        stored = model_home() / name
+        return str(stored) if stored.is_dir() else name
+    return name
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision or fingerprint is a commit of the hub, which never changes."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def model_fingerprint(path_or_id: str, revision: str | None = None) -> str:
-    """What tells one version of a model from another.
+    """What tells one version of a model from another: it follows what would be loaded, not what that is called.
+
+    The first look at a folder reads its weights, at about a second a gigabyte and core, several files side by side (as
+    fast as the disk, where that is slower). The digest of each file is then kept in `mill_home()` under its path, size
+    and times of change to the nanosecond, for all processes and later runs, which ask for no more than that. Without a
+    folder that can be written each process reads the weights once.
 
     Args:
         path_or_id: as `resolve_model` returns it.
-        revision: the hub revision asked for.
+        revision: the hub revision asked for: a commit, branch or tag; None for its main branch.
 
     Returns:
-        For a local folder 16 hex digits over the content of config.json and tokenizer.json and the names and sizes of
-        the weight files (hashing the weights themselves would take minutes at every start); for a hub id the revision
-        or "main".
+        For a local folder 16 hex digits over names and contents of weights, configs, tokenizer and code; for a hub id
+        the commit that the revision is at: as the hub says, or as the local cache has it where the hub can't be asked.
+
+    Raises:
+        MillError: a file can't be read, or a hub id's commit is not to be had.
     """
     folder = Path(path_or_id)
     if not folder.is_dir():
-        return revision or "main"
+        return revision if revision is not None and is_commit(revision) else _hub_commit(path_or_id, revision or "main")
     digest = hashlib.sha256()
-    for name in _HASHED_FILES:
-        if (folder / name).is_file():
-            digest.update(f"{name}\0".encode() + (folder / name).read_bytes() + b"\0")
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _WEIGHT_SUFFIXES:
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in _LOADED_SUFFIXES and path.is_file())
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            for path, content in zip(paths, pool.map(_content_digest, paths), strict=True):
+                digest.update(f"{path.name}\0{content}\0".encode())
+    except OSError as error:
+        raise MillError(f"model {path_or_id}: cannot be read: {error}") from error
     return digest.hexdigest()[:16]
+
+
+def _content_digest(path: Path) -> str:
+    """The digest of a file's content, read only if it may have changed since it was read last."""
+    path, found = path.resolve(), path.stat()
+    seen = (str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if seen in _digests:
+        return _digests[seen]
+    name = hashlib.blake2b("\0".join(map(str, seen)).encode(errors="surrogateescape"), digest_size=_DIGEST_BYTES)
+    kept = None
+    with contextlib.suppress(OSError, RuntimeError):
+        kept = mill_home() / "fingerprints" / name.hexdigest()
+        known = kept.read_text()
+        if len(known) == 2 * _DIGEST_BYTES:
+            return _digests.setdefault(seen, known)
+    settled = time.time() - max(found.st_mtime, found.st_ctime) > _FRESH_S
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+    after = path.stat()
+    if settled and (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == seen[1:]:
+        _digests[seen] = digest
+        if kept is not None:
+            _keep(kept, digest)
+    return digest
+
+
+def _keep(path: Path, digest: str) -> None:
+    """Write a digest for other processes, whole; a cache that can't be written is no error."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(digest)
+        Path(file.name).replace(path)
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        commit = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S).sha
+        if commit is not None:
+            return commit
+        reason = "the hub names no commit"
+    except RepositoryNotFoundError:
+        reason = "the hub has no such model, or not for this user"
+    except HFValidationError as error:
+        raise MillError(f"model {name!r} is no folder, no fetched model and no hub id: {error}") from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = f"the hub can't be asked: {error}"
+    for file in ("config.json", "tokenizer.json"):
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+    raise MillError(
+        f"model {name!r}: the commit of its revision {revision!r} is not known ({reason}) and none is in the local "
+        "cache; name a local folder, a model from `thoughtmill models fetch`, a commit, or a hub id while online"
+    )

@@ -1,8 +1,9 @@
-"""The Beam transform of packing: items in, shards of equal rows out. The last step of the pack stage."""
+"""The Beam transforms of packing: documents to items, and items to shards of equal rows. The pack stage."""
 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.typehints import KV
 
-from sharding import records, storage
+from sharding import records, storage, tally
+from sharding.beam.counts import COUNTS
+from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import GroupPartitions, Settle
+from sharding.models.tokenizer import load_tokenizer
 from sharding.packing import balance, order
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
+from sharding.packing.laying_out import DocumentLayout, encode_delimiters, split_shards
+from sharding.packing.layout import Layout
 from sharding.records.rows import Item, MaskedRow, Row, TokenType
 from sharding.records.types import FileEntry
 from sharding.shards.rows import loss_mask
@@ -29,6 +35,41 @@ ShardRow = KV[int, bytes]
 _PLACE = struct.Struct("<q")
 
 
+class LayOut(beam.PTransform):
+    """Documents joined with what was kept for them → `items`, and `counts`.
+
+    Args:
+        config: the `pack` section.
+        layout: where thoughts stand.
+        tokenizer: name of the training tokenizer.
+    """
+
+    def __init__(self, config: PackConfig, layout: Layout, tokenizer: str) -> None:
+        super().__init__()
+        self._lay_out = _LayOutFn(config, layout, tokenizer)
+
+    def expand(self, documents: beam.PCollection) -> Any:
+        outputs = documents | beam.ParDo(self._lay_out).with_outputs(COUNTS, main="items")
+        outputs["items"].element_type = Item
+        return outputs
+
+
+class _LayOutFn(beam.DoFn):
+    def __init__(self, config: PackConfig, layout: Layout, tokenizer: str) -> None:
+        self._config, self._layout, self._tokenizer = config, layout, tokenizer
+
+    def setup(self) -> None:
+        tokenizer = load_tokenizer(self._tokenizer)
+        delimiters = encode_delimiters(self._config, tokenizer)
+        self._documents = DocumentLayout(self._config, self._layout, tokenizer, delimiters)
+
+    def process(self, document: JoinedDocument) -> Iterator[Any]:
+        counts = Counter[str]()
+        tally.add(documents=1, tokens=len(document.scored.input_ids))
+        yield from self._documents.items(document, counts)
+        yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))
+
+
 class PackShards(beam.PTransform):
     """Packs items into shards of equal rows and writes them.
 
@@ -39,7 +80,6 @@ class PackShards(beam.PTransform):
     Args:
         folder: URL the shards go to; a shard's name is relative to it.
         config: the `pack` section.
-        splits: name of each split → number of its shards.
         schema: the columns of a shard.
         dtype: id type.
 
@@ -47,12 +87,10 @@ class PackShards(beam.PTransform):
         `files`, the shards' FileEntry, and `counts`: rows by split without the padding, and what was left out.
     """
 
-    def __init__(
-        self, folder: str, config: PackConfig, splits: Mapping[order.Split, int], schema: pa.Schema, dtype: np.dtype
-    ) -> None:
+    def __init__(self, folder: str, config: PackConfig, schema: pa.Schema, dtype: np.dtype) -> None:
         super().__init__()
         self._folder, self._config, self._schema, self._dtype = folder, config, schema, dtype
-        self._splits = dict(splits)
+        self._splits = splits = split_shards(config)
         # The shards of all splits are numbered through; `_first` is where a split's begin.
         self._shards = [(split, shard) for split, count in splits.items() for shard in range(count)]
         self._first = {split: self._shards.index((split, 0)) for split in splits}

@@ -115,11 +115,11 @@ class ScoredDocument(Record, frozen=True, kw_only=True, eq=False):
     source: str = ""
 
     def segments(self) -> Iterator[ScoredSegment]:
-        """The segments as they rest on disk, in order."""
+        """The segments as they rest on disk, in order; without what was not read of the document."""
         starts = self.segment_starts.tolist()
         ends = [*starts[1:], len(self.input_ids)]
-        for index, difficulty_nats in enumerate(self.segment_difficulty_nats.tolist()):
-            start, end = starts[index], ends[index]
+        difficulties = self.segment_difficulty_nats.tolist() or [0.0] * len(starts)
+        for index, (start, end, difficulty_nats) in enumerate(zip(starts, ends, difficulties, strict=True)):
             yield ScoredSegment(
                 doc_id=self.doc_id,
                 segment_index=index,

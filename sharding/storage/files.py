@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import posixpath
 import tempfile
@@ -23,6 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from sharding.errors import MillError, RequestError
 from sharding.records.base import Record
 from sharding.storage.retries import patiently
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -40,11 +43,13 @@ EXTRA_FOR_PROTOCOL = {
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path in it.
+    """The fsspec filesystem of `url` and the path in it. A local path may hold "::", which in fsspec joins stores.
 
     Raises:
         RequestError: the store's protocol is unknown, or its package is not installed.
     """
+    if "://" not in url or url.startswith("file://"):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -93,7 +98,15 @@ def publish(url: str) -> Iterator[IO[bytes]]:
         raise MillError(f"cannot write {url}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a temporary file; that it stays must not hide why it wasn't wanted."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s can't be removed, and is of no use: %s", temporary, error.strerror or error)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -135,6 +148,26 @@ def exists(url: str) -> bool:
         return True
 
     return patiently("look up", url, fs, ask)
+
+
+def list_names(folder: str) -> list[str]:
+    """The names directly in a folder as the store has them now, sorted; none where there is no folder.
+
+    What a user wrote is never taken as a pattern: a folder may be called "out[1]".
+
+    Raises:
+        MillError: the store can't be listed; names the folder.
+    """
+    fs, path = filesystem(folder)
+
+    def ask() -> list[str]:
+        fs.invalidate_cache()
+        try:
+            return list(fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    return sorted(posixpath.basename(name.rstrip("/")) for name in patiently("list", folder, fs, ask))
 
 
 def remove(url: str) -> None:

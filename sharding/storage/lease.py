@@ -70,6 +70,7 @@ class Lease:
         self._beats = 0
         self._ended = threading.Event()
         self._lost = threading.Event()
+        self._keeping = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
@@ -88,20 +89,26 @@ class Lease:
         try:
             if (found := self._read()) is not None and found.get("token") == self._token:
                 storage.remove(self.url)
-        except MillError as refused:  # it ends by itself, and the stage is what counts
-            logger.warning("%s", refused)
+        except Exception as refused:  # noqa: BLE001 - it ends by itself, and the stage, or its error, is what counts
+            logger.warning("the lease of %s can't be given back: %s", self._output, refused)
 
     def check(self) -> None:
-        """Say so if the lease was lost: this process was stopped for longer than a lease lasts.
+        """Say so if this run no longer holds the lease, as the store says now: before anything is published.
 
         Raises:
-            MillError: another run has taken the output over.
+            MillError: another run has taken the output over, which it may where this one was stopped, or couldn't
+                reach the store, for longer than a lease lasts; or the store can't say.
         """
+        again = "run again when no other run is at work on it; what was generated is in the ledger"
+        if not self._lost.is_set():
+            self._keep()
         if self._lost.is_set():
             raise MillError(
                 f"another run took over {self._output} while this one gave no sign of life for {self._lease_s:.0f} s: "
-                "run again when that one has ended; what was generated is in the ledger"
+                f"{again}"
             )
+        if self._thread is None or not self._thread.is_alive():
+            raise MillError(f"the lease of {self._output} is no longer renewed: {again}")
 
     def _content(self) -> bytes:
         owner = {
@@ -153,16 +160,21 @@ class Lease:
         time.sleep(min(_SETTLE_S, self._beat_s))
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._beat_s):
+        while not self._lost.is_set() and not self._ended.wait(self._beat_s):
             try:
-                found = self._read()
-                if found is not None and found.get("token") != self._token:
-                    self._lost.set()
-                    return
-                self._beats += 1
-                storage.write_bytes(self.url, self._content())
-            except MillError as error:
+                self._keep()
+            except Exception as error:  # noqa: BLE001 - whatever it is: a run must not go on without its lease
                 logger.warning("the lease of %s can't be renewed: %s", self._output, error)
+
+    def _keep(self) -> None:
+        """Renew the lease if it is still ours. A file that is gone was given up: whoever removed it may have ended."""
+        with self._keeping:
+            found = self._read()
+            if found is None or found.get("token") != self._token:
+                self._lost.set()
+                return
+            self._beats += 1
+            storage.write_bytes(self.url, self._content())
 
     def _read(self) -> dict[str, Any] | None:
         """Who holds the lease; None when nobody does."""

@@ -15,14 +15,17 @@ from typing import Any
 import msgspec
 
 from sharding import storage
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
 from sharding.records.types import FileEntry
 from sharding.storage.output import MANIFEST_NAME as MANIFEST_NAME
 from sharding.storage.output import SUCCESS_NAME as SUCCESS_NAME
 from sharding.storage.output import Output
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of manifests and parts; part of every fingerprint."""
+
+TOLD = ("card",)
+"""Sections of the config that are told of a result and change nothing in it: no part of its fingerprint."""
 
 STAGES = ("score", "augment", "select", "pack")
 
@@ -33,7 +36,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         stage: "score", "augment", "select" or "pack".
         format: version of this layout.
-        fingerprint: hash of `config` and `inputs`.
+        fingerprint: hash of `config`, without what is only told (`TOLD`), and `inputs`.
         config: the stage's part of the resolved config.
         inputs: what it was made from: name → fingerprint.
         files: its files by family, such as {"segments": [...], "quarantine": [...]}.
@@ -60,7 +63,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def fingerprint(stage: str, config: dict[str, Any], inputs: dict[str, str]) -> str:
     """The hash a stage is recognised by: 32 hex digits."""
-    canonical = json.dumps([FORMAT, stage, config, inputs], sort_keys=True, separators=(",", ":"))
+    deciding = {name: section for name, section in config.items() if name not in TOLD}
+    canonical = json.dumps([FORMAT, stage, deciding, inputs], sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
@@ -82,21 +86,39 @@ def manifest_url(output: str, stage: str) -> str:
 
 
 def write(output: str, manifest: Manifest) -> None:
-    """Publish the manifest: the last act of a stage (pack adds `_SUCCESS` after it)."""
+    """Publish the manifest: the last act of a stage (pack adds `_SUCCESS` after it: see `pipelines.stage`)."""
     storage.write_json(manifest_url(output, manifest.stage), msgspec.to_builtins(manifest))
 
 
-def read(output: str, stage: str) -> Manifest | None:
+class _Format(msgspec.Struct):
+    format: int = 0
+
+
+def read(output: str, stage: str, *, any_format: bool = False) -> Manifest | None:
     """The stage's manifest, or None when the stage hasn't finished.
 
+    Args:
+        output: the run's output folder.
+        stage: one of `STAGES`.
+        any_format: take one that another version wrote, if it can be understood: to replace it.
+
     Raises:
+        RequestError: another version of thoughtmill wrote it, in another format.
         MillError: there is a manifest but it cannot be understood, or names files outside of its folder.
     """
     url = manifest_url(output, stage)
     if not storage.exists(url):
         return None
+    data = storage.read_bytes(url)
     try:
-        found = msgspec.json.decode(storage.read_bytes(url), type=Manifest)
+        version = msgspec.json.decode(data, type=_Format).format
+        if version != FORMAT and not any_format:
+            raise RequestError(
+                f"output: {output} holds the stage {stage} in format {version}, and this version of thoughtmill reads "
+                f"format {FORMAT}: name another output, add --replace to mill it again, or read it with the version "
+                "that wrote it"
+            )
+        found = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MillError(f"{url} is not a manifest of this version: {error}") from error
     if problem := _misplaced(found, stage):

@@ -7,7 +7,7 @@ OUTPUT/
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
-    ├── RUNNING.json, progress.json, .shuffle-STAGE/   of the run at work
+    ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
     ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, alive/
     └── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
@@ -29,6 +29,11 @@ class Output:
 
     root: str
 
+    @property
+    def stages(self) -> str:
+        """The folder of all stages' folders, and of what is of the run at work."""
+        return join(self.root, "stages")
+
     def stage(self, stage: str) -> str:
         """The folder of a stage: pack's result is the output itself."""
         return self.root.rstrip("/") if stage == "pack" else join(self.root, "stages", stage)
@@ -39,6 +44,10 @@ class Output:
     def shuffle(self, purpose: str) -> str:
         """A folder for what goes from one step of a stage to the next on the local runner."""
         return join(self.root, "stages", f".shuffle-{purpose}")
+
+    def outcome(self, stage: str, run: str) -> str:
+        """What a stage's pipeline tells the process that submitted it."""
+        return join(self.stages, f".outcome-{stage}-{run}")
 
     def arm(self, name: str) -> str:
         """The output of an arm."""

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _LEFT_BEHIND_S = 3600.0
 """A lock that nobody holds and that was taken so long ago is removed; by then its engines have ended too."""
 
+_ACCEPT_AGAIN_S = 1.0
+
 _MAX_SOCKET_PATH_BYTES = 100  # 104 on macOS, 108 on Linux, with the final zero
 
 
@@ -119,8 +121,12 @@ class EngineHost:
         while True:
             try:
                 connection, _ = listener.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if self._listener is not listener:
+                    return
+                logger.warning("an engine that is shared can't be asked for now: %s", error)  # too many files are open
+                time.sleep(_ACCEPT_AGAIN_S)
+                continue
             with self._changing:
                 if self._listener is None:
                     connection.close()

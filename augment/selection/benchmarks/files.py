@@ -80,7 +80,7 @@ def _files(paths: Sequence[str]) -> list[str]:
         fs, path = storage.filesystem(pattern)
         try:
             fs.invalidate_cache()
-            names = fs.glob(path) if any(character in path for character in "*?[") else [path]
+            names = [path] if fs.isfile(path) else fs.glob(path)
             urls = {fs.unstrip_protocol(name) for name in names if fs.isfile(name)}
         except OSError as error:
             raise MillError(f"{_PATHS_KEY}: cannot list {pattern}: {error}") from error

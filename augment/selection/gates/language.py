@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from augment.selection.gates.subject import Subject
+from augment.selection.gates.gate import Gate, Subject
 from sharding.config import STRICT
-from sharding.errors import RequestError
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -75,10 +74,9 @@ _MIN_PROSE_SHARE = 0.85
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class LanguageConfig:
-    """The gate against traces in another language than the segment's."""
+class Language(Gate):
+    """Traces too much of which is in a language that neither the segment is in nor the config allows."""
 
-    enabled: bool = Field(default=True, description="Whether the gate is applied.")
     allowed: tuple[str, ...] = Field(
         default=(),
         description="Languages that may be thought in whatever the segment's is, as ISO 639-1 codes: [en] for a "
@@ -88,33 +86,21 @@ class LanguageConfig:
         default=0.3, ge=0, lt=1, description="Largest share of the trace's prose that is surely in another language."
     )
 
-
-class LanguageGate:
-    """Objects to traces too much of which is in a language that neither the segment is in nor the config allows.
-
-    Raises:
-        RequestError: the identifier doesn't know an allowed language; from the constructor.
-    """
-
-    name = "language"
-
-    def __init__(self, config: LanguageConfig) -> None:
-        unknown = sorted(set(config.allowed) - set(_identifier().labels)) if config.allowed else []
-        if unknown:
-            raise RequestError(
-                f"select.gates.language.allowed: {', '.join(map(repr, unknown))} can't be identified; known: "
-                + ", ".join(sorted(_identifier().labels))
-            )
-        self._allowed = {_kin(language) for language in config.allowed}
-        self._max_foreign_share = config.max_foreign_share
+    @field_validator("allowed")
+    @classmethod
+    def _can_be_identified(cls, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        if allowed and (unknown := sorted(set(allowed) - set(_identifier().labels))):
+            known = ", ".join(sorted(_identifier().labels))
+            raise ValueError(f"{', '.join(map(repr, unknown))} can't be identified; known: {known}")
+        return allowed
 
     def objects(self, subject: Subject) -> bool:
         expected = main_languages(subject.source_text)
         if not expected:
             return False
-        share_of = sure_shares(subject.trace.text)
-        foreign = [share for language, share in share_of.items() if language not in expected | self._allowed]
-        return sum(foreign) > self._max_foreign_share
+        expected |= {_kin(language) for language in self.allowed}
+        foreign = [share for language, share in sure_shares(subject.trace.text).items() if language not in expected]
+        return sum(foreign) > self.max_foreign_share
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.requests.prompts import SLOTS, load_template
-from augment.selection.gates.subject import Subject
+from augment.selection.gates.gate import Gate, Subject
 from augment.selection.word_runs import HALVES, runs_of
 from augment.selection.words import words_of
 from sharding.config import STRICT
@@ -90,10 +90,9 @@ _MARKUP = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class LeakageConfig:
-    """The gate against traces that speak of the prompt."""
+class Leakage(Gate):
+    """Traces that speak of the user, the prompt or the writer, or that repeat the template's words."""
 
-    enabled: bool = Field(default=True, description="Whether the gate is applied.")
     template_words: int = Field(
         default=8,
         gt=1,
@@ -101,24 +100,15 @@ class LeakageConfig:
         "characters.",
     )
 
-
-class LeakageGate:
-    """Objects to traces that speak of the user, the prompt or the writer, or that repeat the template's words."""
-
-    name = "leakage"
-
-    def __init__(self, config: LeakageConfig) -> None:
-        self._size_halves = HALVES * config.template_words
-
     def objects(self, subject: Subject) -> bool:
         return _says_so(subject) or _has_markup(subject) or self._repeats_template(subject)
 
     def _repeats_template(self, subject: Subject) -> bool:
-        said = subject.words.runs.numbers(self._size_halves)
-        leaked = said[np.isin(said, _template_numbers(subject.prompt, self._size_halves))]
+        said = subject.words.runs.numbers(HALVES * self.template_words)
+        leaked = said[np.isin(said, _template_numbers(subject.prompt, HALVES * self.template_words))]
         if not len(leaked):
             return False
-        return not np.isin(leaked, subject.source_words.runs.numbers(self._size_halves)).all()
+        return not np.isin(leaked, subject.source_words.runs.numbers(HALVES * self.template_words)).all()
 
 
 def _says_so(subject: Subject) -> bool:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.selection.gates.subject import Subject
+from augment.selection.gates.gate import Gate, Subject
 from augment.selection.words import WORD
 from sharding.config import STRICT
 
@@ -32,10 +32,9 @@ S = TypeVar("S", bound=Sequence[object])
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class LoopConfig:
-    """The gate against traces that run in a loop."""
+class Loop(Gate):
+    """Traces that repeat themselves: that the engine found looping, or that repeat or compress too much."""
 
-    enabled: bool = Field(default=True, description="Whether the gate is applied.")
     max_repeated_share: float = Field(
         default=0.45, gt=0, le=1, description="Largest share of word 8-grams seen before within a window; 1: any."
     )
@@ -43,21 +42,12 @@ class LoopConfig:
         default=0.1, ge=0, lt=1, description="Least size of a window when compressed, as a share; 0: any."
     )
 
-
-class LoopGate:
-    """Objects to what the engine found looping, and to what repeats or compresses too much."""
-
-    name = "loop"
-
-    def __init__(self, config: LoopConfig) -> None:
-        self._config = config
-
     def objects(self, subject: Subject) -> bool:
         if subject.trace.finish_reason == "repetition":
             return True
-        if repeated_share(subject.trace.text) > self._config.max_repeated_share:
+        if repeated_share(subject.trace.text) > self.max_repeated_share:
             return True
-        return compression_ratio(subject.trace.text) < self._config.min_compression_ratio
+        return compression_ratio(subject.trace.text) < self.min_compression_ratio
 
 
 def repeated_share(text: str) -> float:

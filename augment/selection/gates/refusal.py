@@ -12,7 +12,7 @@ import re
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.selection.gates.subject import Subject
+from augment.selection.gates.gate import Gate, Subject
 from sharding.config import STRICT
 
 _CANT = r"(?:can(?:no|')?t|can not|won't|am (?:not able|unable)|'m (?:not able|unable)|must decline|will not)"
@@ -51,10 +51,9 @@ _QUOTED = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RefusalConfig:
-    """The gate against refusals."""
+class Refusal(Gate):
+    """Refusals to think: traces that begin with one or consist of one."""
 
-    enabled: bool = Field(default=True, description="Whether the gate is applied.")
     within_characters: int = Field(
         default=300, gt=0, description="How far into the trace a refusal begins to be one, quotations left out."
     )
@@ -62,19 +61,10 @@ class RefusalConfig:
         default=600, ge=0, description="In a trace no longer than this it may stand anywhere, quotations left out."
     )
 
-
-class RefusalGate:
-    """Objects to traces that begin with a refusal or consist of one."""
-
-    name = "refusal"
-
-    def __init__(self, config: RefusalConfig) -> None:
-        self._config = config
-
     def objects(self, subject: Subject) -> bool:
         said = _plain(_QUOTED.sub('""', _plain(subject.trace.text)))
-        whole = len(said) <= self._config.whole_characters
-        end = len(said) if whole else self._config.within_characters
+        whole = len(said) <= self.whole_characters
+        end = len(said) if whole else self.within_characters
         # A match that begins within the limit may end after it.
         for match in _REFUSAL.finditer(said[: end + 200]):
             if match.start(1) < end and match[1] not in _plain(subject.source_text):

@@ -12,16 +12,15 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.selection.gates.subject import Subject
+from augment.selection.gates.gate import Gate, Subject
 from augment.selection.word_runs import HALVES
 from sharding.config import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class VerbatimConfig:
-    """The gate against traces that copy the segment."""
+class Verbatim(Gate):
+    """Traces most of which stand in the segment word for word."""
 
-    enabled: bool = Field(default=True, description="Whether the gate is applied.")
     max_copied_share: float = Field(
         default=0.5, ge=0, le=1, description="Largest share of the trace that is copied from the segment; 1: any."
     )
@@ -31,15 +30,7 @@ class VerbatimConfig:
         description="So many words in a row are a copy; in scripts without spaces twice as many characters.",
     )
 
-
-class VerbatimGate:
-    """Objects to traces most of which stand in the segment word for word."""
-
-    name = "verbatim"
-
-    def __init__(self, config: VerbatimConfig) -> None:
-        self._max_copied_share, self._size_halves = config.max_copied_share, HALVES * config.run_words
-
     def objects(self, subject: Subject) -> bool:
-        copied = subject.words.runs.share_in(subject.source_words.runs.numbers(self._size_halves), self._size_halves)
-        return copied > self._max_copied_share
+        size_halves = HALVES * self.run_words
+        copied = subject.words.runs.share_in(subject.source_words.runs.numbers(size_halves), size_halves)
+        return copied > self.max_copied_share

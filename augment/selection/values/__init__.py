@@ -1,4 +1,4 @@
-"""Values: what a trace is worth, so that selection can choose among a segment's candidates. The table of them."""
+"""Values: how much a trace helps, so that selection can choose among a segment's candidates. The table of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def value_class(name: str) -> Any:
         found = getattr(module, attribute)
     except (ImportError, OSError, AttributeError, SyntaxError) as error:
         raise RequestError(f"select.value: {name!r} can't be loaded: {error}") from error
-    for needed in ("needs_continuation", "needs_controls", "worths"):
+    for needed in ("needs_continuation", "needs_controls", "valuations"):
         if not hasattr(found, needed):
             raise RequestError(
                 f"select.value: {name!r} has no {needed!r}; see augment.selection.values.protocol.Value for its shape"

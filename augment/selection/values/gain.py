@@ -4,7 +4,7 @@ Traces are tried in the order trace, segment, text that follows: a trace between
 nats for the break alone, whatever it says. What the format, the length and a topic in common cost or gain is the same
 for traces of other segments, so that is subtracted (the control).
 
-The best of N noisy values is above what it is worth. So the tokens of the text are dealt out, block by block, to two
+The best of N noisy values is above the truth. So the tokens of the text are dealt out, block by block, to two
 halves: candidates are chosen by the one, and what a run reports is measured on the other.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from augment.selection.values.protocol import Case, NatsAfter, Worth
+from augment.selection.values.protocol import NatsAfter, Trial, Valuation
 from augment.selection.words import WORD
 
 BLOCK_TOKENS = 16
@@ -40,20 +40,20 @@ class ContinuationGain:
     def __init__(self, nats_after: NatsAfter, threshold_nats: float) -> None:
         self._nats_after, self._threshold_nats = nats_after, threshold_nats
 
-    def worths(self, case: Case) -> Sequence[Worth]:
-        prefixes = ["", *(trace.text for trace in case.traces), *case.controls]
-        nats = self._nats_after(prefixes, case.source_text + case.continuation, len(case.source_text))
+    def valuations(self, trial: Trial) -> Sequence[Valuation]:
+        prefixes = ["", *(trace.text for trace in trial.traces), *trial.controls]
+        nats = self._nats_after(prefixes, trial.source_text + trial.continuation, len(trial.source_text))
         gains = nats[0] - nats[1:]
-        of_traces, of_controls = gains[: len(case.traces)], gains[len(case.traces) :]
+        of_traces, of_controls = gains[: len(trial.traces)], gains[len(trial.traces) :]
         control = of_controls.mean(axis=0) if len(of_controls) else np.zeros_like(nats[0])
-        return [_worth(gain, control, nats[0] > self._threshold_nats) for gain in of_traces]
+        return [_valuation(gain, control, nats[0] > self._threshold_nats) for gain in of_traces]
 
 
 class SelfGain:
     """What a trace does for the segment itself, beyond what its mere copies from the segment do.
 
     gain = log p(segment | trace) - log p(segment), the reward of RLP (arXiv 2510.01265), less the same for the words of
-    the trace that stand in the segment in the same order: a trace that only copies is worth nothing.
+    the trace that stand in the segment in the same order: a trace that only copies has no value.
     """
 
     needs_continuation = False
@@ -62,14 +62,14 @@ class SelfGain:
     def __init__(self, nats_after: NatsAfter, threshold_nats: float) -> None:
         self._nats_after, self._threshold_nats = nats_after, threshold_nats
 
-    def worths(self, case: Case) -> Sequence[Worth]:
-        copies = [copied_part(trace.text, case.source_text) for trace in case.traces]
-        prefixes = ["", *(trace.text for trace in case.traces), *copies]
-        nats = self._nats_after(prefixes, case.source_text, 0)
+    def valuations(self, trial: Trial) -> Sequence[Valuation]:
+        copies = [copied_part(trace.text, trial.source_text) for trace in trial.traces]
+        prefixes = ["", *(trace.text for trace in trial.traces), *copies]
+        nats = self._nats_after(prefixes, trial.source_text, 0)
         gains = nats[0] - nats[1:]
         hard = nats[0] > self._threshold_nats
         return [
-            _worth(gain, control, hard)
+            _valuation(gain, control, hard)
             for gain, control in zip(gains[: len(copies)], gains[len(copies) :], strict=True)
         ]
 
@@ -97,13 +97,13 @@ def chosen_by(num_tokens: int) -> np.ndarray:
     return (np.arange(num_tokens) // block) % 2 == 0
 
 
-def _worth(gain: np.ndarray, control: np.ndarray, hard: np.ndarray) -> Worth:
-    """Worth from the gain and control of every token, (num_tokens,) nats; each half scaled up to the whole text."""
+def _valuation(gain: np.ndarray, control: np.ndarray, hard: np.ndarray) -> Valuation:
+    """Valuation from the gain and control of every token, (num_tokens,) nats; each half scaled up to the whole text."""
     if not len(gain):
-        return Worth(value=None)
+        return Valuation(value=None)
     difference = (gain - control).astype(np.float64)
     choosing = chosen_by(len(gain))
-    return Worth(
+    return Valuation(
         value=_scaled(difference, choosing),
         gain_nats=_rounded(gain),
         control_nats=_rounded(control),

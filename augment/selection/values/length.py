@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from augment.selection.values.protocol import Case, NatsAfter, Worth
+from augment.selection.values.protocol import NatsAfter, Trial, Valuation
 
 
 class Length:
-    """A trace is worth its number of generated tokens."""
+    """The value of a trace is its number of generated tokens."""
 
     needs_continuation = False
     needs_controls = False
@@ -16,5 +16,5 @@ class Length:
     def __init__(self, nats_after: NatsAfter, threshold_nats: float) -> None:
         del nats_after, threshold_nats
 
-    def worths(self, case: Case) -> Sequence[Worth]:
-        return [Worth(value=float(trace.thought_tokens)) for trace in case.traces]
+    def valuations(self, trial: Trial) -> Sequence[Valuation]:
+        return [Valuation(value=float(trace.thought_tokens)) for trace in trial.traces]

@@ -41,7 +41,7 @@ class GainConfig:
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class Case:
+class Trial:
     """One segment with its traces, as a value sees it.
 
     Attributes:
@@ -61,8 +61,8 @@ class Case:
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class Worth:
-    """What one trace is worth: the columns of `sharding.records.Candidate`, which explains them."""
+class Valuation:
+    """The value of one trace: the columns of `sharding.records.Candidate`, which explains them."""
 
     value: float | None
     gain_nats: float | None = None
@@ -72,7 +72,7 @@ class Worth:
 
 
 class Value(Protocol):
-    """What gives traces their worth. Made once per process as `Value(nats_after, threshold_nats)`.
+    """What gives traces their value. Made once per process as `Value(nats_after, threshold_nats)`.
 
     Attributes:
         needs_continuation: whether it tries traces on text that follows; the last segment of a document then keeps
@@ -83,5 +83,5 @@ class Value(Protocol):
     needs_continuation: bool
     needs_controls: bool
 
-    def worths(self, case: Case) -> Sequence[Worth]:
-        """The worth of each trace of the case, in order; depends on the case alone."""
+    def valuations(self, trial: Trial) -> Sequence[Valuation]:
+        """The valuation of each trace of the trial, in order; depends on the trial alone."""

@@ -1,16 +1,34 @@
-"""What a gate judges: a trace, and what it was made from."""
+"""What a gate is, and what it judges: a trace, and what it was made from.
+
+To add a gate, write a class like `Gate` in a module of its own and name it in `augment.selection.gates`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass as plain_dataclass
 from functools import cached_property, lru_cache
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from augment.selection.word_runs import Runs, runs_of_words
 from augment.selection.words import words_of
 from augment.traces import Trace
+from sharding.config import STRICT
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Gate:
+    """One reason to reject a trace, and its section of the config: the thresholds are its fields."""
+
+    enabled: bool = Field(default=True, description="Whether the gate is applied.")
+
+    def objects(self, subject: Subject) -> bool:
+        """Whether the trace is to be rejected; depends on the thresholds and the subject alone."""
+        raise NotImplementedError
+
+
+@plain_dataclass(frozen=True, kw_only=True)
 class Subject:
     """A trace with what its generator was given.
 

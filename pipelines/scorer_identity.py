@@ -1,0 +1,55 @@
+"""What a score hangs on, for the stages that ask the scorer: the config, and fingerprints of what it names.
+
+A name in a config stays while the model or the memory behind it changes: the config alone would call an old score done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from difficulty.config import DifficultyConfig
+from pipelines import yaml_config
+from sharding import storage
+from sharding.models.store import model_fingerprint, resolve_model
+from sharding.storage.retries import patiently
+
+_CANT_CHANGE_A_SCORE = ("urls", "api_key_env", "timeout_s", "max_in_flight")
+"""Where servers are, and how they are asked."""
+
+
+def difficulty_section(difficulty: DifficultyConfig) -> dict[str, Any]:
+    """The parts of the section that can change a score."""
+    plain = yaml_config.to_mapping(difficulty)
+    return {key: value for key, value in plain.items() if key not in _CANT_CHANGE_A_SCORE}
+
+
+def model_inputs(difficulty: DifficultyConfig) -> dict[str, str]:
+    """The fingerprint of each model that scores, by what it is to the stage; none of a scorer without a model.
+
+    Raises:
+        MillError: a model is named by a path that doesn't exist.
+    """
+    models = {"scorer": (difficulty.model, difficulty.revision), "reference": (difficulty.reference_model, None)}
+    return {
+        role: model_fingerprint(resolve_model(name), revision)
+        for role, (name, revision) in models.items()
+        if name is not None and difficulty.scorer in ("causal_lm", "endpoint")
+    }
+
+
+def memory_inputs(difficulty: DifficultyConfig) -> dict[str, str]:
+    """The digest of the n-gram memory that an earlier run stored; none where it is counted anew, or there is none.
+
+    Raises:
+        MillError: it can't be read.
+    """
+    if difficulty.memory_path is None:
+        return {}
+    fs, path = storage.filesystem(difficulty.memory_path)
+
+    def digest() -> str:
+        with fs.open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+    return {"memory": patiently("read", difficulty.memory_path, fs, digest)}

@@ -1,0 +1,116 @@
+"""Documents and their kept thoughts as items: the pure part of the pack stage's first step.
+
+scored document + kept thoughts ──► share of it in the corpus (mixing) ──► items (layout), and what was counted
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from sharding.beam.part_join import JoinedDocument
+from sharding.models.tokenizer import TextTokenizer
+from sharding.packing import mixing, order
+from sharding.packing.config import PackConfig
+from sharding.packing.layout import Delimiters, Layout, SegmentTokens, lay_out, lay_out_plain
+from sharding.records.rows import Item
+from sharding.records.types import Candidate, ScoredSegment
+
+
+@dataclass(frozen=True)
+class DocumentLayout:
+    """How the documents of a corpus are laid out.
+
+    Attributes:
+        config: the `pack` section.
+        layout: where thoughts stand.
+        tokenizer: the training tokenizer.
+        delimiters: what stands around thoughts and after documents.
+    """
+
+    config: PackConfig
+    layout: Layout
+    tokenizer: TextTokenizer
+    delimiters: Delimiters
+
+    def items(self, document: JoinedDocument, counts: Counter[str]) -> Iterator[Item]:
+        """The items of a document, as often as it is in the corpus; what became of it goes into `counts`.
+
+        Args:
+            document: with its "kept" thoughts, and with what is "contaminated" where that is left out.
+            counts: added to.
+
+        Raises:
+            AssertionError: the document and its thoughts don't fit together.
+        """
+        config, scored, thoughts = self.config, document.scored, document.beside["kept"]
+        doc_id, contaminated = scored.doc_id, bool(document.beside["contaminated"])
+        share = mixing.share_of(doc_id, scored.source, config, contaminated=contaminated)
+        counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
+        if not share.copies:
+            return
+        form = (self.delimiters, config.sequence_length, self.tokenizer.dtype)
+        if share.raw or not thoughts:
+            items, laid_out = lay_out_plain(doc_id, scored.input_ids, scored.segment_starts, *form)
+        else:
+            joined = join_thoughts(doc_id, list(scored.segments()), thoughts)
+            items, laid_out = lay_out(doc_id, joined, self.layout, *form)
+        for copy in range(share.copies):
+            yield from (msgspec.structs.replace(item, copy=copy) for item in items) if copy else items
+        # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
+        for name, count in laid_out.nonzero().items():
+            counts[name] += count if name.startswith("documents") else share.copies * count
+        counts[f"documents_{order.split_of(doc_id, config.validation_fraction)}"] += 1
+
+
+def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequence[Candidate]) -> list[SegmentTokens]:
+    """A document's segments in order, each with its kept thoughts in the order of their samples.
+
+    Raises:
+        AssertionError: a segment is missing or double: the scored parts are not what their manifest says.
+    """
+    ordered = sorted(segments, key=lambda segment: segment.segment_index)
+    indices = [segment.segment_index for segment in ordered]
+    if not ordered or indices != list(range(ordered[0].num_segments)):
+        raise AssertionError(f"document {doc_id!r} has segments {indices} of {ordered[:1]}")
+    by_segment: dict[int, list[Candidate]] = {}
+    for thought in sorted(thoughts, key=lambda t: (t.segment_index, t.sample, t.key)):
+        by_segment.setdefault(thought.segment_index, []).append(thought)
+    return [segment_tokens(segment, by_segment.get(segment.segment_index, [])) for segment in ordered]
+
+
+def segment_tokens(segment: ScoredSegment, thoughts: Sequence[Candidate]) -> SegmentTokens:
+    """A segment with its thoughts as the layout takes it.
+
+    Raises:
+        AssertionError: the generators of its thoughts saw different amounts of it.
+    """
+    shown = {thought.shown_tokens for thought in thoughts} or {len(segment.input_ids)}
+    if len(shown) > 1:
+        raise AssertionError(f"segment {segment.segment_id!r} has thoughts behind {sorted(shown)} of its tokens")
+    return SegmentTokens(segment.input_ids, [thought.input_ids for thought in thoughts], shown.pop())
+
+
+def encode_delimiters(config: PackConfig, tokenizer: TextTokenizer) -> Delimiters:
+    """The delimiters of the config as token ids."""
+    if config.document_end is None:
+        document_end = np.array([tokenizer.end_of_text_id], tokenizer.dtype)
+    else:
+        document_end = tokenizer.encode_trusted(config.document_end)
+    return Delimiters(
+        thought_open=tokenizer.encode_trusted(config.thought_open),
+        thought_close=tokenizer.encode_trusted(config.thought_close),
+        document_end=document_end,
+    )
+
+
+def split_shards(config: PackConfig) -> dict[order.Split, int]:
+    """Name of each split → number of its shards; validation gets its share of them, at least one."""
+    shards: dict[order.Split, int] = {"train": config.num_shards}
+    if config.validation_fraction > 0:
+        shards["validation"] = max(1, round(config.num_shards * config.validation_fraction))
+    return shards
