@@ -81,6 +81,7 @@ def packed(document: JoinedDocument, layout: Any, wrap: int, pack: PackConfig) -
     ]
     packing = Packing(
         folder="out",
+        shards=(),
         config=pack,
         layout=layout,
         rows_are_left_out=False,

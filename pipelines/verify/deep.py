@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -41,7 +42,7 @@ from sharding.packing import mixing
 from sharding.packing.recovery import items_of
 from sharding.records.families import CONTAMINATED, KEPT, SEGMENTS
 from sharding.records.rows import Row
-from sharding.shards.rows import split_named, split_of
+from sharding.shards.rows import split_named
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -84,13 +85,7 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     try:
         with local_shuffle(options, storage.join(local, "shuffle")):
             pipeline = beam.Pipeline(options=options)
-            _build(
-                pipeline,
-                output,
-                stages["pack"],
-                groups,
-                lambda found: storage.write_bytes(url, msgspec.json.encode(found)),
-            )
+            _build(pipeline, groups, Packing.of(output, stages["pack"]), url)
             run_pipeline(pipeline, "verify")
         if not storage.exists(url):
             raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
@@ -101,10 +96,6 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     if not found.problems:  # a document that is wrong makes sums wrong
         found.problems += _wrong_counts(output, stages["pack"], found.counts)
     return found
-
-
-def _save(url: str, found: Compared) -> None:
-    storage.write_bytes(url, msgspec.json.encode(found))
 
 
 def _wrong_counts(output: str, packed: Manifest, counts: Mapping[str, int]) -> Iterator[Problem]:
@@ -138,48 +129,40 @@ def _groups(output: str, scored: Manifest, selected: Manifest) -> list[PartGroup
     )
 
 
-def _build(
-    pipeline: beam.Pipeline,
-    output: str,
-    packed: Manifest,
-    groups: Sequence[PartGroup],
-    save: Callable[[Compared], None],
-) -> None:
+def _build(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing, url: str) -> None:
+    """Add the steps; the last one writes what was found to `url`."""
     num_parts = part_count(groups[0].scored.urls if groups else ())
-    shards = packed.files.get("shards", [])
-    packing = Packing.of(output, packed)
     items = (
-        pipeline
-        | "Shards" >> beam.Create([entry.name for entry in shards], reshuffle=False)
+        root
+        | "Shards" >> beam.Create(packing.shards, reshuffle=False)
         | "Spread" >> beam.Reshuffle()
         | "Items" >> beam.FlatMap(_items, packing.folder, num_parts).with_output_types(KV[int, bytes])
     )
     # A part of which the shards hold nothing is compared as well.
     every_part = (
-        pipeline
+        root
         | "Every part" >> beam.Create(range(num_parts), reshuffle=False)
         | "Empty" >> beam.Map(_nothing).with_output_types(KV[int, bytes])
     )
     compared = (
         (items, every_part)
         | "By part" >> GroupPartitions()
-        | "Compare"
-        >> beam.ParDo(_CompareFn(groups, packing, several_splits=len(set(map(split_of, shards))) > 1)).with_outputs(
-            COUNTS, TEXTS, main="problems"
-        )
+        | "Compare" >> beam.ParDo(_CompareFn(groups, packing)).with_outputs(COUNTS, TEXTS, main="problems")
     )
     compared[TEXTS].element_type = KV[str, bytes]
-    shared_texts = (
-        compared[TEXTS] | "Same text" >> GroupBytes(num_parts) | "In splits" >> beam.FlatMapTuple(splits.shared_text)
-    )
+    same_text = compared[TEXTS] | "Same text" >> GroupBytes(num_parts) | beam.FlatMapTuple(splits.shared_text)
     counts = (compared[COUNTS],) | "Counts" >> AddUpCounts()
+    root | "Finish" >> WriteOnce(
+        partial(_finish, url, packing.folder),
+        lists={"problems": compared["problems"], "shared": same_text},
+        singles={"counts": counts},
+    )
 
-    def finish(found: list[tuple[str, str]], shared: list[str], counts: dict[str, int]) -> None:
-        problems = [Problem(*one) for one in found]
-        save(Compared([*problems, *limited((Problem(output, what) for what in sorted(shared)), output)], counts))
 
-    lists = {"found": compared["problems"], "shared": shared_texts}
-    pipeline | "Finish" >> WriteOnce(finish, lists=lists, singles={"counts": counts})
+def _finish(url: str, folder: str, problems: list[tuple[str, str]], shared: list[str], counts: dict[str, int]) -> None:
+    told = [Problem(*problem) for problem in problems]
+    told += limited((Problem(folder, what) for what in sorted(shared)), folder)
+    storage.write_bytes(url, msgspec.json.encode(Compared(told, counts)))
 
 
 def _items(shard: str, folder: str, num_parts: int) -> Iterator[tuple[int, bytes]]:
@@ -195,9 +178,10 @@ def _nothing(part: int) -> tuple[int, bytes]:
 
 
 class _CompareFn(beam.DoFn):
-    def __init__(self, groups: Sequence[PartGroup], packing: Packing, *, several_splits: bool) -> None:
+    def __init__(self, groups: Sequence[PartGroup], packing: Packing) -> None:
         self._groups = {part_of(group.scored.urls[0])[0]: group for group in groups}
-        self._packing, self._several_splits = packing, several_splits
+        self._packing = packing
+        self._several_splits = len(set(map(split_named, packing.shards))) > 1
 
     def process(self, part: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
         number, values = part

@@ -55,11 +55,13 @@ class Packing:
 
     Attributes:
         folder: URL that the names of shards are relative to.
+        shards: their names.
         rows_are_left_out, thoughts_are_cut, thoughts_are_dropped: whether that happened to any.
         document_end: the ids behind every document.
     """
 
     folder: str
+    shards: tuple[str, ...]
     config: PackConfig
     layout: Layout
     rows_are_left_out: bool
@@ -72,6 +74,7 @@ class Packing:
         count = packed.counts.get
         return cls(
             folder=manifest.files_url(output, packed),
+            shards=tuple(entry.name for entry in packed.files.get("shards", ())),
             config=config_of(packed),
             layout=packed.config["layout"],
             rows_are_left_out=count("rows_left_out", 0) > 0,
