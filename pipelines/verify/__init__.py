@@ -133,7 +133,7 @@ def _tasks(output: str, stages: Mapping[str, Manifest]) -> list[Task]:
     if not isinstance(vocab_size, int) or "sequence_length" not in stages["pack"].config.get("pack", {}):
         url = manifest.manifest_url(output, "pack")
         raise MillError(f"{url} says no facts.vocab_size or config.pack.sequence_length: it was not written by pack")
-    return [Task(output, number, *of_file, vocab_size) for number, of_file in enumerate(named)]
+    return [Task(output, *of_file, vocab_size) for of_file in named]
 
 
 def _size_bytes(tasks: Iterable[Task]) -> int:

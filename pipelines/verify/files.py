@@ -26,13 +26,11 @@ class Task:
     """A file to check.
 
     Attributes:
-        number: the file's place among all; what spilled records call it.
         stage: the manifest that names it.
         vocab_size: token ids are below it.
     """
 
     output: str
-    number: int
     stage: Manifest
     family: str
     entry: FileEntry
