@@ -42,9 +42,9 @@ def source_documents(count: int, max_characters: int) -> list[str]:
 def bare_forward(scorer: CausalLMScorer, documents: Sequence[np.ndarray]) -> None:
     with torch.inference_mode():
         for rows in scorer.batches(documents):
-            input_ids, mask = scorer.inputs(documents, rows)
-            scorer.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits  # noqa: B018
-    if scorer.device == "cuda":
+            input_ids, mask = scorer.model.tensors(*scorer.inputs(documents, rows))
+            scorer.model.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits  # noqa: B018
+    if scorer.model.device == "cuda":
         torch.cuda.synchronize()
 
 
@@ -93,7 +93,7 @@ def vllm_seconds(
 
     longest = config.context_tokens + 2  # the start token before the window, and one generated token after it
     arguments: dict[str, Any] = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
-    if scorer.device == "cpu":
+    if scorer.model.device == "cpu":
         arguments = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
     arguments |= {"max_model_len": longest, "max_num_batched_tokens": max(config.batch_tokens, longest)}
     # Cached prefixes would have no logprobs.
@@ -129,7 +129,7 @@ def main() -> None:
     documents = [scorer.tokenizer.encode(text) for text in texts]
     num_tokens = sum(map(len, documents))
     num_batches = len(list(scorer.batches(documents)))
-    console.print(f"{len(texts)} documents, {num_tokens:,} tokens, {num_batches} batches, on {scorer.device}")
+    console.print(f"{len(texts)} documents, {num_tokens:,} tokens, {num_batches} batches, on {scorer.model.device}")
 
     scores = scorer.score(texts)  # warms up as well
     turns = [

@@ -122,8 +122,8 @@ def ratio_to_bare_forward(config: MillConfig, selected: Manifest, repeats: int) 
             rows = [np.concatenate([prefix, text]) for prefix in before]
             with torch.inference_mode():
                 for batch in scorer.batches(rows):
-                    input_ids, mask = scorer.inputs(rows, batch)
-                    scorer.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits  # noqa: B018
+                    input_ids, mask = scorer.model.tensors(*scorer.inputs(rows, batch))
+                    scorer.model.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits  # noqa: B018
             tokens += sum(map(len, rows))
         return tokens
 

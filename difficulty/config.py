@@ -1,6 +1,7 @@
 """The `difficulty` section of the config: which scorer reads the text, and what counts as hard."""
 
-from typing import Literal
+from dataclasses import dataclass as plain_dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -10,11 +11,42 @@ from sharding.config import STRICT
 from sharding.models.server import check_urls
 
 
+@plain_dataclass(frozen=True)
+class ScorerKind:
+    """A scorer that a config can name.
+
+    Attributes:
+        module: where it is; see `difficulty.scorers`.
+        needs_model: it scores with the model that `difficulty.model` names.
+        asks_servers: that model is on the servers of `difficulty.urls`.
+        has_reference: it can score against a `difficulty.reference_model`.
+    """
+
+    module: str
+    needs_model: bool = True
+    asks_servers: bool = False
+    has_reference: bool = False
+
+
+SCORERS = {
+    "causal_lm": ScorerKind("difficulty.scorers.causal_lm", has_reference=True),
+    "endpoint": ScorerKind("difficulty.scorers.endpoint", asks_servers=True),
+    "rehearsal": ScorerKind("difficulty.scorers.rehearsal", needs_model=False),
+    "none": ScorerKind("difficulty.scorers.none", needs_model=False),
+}
+"""The scorers by the names they have in a config."""
+
+if TYPE_CHECKING:
+    ScorerName = str
+else:
+    ScorerName = Literal[tuple(SCORERS)]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DifficultyConfig:
     """How every token gets its nats, and how documents are cut into segments."""
 
-    scorer: Literal["causal_lm", "endpoint", "rehearsal", "none"] = Field(
+    scorer: ScorerName = Field(
         default="causal_lm",
         description="What scores the text: a model in this process, or on servers; rehearsal makes nats up; none gives "
         "0 nats, where nothing hangs on difficulty.",
@@ -63,13 +95,14 @@ class DifficultyConfig:
 
     @model_validator(mode="after")
     def _check(self) -> "DifficultyConfig":
-        if self.scorer not in ("rehearsal", "none") and self.model is None:
-            raise ValueError(
-                f"scorer {self.scorer} needs difficulty.model; only the scorers rehearsal and none work without"
-            )
-        if self.scorer != "causal_lm" and self.reference_model is not None:
-            raise ValueError(f"difficulty.reference_model needs scorer causal_lm; leave it out for {self.scorer}")
-        self._check_servers()
+        kind = SCORERS[self.scorer]
+        if kind.needs_model and self.model is None:
+            without = " and ".join(name for name, other in SCORERS.items() if not other.needs_model)
+            raise ValueError(f"scorer {self.scorer} needs difficulty.model; only the scorers {without} work without")
+        if not kind.has_reference and self.reference_model is not None:
+            able = " or ".join(name for name, other in SCORERS.items() if other.has_reference)
+            raise ValueError(f"difficulty.reference_model needs scorer {able}; leave it out for {self.scorer}")
+        self._check_servers(kind)
         if self.memory is not None and self.memory_path is not None:
             raise ValueError("difficulty.memory counts anew and difficulty.memory_path reuses; set one of them")
         if self.min_context >= self.context_tokens:
@@ -84,12 +117,13 @@ class DifficultyConfig:
             )
         return self
 
-    def _check_servers(self) -> None:
-        if self.scorer == "endpoint":
+    def _check_servers(self, kind: ScorerKind) -> None:
+        if kind.asks_servers:
             if not self.urls:
-                raise ValueError("scorer endpoint needs difficulty.urls, such as [http://localhost:8000]")
+                raise ValueError(f"scorer {self.scorer} needs difficulty.urls, such as [http://localhost:8000]")
             check_urls(self.urls)
             return
         for name in ("urls", "served_name", "api_key_env", "max_in_flight", "top_logprobs"):
             if getattr(self, name):
-                raise ValueError(f"difficulty.{name} is for scorer endpoint; scorer {self.scorer} asks no server")
+                able = " or ".join(name for name, other in SCORERS.items() if other.asks_servers)
+                raise ValueError(f"difficulty.{name} is for scorer {able}; scorer {self.scorer} asks no server")

@@ -56,7 +56,7 @@ def score_whole_documents(
     if memory is None:
         remembered = [np.empty(0, np.float32)] * len(encoded)
     else:
-        remembered = memory.surprisal_many([(document.doc_id, ids) for document, ids in encoded])
+        remembered = memory.surprisal_many([ids for _, ids in encoded])
     for (document, ids), ends, scored, memory_nats in zip(encoded, byte_ends, scores, remembered, strict=True):
         if len(ids):
             yield _scored(document, ids, ends, scored, _half(memory_nats), config)

@@ -78,7 +78,7 @@ class _ScoreFn(beam.DoFn):
         self._thread = None if self._tokenizer.is_quick else ThreadPoolExecutor(1)
 
     def process(self, document: Document, memory_url: str) -> Iterator[Any]:
-        self._memory = _load_memory(memory_url)
+        self._memory = _load_memory(memory_url, self._tokenizer_name)
         self._waiting.append(document)
         self._waiting_bytes += len(document.text)
         if self._waiting_bytes >= BATCH_BYTES:
@@ -129,8 +129,8 @@ def _refused(document: Document, error: UnencodableText) -> Quarantined:
 
 
 @lru_cache(maxsize=1)
-def _load_memory(url: str) -> NgramMemory | None:
-    return NgramMemory.load(url) if url else None
+def _load_memory(url: str, tokenizer: str) -> NgramMemory | None:
+    return NgramMemory.load(url, load_tokenizer(tokenizer)) if url else None
 
 
 class CountNgrams(beam.PTransform):
@@ -153,7 +153,7 @@ class CountNgrams(beam.PTransform):
             documents
             | "Tokenize" >> beam.ParDo(_TokenizeFn(self._tokenizer))
             | "Count" >> beam.CombineGlobally(_NgramCountsCombineFn(self._config, self._min_level))
-            | "Store" >> beam.Map(_store_memory, self._url)
+            | "Store" >> beam.Map(_store_memory, self._url, self._tokenizer)
         )
 
 
@@ -188,8 +188,8 @@ class _NgramCountsCombineFn(beam.CombineFn):
         return counts
 
 
-def _store_memory(counts: NgramCounts, url: str) -> str:
-    NgramMemory.from_counts(counts).save(url)
+def _store_memory(counts: NgramCounts, url: str, tokenizer: str) -> str:
+    NgramMemory.from_counts(counts, load_tokenizer(tokenizer).fingerprint).save(url)
     _load_memory.cache_clear()  # this process may have read what an earlier run stored under the same name
     return url
 

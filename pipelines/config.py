@@ -15,12 +15,12 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.requests.closing import ClosingConfig
 from augment.selection.config import SelectConfig
-from difficulty.budget.tiers import BudgetConfig
+from difficulty.budget.policies import policy_module
+from difficulty.budget.tiers import POLICIES, BudgetConfig
 from difficulty.config import DifficultyConfig
 from sharding import storage
 from sharding.config import STRICT
-from sharding.packing.config import PackConfig
-from sharding.packing.layout import Layout
+from sharding.packing.config import Layout, PackConfig
 from sharding.sources import Source, SourceConfig, misplaced_key
 
 
@@ -128,10 +128,10 @@ class MillConfig:
         if self.difficulty.scorer != "none":
             return self
         thinking = [tier for tier in self.budget.tiers if tier.model is not None]
-        if thinking and self.budget.policy == "adaptive":
-            raise ValueError(
-                "budget.policy: adaptive needs a scorer, and difficulty.scorer is none; name uniform or fixed"
-            )
+        policy = self.budget.policy
+        if thinking and policy_module(policy).AXIS == "difficulty":
+            others = " or ".join(name for name in POLICIES if policy_module(name).AXIS != "difficulty")
+            raise ValueError(f"budget.policy: {policy} needs a scorer, and difficulty.scorer is none; name {others}")
         gain = self.select.value_name in ("continuation_gain", "self_gain")
         if gain and any(self.select.values_tier(tier.samples) for tier in thinking):
             raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")

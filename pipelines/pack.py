@@ -62,11 +62,7 @@ class Pack(Stage):
             sequence_length=config.pack.sequence_length,
             with_loss_mask=config.pack.loss_mask != "all",
         )
-        documents = root | "Documents" >> JoinParts(
-            Parts.of(config.output, scored, SEGMENTS, SEGMENT_COLUMNS),
-            Parts.of(config.output, selected, KEPT, THOUGHT_COLUMNS),
-            Parts("select", CONTAMINATED, contaminated_urls(config.output, selected)),
-        )
+        documents = root | "Documents" >> JoinParts(*parts_of(config.output, scored, selected))
         laid_out = documents | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
         shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, schema, tokenizer.dtype)
         return Built(files={"shards": shards["files"]}, counts=(laid_out["counts"], shards["counts"]))
@@ -89,3 +85,12 @@ class Pack(Stage):
         resolved = markdown.redacted(yaml_config.dump(self.config))
         storage.write_bytes(self.at.config, resolved.encode())
         card.write(self.output, self.earlier | {"pack": made})
+
+
+def parts_of(output: str, scored: Manifest, selected: Manifest) -> tuple[Parts, Parts, Parts]:
+    """What a corpus is packed from: documents, their kept thoughts, and which of them are left out as contaminated."""
+    return (
+        Parts.of(output, scored, SEGMENTS, SEGMENT_COLUMNS),
+        Parts.of(output, selected, KEPT, THOUGHT_COLUMNS),
+        Parts("select", CONTAMINATED, contaminated_urls(output, selected)),
+    )

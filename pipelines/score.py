@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 
 from difficulty.budget.histogram import DifficultyHistogram
-from difficulty.memory.table import NgramMemory
+from difficulty.memory.table import describe_memory
 from difficulty.scorers import describe_scorer
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines import yaml_config
@@ -106,7 +106,7 @@ class Score(Stage):
             **outcome.facts,
             "scorer": describe_scorer(self.config.difficulty),
             "vocab_size": self.vocab_size,
-            "memory": {"url": url, **NgramMemory.load(url).to_json()} if url else None,
+            "memory": {"url": url, **describe_memory(url)} if url else None,
         }
 
 

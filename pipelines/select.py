@@ -1,37 +1,38 @@
 """Stage 3, select: generations → kept traces and rejected ones, each with its reason.
 
-requests ─┬─► by request ─► candidates ─┬─► by document ─► gates ─┬─► valued, chosen ─► stages/select/kept-*.arrow
-ledger ───┘                 segments ───┘                         ├─► controls ┘   └──► stages/select/rejected-*.arrow
-                                                                  └─► stages/select/contaminated-*.arrow
+segments ─┬─► what traces are judged by ─┬─► by request ─► gates ─┬─► valued, chosen ─► stages/select/kept-*.arrow
+requests ─┘   └► contaminated-*.arrow    │                        └─► controls ┘ └────► stages/select/rejected-*.arrow
+                                  ledger ┘
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.typehints import KV
 
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import ReadLedger
 from augment.selection.account import split_account
 from augment.selection.benchmarks.index import index_digest, load_index
-from augment.selection.transforms import ChooseCandidates, JudgeCandidates, MakeCandidates, PickControls
+from augment.selection.candidates import ROW_COLUMNS, AskedSegment
+from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls
 from augment.selection.values import needs_controls, value_digest
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
 from pipelines.joints import ScorerNats, asks_scorer, holdback_of
 from pipelines.scorer_identity import difficulty_section, model_inputs
 from pipelines.stage import Built, Outcome, Stage
-from sharding.beam.joins import GroupRecords
+from sharding.beam.joins import GroupRecords, JoinParts
+from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
-from sharding.beam.parts import ReadParts, WriteParts
+from sharding.beam.parts import WriteParts
 from sharding.models.tokenizer import load_tokenizer
-from sharding.records.families import CONTAMINATED, KEPT, REJECTED
-from sharding.records.types import Candidate, LedgerRow, Request, ScoredSegment
+from sharding.records.families import CONTAMINATED, KEPT, REJECTED, REQUESTS, SEGMENTS
+from sharding.records.types import LedgerRow
 from sharding.storage import manifest
 
-SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids")
 ALWAYS_COUNTED = ("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens")
 
 
@@ -67,52 +68,34 @@ class Select(Stage):
         )
 
     def build(self, root: beam.Pipeline) -> Built:
-        config, chosen_by, difficulty = self.config, self.config.select, self.config.difficulty
-        segment_urls = manifest.file_urls(config.output, self.scored, "segments")
-        num_parts = part_count(segment_urls)
-        requests = (
-            root
-            | "Requests" >> ReadParts(manifest.file_urls(config.output, self.augmented, "requests"), Request)
-            | "Request's key" >> beam.WithKeys(lambda request: request.request_key).with_output_types(KV[str, Request])
-        )
-        rows = root | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url))
-        made = (
-            {"requests": requests, "rows": rows}
-            | "By request" >> GroupRecords(num_parts, requests=Request, rows=LedgerRow)
-            | "Candidates" >> MakeCandidates(config.tokenizer)
-        )
-        segments = root | "Segments" >> ReadParts(segment_urls, ScoredSegment, SEGMENT_COLUMNS)
+        config, select, difficulty = self.config, self.config.select, self.config.difficulty
+        segments = Parts.of(config.output, self.scored, SEGMENTS, ("input_ids",))
+        num_parts = part_count(segments.urls)
+        documents = root | "Documents" >> JoinParts(segments, Parts.of(config.output, self.augmented, REQUESTS))
+        found = documents | "Ask" >> AskSegments(select, config.tokenizer, self.valued_tiers)
+        rows = root | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), ROW_COLUMNS)
         judged = (
-            {
-                "segments": segments | "Segment's document" >> by_document(ScoredSegment),
-                "candidates": made["candidates"] | "Candidate's document" >> by_document(Candidate),
-            }
-            | "By document" >> GroupRecords(num_parts, segments=ScoredSegment, candidates=Candidate)
-            | "Judge" >> JudgeCandidates(chosen_by, config.tokenizer, self.valued_tiers)
+            {"asked": found["asked"], "rows": rows}
+            | "By request" >> GroupRecords(num_parts, asked=AskedSegment, rows=LedgerRow)
+            | "Judge" >> JudgeCandidates(select, config.tokenizer)
         )
-        if self.valued_tiers and needs_controls(chosen_by.value_name):
-            controls = judged["judged"] | "Controls" >> PickControls(chosen_by.gain.control_pool)
-        else:
-            controls = root | "No controls" >> beam.Create([])
+        compared = bool(self.valued_tiers) and needs_controls(select.value_name)
+        controls = judged["judged"] | "Controls" >> PickControls(select.gain.control_pool if compared else 0)
         chosen = judged["judged"] | "Choose" >> ChooseCandidates(
-            chosen_by, ScorerNats(difficulty), difficulty.threshold_nats, controls
+            select, ScorerNats(difficulty), difficulty.threshold_nats, controls
         )
-        files = {
-            family.name: chosen["candidates"]
-            | f"Are {family.name}"
-            >> beam.Filter(lambda c, wanted=wanted: c.kept == wanted).with_output_types(Candidate)
-            | f"Write {family.name}" >> WriteParts(self.folder, family, num_parts, vocab_size=self.tokenizer.vocab_size)
-            for family, wanted in ((KEPT, True), (REJECTED, False))
-        }
-        files["contaminated"] = judged["contaminated"] | "Write contaminated" >> WriteParts(
-            self.folder, CONTAMINATED, num_parts
-        )
+        contaminated = found["contaminated"]
+        write = partial(WriteParts, self.folder, num_parts=num_parts, vocab_size=self.tokenizer.vocab_size)
         return Built(
-            files=files,
+            files={
+                "kept": chosen["kept"] | "Write kept" >> write(KEPT),
+                "rejected": chosen["rejected"] | "Write rejected" >> write(REJECTED),
+                "contaminated": contaminated | "Write contaminated" >> write(CONTAMINATED),
+            },
             counts=(
-                made["counts"],
+                judged["counts"],
                 chosen["counts"],
-                judged["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts),
+                contaminated | "Count contaminated" >> beam.Map(contaminated_counts),
             ),
         )
 
@@ -125,8 +108,3 @@ class Select(Stage):
             "decontamination": decontaminate
             and {"action": decontaminate.action, "benchmarks": load_index(decontaminate).describe()},
         }
-
-
-def by_document(kind: type[Any]) -> beam.PTransform:
-    """Records under the id of their document."""
-    return beam.WithKeys(lambda record: record.doc_id).with_output_types(KV[str, kind])

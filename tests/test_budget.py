@@ -21,11 +21,11 @@ from difficulty.budget.histogram import (
     difficulty_key,
     difficulty_keys,
     difficulty_of_key,
+    draws,
     hash_key,
     hash_keys,
-    lots,
 )
-from difficulty.budget.lagrange import spread, upper_hull
+from difficulty.budget.lagrange import solve, upper_hull
 from difficulty.budget.tiers import HALF_RESOLUTION_TOKENS, BudgetConfig, ModelPrice, TierConfig
 from sharding.errors import MillError, RequestError
 
@@ -103,13 +103,13 @@ def test_an_impossible_difficulty_is_refused(wrong):
 def test_hashes_are_pinned():
     """A changed hash would move segments between tiers, and buy generations anew, on an upgrade."""
     assert [hash_key(i) for i in ("doc0#0", "doc0#1", "d\u00f6c#2")] == [2895441272, 2824484880, 2556095626]
-    assert lots(["doc0#0"])[0] == 0.7717151585803038
+    assert draws(["doc0#0"])[0] == 0.7717151585803038
     assert hash_keys(["doc0#0", "doc0#1"]).tolist() == [hash_key("doc0#0"), hash_key("doc0#1")]
 
 
 def test_hashes_are_uniform_and_independent():
     ids = ids_of(20_000)
-    keys, drawn = hash_keys(ids) / 2**32, lots(ids)
+    keys, drawn = hash_keys(ids) / 2**32, draws(ids)
     for values in (keys, drawn):
         assert np.abs(np.histogram(values, bins=10, range=(0, 1))[0] / 2000 - 1).max() < 0.1
     assert abs(np.corrcoef(keys, drawn)[0, 1]) < 0.03
@@ -344,16 +344,16 @@ def test_the_hull_holds_the_tiers_worth_choosing(costs, resolutions, hull):
         ([10, 10, 10], 35, (0, 3), (1, 1 / 6)),
     ],
 )
-def test_spread_by_hand(counts, target, cuts, split):
+def test_a_solution_by_hand(counts, target, cuts, split):
     counts = np.array(counts)
-    plan = spread(counts, np.array([1.0, 2.0, 8.0]), np.array([0.0, 1.0, 4.0]), np.array([0.0, 0.5, 0.8]), target)
+    plan = solve(counts, np.array([1.0, 2.0, 8.0]), np.array([0.0, 1.0, 4.0]), np.array([0.0, 0.5, 0.8]), target)
     assert plan.taken(counts) @ [0, 1, 4] == pytest.approx(target)
     assert plan.cuts == cuts
-    assert plan.split_step == (None if split is None else split[0])
+    assert plan.shared_step == (None if split is None else split[0])
     assert plan.share == pytest.approx(0 if split is None else split[1])
     if split is not None:
-        lots_drawn = np.random.default_rng(0).random((20_000, counts[plan.cuts[plan.split_step] - 1])) < plan.share
-        assert plan.deviation == pytest.approx(lots_drawn.sum(axis=1).std() * [1, 3][plan.split_step], rel=0.05)
+        drawn = np.random.default_rng(0).random((20_000, counts[plan.cuts[plan.shared_step] - 1])) < plan.share
+        assert plan.deviation == pytest.approx(drawn.sum(axis=1).std() * [1, 3][plan.shared_step], rel=0.05)
 
 
 def test_no_bin_takes_a_step_before_the_one_below():
@@ -361,8 +361,8 @@ def test_no_bin_takes_a_step_before_the_one_below():
 
     The second bin can't have the first step (90 are left), so it may not have the second, though that would fit.
     """
-    plan = spread(np.ones(3), np.array([8.0, 9.0, 10.0]), np.array([0.0, 300.0, 310.0]), np.array([0, 0.5, 0.51]), 400)
-    assert (plan.cuts, plan.split_step, plan.share) == ((2, 2), 0, pytest.approx(0.3))
+    plan = solve(np.ones(3), np.array([8.0, 9.0, 10.0]), np.array([0.0, 300.0, 310.0]), np.array([0, 0.5, 0.51]), 400)
+    assert (plan.cuts, plan.shared_step, plan.share) == ((2, 2), 0, pytest.approx(0.3))
 
 
 def test_steady_spend_does_not_cost_the_one_hard_segment_its_thoughts():
@@ -370,8 +370,8 @@ def test_steady_spend_does_not_cost_the_one_hard_segment_its_thoughts():
     counts, nats_each = np.ones(100), np.array([1.0] * 99 + [1000.0]) + np.arange(100) / 1000
     costs = np.array([tier.tokens_per_segment for tier in TIER_SETS[0]])
     resolutions = np.array([tier.resolution for tier in TIER_SETS[0]])
-    plan = spread(counts, nats_each, costs, resolutions, 0.9 * DEEP.tokens_per_segment)
-    assert (plan.cuts, plan.split_step) == ((99, 100), 1)
+    plan = solve(counts, nats_each, costs, resolutions, 0.9 * DEEP.tokens_per_segment)
+    assert (plan.cuts, plan.shared_step) == ((99, 100), 1)
     assert plan.share == pytest.approx((0.9 * 16384 - 256) / (16384 - 256))
 
 
@@ -416,10 +416,10 @@ def test_the_budget_is_met(num_segments, seed, kind, tiers, position, policy):
     assert sum(tier.spend for tier in plan.tiers) == pytest.approx(plan.planned_spend)
     assert sum(tier.difficulty_nats for tier in plan.tiers) == pytest.approx(difficulty_nats.sum(), rel=0.02)
     assert plan.planned_tokens == pytest.approx(plan.planned_spend)
-    # What the ids draw differs from the plan by the lots of the split bin alone: six deviations, or one segment.
+    # What the ids draw differs from the plan by the draws of the shared bin alone: six deviations, or one segment.
     dearest = max(tier.tokens_per_segment for tier in tiers)
     off = abs(spend_of(plan, tiers, difficulty_nats) - plan.planned_spend)
-    if plan.split is None:
+    if plan.shared_bin is None:
         assert plan.spend_deviation == 0
         assert off <= 1e-6 * plan.target_spend
     else:
@@ -459,9 +459,9 @@ def test_a_harder_segment_never_gets_a_lower_tier(difficulty_nats, tiers, positi
     easier, harder = order[:-1], order[1:]
     assert (chosen[easier] <= chosen[harder]).all()  # bins ascend, and within a bin costs do
     mixed = {bin_ for bin_ in bins.tolist() if len(set(chosen[bins == bin_].tolist())) > 1}
-    assert mixed <= ({plan.split.bin} if plan.split else set())
+    assert mixed <= ({plan.shared_bin.bin} if plan.shared_bin else set())
     # A cut point is where a tier begins.
-    for i, from_nats in zip(plan.ladder[1:], plan.cut_points_nats, strict=True):
+    for i, from_nats in zip(plan.choices[1:], plan.cut_points_nats, strict=True):
         assert (difficulty_nats[chosen >= costs[i]] >= from_nats).all()
 
 
@@ -515,7 +515,7 @@ def test_the_tiers_of_a_known_corpus():
     plan = allocate(histogram_of(difficulty_nats), config, source_tokens=1, prices={})
     assert plan.tiers_of(ids_of(6), difficulty_nats).tolist() == [1, 2, 0, 1, 1, 0]
     assert plan.planned_spend == plan.target_spend == 700
-    assert plan.split is None
+    assert plan.shared_bin is None
     assert plan.cut_points_nats == pytest.approx((10, 100), rel=1e-6)
     assert plan.marginal_nats == pytest.approx(0.05, rel=1e-6)
     assert [tier.segments for tier in plan.tiers] == [2, 3, 1]

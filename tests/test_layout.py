@@ -2,7 +2,6 @@
 
 import dataclasses
 from itertools import pairwise
-from typing import get_args
 
 import msgspec
 import numpy as np
@@ -12,11 +11,11 @@ from hypothesis import strategies as st
 
 from sharding.errors import MillError, RequestError
 from sharding.packing.best_fit import pack_rows, padding_row
-from sharding.packing.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out
+from sharding.packing.config import LAYOUTS, Layout
+from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out
 from sharding.packing.recovery import document_source, items_of, thoughts_of
 from sharding.records.rows import Item, TokenType
 
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UINT16 = np.dtype(np.uint16)
 UINT32 = np.dtype(np.uint32)
 
@@ -249,7 +248,7 @@ def cases(draw, layout=None):
         thought_close=np.arange(closing, dtype=np.uint32) + base + 10,
         document_end=np.arange(ending, dtype=np.uint32) + base + 20,
     )
-    layout = layout or draw(st.sampled_from(LAYOUTS))
+    layout = layout or draw(st.sampled_from(list(LAYOUTS)))
     laid_out = lay_out("doc", segments, layout, delimiters, max_tokens, UINT32)
     return Case(segments, delimiters, max_tokens, layout, *laid_out)
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from difficulty.memory import counting
 from difficulty.memory.counting import MemoryConfig, NgramCounts, document_level, starting_level
-from difficulty.memory.table import BASE_PROBABILITY, NgramMemory
-from sharding.errors import MillError
+from difficulty.memory.table import BASE_PROBABILITY, NgramMemory, describe_memory
+from sharding.errors import MillError, RequestError
+from sharding.models.tokenizer import load_tokenizer
 from sharding.storage.files import read_bytes, write_bytes
 
 Corpus = list[tuple[str, np.ndarray]]
@@ -29,6 +30,10 @@ def counted(corpus: Iterable[tuple[str, np.ndarray]], config: MemoryConfig, min_
 
 def memory_of(corpus: Iterable[tuple[str, np.ndarray]], config: MemoryConfig) -> NgramMemory:
     return NgramMemory.from_counts(counted(corpus, config))
+
+
+def ids_of(corpus: Corpus) -> list[np.ndarray]:
+    return [ids for _, ids in corpus]
 
 
 def travelled(counts: NgramCounts) -> NgramCounts:
@@ -86,7 +91,7 @@ def surprisal_by_the_book(others: Iterable[np.ndarray], ids: np.ndarray, config:
 @given(corpora(), CONFIGS)
 def test_surprisal_is_the_formula_over_all_other_documents(corpus: Corpus, config: MemoryConfig) -> None:
     memory = memory_of(corpus, config)
-    surprisals = memory.surprisal_many(corpus)
+    surprisals = memory.surprisal_many(ids_of(corpus))
     for i, (_, ids) in enumerate(corpus):
         others = [other for j, (_, other) in enumerate(corpus) if j != i]
         assert surprisals[i].dtype == np.float32
@@ -95,10 +100,20 @@ def test_surprisal_is_the_formula_over_all_other_documents(corpus: Corpus, confi
 
 @given(corpora(), CONFIGS)
 def test_leaving_out_is_never_having_counted(corpus: Corpus, config: MemoryConfig) -> None:
-    (doc_id, ids), *others = corpus
+    (_, ids), *others = corpus
+    # Of exact copies one is left out wherever they are counted.
+    assume(not any(np.array_equal(ids, other) for _, other in others))
     np.testing.assert_array_equal(
-        memory_of(corpus, config).surprisal_nats(doc_id, ids), memory_of(others, config).surprisal_nats(None, ids)
+        memory_of(corpus, config).surprisal_nats(ids), memory_of(others, config).surprisal_nats(ids)
     )
+
+
+@given(corpora(), CONFIGS, st.data())
+def test_a_new_document_has_nothing_left_out(corpus: Corpus, config: MemoryConfig, data: st.DataObject) -> None:
+    ids = np.array(data.draw(st.lists(st.integers(0, 3), max_size=24)), np.uint16)
+    assume(not any(np.array_equal(ids, other) for _, other in corpus))
+    nats = memory_of(corpus, config).surprisal_nats(ids)
+    np.testing.assert_allclose(nats, surprisal_by_the_book(ids_of(corpus), ids, config), rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=60)
@@ -106,15 +121,16 @@ def test_leaving_out_is_never_having_counted(corpus: Corpus, config: MemoryConfi
 def test_probabilities_sum_to_at_most_one(corpus: Corpus, config: MemoryConfig) -> None:
     memory = memory_of(corpus, config)
     for prefix in ([], *(ids[:k].tolist() for _, ids in corpus[:2] for k in (1, 2, 3, 7))):
-        nexts = [(None, np.array([*prefix, token], np.uint16)) for token in range(6)]
-        total = sum(np.exp(-float(surprisal[-1])) for surprisal in memory.surprisal_many(nexts))
+        # Ended by what no document has: one that was counted would be left out.
+        nexts = [np.array([*prefix, token, 99], np.uint16) for token in range(6)]
+        total = sum(np.exp(-float(surprisal[-2])) for surprisal in memory.surprisal_many(nexts))
         assert total <= 1 + 1e-6
 
 
 def test_the_seen_tokens_take_nearly_all_of_the_probability() -> None:
     corpus = random_documents(num=50, length=200, vocab_size=5, seed=0)
     memory = memory_of(corpus, MemoryConfig(max_ngrams=1 << 16))
-    nexts = [(None, np.array([1, 2, 3, token])) for token in range(5)]
+    nexts = [np.array([1, 2, 3, token]) for token in range(5)]
     total = sum(np.exp(-float(surprisal[-1])) for surprisal in memory.surprisal_many(nexts))
     assert 0.98 < total <= 1 + 1e-6
 
@@ -130,7 +146,7 @@ def test_boilerplate_is_remembered_and_the_rest_is_not() -> None:
     passage = np.arange(60000, 60040, dtype=np.uint16)
     corpus = with_passage(random_documents(num=40, length=300, vocab_size=50000, seed=1), passage, at=100)
     memory = memory_of(corpus, MemoryConfig())
-    for surprisal in memory.surprisal_many(corpus):
+    for surprisal in memory.surprisal_many(ids_of(corpus)):
         assert (surprisal[104:140] < 0.02).all()  # from its fourth token on, when it has a whole context
         assert surprisal[100] > 5  # nothing says that it begins here
         assert (surprisal[:100] > 8).all()
@@ -141,8 +157,34 @@ def test_a_passage_of_one_document_is_not_remembered_however_often_it_repeats_th
     passage = np.arange(60000, 60010, dtype=np.uint16)
     corpus = random_documents(num=30, length=300, vocab_size=50000, seed=2)
     corpus[0] = ("doc-0", np.tile(passage, 50))
-    surprisal = memory_of(corpus, MemoryConfig()).surprisal_nats(*corpus[0])
+    surprisal = memory_of(corpus, MemoryConfig()).surprisal_nats(corpus[0][1])
     assert (surprisal > 20).all()  # its tokens occur nowhere else
+
+
+def test_a_phrase_that_a_new_document_repeats_is_known_from_the_corpus() -> None:
+    """Its repeats were never counted: taking them off the corpus's would make it unknown."""
+    phrase = np.arange(60000, 60010, dtype=np.uint16)
+    corpus = with_passage(random_documents(num=20, length=300, vocab_size=50000, seed=8), phrase, at=100)
+    memory = memory_of(corpus, MemoryConfig())
+    new = np.tile(phrase, 19)
+    surprisal = memory.surprisal_nats(new)
+    known = np.tile(np.arange(10) >= 4, 19)  # from its fifth token on, where a whole context is in it
+    assert (surprisal[known] < 0.1).all()
+    # Counted itself, and looked up under whatever id, it is left out: the other twenty say the same.
+    counted_too = memory_of([*corpus, ("new", new)], MemoryConfig())
+    np.testing.assert_array_equal(counted_too.surprisal_nats(new), surprisal)
+
+
+def test_a_sample_knows_which_documents_it_counted() -> None:
+    """Those that the sampling left out are not taken off, those in it are, as the memory of another run too."""
+    passage = np.arange(60000, 60020, dtype=np.uint16)
+    corpus = random_documents(num=400, length=100, vocab_size=50000, seed=9)
+    corpus = [(doc_id, np.concatenate([ids[:50], np.tile(passage, 3)])) for doc_id, ids in corpus[:4]] + corpus[4:]
+    counts = counted(corpus, MemoryConfig(max_ngrams=1 << 12))
+    memory, in_sample = NgramMemory.from_counts(counts), [d for d, _ in corpus if document_level(d) >= counts.level]
+    assert 0 < len(in_sample) < 100
+    found = memory._look_up(np.array([counting.document_key(ids) for _, ids in corpus], np.uint64)) > 0
+    assert [doc_id for (doc_id, _), there in zip(corpus, found, strict=True) if there] == in_sample
 
 
 @pytest.mark.parametrize(
@@ -152,7 +194,7 @@ def test_how_many_copies_it_takes(copies: int, min_elsewhere: int, remembered: b
     passage = np.arange(60000, 60020, dtype=np.uint16)
     documents = random_documents(num=20, length=100, vocab_size=50000, seed=3)
     corpus = with_passage(documents[:copies], passage, at=50) + documents[copies:]
-    surprisal = memory_of(corpus, MemoryConfig(min_elsewhere=min_elsewhere)).surprisal_nats(*corpus[0])
+    surprisal = memory_of(corpus, MemoryConfig(min_elsewhere=min_elsewhere)).surprisal_nats(corpus[0][1])
     assert (surprisal[54:70] < 2).all() == remembered
     assert (surprisal[54:70] > 8).all() != remembered
 
@@ -160,7 +202,7 @@ def test_how_many_copies_it_takes(copies: int, min_elsewhere: int, remembered: b
 def test_documents_are_not_joined() -> None:
     corpus = [(f"d{i}", ids) for i in range(20) for ids in [np.array([1, 2, 3]), np.array([7, 8, 9])]]
     corpus = [(f"{doc_id}-{i}", ids) for i, (doc_id, ids) in enumerate(corpus)]
-    joined = memory_of(corpus, MemoryConfig()).surprisal_nats(None, np.array([1, 2, 3, 7]))
+    joined = memory_of(corpus, MemoryConfig()).surprisal_nats(np.array([1, 2, 3, 7]))
     assert joined[2] < 0.2
     assert joined[3] > 1.5  # no more likely than anywhere
 
@@ -228,7 +270,7 @@ def test_a_full_memory_counts_a_sample_of_documents_exactly(max_ngrams: int) -> 
     assert described["documents"] == len(MIXED)
     assert described["documents_counted"] == len(sample)
     assert described["tokens_counted"] == sum(len(ids) for _, ids in sample)
-    for (doc_id, ids), surprisal in zip(MIXED, memory.surprisal_many(MIXED), strict=True):
+    for (doc_id, ids), surprisal in zip(MIXED, memory.surprisal_many(ids_of(MIXED)), strict=True):
         others = [other for other_id, other in sample if other_id != doc_id]
         np.testing.assert_allclose(surprisal, surprisal_by_the_book(others, ids, config), rtol=1e-5, atol=1e-6)
     # A level less would not have fitted.
@@ -241,7 +283,7 @@ def test_a_small_memory_never_remembers_what_is_unique(max_ngrams: int) -> None:
     """A table that lets n-grams share counters would, at a hundred times its size."""
     corpus = random_documents(num=400, length=500, vocab_size=1 << 16, seed=6)
     memory = memory_of(corpus, MemoryConfig(max_ngrams=max_ngrams))
-    surprisal = np.concatenate(memory.surprisal_many(corpus))
+    surprisal = np.concatenate(memory.surprisal_many(ids_of(corpus)))
     # By chance a bigram or two of these occurs in several documents.
     assert (surprisal < 4).mean() < 1e-4
     assert (surprisal > 7).mean() > 0.999
@@ -252,7 +294,7 @@ def test_boilerplate_survives_the_sampling() -> None:
     corpus = with_passage(random_documents(num=400, length=300, vocab_size=50000, seed=7), passage, at=100)
     memory = memory_of(corpus, MemoryConfig(max_ngrams=1 << 15))
     assert memory.level >= 3
-    surprisals = memory.surprisal_many(corpus)
+    surprisals = memory.surprisal_many(ids_of(corpus))
     assert all((surprisal[104:140] < 0.5).all() for surprisal in surprisals)
     assert all((surprisal[:100] > 6).all() for surprisal in surprisals)
 
@@ -280,9 +322,8 @@ def test_counting_from_a_level_on_is_counting_those_documents(first: int) -> Non
     sample = [(doc_id, ids) for doc_id, ids in MIXED if document_level(doc_id) >= 2]
     assert memory.to_json()["documents_counted"] == len(sample)
     of_sample = memory_of(sample, config)
-    for doc_id, ids in MIXED:
-        id_in_sample = doc_id if document_level(doc_id) >= 2 else None
-        np.testing.assert_array_equal(memory.surprisal_nats(doc_id, ids), of_sample.surprisal_nats(id_in_sample, ids))
+    for _, ids in MIXED:
+        np.testing.assert_array_equal(memory.surprisal_nats(ids), of_sample.surprisal_nats(ids))
 
 
 def test_counts_saturate() -> None:
@@ -296,10 +337,11 @@ def test_counts_saturate() -> None:
 
 def test_batches_do_not_matter() -> None:
     memory = memory_of(MIXED, MemoryConfig())
-    together = memory.surprisal_many([*MIXED, (None, MIXED[0][1]), ("empty", np.empty(0, np.uint16))])
-    for (doc_id, ids), surprisal in zip(MIXED, together, strict=False):
-        np.testing.assert_array_equal(memory.surprisal_nats(doc_id, ids), surprisal)
-    assert together[-2].mean() < together[0].mean()  # with its own occurrences left in
+    changed = np.append(MIXED[0][1], 9)
+    together = memory.surprisal_many([*ids_of(MIXED), changed, np.empty(0, np.uint16)])
+    for (_, ids), surprisal in zip(MIXED, together, strict=False):
+        np.testing.assert_array_equal(memory.surprisal_nats(ids), surprisal)
+    assert together[-2].mean() < together[0].mean()  # its earlier version is another document
     assert len(together[-1]) == 0
     assert memory.surprisal_many([]) == []
 
@@ -331,16 +373,36 @@ def test_the_memory_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     loaded = NgramMemory.load(str(tmp_path / "memory.arrow"))
     assert loaded.to_json() == memory.to_json()
     assert loaded.config == MemoryConfig(order=3, prior_count=2.5)
-    for a, b in zip(memory.surprisal_many(MIXED), loaded.surprisal_many(MIXED), strict=True):
+    for a, b in zip(memory.surprisal_many(ids_of(MIXED)), loaded.surprisal_many(ids_of(MIXED)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (entry.name, entry.size_bytes) == ("memory.arrow", (tmp_path / "memory.arrow").stat().st_size)
     assert not loaded._slots.flags.owndata  # mapped, not copied
+    assert describe_memory(str(tmp_path / "memory.arrow")) == memory.to_json()
     assert 0 < memory.to_json()["occupied_share"] <= 0.5
+
+
+def test_a_memory_is_described_from_the_head_of_its_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "memory.arrow")
+    memory = memory_of(MIXED, MemoryConfig())
+    memory.save(url)
+    whole = read_bytes(url)
+    write_bytes(url, whole[:2048])
+    assert len(whole) > 4096
+    assert describe_memory(url) == memory.to_json()
+
+
+def test_the_memory_of_another_tokenizer_is_refused(tmp_path: Path, byte_tokenizer: str) -> None:
+    url, tokenizer = str(tmp_path / "memory.arrow"), load_tokenizer(byte_tokenizer)
+    NgramMemory.from_counts(counted(MIXED, MemoryConfig()), tokenizer.fingerprint).save(url)
+    assert NgramMemory.load(url, tokenizer).config == MemoryConfig()
+    NgramMemory.from_counts(counted(MIXED, MemoryConfig()), "of another").save(url)
+    with pytest.raises(RequestError, match=r"difficulty\.memory_path: the n-grams in .*memory\.arrow are of tokens of"):
+        NgramMemory.load(url, tokenizer)
 
 
 def test_the_memory_of_nothing() -> None:
     memory = memory_of([], MemoryConfig())
-    np.testing.assert_allclose(memory.surprisal_nats(None, np.array([1, 2, 3])), 32 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(memory.surprisal_nats(np.array([1, 2, 3])), 32 * np.log(2), rtol=1e-6)
 
 
 @pytest.fixture

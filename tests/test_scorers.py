@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from difficulty.config import DifficultyConfig
 from difficulty.scorers import describe_scorer, make_scorer
 from difficulty.scorers.causal_lm import CausalLMScorer
+from difficulty.scorers.causal_model import CausalModel
 from difficulty.scorers.excess import ExcessLossScorer
 from difficulty.scorers.protocol import TokenScores, score_documents, score_tokens
 from difficulty.scorers.rehearsal import RehearsalScorer
@@ -253,7 +254,7 @@ def reference(folder: str, text: str, context_tokens: int, min_context: int) -> 
 
 def test_causal_lm_agrees_with_the_plain_way(tiny_model: str) -> None:
     scorer = make_scorer(DifficultyConfig(model=tiny_model, **CONTEXT))
-    assert scorer.chunked
+    assert scorer.model.chunked
     text = DOCUMENTS[2]
     (scores,) = scorer.score([text])
     surprisal, entropy = reference(tiny_model, text, 32, 8)
@@ -268,11 +269,11 @@ def test_scores_do_not_depend_on_company_order_or_chunks(tiny_model: str, monkey
     alone = [scorer.score([text])[0] for text in DOCUMENTS]
     together = scorer.score(DOCUMENTS)
     backwards = scorer.score(DOCUMENTS[::-1])[::-1]
-    monkeypatch.setattr("difficulty.scorers.causal_lm._MAX_CHUNK_ROWS", 3)
+    monkeypatch.setattr("difficulty.scorers.causal_model._MAX_CHUNK_ROWS", 3)
     seen = []
-    write = CausalLMScorer._write_logits
+    write = CausalModel._write_logits
     monkeypatch.setattr(
-        CausalLMScorer, "_write_logits", lambda self, hidden, out: (seen.append(len(out)), write(self, hidden, out))
+        CausalModel, "_write_logits", lambda self, hidden, out: (seen.append(len(out)), write(self, hidden, out))
     )
     in_threes = scorer.score(DOCUMENTS)
     assert max(seen) == 3, "more than a chunk of the [tokens x vocabulary] matrix"
@@ -288,7 +289,7 @@ def test_a_model_with_more_than_a_linear_head_is_run_whole(tmp_path: Path, caplo
     folder = make_model(tmp_path, "soft capped")
     scorer = make_scorer(DifficultyConfig(model=folder, **CONTEXT))
     assert isinstance(scorer, CausalLMScorer)
-    assert not scorer.chunked
+    assert not scorer.model.chunked
     assert "more to its logits than a linear head" in caplog.text
     assert {len(rows) for rows in scorer.batches([np.arange(40), np.arange(40)])} == {1}
     (scores,) = scorer.score([DOCUMENTS[2]])
@@ -300,10 +301,10 @@ def test_a_model_with_more_than_a_linear_head_is_run_whole(tmp_path: Path, caplo
 def test_impossible_logits_have_no_part_in_the_entropy() -> None:
     import torch
 
-    from difficulty.scorers.causal_lm import _nats
+    from difficulty.scorers.causal_model import nats_of_logits
 
     logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf], [0.0, -200.0, -torch.inf, -torch.inf]])
-    surprisal, entropy = _nats(logits, torch.tensor([0, 1]), torch.empty_like(logits))
+    surprisal, entropy = nats_of_logits(logits, torch.tensor([0, 1]), torch.empty_like(logits))
     np.testing.assert_allclose(surprisal, [np.log(2), 200.0], rtol=1e-6)
     np.testing.assert_allclose(entropy, [np.log(2), 0.0], atol=1e-6)
 

@@ -10,6 +10,9 @@ from sharding.models.tokenizer import TextTokenizer, UnencodableText
 from sharding.records.base import Record
 from sharding.records.types import Candidate, LedgerRow, Request, segment_id
 
+ROW_COLUMNS = ("key", "request_key", "sample", "text", "thought_tokens", "finish_reason", "closed", "finished_at")
+"""What `make_candidates` looks at in the ledger: not the token ids, which are most of it."""
+
 NOT_ENCODABLE = "not_encodable"
 """The reason of a trace that the training tokenizer can't spell."""
 
@@ -63,6 +66,22 @@ def trace_of(candidate: Candidate) -> Trace:
         finish_reason=candidate.finish_reason,
         thought_tokens=candidate.thought_tokens,
     )
+
+
+class AskedSegment(Record, frozen=True, kw_only=True, eq=False):
+    """A request with the text that its traces are judged by; never stored.
+
+    Attributes:
+        valued: whether its candidates are to be valued.
+        source_text: the segment, as much of it as the generator was shown.
+        continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does,
+            or nothing is valued.
+    """
+
+    request: Request
+    valued: bool
+    source_text: str
+    continuation: str
 
 
 class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):

@@ -1,18 +1,18 @@
-"""Judging a document: its candidates meet the gates, and each segment the text that its traces are tried on. Pure."""
+"""Judging: a segment gets the text that its traces are tried on, and each of its candidates meets the gates. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from augment.selection.benchmarks.index import BenchmarkIndex, load_index
-from augment.selection.candidates import JudgedSegment, trace_of
+from augment.selection.candidates import AskedSegment, JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
 from augment.selection.gates.gate import Gate, Subject
 from sharding.models.tokenizer import TextTokenizer
-from sharding.records.types import Candidate, ContaminatedDocument, ScoredSegment
+from sharding.records.types import Candidate, ContaminatedDocument, Request
 
 CONTAMINATED = "contaminated"
 """The reason of a trace that overlaps with a benchmark."""
@@ -36,8 +36,8 @@ def judge(
     return msgspec.structs.replace(candidate, reasons=reasons, contaminated=list(benchmarks))
 
 
-class DocumentJudge:
-    """Judges all candidates of one document after the other.
+class Judge:
+    """Judges the candidates of segments: reads in their document what there is to judge by, then each trace.
 
     Args:
         config: the `select` section.
@@ -48,7 +48,7 @@ class DocumentJudge:
         RequestError: a benchmark can't be read.
     """
 
-    def __init__(self, config: SelectConfig, tokenizer: TextTokenizer, valued_tiers: frozenset[str]) -> None:
+    def __init__(self, config: SelectConfig, tokenizer: TextTokenizer, valued_tiers: Container[str]) -> None:
         self._config, self._tokenizer, self._valued_tiers = config, tokenizer, valued_tiers
         self._gates = config.gates.enabled()
         self._index: BenchmarkIndex | None = None
@@ -57,39 +57,37 @@ class DocumentJudge:
             self._index = load_index(config.decontaminate)
             self._remove = config.decontaminate.action == "remove"
 
-    def judge(
-        self, segments: Sequence[ScoredSegment], candidates: Sequence[Candidate]
-    ) -> Iterator[JudgedSegment | ContaminatedDocument]:
-        """The document's segments that have candidates, each judged; and the document itself, if it is contaminated.
+    def contaminated(self, doc_id: str, input_ids: np.ndarray) -> ContaminatedDocument | None:
+        """The document with the benchmarks that it overlaps with; None where it doesn't."""
+        if self._index is None or not (benchmarks := self._index.hits(self._tokenizer.decode(input_ids))):
+            return None
+        return ContaminatedDocument(doc_id=doc_id, benchmarks=benchmarks, source_tokens=len(input_ids))
+
+    def ask(self, request: Request, input_ids: np.ndarray, segment_start: int) -> AskedSegment:
+        """A request with the text that its traces are judged by.
 
         Args:
-            segments: all segments of the document; ids are enough.
-            candidates: all candidates of the document.
+            request: of a segment of the document.
+            input_ids: (num_tokens,) of the whole document.
+            segment_start: where the segment begins in it.
         """
-        ordered = sorted(segments, key=lambda segment: segment.segment_index)
-        ids = np.concatenate([segment.input_ids for segment in ordered])
-        starts = np.cumsum([0, *(len(segment.input_ids) for segment in ordered)])
-        if self._index is not None:
-            benchmarks = self._index.hits(self._tokenizer.decode(ids))
-            if benchmarks:
-                yield ContaminatedDocument(doc_id=ordered[0].doc_id, benchmarks=benchmarks, source_tokens=len(ids))
-        by_segment: dict[int, list[Candidate]] = {}
-        for candidate in sorted(candidates, key=lambda c: (c.segment_index, c.sample, c.key)):
-            by_segment.setdefault(candidate.segment_index, []).append(candidate)
-        for index, of_segment in by_segment.items():
-            start = int(starts[index])
-            yield self._segment(ids, start, start + of_segment[0].shown_tokens, of_segment)
+        end = segment_start + request.shown_tokens
+        valued = request.tier in self._valued_tiers
+        after = input_ids[end : end + self._config.gain.continuation_tokens] if valued else input_ids[:0]
+        return AskedSegment(
+            request=request,
+            valued=valued,
+            source_text=self._tokenizer.decode(input_ids[segment_start:end]),
+            # The cut may tear its last character.
+            continuation=self._tokenizer.decode_bytes(after).decode(errors="ignore"),
+        )
 
-    def _segment(self, ids: np.ndarray, start: int, end: int, candidates: Sequence[Candidate]) -> JudgedSegment:
-        """One segment, whose generator was shown the document's tokens [start, end)."""
-        source_text = self._tokenizer.decode(ids[start:end])
-        tier = candidates[0].tier
-        valued = tier in self._valued_tiers
-        after = self._tokenizer.decode_bytes(ids[end : end + self._config.gain.continuation_tokens]) if valued else b""
+    def judge(self, asked: AskedSegment, candidates: Sequence[Candidate]) -> JudgedSegment:
+        """The segment with its candidates, each with what the gates have against it."""
         judged = [
             judge(
                 candidate,
-                source_text,
+                asked.source_text,
                 self._gates,
                 self._index.hits(candidate.text) if self._index is not None else (),
                 remove=self._remove,
@@ -97,12 +95,11 @@ class DocumentJudge:
             for candidate in candidates
         ]
         return JudgedSegment(
-            doc_id=candidates[0].doc_id,
-            segment_index=candidates[0].segment_index,
-            tier=tier,
-            valued=valued,
-            source_text=source_text,
-            # The cut may tear its last character.
-            continuation=after.decode(errors="ignore"),
+            doc_id=asked.request.doc_id,
+            segment_index=asked.request.segment_index,
+            tier=asked.request.tier,
+            valued=asked.valued,
+            source_text=asked.source_text,
+            continuation=asked.continuation,
             candidates=judged,
         )

@@ -9,50 +9,27 @@ import apache_beam as beam
 from apache_beam.typehints import KV
 
 from augment.selection.account import account_counts
-from augment.selection.candidates import Control, JudgedSegment, make_candidates
+from augment.selection.candidates import AskedSegment, Control, JudgedSegment, make_candidates
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
-from augment.selection.judging import CONTAMINATED, DocumentJudge
+from augment.selection.judging import CONTAMINATED, Judge
 from augment.selection.keeping import choose
 from augment.selection.values.protocol import NatsAfter
 from augment.selection.valuing import make_value, valued
 from sharding import tally
 from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
+from sharding.beam.part_join import JoinedDocument
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, ContaminatedDocument
 
-carry_as_records(JudgedSegment, Control)
+REJECTED = "rejected"
+
+carry_as_records(AskedSegment, JudgedSegment, Control)
 
 
-class MakeCandidates(beam.PTransform):
-    """Requests joined with their ledger rows → `candidates`, not judged yet, and `counts`.
-
-    Args:
-        tokenizer: name of the training tokenizer.
-    """
-
-    def __init__(self, tokenizer: str) -> None:
-        super().__init__()
-        self._tokenizer = tokenizer
-
-    def expand(self, joined: beam.PCollection) -> Any:
-        outputs = joined | beam.FlatMap(_candidates, self._tokenizer).with_outputs(COUNTS, main="candidates")
-        outputs["candidates"].element_type = Candidate
-        return outputs
-
-
-def _candidates(group: tuple[str, Mapping[str, list[Any]]], tokenizer: str) -> Iterator[Any]:
-    _, joined = group
-    for request in joined["requests"]:
-        candidates = make_candidates(request, joined["rows"], load_tokenizer(tokenizer))
-        yield from candidates
-        missing = request.samples - len(candidates)
-        yield beam.pvalue.TaggedOutput(COUNTS, {"requested": request.samples, "missing": missing})
-
-
-class JudgeCandidates(beam.PTransform):
-    """Documents' segments joined with their candidates → `judged` segments, and `contaminated` documents.
+class AskSegments(beam.PTransform):
+    """Documents joined with their requests → `asked`: (request key, AskedSegment); and `contaminated` documents.
 
     Args:
         config: the `select` section.
@@ -62,39 +39,77 @@ class JudgeCandidates(beam.PTransform):
 
     def __init__(self, config: SelectConfig, tokenizer: str, valued_tiers: Sequence[str]) -> None:
         super().__init__()
-        self._config, self._tokenizer, self._valued_tiers = config, tokenizer, frozenset(valued_tiers)
+        self._ask = _AskFn(config, tokenizer, valued_tiers)
 
     def expand(self, documents: beam.PCollection) -> Any:
-        outputs = documents | beam.ParDo(_JudgeFn(self._config, self._tokenizer, self._valued_tiers)).with_outputs(
-            CONTAMINATED, main="judged"
-        )
-        outputs["judged"].element_type = JudgedSegment
+        outputs = documents | beam.ParDo(self._ask).with_outputs(CONTAMINATED, main="asked")
+        outputs["asked"].element_type = KV[str, AskedSegment]
         outputs[CONTAMINATED].element_type = ContaminatedDocument
         return outputs
 
 
-class _JudgeFn(beam.DoFn):
-    def __init__(self, config: SelectConfig, tokenizer: str, valued_tiers: frozenset[str]) -> None:
-        self._config, self._tokenizer_name, self._valued_tiers = config, tokenizer, valued_tiers
+class _WithJudgeFn(beam.DoFn):
+    def __init__(self, config: SelectConfig, tokenizer: str, valued_tiers: Sequence[str] = ()) -> None:
+        self._config, self._tokenizer_name, self._valued_tiers = config, tokenizer, frozenset(valued_tiers)
 
     def setup(self) -> None:
-        self._judge = DocumentJudge(self._config, load_tokenizer(self._tokenizer_name), self._valued_tiers)
+        self._tokenizer = load_tokenizer(self._tokenizer_name)
+        self._judge = Judge(self._config, self._tokenizer, self._valued_tiers)
 
-    def process(self, document: tuple[str, Mapping[str, list[Any]]]) -> Iterator[Any]:
-        _, joined = document
-        for outcome in self._judge.judge(joined["segments"], joined["candidates"]):
-            is_segment = isinstance(outcome, JudgedSegment)
-            yield outcome if is_segment else beam.pvalue.TaggedOutput(CONTAMINATED, outcome)
+
+class _AskFn(_WithJudgeFn):
+    def process(self, document: JoinedDocument) -> Iterator[Any]:
+        scored = document.scored
+        if (contaminated := self._judge.contaminated(scored.doc_id, scored.input_ids)) is not None:
+            yield beam.pvalue.TaggedOutput(CONTAMINATED, contaminated)
+        for request in document.beside["requests"]:
+            start = int(scored.segment_starts[request.segment_index])
+            yield request.request_key, self._judge.ask(request, scored.input_ids, start)
+
+
+class JudgeCandidates(beam.PTransform):
+    """Asked segments joined with their ledger rows → `judged` segments, those with a candidate, and `counts`.
+
+    Args:
+        config: the `select` section.
+        tokenizer: name of the training tokenizer.
+    """
+
+    def __init__(self, config: SelectConfig, tokenizer: str) -> None:
+        super().__init__()
+        self._judge = _JudgeFn(config, tokenizer)
+
+    def expand(self, joined: beam.PCollection) -> Any:
+        outputs = joined | beam.ParDo(self._judge).with_outputs(COUNTS, main="judged")
+        outputs["judged"].element_type = JudgedSegment
+        return outputs
+
+
+class _JudgeFn(_WithJudgeFn):
+    def process(self, group: tuple[str, Mapping[str, list[Any]]]) -> Iterator[Any]:
+        _, joined = group
+        for asked in joined["asked"]:
+            candidates = make_candidates(asked.request, joined["rows"], self._tokenizer)
+            if candidates:
+                yield self._judge.judge(asked, candidates)
+            wanted = asked.request.samples
+            yield beam.pvalue.TaggedOutput(COUNTS, {"requested": wanted, "missing": wanted - len(candidates)})
 
 
 class PickControls(beam.PTransform):
-    """Judged segments → (tier, list of `Control`): the traces that others are compared with."""
+    """Judged segments → (tier, list of `Control`): the traces that others are compared with.
+
+    Args:
+        size: so many for each tier; 0: none, and nothing is shuffled.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self._size = size
 
     def expand(self, judged: beam.PCollection) -> beam.PCollection:
+        if not self._size:
+            return judged.pipeline | "None" >> beam.Create([])
         return (
             judged
             | "Traces" >> beam.FlatMap(controls_of).with_output_types(KV[str, Control])
@@ -122,7 +137,7 @@ class _ControlPoolCombineFn(beam.CombineFn):
 
 
 class ChooseCandidates(beam.PTransform):
-    """Judged segments → `candidates`, kept and rejected, and `counts`.
+    """Judged segments → their candidates, `kept` and `rejected`, and `counts`.
 
     Args:
         config: the `select` section.
@@ -139,9 +154,9 @@ class ChooseCandidates(beam.PTransform):
 
     def expand(self, judged: beam.PCollection) -> Any:
         outputs = judged | beam.ParDo(self._choose, beam.pvalue.AsDict(self._controls)).with_outputs(
-            COUNTS, main="candidates"
+            COUNTS, REJECTED, main="kept"
         )
-        outputs["candidates"].element_type = Candidate
+        outputs["kept"].element_type = outputs[REJECTED].element_type = Candidate
         return outputs
 
 
@@ -155,5 +170,6 @@ class _ChooseFn(beam.DoFn):
     def process(self, segment: JudgedSegment, controls: Mapping[str, list[Control]]) -> Iterator[Any]:
         candidates = choose(valued(segment, self._config, self._value, controls.get(segment.tier, ())), self._config)
         tally.add(segments=1, candidates=len(candidates), kept=sum(candidate.kept for candidate in candidates))
-        yield from candidates
+        for candidate in candidates:
+            yield candidate if candidate.kept else beam.pvalue.TaggedOutput(REJECTED, candidate)
         yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from difficulty.budget.histogram import (
     difficulty_key,
     difficulty_keys,
     difficulty_of_key,
+    draws,
     hash_key,
     hash_keys,
-    lots,
 )
-from difficulty.budget.tiers import Unit
+from difficulty.budget.tiers import Axis, PolicyName, Unit
 from sharding.errors import MillError
 
 KEY_LIMIT = 1 << KEY_BITS
@@ -34,7 +34,7 @@ class TierPlan:
     """What a tier is expected to get, in the order of the config.
 
     Attributes:
-        segments: expected number of segments; a whole number in all but the two tiers of a split bin.
+        segments: expected number of segments; a whole number in all but the two tiers of a shared bin.
         tokens: expected thinking tokens of those segments, all samples.
         spend: the same in the budget's unit.
         difficulty_nats: difficulty mass of those segments; under policies uniform and fixed their share by number.
@@ -50,12 +50,12 @@ class TierPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class SharedBin:
     """The one bin that is shared between two neighbouring tiers.
 
     Attributes:
         bin: the bin of keys, `key >> shift`.
-        step: the upper of the two tiers, as an index into `Allocation.ladder`.
+        step: the upper of the two tiers, as an index into `Allocation.choices`.
         share: the share of the bin's segments, drawn by the hash of their id, that gets the upper tier.
     """
 
@@ -71,25 +71,25 @@ class Allocation:
     Attributes:
         axis: what orders the segments: "difficulty" (adaptive), "hash" (uniform) or "none" (fixed).
         shift: log2 of the width in keys of a bin on that axis.
-        ladder: the tiers that can be chosen, from the cheapest to the dearest.
-        cuts: (len(ladder) - 1,) not descending; a segment whose bin is at `cuts[j]` or above gets at least
-            `ladder[j + 1]`.
-        split: the bin that straddles the budget, if one had to be shared.
+        choices: the tiers that can be chosen, from the cheapest to the dearest.
+        cuts: (len(choices) - 1,) not descending; a segment whose bin is at `cuts[j]` or above gets at least
+            `choices[j + 1]`.
+        shared_bin: the one that straddles the budget, if one had to be shared.
         unit: what spend is counted in.
         target_spend: the budget.
         planned_spend: expected spend of the plan.
-        spend_deviation: standard deviation of the spend that the plan comes to, for the lots drawn in the split bin;
+        spend_deviation: standard deviation of the spend that the plan comes to, for what is drawn in the shared bin;
             0 when nothing is left to the hash. It doesn't cover generations shorter or longer than expected.
         marginal_nats: nats that the last unit spent is expected to resolve (λ, the price of a unit of the budget).
         warnings: what the owner of the budget should know, in words.
     """
 
-    policy: Literal["adaptive", "uniform", "fixed"]
-    axis: Literal["difficulty", "hash", "none"]
+    policy: PolicyName
+    axis: Axis
     shift: int
-    ladder: tuple[int, ...]
+    choices: tuple[int, ...]
     cuts: tuple[int, ...]
-    split: Split | None
+    shared_bin: SharedBin | None
     unit: Unit
     target_spend: float
     planned_spend: float
@@ -101,42 +101,44 @@ class Allocation:
     def tier_of(self, segment_id: str, difficulty_nats: float) -> int:
         """The segment's tier.
 
-        Under policy adaptive a segment never gets a cheaper tier than one in an easier bin. Within the split bin, and
+        Under policy adaptive a segment never gets a cheaper tier than one in an easier bin. Within the shared bin, and
         there only, the hash of the id decides.
 
         Raises:
             MillError: the difficulty is no number from 0 to LARGEST_NATS.
         """
         if self.axis == "none":
-            return self.ladder[0]
+            return self.choices[0]
         key = difficulty_key(difficulty_nats) if self.axis == "difficulty" else hash_key(segment_id)
         bin_ = key >> self.shift
         step = bisect_right(self.cuts, bin_)
-        if self.split is not None and bin_ == self.split.bin:
-            step += int(lots([segment_id])[0] < self.split.share)
-        return self.ladder[step]
+        if self.shared_bin is not None and bin_ == self.shared_bin.bin:
+            step += int(draws([segment_id])[0] < self.shared_bin.share)
+        return self.choices[step]
 
     def tiers_of(self, segment_ids: Sequence[str], difficulty_nats: np.ndarray) -> np.ndarray:
         """`tier_of` for parallel ids and (n,) float64 difficulties: (n,) int64."""
-        ladder = np.array(self.ladder, dtype=np.int64)
+        choices = np.array(self.choices, dtype=np.int64)
         if self.axis == "none":
-            return np.full(len(segment_ids), ladder[0])
+            return np.full(len(segment_ids), choices[0])
         bins = (difficulty_keys(difficulty_nats) if self.axis == "difficulty" else hash_keys(segment_ids)) >> self.shift
         steps = np.searchsorted(np.array(self.cuts, dtype=np.int64), bins, side="right")
-        if self.split is not None:
-            shared = np.flatnonzero(bins == self.split.bin)
-            steps[shared] += lots(segment_ids[i] for i in shared.tolist()) < self.split.share
-        return ladder[steps]
+        if self.shared_bin is not None:
+            shared = np.flatnonzero(bins == self.shared_bin.bin)
+            steps[shared] += draws(segment_ids[i] for i in shared.tolist()) < self.shared_bin.share
+        return choices[steps]
 
     @property
     def cut_points_nats(self) -> tuple[float, ...]:
-        """For each tier of `ladder` after the first, the smallest difficulty that gets at least it; inf if none does.
+        """For each tier of `choices` after the first, the smallest difficulty that gets at least it; inf if none does.
 
-        Empty when difficulty doesn't decide. The split bin counts to the tier above.
+        Empty when difficulty doesn't decide. The shared bin counts to the tier above.
         """
         if self.axis != "difficulty":
             return ()
-        return tuple(_nats_of_cut(cut, step, self.split, self.shift) for step, cut in enumerate(self.cuts, start=1))
+        return tuple(
+            _nats_of_cut(cut, step, self.shared_bin, self.shift) for step, cut in enumerate(self.cuts, start=1)
+        )
 
     @property
     def planned_tokens(self) -> float:
@@ -147,11 +149,11 @@ class Allocation:
         """A JSON-safe dict. Its `from_nats`, by tier the cut point or None if none gets it, is for people alone."""
         return {
             **asdict(self),
-            **{name: list(getattr(self, name)) for name in ("ladder", "cuts", "warnings")},
+            **{name: list(getattr(self, name)) for name in ("choices", "cuts", "warnings")},
             "tiers": [asdict(tier) for tier in self.tiers],
             "from_nats": {
                 self.tiers[i].name: None if nats == float("inf") else nats
-                for i, nats in zip(self.ladder[1:], self.cut_points_nats, strict=False)
+                for i, nats in zip(self.choices[1:], self.cut_points_nats, strict=False)
             },
         }
 
@@ -163,12 +165,12 @@ class Allocation:
             MillError: the content is not what `to_json` writes.
         """
         try:
-            split = data["split"]
+            shared_bin = data["shared_bin"]
             return cls(
                 **{
                     **{name: value for name, value in data.items() if name != "from_nats"},
-                    **{name: tuple(data[name]) for name in ("ladder", "cuts", "warnings")},
-                    "split": None if split is None else Split(**split),
+                    **{name: tuple(data[name]) for name in ("choices", "cuts", "warnings")},
+                    "shared_bin": None if shared_bin is None else SharedBin(**shared_bin),
                     "tiers": tuple(TierPlan(**tier) for tier in data["tiers"]),
                 }
             )
@@ -176,7 +178,7 @@ class Allocation:
             raise MillError(f"allocation: malformed ({type(error).__name__}: {error})") from error
 
 
-def _nats_of_cut(cut: int, step: int, split: Split | None, shift: int) -> float:
-    if split is not None and split.step == step:
-        cut = split.bin
+def _nats_of_cut(cut: int, step: int, shared_bin: SharedBin | None, shift: int) -> float:
+    if shared_bin is not None and shared_bin.step == step:
+        cut = shared_bin.bin
     return float("inf") if cut >= KEY_LIMIT else difficulty_of_key(cut << shift)

@@ -70,7 +70,7 @@ def difficulty_of_key(key: int) -> float:
 
 
 def segment_hashes(segment_ids: Iterable[str]) -> np.ndarray:
-    """Two independent uniform hashes of each segment id: its place in the uniform deal, and its lot in a split bin.
+    """Two independent uniform hashes of each segment id: its place under policy uniform, and its draw in a shared bin.
 
     Returns:
         (n, 2) uint64.
@@ -88,7 +88,7 @@ def hash_key(segment_id: str) -> int:
     return int.from_bytes(_digest(segment_id)[:8], "little") >> KEY_BITS
 
 
-def lots(segment_ids: Iterable[str]) -> np.ndarray:
+def draws(segment_ids: Iterable[str]) -> np.ndarray:
     """Numbers in [0, 1), (n,) float64, that the ids alone decide; independent of `hash_keys`."""
     return (segment_hashes(segment_ids)[:, 1] >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -31,20 +31,20 @@ _ROUNDING = 1e-9  # share of the target that float rounding may add or leave
 
 
 @dataclass(frozen=True)
-class Spread:
+class Solution:
     """Which bins take which steps.
 
     Attributes:
         cuts: (steps,) the bins from index `cuts[j]` on take step j, from tier j to tier j + 1 of the hull. Not
             descending: a bin never takes a step without those below it.
-        split_step: the step that one bin, at index `cuts[split_step] - 1`, takes in part; None if all are whole.
+        shared_step: the step that one bin, at index `cuts[shared_step] - 1`, takes in part; None if all are whole.
         share: the part of that bin's segments that takes it, in (0, 1).
         deviation: standard deviation of the spend, each of those segments drawn independently.
         marginal_nats: λ, nats resolved per unit at the last step taken.
     """
 
     cuts: tuple[int, ...]
-    split_step: int | None = None
+    shared_step: int | None = None
     share: float = 0.0
     deviation: float = 0.0
     marginal_nats: float = 0.0
@@ -52,8 +52,8 @@ class Spread:
     def taken(self, amounts: np.ndarray) -> np.ndarray:
         """The sum of (bins,) amounts over the segments at each hull tier: (steps + 1,) float64."""
         at_least = np.array([amounts.sum(), *(amounts[cut:].sum() for cut in self.cuts), 0.0], dtype=np.float64)
-        if self.split_step is not None:
-            at_least[self.split_step + 1] += self.share * amounts[self.cuts[self.split_step] - 1]
+        if self.shared_step is not None:
+            at_least[self.shared_step + 1] += self.share * amounts[self.cuts[self.shared_step] - 1]
         return at_least[:-1] - at_least[1:]
 
 
@@ -79,9 +79,9 @@ def _slope(costs: Sequence[float], resolutions: Sequence[float], low: int, high:
     return (resolutions[high] - resolutions[low]) / (costs[high] - costs[low])
 
 
-def spread(
+def solve(
     counts: np.ndarray, nats: np.ndarray, costs: np.ndarray, resolutions: np.ndarray, target_spend: float
-) -> Spread:
+) -> Solution:
     """Spends the target on the bins, best value first.
 
     Where a bin's next step costs more than what is left, taking it in part, or whole if that is near enough, is the
@@ -97,7 +97,7 @@ def spread(
         resolutions: (steps + 1,) float64, ascending and concave in cost.
         target_spend: between all segments at the first tier and all at the last.
     """
-    optimum_nats, least_miss, best = None, float("inf"), Spread(())
+    optimum_nats, least_miss, best = None, float("inf"), Solution(())
     for miss, plan in _ends(counts, nats, costs, resolutions, target_spend):
         resolved_nats = float(plan.taken(nats * counts) @ resolutions)
         if optimum_nats is None:
@@ -111,7 +111,7 @@ def spread(
 
 def _ends(
     counts: np.ndarray, nats: np.ndarray, costs: np.ndarray, resolutions: np.ndarray, target_spend: float
-) -> Iterator[tuple[float, Spread]]:
+) -> Iterator[tuple[float, Solution]]:
     """Plans that spend the target, the optimum first, each with the root mean square of its spend minus the target."""
     num_bins, num_steps = len(counts), len(costs) - 1
     step_costs = np.diff(costs)
@@ -125,17 +125,17 @@ def _ends(
     closed: set[int] = set()
     last_nats = 0.0
 
-    def ends_in(step: int) -> Iterator[tuple[float, Spread]]:
+    def ends_in(step: int) -> Iterator[tuple[float, Solution]]:
         """What is left goes to a part of the next bin of this step; or all of it, or none, if that is near enough."""
         bin_ = cuts[step] - 1
         spend = float(counts[bin_] * step_costs[step])
         share = left / spend
         deviation = sqrt(counts[bin_] * share * (1 - share)) * float(step_costs[step])
         price = float(marginal_nats[step, num_bins - 1 - bin_])
-        yield deviation, Spread(tuple(cuts), step, share, deviation, price)
+        yield deviation, Solution(tuple(cuts), step, share, deviation, price)
         for cut, miss in ((bin_, spend - left), (bin_ + 1, left)):
             if miss <= WHOLE_BIN_MISS * target_spend:
-                yield miss, Spread((*cuts[:step], cut, *cuts[step + 1 :]), marginal_nats=price)
+                yield miss, Solution((*cuts[:step], cut, *cuts[step + 1 :]), marginal_nats=price)
 
     for event in np.argsort(-marginal_nats.ravel(), kind="stable").tolist():
         step, bin_ = event // num_bins, num_bins - 1 - event % num_bins
@@ -156,7 +156,7 @@ def _ends(
             closed.add(step)
 
     if left <= slack:
-        yield 0.0, Spread(tuple(cuts), marginal_nats=last_nats)
+        yield 0.0, Solution(tuple(cuts), marginal_nats=last_nats)
         return
     # All whole steps that fit are taken; what is left fits into a part of any step refused for its price.
     for step in refused:

@@ -1,10 +1,10 @@
 """What can be bought and what it costs: tiers, prices and the budget's config section.
 
-`difficulty.budget` spreads the budget declared here over the segments of a `DifficultyHistogram`.
+`difficulty.budget` distributes the budget declared here over the segments of a `DifficultyHistogram`.
 """
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,20 @@ HALF_RESOLUTION_TOKENS = 2048.0
 thinking augmented pre-training uses (arXiv 2509.20186: at most 8k tokens on at most 2k of context)."""
 
 Unit = Literal["tokens", "dollars", "gpu_hours"]
+
+POLICIES = {
+    "adaptive": "difficulty.budget.policies.adaptive",
+    "uniform": "difficulty.budget.policies.uniform",
+    "fixed": "difficulty.budget.policies.fixed",
+}
+"""The policies by the names they have in a config, and where they are; see `difficulty.budget.policies`."""
+
+if TYPE_CHECKING:
+    PolicyName = str
+else:
+    PolicyName = Literal[tuple(POLICIES)]
+
+Axis = Literal["difficulty", "hash", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -125,9 +139,9 @@ def _needed(price: float | None, tier: TierConfig, field: str, unit: Unit) -> fl
 class BudgetConfig:
     """The `budget` section: one number, and the tiers it may be spent on."""
 
-    policy: Literal["adaptive", "uniform", "fixed"] = Field(
+    policy: PolicyName = Field(
         default="adaptive",
-        description="adaptive: by difficulty; uniform: the same tiers dealt by lot; fixed: one tier for all.",
+        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all.",
     )
     thinking_tokens: int | None = Field(default=None, gt=0, description="The budget in generated tokens.")
     thinking_tokens_per_source_token: float | None = Field(

@@ -6,6 +6,9 @@ Size is bounded by counting a sample of the documents, never by letting n-grams 
 otherwise remember what it never saw. Each document has a level from a hash of its id (half of them 0, a quarter 1,
 ...); when the n-grams exceed `max_ngrams`, the lowest level's documents are dropped whole. The lowest level that fits
 depends on the corpus alone, so the counts do too; and what recurs in enough documents recurs in the sample.
+
+Each document counted is itself one more entry among the n-grams, under a hash of all its tokens: whoever looks a
+document up later can tell whether it was counted, whatever id it has there.
 """
 
 from __future__ import annotations
@@ -75,6 +78,12 @@ def starting_level(config: MemoryConfig, corpus_tokens: float) -> int:
     return max(0, min(NUM_LEVELS - 1, math.floor(math.log2(max(corpus_tokens, 1) / config.max_ngrams))))
 
 
+def document_key(input_ids: np.ndarray) -> int:
+    """What a whole document is counted under: a hash of its (num_tokens,) token ids in the place of an n-gram's."""
+    digest = hashlib.blake2b(np.asarray(input_ids, "<u4").tobytes(), digest_size=8, person=b"ngram-document")
+    return int.from_bytes(digest.digest(), "big") & int(HASH_MASK)
+
+
 class NgramCounts:
     """N-gram counts of some documents: a commutative monoid under `merge`.
 
@@ -135,8 +144,9 @@ class NgramCounts:
         return merged
 
     def ngrams(self, min_count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The n-grams with at least `min_count` occurrences in the sample: ascending hashes, (num_ngrams,) uint64 with
-        the low `LEVEL_BITS` zero, and their counts, (num_ngrams,) uint32."""
+        """The n-grams with at least `min_count` occurrences in the sample, and the documents in it: ascending hashes,
+        (num_ngrams,) uint64 with the low `LEVEL_BITS` zero, and their counts, (num_ngrams,) uint32. A document's is at
+        least `min_elsewhere`."""
         self._compact()
         if not self._compacted:
             return np.empty(0, np.uint64), np.empty(0, np.uint32)
@@ -164,13 +174,14 @@ class NgramCounts:
         return self.__dict__.copy()
 
     def _flush(self) -> None:
-        """Turns the buffered documents into sorted runs, one per order."""
+        """Turns the buffered documents into sorted runs, one per order and one of the documents themselves."""
         if not self._buffer:
             return
         lengths = np.array([len(ids) for _, ids in self._buffer])
         levels = np.repeat(np.array([level for level, _ in self._buffer], np.uint64), lengths)
         place = np.arange(len(levels)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         tokens = np.concatenate([ids for _, ids in self._buffer])
+        documents = np.array([document_key(ids) | level for level, ids in self._buffer], np.uint64)
         self._buffer, self._buffered_tokens = [], 0
         keys = np.zeros(len(tokens) + 1, np.uint64)
         for n in range(1, self.config.order + 1):
@@ -180,6 +191,9 @@ class NgramCounts:
             tagged.sort()
             starts = run_starts(tagged)
             self._runs.append((tagged[starts], np.diff(starts, append=len(tagged)).astype(np.uint32)))
+        documents.sort()
+        # As often as an n-gram has to be there to stay.
+        self._runs.append((documents, np.full(len(documents), self.config.min_elsewhere, np.uint32)))
 
     def _compact_if_due(self) -> None:
         if self._buffered_tokens >= BUFFERED_TOKENS:

@@ -12,9 +12,13 @@ Language Engineering 1(3), 1995: with h the last n - 1 tokens, h' the last n - 2
 It never sums above 1 and needs counts of occurrences only. Kneser-Ney and Witten-Bell also need numbers of distinct
 continuations, which neither add up across workers nor let a document be left out by subtraction.
 
-All counts leave out the document at hand: its own occurrences are subtracted, and what then occurs fewer than
-`min_elsewhere` times counts as never seen. So a passage that is in no other document is not remembered, however often
-it repeats within its own. The surprisals are those of a memory built from all other documents.
+All counts leave out the document at hand, if it was counted: its own occurrences are subtracted, and what then occurs
+fewer than `min_elsewhere` times counts as never seen. So a passage that is in no other document is not remembered,
+however often it repeats within its own. The surprisals are those of a memory built from all other documents.
+
+Whether it was counted is looked up in the table, by a hash of all its tokens. So the memory of one run serves another:
+a document that both have is left out, under whatever id, and of a new one nothing is. One that changed is new, and its
+earlier version another document; of exact copies one is left out.
 """
 
 from __future__ import annotations
@@ -34,13 +38,14 @@ from difficulty.memory.counting import (
     LEVEL_BITS,
     MemoryConfig,
     NgramCounts,
-    document_level,
+    document_key,
     extended_hashes,
     run_starts,
 )
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
+from sharding.models.tokenizer import TextTokenizer
 from sharding.records.types import FileEntry
-from sharding.storage.arrow_files import read_batches
+from sharding.storage.arrow_files import read_batches, read_schema
 from sharding.storage.files import write_bytes
 
 HALF = np.uint64(32)
@@ -50,15 +55,15 @@ SLOTS_PER_NGRAM = 2
 """Half full, linear probing finds an n-gram in 1.5 slots and misses one in 2.5: Knuth, TAOCP 3, section 6.4."""
 
 BASE_PROBABILITY = 2.0**-32
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = b"thoughtmill.memory"
 
 
 class NgramMemory:
     """The n-gram counts of a corpus as a read-only table of uint64 slots: fingerprint and count, 0 when empty.
 
-    An n-gram that is not in the table is taken for one that is about once in 2^30 times: the 32 bits of fingerprint,
-    less the slots probed.
+    The documents counted are entries too. What is not in the table is taken for something that is about once in 2^30
+    times: the 32 bits of fingerprint, less the slots probed.
     """
 
     def __init__(self, slots: np.ndarray, description: dict[str, Any]) -> None:
@@ -67,8 +72,13 @@ class NgramMemory:
         self.level: int = description["level"]
 
     @classmethod
-    def from_counts(cls, counts: NgramCounts) -> NgramMemory:
-        """The table of the n-grams that occur at least `min_elsewhere` times in the sample."""
+    def from_counts(cls, counts: NgramCounts, tokenizer: str = "") -> NgramMemory:
+        """The table of the n-grams that occur at least `min_elsewhere` times in the sample, and of its documents.
+
+        Args:
+            counts: of the whole corpus.
+            tokenizer: fingerprint of the tokenizer that made its tokens.
+        """
         hashes, occurrences = counts.ngrams(counts.config.min_elsewhere)
         home_slots = max(1, SLOTS_PER_NGRAM * len(hashes))
         # Linear probing in the order of the hashes: each takes the first free slot from its home on. No wrapping: the
@@ -77,29 +87,36 @@ class NgramMemory:
         place = index + np.maximum.accumulate(_home(hashes, home_slots) - index)
         slots = np.zeros(max(home_slots, int(place[-1]) + 1 if len(place) else 0) + 1, np.uint64)
         slots[place] = _fingerprint(hashes) << HALF | occurrences
-        description = {"format": FORMAT, **counts.to_json(), "ngrams": len(hashes), "home_slots": home_slots}
+        description = {
+            "format": FORMAT,
+            "tokenizer": tokenizer,
+            **counts.to_json(),
+            "entries": len(hashes),
+            "home_slots": home_slots,
+            "size_bytes": slots.nbytes,
+            "occupied_share": len(hashes) / len(slots),
+        }
         return cls(slots, description)
 
-    def surprisal_nats(self, doc_id: str | None, input_ids: np.ndarray) -> np.ndarray:
+    def surprisal_nats(self, input_ids: np.ndarray) -> np.ndarray:
         """How surprising each token of one document is to the rest of the corpus; see `surprisal_many`."""
-        return self.surprisal_many([(doc_id, input_ids)])[0]
+        return self.surprisal_many([input_ids])[0]
 
-    def surprisal_many(self, documents: Sequence[tuple[str | None, np.ndarray]]) -> list[np.ndarray]:
+    def surprisal_many(self, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
         """How surprising each token of some documents is to the rest of the corpus.
 
         Args:
-            documents: of each the id under which it was counted, so that its own occurrences are left out (None for
-                one that was not counted), and the same (num_tokens,) token ids of the whole document.
+            documents: (num_tokens,) token ids of each, the whole document: one that was counted is left out.
 
         Returns:
             Of each (num_tokens,) float32 nats, -ln p.
         """
         if not documents:
             return []
-        lengths = np.array([len(ids) for _, ids in documents])
-        leave_out = np.array([doc_id is not None and document_level(doc_id) >= self.level for doc_id, _ in documents])
+        lengths = np.array([len(ids) for ids in documents])
+        leave_out = self._look_up(np.array([document_key(ids) for ids in documents], np.uint64)) > 0
         total = np.maximum(self._description["tokens_counted"] - lengths * leave_out, 0).astype(np.float64)
-        tokens = np.concatenate([ids for _, ids in documents])
+        tokens = np.concatenate(documents)
         document = np.repeat(np.arange(len(documents)), lengths)
         is_last = np.append(document[1:] != document[:-1], True)
         prior = self.config.prior_count
@@ -155,26 +172,41 @@ class NgramMemory:
         )
 
     @classmethod
-    def load(cls, url: str) -> NgramMemory:
+    def load(cls, url: str, tokenizer: TextTokenizer | None = None) -> NgramMemory:
         """The table at `url`: memory-mapped from a local disk, so that processes share it; else read whole.
+
+        Args:
+            url: where `save` wrote it.
+            tokenizer: what made the tokens that will be looked up; None: not checked.
 
         Raises:
             MillError: the file is absent, unreadable or no n-gram memory.
+            RequestError: its tokens are those of another tokenizer.
         """
-        batches = list(read_batches(url))
-        metadata = batches[0].schema.metadata if batches else None
-        description = json.loads((metadata or {}).get(METADATA_KEY, b"{}"))
-        if description.get("format") != FORMAT or len(batches) != 1:
-            raise MillError(f"{url} is not an n-gram memory of format {FORMAT}; build it anew by scoring the corpus")
-        return cls(batches[0].column(0).to_numpy(zero_copy_only=True), description)
+        description = describe_memory(url)
+        if tokenizer is not None and description["tokenizer"] != tokenizer.fingerprint:
+            raise RequestError(
+                f"difficulty.memory_path: the n-grams in {url} are of tokens of another tokenizer than "
+                f"{tokenizer.name!r}; name the memory of a run with that one, or count anew with difficulty.memory"
+            )
+        (batch,) = read_batches(url)
+        return cls(batch.column(0).to_numpy(zero_copy_only=True), description)
 
     def to_json(self) -> dict[str, Any]:
-        """What the table holds: its config, the sample of documents counted, n-grams, size and occupied share."""
-        return {
-            **self._description,
-            "size_bytes": self._slots.nbytes,
-            "occupied_share": self._description["ngrams"] / len(self._slots),
-        }
+        """What the table holds: its config, the sample of documents counted, entries, size and occupied share."""
+        return self._description
+
+
+def describe_memory(url: str) -> dict[str, Any]:
+    """`NgramMemory.to_json` of the memory at `url`, from the head of the file: a table may be gigabytes.
+
+    Raises:
+        MillError: the file is absent, unreadable or no n-gram memory.
+    """
+    description = json.loads((read_schema(url).metadata or {}).get(METADATA_KEY, b"{}"))
+    if description.get("format") != FORMAT:
+        raise MillError(f"{url} is not an n-gram memory of format {FORMAT}; build it anew by scoring the corpus")
+    return description
 
 
 def _occurrences(keys: np.ndarray, document: np.ndarray) -> np.ndarray:

@@ -1,8 +1,13 @@
-"""Scorers: what gives every token of a text its surprisal and entropy. The table of them."""
+"""Scorers: what gives every token of a text its surprisal and entropy. One module each, named in `SCORERS`.
 
+A scorer's module has `make(config)`, which gives the `Scorer` with its models loaded, and `describe(config)`, which
+gives what decides its scores and loads nothing. The table is in `difficulty.config`, which checks the names.
+"""
+
+import importlib
 from typing import Any
 
-from difficulty.config import DifficultyConfig
+from difficulty.config import SCORERS, DifficultyConfig
 from difficulty.scorers.protocol import Scorer
 
 
@@ -13,53 +18,20 @@ def make_scorer(config: DifficultyConfig) -> Scorer:
         MillError: a model can't be loaded, or can't score.
         RequestError: the config asks for what the model or the machine can't do.
     """
-    if config.scorer == "rehearsal":
-        from difficulty.scorers.rehearsal import RehearsalScorer
-
-        return RehearsalScorer()
-    if config.scorer == "none":
-        from difficulty.scorers.none import NoScorer
-
-        return NoScorer()
-    if config.scorer == "endpoint":
-        from difficulty.scorers.endpoint import EndpointScorer
-
-        return EndpointScorer(config)
-    from difficulty.scorers.causal_lm import CausalLMScorer
-    from difficulty.scorers.excess import ExcessLossScorer
-
-    assert config.model is not None  # the config's validator has seen to it
-    scorer = CausalLMScorer(config.model, config, revision=config.revision)
-    if config.reference_model is None:
-        return scorer
-    return ExcessLossScorer(scorer, CausalLMScorer(config.reference_model, config))
+    scorer: Scorer = _module(config).make(config)
+    return scorer
 
 
 def describe_scorer(config: DifficultyConfig) -> dict[str, Any]:
     """What decides the scores, for the manifest: scorer, models and their revisions, settings, versions. JSON types.
 
-    Loads nothing; the number type is the one asked for, as "auto" is settled where the scorer runs.
-
     Raises:
         MillError: a model is named by a path that doesn't exist.
     """
-    if config.scorer == "rehearsal":
-        from difficulty.scorers.rehearsal import describe_rehearsal
+    described: dict[str, Any] = _module(config).describe(config)
+    return described
 
-        return describe_rehearsal()
-    if config.scorer == "none":
-        from difficulty.scorers.none import describe_none
 
-        return describe_none()
-    if config.scorer == "endpoint":
-        from difficulty.scorers.endpoint import describe_endpoint
-
-        return describe_endpoint(config)
-    from difficulty.scorers.causal_lm import describe_causal_lm
-
-    assert config.model is not None  # the config's validator has seen to it
-    described = describe_causal_lm(config.model, config, revision=config.revision)
-    if config.reference_model is None:
-        return described
-    reference = describe_causal_lm(config.reference_model, config)
-    return {**described, "measure": "excess_loss", "reference": reference}
+def _module(config: DifficultyConfig) -> Any:
+    # Imported when used: the machine that lists a source has no torch.
+    return importlib.import_module(SCORERS[config.scorer].module)

@@ -48,8 +48,13 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice]
 
 
-def describe_endpoint(config: DifficultyConfig) -> dict[str, Any]:
-    """What decides the scores, for the manifest; asks no server. Where the servers are doesn't."""
+def make(config: DifficultyConfig) -> EndpointScorer:
+    """The scorer that the config asks for, its servers reached."""
+    return EndpointScorer(config)
+
+
+def describe(config: DifficultyConfig) -> dict[str, Any]:
+    """What decides its scores, for the manifest; asks no server. Where the servers are doesn't."""
     assert config.model is not None  # the config's validator has seen to it
     return {
         "scorer": EndpointScorer.name,

@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from difficulty.config import DifficultyConfig
 from difficulty.scorers.protocol import TokenScores, first_token_after
 
 
-def describe_none() -> dict[str, Any]:
+def make(config: DifficultyConfig) -> "NoScorer":
+    """The scorer; the rest of the config is no matter."""
+    return NoScorer()
+
+
+def describe(config: DifficultyConfig) -> dict[str, Any]:
     """What the manifest says of it."""
     return {"scorer": NoScorer.name, "measure": "none"}
 

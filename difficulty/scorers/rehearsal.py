@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from difficulty.config import DifficultyConfig
 from difficulty.scorers.protocol import TokenScores, first_token_after
 
 _VERSION = 1
@@ -38,7 +39,12 @@ def _byte_classes() -> np.ndarray:
 _CLASSES = _byte_classes()
 
 
-def describe_rehearsal() -> dict[str, Any]:
+def make(config: DifficultyConfig) -> "RehearsalScorer":
+    """The scorer; the rest of the config is no matter."""
+    return RehearsalScorer()
+
+
+def describe(config: DifficultyConfig) -> dict[str, Any]:
     """What the manifest says of it."""
     return {"scorer": RehearsalScorer.name, "measure": "rehearsal", "version": _VERSION}
 

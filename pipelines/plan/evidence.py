@@ -295,7 +295,7 @@ def _score(config: MillConfig, chosen: Sequence[tuple[Document, int]]) -> Iterat
     from difficulty.scoring import score_segments
 
     tokenizer = load_tokenizer(config.tokenizer)
-    memory = NgramMemory.load(config.difficulty.memory_path) if config.difficulty.memory_path else None
+    memory = NgramMemory.load(config.difficulty.memory_path, tokenizer) if config.difficulty.memory_path else None
     spelled = [
         (document, ids, group) for document, group in chosen if (ids := _encode(tokenizer, document)) is not None
     ]

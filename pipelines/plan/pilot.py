@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.typehints import KV
 
 from augment.feeding import worker
@@ -23,7 +24,7 @@ from augment.requests.planner import TracePlanner
 from augment.selection.account import stands_for
 from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
-from augment.selection.judging import DocumentJudge
+from augment.selection.judging import Judge
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import make_value, valued
@@ -125,7 +126,7 @@ def _measured(
     config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
 ) -> Pilot:
     tokenizer = load_tokenizer(config.tokenizer)
-    judge = DocumentJudge(config.select, tokenizer, frozenset(holdback_of(config).valued_tiers))
+    judge = Judge(config.select, tokenizer, holdback_of(config).valued_tiers)
     rows_of: dict[str, list[LedgerRow]] = {}
     for row in rows:
         rows_of.setdefault(row.request_key, []).append(row)
@@ -134,9 +135,11 @@ def _measured(
     for document, request in requests:
         own = rows_of.get(request.request_key, [])
         made.setdefault(request.model, []).extend(own)
-        # Without a candidate it failed, and there is no segment.
-        found = judge.judge(document.segments, make_candidates(request, own, tokenizer))
-        judged += [(request, outcome) for outcome in found if isinstance(outcome, JudgedSegment)]
+        if not (candidates := make_candidates(request, own, tokenizer)):
+            continue  # it failed
+        ids = np.concatenate([segment.input_ids for segment in document.segments])
+        start = sum(len(segment.input_ids) for segment in document.segments[: request.segment_index])
+        judged.append((request, judge.judge(judge.ask(request, ids, start), candidates)))
     if not judged:
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
     by_tier: dict[str, list[dict[str, Any]]] = {}

@@ -61,7 +61,7 @@ class Facts:
     sample: Sample
 
     def style_of(self, tier: str) -> str:
-        """The colour of a tier: grey for the one that skips, else by its place in the ladder of prices."""
+        """The colour of a tier: grey for the one that skips, else by its place in the order of prices."""
         names = self.tiers
         skips = [plan.name for plan in self.allocation.tiers if not plan.resolution] if self.allocation else []
         if tier in skips:
@@ -74,10 +74,10 @@ class Facts:
         """From the cheapest to the dearest; those that the plan can't choose come last."""
         if self.allocation is None:
             return []
-        ladder = list(self.allocation.ladder)
+        choices = list(self.allocation.choices)
         return [
             self.allocation.tiers[i].name
-            for i in (*ladder, *(i for i in range(len(self.allocation.tiers)) if i not in ladder))
+            for i in (*choices, *(i for i in range(len(self.allocation.tiers)) if i not in choices))
         ]
 
     @property

@@ -53,7 +53,7 @@ def _shares(allocation: Allocation | None, histogram: DifficultyHistogram) -> di
     if allocation is None:
         return {"segments": np.ones(len(bins))}
     shares = {tier.name: np.zeros(len(bins)) for tier in allocation.tiers}
-    names = [allocation.tiers[i].name for i in allocation.ladder]
+    names = [allocation.tiers[i].name for i in allocation.choices]
     if allocation.axis == "none":
         shares[names[0]] += 1
     elif allocation.axis == "hash":
@@ -65,11 +65,11 @@ def _shares(allocation: Allocation | None, histogram: DifficultyHistogram) -> di
         step = np.searchsorted(np.array(allocation.cuts, np.int64), wide, side="right")
         for i, name in enumerate(names):
             shares[name] += step == i
-        split = allocation.split
-        if split is not None:
-            here = wide == split.bin
-            shares[names[split.step - 1]][here] = 1 - split.share
-            shares[names[split.step]][here] = split.share
+        shared = allocation.shared_bin
+        if shared is not None:
+            here = wide == shared.bin
+            shares[names[shared.step - 1]][here] = 1 - shared.share
+            shares[names[shared.step]][here] = shared.share
     return shares
 
 
@@ -129,7 +129,7 @@ def difficulty(facts: Facts) -> Figure:
 def _cuts(allocation: Allocation | None) -> list[tuple[float, str]]:
     if allocation is None:
         return []
-    names = [allocation.tiers[i].name for i in allocation.ladder[1:]]
+    names = [allocation.tiers[i].name for i in allocation.choices[1:]]
     return [(nats, name) for nats, name in zip(allocation.cut_points_nats, names, strict=False) if nats != float("inf")]
 
 

@@ -25,7 +25,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.typehints import KV
 
 from pipelines.beam_options import beam_options, local_shuffle
-from pipelines.joints import contaminated_urls
+from pipelines.pack import parts_of
 from pipelines.running import run_pipeline
 from pipelines.verify import documents, splits
 from pipelines.verify.documents import FoundItem, Packing
@@ -33,23 +33,19 @@ from pipelines.verify.files import READ_ERRORS
 from pipelines.verify.report import Problem, limited
 from sharding import hashing, records, storage
 from sharding.beam.counts import COUNTS, AddUpCounts
-from sharding.beam.part_join import PartGroup, Parts, groups_of, joined_documents
+from sharding.beam.part_join import PartGroup, groups_of, joined_documents
 from sharding.beam.part_names import part_count, part_of
 from sharding.beam.parts import WriteOnce
 from sharding.beam.shuffle import GroupBytes, GroupPartitions
 from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.recovery import items_of
-from sharding.records.families import CONTAMINATED, KEPT, SEGMENTS
 from sharding.records.rows import Row
 from sharding.shards.rows import split_named
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
 TEXTS = "texts"
-
-SEGMENT_COLUMNS = ("input_ids", "source")
-THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids")
 
 BYTES_PER_PROCESS = 1 << 30
 """Without a word on workers, one process for so many bytes: it takes seconds to start."""
@@ -76,7 +72,7 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     """
     options = beam_options(beam_args)
     try:
-        groups = _groups(output, stages["score"], stages["select"])
+        groups = groups_of(*parts_of(output, stages["score"], stages["select"]))
     except MillError as error:
         return Compared([Problem(output, f"cannot be compared: {error}")], {})
     local = tempfile.mkdtemp(prefix="thoughtmill-verify-")
@@ -118,15 +114,6 @@ def local_workers(workers: int | None, size_bytes: int) -> list[str]:
     """
     number = min(os.cpu_count() or 1, 1 + size_bytes // BYTES_PER_PROCESS) if workers is None else workers
     return [f"--direct_num_workers={number}", "--direct_running_mode=multi_processing"] if number > 1 else []
-
-
-def _groups(output: str, scored: Manifest, selected: Manifest) -> list[PartGroup]:
-    """What is compared with the items of each part."""
-    return groups_of(
-        Parts.of(output, scored, SEGMENTS, SEGMENT_COLUMNS),
-        Parts.of(output, selected, KEPT, THOUGHT_COLUMNS),
-        Parts("select", CONTAMINATED, contaminated_urls(output, selected)),
-    )
 
 
 def _build(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing, url: str) -> None:

@@ -6,6 +6,7 @@ scored and kept records of it        ─┴─► thoughts: those that were kept
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from pipelines.verify.report import Problem, at
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
-from sharding.packing.config import PackConfig, config_of
-from sharding.packing.layout import Layout
+from sharding.packing.config import LAYOUTS, PackConfig, config_of
+from sharding.packing.layouts import within_parts
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import PlacedThought, source_of, thoughts_of
 from sharding.records.base import Record
@@ -56,6 +57,7 @@ class Packing:
     Attributes:
         folder: URL that the names of shards are relative to.
         shards: their names.
+        within_segments: thoughts stand within their segment or at an end of it, not just in the same sequence.
         rows_are_left_out, thoughts_are_cut, thoughts_are_dropped: whether that happened to any.
         document_end: the ids behind every document.
     """
@@ -63,7 +65,7 @@ class Packing:
     folder: str
     shards: tuple[str, ...]
     config: PackConfig
-    layout: Layout
+    within_segments: bool
     rows_are_left_out: bool
     thoughts_are_cut: bool
     thoughts_are_dropped: bool
@@ -76,7 +78,7 @@ class Packing:
             folder=manifest.files_url(output, packed),
             shards=tuple(entry.name for entry in packed.files.get("shards", ())),
             config=config_of(packed),
-            layout=packed.config["layout"],
+            within_segments=importlib.import_module(LAYOUTS[packed.config["layout"]]).in_order is within_parts,
             rows_are_left_out=count("rows_left_out", 0) > 0,
             thoughts_are_cut=count("thoughts_cut", 0) > 0,
             thoughts_are_dropped=count("thoughts_dropped", 0) > 0,
@@ -185,8 +187,9 @@ def _wrong_thoughts(
         after = first
         for found in copies:
             after, there = first, set[int]()
+            start, stop = found.item.source_start, found.item.source_start + len(source_of(found.item))
             for run in thoughts_of(found.item):
-                match = _match(run, kept, after, found.item.source_start, packing)
+                match = _match(run, kept, after, (start, stop), packing)
                 if match is None:
                     problems.append(Problem(packing.at(found), _why_not(run, kept, after, share.copies)))
                     continue
@@ -194,8 +197,7 @@ def _wrong_thoughts(
                 there.update(match.thoughts)
                 counts["thoughts_cut"] += match.cut
             placed += len(there)
-            stop = found.item.source_start + len(source_of(found.item))
-            inside = {n for n, t in enumerate(kept) if found.item.source_start <= t.start < t.end <= stop}
+            inside = {n for n, t in enumerate(kept) if start <= t.start < t.end <= stop}
             if (missing := len(inside - there)) and not (problems or packing.thoughts_are_dropped):
                 said = f"lacks {missing} of the {len(inside)} thoughts that were kept for its segments"
                 problems.append(Problem(packing.at(found), said))
@@ -245,20 +247,20 @@ class _Match:
 
 
 def _match(
-    run: PlacedThought, kept: Sequence[_Thought], first: int, item_start: int, packing: Packing
+    run: PlacedThought, kept: Sequence[_Thought], first: int, within: tuple[int, int], packing: Packing
 ) -> _Match | None:
     """What a run is: kept thoughts from the one numbered `first` on, in their order, one behind the other.
 
     Of several ways the one that leaves the most for what follows; kept thoughts between may be missing.
     """
-    ids = run.input_ids
+    ids, (item_start, item_stop) = run.input_ids, within
     reached: dict[int, tuple[int, ...]] = {0: ()}  # so many tokens of the run -> the thoughts that they are
     for number in range(first, len(kept)):
         thought = kept[number]
-        if packing.layout == "after_document":
-            belongs = thought.start < run.place and thought.end > item_start
-        else:
+        if packing.within_segments:
             belongs = thought.start <= run.place <= thought.end
+        else:
+            belongs = thought.start < item_stop and thought.end > item_start
         if not belongs:
             continue
         for offset, thoughts in list(reached.items()):

@@ -215,7 +215,12 @@ class TextTokenizer:
 
     def decode_bytes(self, ids: np.ndarray | Sequence[int]) -> bytes:
         """The exact UTF-8 bytes of tokens; concatenates as the ids do."""
-        return b"".join(map(self._bytes_of.__getitem__, np.asarray(ids).tolist()))
+        spelling = self._spelling(np.asarray(ids, np.uint32))
+        return b"" if spelling is None else spelling.to_pybytes()
+
+    def _spelling(self, ids: np.ndarray) -> pa.Buffer | None:
+        # Taken by Arrow, in a fifth of the time of joining them here: every token of a corpus comes by.
+        return self._spellings.take(pa.array(ids)).buffers()[2]
 
     def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
         """How many bytes of UTF-8 each token stands for: (num_tokens,) int64, sums to the text's length."""
@@ -237,8 +242,7 @@ class TextTokenizer:
         """The ids as an array, once they are known to spell `data` without control tokens."""
         tokens = np.array(ids, dtype=self.dtype)
         # Byte-level vocabularies may lack bytes, and drop them silently; others normalise or fall back to <unk>.
-        # Taken by Arrow, in a tenth of the time of joining them here: every token of a corpus comes by.
-        spelling = self._spellings.take(pa.array(tokens)).buffers()[2]
+        spelling = self._spelling(tokens)
         same = spelling is None or (spelling.size == len(data) and spelling.equals(pa.py_buffer(data)))
         if same and bool(data) == bool(len(tokens)) and not self._is_control[tokens].any():
             return tokens

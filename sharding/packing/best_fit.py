@@ -22,9 +22,6 @@ WINDOW_ITEMS = 10_000
 
 _NO_BINS: frozenset[int] = frozenset()
 
-MAX_WEIGHT = 100.0
-"""More copies than this are taken for a mistake: after 16 or so repetitions are worth nothing (arXiv 2305.16264)."""
-
 
 def best_fit_decreasing(
     lengths: Sequence[int], capacity: int, apart: Sequence[str | None] | None = None

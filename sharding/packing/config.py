@@ -1,18 +1,34 @@
-"""The `pack` section of the config."""
+"""The `pack` section of the config, and the layouts that `layout` can name."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
 from sharding.errors import MillError
-from sharding.packing.best_fit import MAX_WEIGHT, WINDOW_ITEMS
+from sharding.packing.best_fit import WINDOW_ITEMS
 from sharding.shards.rows import LossMask
 from sharding.storage.manifest import Manifest
+
+MAX_WEIGHT = 100.0
+"""More copies than this are taken for a mistake: after 16 or so repetitions are worth nothing (arXiv 2305.16264)."""
+
+LAYOUTS = {
+    "after_document": "sharding.packing.layouts.after_document",
+    "after_segment": "sharding.packing.layouts.after_segment",
+    "before_segment": "sharding.packing.layouts.before_segment",
+    "at_hard_span": "sharding.packing.layouts.at_hard_span",
+}
+"""The layouts by the names they have in a config, and where they are; see `sharding.packing.layouts`."""
+
+if TYPE_CHECKING:
+    Layout = str
+else:
+    Layout = Literal[tuple(LAYOUTS)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,7 +39,7 @@ class PackConfig:
     num_shards: int = Field(default=1, ge=1, description="Files of the train split; a multiple of the ranks is best.")
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Key of the global order and of the plain documents.")
     validation_fraction: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="Share of the documents set apart for validation, by hash of the id."
+        default=0.0, ge=0.0, lt=1.0, description="Share of the documents set apart for validation, by hash of the text."
     )
     raw_fraction: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Share of the documents kept plain, without their thoughts."

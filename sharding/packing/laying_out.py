@@ -17,7 +17,7 @@ from sharding.models.tokenizer import TextTokenizer
 from sharding.packing import mixing, order
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, Layout, SegmentTokens, lay_out, lay_out_plain
-from sharding.records.rows import Item
+from sharding.records.rows import Item, Split
 from sharding.records.types import Candidate, ScoredSegment
 
 
@@ -59,12 +59,17 @@ class DocumentLayout:
         else:
             joined = join_thoughts(doc_id, list(scored.segments()), thoughts)
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
+        split = self._split_of(scored.input_ids)
         for copy in range(share.copies):
-            yield from (msgspec.structs.replace(item, copy=copy) for item in items) if copy else items
+            yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
         for name, count in laid_out.nonzero().items():
             counts[name] += count if name.startswith("documents") else share.copies * count
-        counts[f"documents_{order.split_of(doc_id, config.validation_fraction)}"] += 1
+        counts[f"documents_{split}"] += 1
+
+    def _split_of(self, input_ids: np.ndarray) -> Split:
+        fraction = self.config.validation_fraction
+        return order.split_of(self.tokenizer.decode(input_ids), fraction) if fraction else "train"
 
 
 def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequence[Candidate]) -> list[SegmentTokens]:
@@ -108,9 +113,9 @@ def encode_delimiters(config: PackConfig, tokenizer: TextTokenizer) -> Delimiter
     )
 
 
-def split_shards(config: PackConfig) -> dict[order.Split, int]:
+def split_shards(config: PackConfig) -> dict[Split, int]:
     """Name of each split → number of its shards; validation gets its share of them, at least one."""
-    shards: dict[order.Split, int] = {"train": config.num_shards}
+    shards: dict[Split, int] = {"train": config.num_shards}
     if config.validation_fraction > 0:
         shards["validation"] = max(1, round(config.num_shards * config.validation_fraction))
     return shards

@@ -13,17 +13,17 @@ without being counted. `sharding.packing.recovery` takes the items apart again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from sharding.errors import RequestError
+from sharding.packing.config import LAYOUTS, Layout
 from sharding.packing.cutting import Part, join_parts, num_shortened, split_segment
 from sharding.records.rows import Item, TokenType
-
-Layout = Literal["after_document", "after_segment", "before_segment", "at_hard_span"]
 
 
 def _no_tokens() -> np.ndarray:
@@ -113,8 +113,7 @@ def lay_out(
     Args:
         doc_id: the document.
         segments: all segments of the document, in order. A document that stays plain comes without thoughts.
-        layout: where thoughts stand: after the source of their piece, after or before their own segment, or within it
-            behind its first `shown_tokens`.
+        layout: where thoughts stand.
         delimiters: the ids around thoughts and after the document.
         max_tokens: tokens of the longest item allowed: the sequence length.
         dtype: id type of the items.
@@ -126,6 +125,7 @@ def lay_out(
     wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
     end = len(delimiters.document_end)
     _check_room(delimiters, max_tokens)
+    module = importlib.import_module(LAYOUTS[layout])
     thoughts_in = [thought for segment in segments for thought in segment.thoughts]
     filled = [segment for segment in segments if len(segment.input_ids)]
     parts: list[Part] = []
@@ -133,7 +133,7 @@ def lay_out(
     for number, segment in enumerate(filled, start=1):
         room = max_tokens - (end if number == len(filled) else 0)
         segment_parts = split_segment(
-            segment.input_ids, segment.thoughts, at=_thoughts_at(segment, layout), room=room, wrap=wrap
+            segment.input_ids, segment.thoughts, at=_thoughts_at(segment, module), room=room, wrap=wrap
         )
         thoughts_cut += num_shortened(segment.thoughts, segment_parts)
         parts += segment_parts
@@ -142,7 +142,7 @@ def lay_out(
     source_tokens = 0
     for number, piece in enumerate(pieces, start=1):
         document_end = delimiters.document_end if number == len(pieces) else None
-        items.append(_render(doc_id, source_tokens, piece, layout, delimiters, document_end, dtype))
+        items.append(_render(doc_id, source_tokens, piece, module, delimiters, document_end, dtype))
         source_tokens += sum(len(part.source) for part in piece)
     placed = [thought for part in parts for thought in part.thoughts]
     thought_tokens = sum(map(len, placed))
@@ -214,37 +214,30 @@ def _check_room(delimiters: Delimiters, max_tokens: int) -> None:
         )
 
 
-def _thoughts_at(segment: SegmentTokens, layout: Layout) -> int:
+def _thoughts_at(segment: SegmentTokens, layout: Any) -> int:
     """How many of the segment's tokens stand before its thoughts."""
-    if layout == "before_segment":
-        return 0
-    if layout == "at_hard_span" and segment.thoughts:
-        if not 0 <= segment.shown_tokens <= len(segment.input_ids):
-            raise ValueError(f"thoughts behind {segment.shown_tokens} of {len(segment.input_ids)} tokens of a segment")
-        return segment.shown_tokens
-    return len(segment.input_ids)
+    num_tokens = len(segment.input_ids)
+    at: int = layout.thoughts_at(num_tokens, segment.shown_tokens) if segment.thoughts else num_tokens
+    return at
 
 
 def _render(
     doc_id: str,
     source_start: int,
     piece: Sequence[Part],
-    layout: Layout,
+    layout: Any,
     delimiters: Delimiters,
     document_end: np.ndarray | None,
     dtype: np.dtype,
 ) -> Item:
     chunks: list[tuple[np.ndarray, TokenType]] = []
-    for part in piece:
-        if layout == "after_document":
-            chunks.append((part.source, TokenType.SOURCE))
-            continue
-        chunks.append((part.source[: part.thoughts_at], TokenType.SOURCE))
-        chunks += _wrapped(part.thoughts, delimiters)
-        chunks.append((part.source[part.thoughts_at :], TokenType.SOURCE))
-    if layout == "after_document":
-        for part in piece:
-            chunks += _wrapped(part.thoughts, delimiters)
+    for stretch in layout.in_order(piece):
+        if stretch.is_thought:
+            chunks.append((delimiters.thought_open, TokenType.DELIMITER))
+            chunks.append((stretch.input_ids, TokenType.THOUGHT))
+            chunks.append((delimiters.thought_close, TokenType.DELIMITER))
+        else:
+            chunks.append((stretch.input_ids, TokenType.SOURCE))
     if document_end is not None:
         chunks.append((document_end, TokenType.DELIMITER))
     return Item(
@@ -255,13 +248,6 @@ def _render(
             np.array([kind for _, kind in chunks], np.uint8), np.array([len(ids) for ids, _ in chunks])
         ),
     )
-
-
-def _wrapped(thoughts: Sequence[np.ndarray], delimiters: Delimiters) -> Iterator[tuple[np.ndarray, TokenType]]:
-    for thought in thoughts:
-        yield delimiters.thought_open, TokenType.DELIMITER
-        yield thought, TokenType.THOUGHT
-        yield delimiters.thought_close, TokenType.DELIMITER
 
 
 def _as_ids(ids: np.ndarray, dtype: np.dtype) -> np.ndarray:

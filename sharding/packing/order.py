@@ -1,7 +1,8 @@
 """Order: where every document and every row goes, from keyed hashes and counts alone. Used by the pack stage.
 
-    doc_id ──► split ──► provisional shard ──► place in the shard ──► rows ──► shuffled ──► final (shard, position)
-               split_of  order_key, shard_of   sort_items         packing    shuffle_rows   Balance
+    text ────► split_of ────────────┐
+    doc_id ──► order_key, shard_of ─┴► provisional shard ──► sort_items ──► packing ──► shuffle_rows ──► Balance
+                                                                            rows                         shard, position
 
 Nothing here depends on the runner, on bundling or on the order of arrival. Each purpose hashes under its own
 personalisation, so that the split, the shard, the plain documents and the row order are independent of each other. A
@@ -11,12 +12,10 @@ change to any of these functions reorders every corpus: their values are pinned 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from sharding.hashing import chosen, hash64
-from sharding.records.rows import Item
-
-Split = Literal["train", "validation"]
+from sharding.hashing import chosen, content_id, hash64
+from sharding.records.rows import Item, Split
 
 T = TypeVar("T")
 
@@ -31,13 +30,14 @@ def shard_of(key: int, num_shards: int) -> int:
     return key % num_shards
 
 
-def split_of(doc_id: str, validation_fraction: float) -> Split:
+def split_of(text: str, validation_fraction: float) -> Split:
     """The split of a document.
 
-    By its id alone, without the seed: a document that is validation in one run is never trained on in another run of
-    the same fraction, and a larger fraction only adds to the documents of a smaller one.
+    By its text alone, so that exact copies are in one split whatever their ids. Neither seed, nor source, nor tokenizer
+    has a say: what is validation in one run is never trained on in another run of the same fraction, and a larger
+    fraction only adds to the documents of a smaller one.
     """
-    return "validation" if chosen(hash64(b"split", 0, doc_id), validation_fraction) else "train"
+    return "validation" if chosen(hash64(b"split", 0, content_id(text)), validation_fraction) else "train"
 
 
 def is_raw(seed: int, doc_id: str, raw_fraction: float) -> bool:

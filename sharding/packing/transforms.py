@@ -23,7 +23,7 @@ from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters, split_shards
 from sharding.packing.layout import Layout
-from sharding.records.rows import Item, MaskedRow, Row, TokenType
+from sharding.records.rows import Item, MaskedRow, Row, Split, TokenType
 from sharding.records.types import FileEntry
 from sharding.shards.rows import loss_mask
 
@@ -129,9 +129,8 @@ class PackShards(beam.PTransform):
         return {"files": files, "counts": placed[ROW_COUNTS]}
 
     def _provisional(self, item: Item) -> tuple[int, bytes]:
-        split = order.split_of(item.doc_id, self._config.validation_fraction)
-        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[split])
-        return self._first[split] + shard, records.encode(item)
+        shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[item.split])
+        return self._first[item.split] + shard, records.encode(item)
 
     def _pack(self, group: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
         shard, values = group
@@ -147,7 +146,7 @@ class PackShards(beam.PTransform):
             for split, count in self._splits.items()
         }
 
-    def _cut(self, split: order.Split, balances: Mapping[str, balance.Balance]) -> balance.Cut:
+    def _cut(self, split: Split, balances: Mapping[str, balance.Balance]) -> balance.Cut:
         return balance.cut_rows(balances[split], self._config.max_rows.get(split))
 
     def _place(self, element: tuple[int, bytes], balances: Mapping[str, balance.Balance]) -> Iterator[Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
 from sharding.records.arrow import Int32s, Int64s, RowBools, RowTokenIds, RowUint8s
 from sharding.records.base import Record
+
+Split = Literal["train", "validation"]
 
 
 class TokenType(IntEnum):
@@ -27,6 +30,7 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
         input_ids: (num_tokens,) uint16 or uint32.
         token_type: (num_tokens,) uint8, values of `TokenType`.
         copy: which copy of the document it belongs to, from 0; not stored.
+        split: which one its document is in; not stored.
     """
 
     doc_id: str
@@ -34,6 +38,7 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
     input_ids: np.ndarray
     token_type: np.ndarray
     copy: int = 0
+    split: Split = "train"
 
 
 class Row(Record, frozen=True, kw_only=True, eq=False):

@@ -20,6 +20,9 @@ from sharding.storage.files import R, T, filesystem, publish, read_bytes
 BATCH_BYTES = 2 << 20
 """Size of an Arrow record batch before compression."""
 
+HEAD_BYTES = 64 << 10
+"""Read at once of a file whose schema alone is wanted."""
+
 
 class _HashingWriter:
     """Passes bytes on to a file and keeps their hash and count."""
@@ -125,6 +128,20 @@ def read_batches(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.
             source.seek(0)
         with pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(included_fields=included)) as reader:
             yield from reader
+    except (OSError, pa.ArrowException) as error:
+        raise MillError(f"cannot read {url}: {error}") from error
+
+
+def read_schema(url: str) -> pa.Schema:
+    """The columns of one Arrow stream file and their metadata, from its head alone.
+
+    Raises:
+        MillError: the file is absent or not an Arrow stream; names it.
+    """
+    fs, path = filesystem(url)
+    try:
+        with fs.open(path, "rb", cache_type="readahead", block_size=HEAD_BYTES) as head, pa.ipc.open_stream(head) as r:
+            return r.schema
     except (OSError, pa.ArrowException) as error:
         raise MillError(f"cannot read {url}: {error}") from error
 

@@ -91,7 +91,7 @@ def write(output: str, manifest: Manifest) -> None:
 
 
 class _Format(msgspec.Struct):
-    format: int = 0
+    format: int
 
 
 def read(output: str, stage: str, *, any_format: bool = False) -> Manifest | None:

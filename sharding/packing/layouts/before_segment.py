@@ -1,0 +1,13 @@
+"""Before its segment: ⟨thought A⟩ A ⟨thought B⟩ B."""
+
+from __future__ import annotations
+
+from sharding.packing.layouts import within_parts
+
+
+def thoughts_at(num_tokens: int, shown_tokens: int) -> int:
+    """At its start."""
+    return 0
+
+
+in_order = within_parts
