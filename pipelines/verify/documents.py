@@ -7,6 +7,7 @@ scored and kept records of it        ─┴─► thoughts: those that were kept
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.verify.report import Problem, at
+from pipelines.verify.thoughts import kept_thoughts, match_run, why_not
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
 from sharding.packing.config import LAYOUTS, PackConfig, config_of
 from sharding.packing.layouts import within_parts
 from sharding.packing.mixing import Share
-from sharding.packing.recovery import PlacedThought, source_of, thoughts_of
+from sharding.packing.recovery import source_of, thoughts_of
 from sharding.records.base import Record
 from sharding.records.families import CONTAMINATED, KEPT
 from sharding.records.rows import Item, TokenType
@@ -42,12 +44,23 @@ class FoundItem(Record, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Thought:
-    """A kept thought: its tokens, and where its segment begins and ends in the document."""
+class _Piece:
+    """An item with its source taken out: tokens `start` to `stop` of the document, as it says."""
 
-    input_ids: np.ndarray
-    start: int
-    end: int
+    found: FoundItem
+    source: np.ndarray
+
+    @property
+    def start(self) -> int:
+        return self.found.item.source_start
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.source)
+
+
+Pieces = Mapping[int, Sequence[_Piece]]
+"""Where pieces of a document begin → all copies of that piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +121,9 @@ def compare(
     if items and not share.copies:
         why = "it overlaps with a benchmark" if share.why_not == "contaminated" else "its source's weight leaves it out"
         return [Problem(packing.at(items[0]), f"should be in no shard: {why}")]
-    pieces: dict[int, list[FoundItem]] = {}
+    pieces: dict[int, list[_Piece]] = {}
     for found in sorted(items, key=lambda found: (found.item.source_start, found.shard, found.row)):
-        pieces.setdefault(found.item.source_start, []).append(found)
+        pieces.setdefault(found.item.source_start, []).append(_Piece(found, source_of(found.item)))
     counts["rows_left_out_documents"] += (share.copies - len(pieces.get(0, ()))) * bool(len(scored.input_ids))
     problems = list(_wrong_sources(document, pieces, packing))
     if not problems:
@@ -118,46 +131,37 @@ def compare(
     return problems or _wrong_thoughts(document, pieces, share, packing, part_url, counts)
 
 
-def _wrong_sources(
-    document: JoinedDocument, pieces: Mapping[int, Sequence[FoundItem]], packing: Packing
-) -> Iterator[Problem]:
+def _wrong_sources(document: JoinedDocument, pieces: Pieces, packing: Packing) -> Iterator[Problem]:
     """Items whose source is not the stretch of the document that they name, or that lack its end."""
     tokens = document.scored.input_ids
     end = np.array(packing.document_end)
-    for start, copies in pieces.items():
-        for found in copies:
-            source = source_of(found.item)
-            stop = start + len(source)
-            if not len(source) or start < 0 or not np.array_equal(source, tokens[start:stop]):
-                said = f"its source tokens {start} to {stop} are not those of the {len(tokens)} that were scored"
-                yield Problem(packing.at(found), said)
-            elif stop == len(tokens) and len(end):
-                ids, types = found.item.input_ids[-len(end) :], found.item.token_type[-len(end) :]
-                if not (np.array_equal(ids, end) and (types == TokenType.DELIMITER).all()):
-                    said = f"ends with the ids {ids.tolist()}, not with those after a document, {end.tolist()}"
-                    yield Problem(packing.at(found), said)
+    for piece in itertools.chain.from_iterable(pieces.values()):
+        start, stop = piece.start, piece.stop
+        if not len(piece.source) or start < 0 or not np.array_equal(piece.source, tokens[start:stop]):
+            said = f"its source tokens {start} to {stop} are not those of the {len(tokens)} that were scored"
+            yield Problem(packing.at(piece.found), said)
+        elif stop == len(tokens) and len(end):
+            ids, types = (of[-len(end) :] for of in (piece.found.item.input_ids, piece.found.item.token_type))
+            if not (np.array_equal(ids, end) and (types == TokenType.DELIMITER).all()):
+                said = f"ends with the ids {ids.tolist()}, not with those after a document, {end.tolist()}"
+                yield Problem(packing.at(piece.found), said)
 
 
 def _wrong_coverage(
-    document: JoinedDocument,
-    pieces: Mapping[int, Sequence[FoundItem]],
-    share: Share,
-    packing: Packing,
-    part_url: str,
+    document: JoinedDocument, pieces: Pieces, share: Share, packing: Packing, part_url: str
 ) -> Iterator[Problem]:
     """Source that is missing or there too often. Every piece in `pieces` is what it says."""
     where = at(part_url, None, document.scored.doc_id)
     num_tokens = len(document.scored.input_ids)
-    lengths = {start: {len(source_of(copy.item)) for copy in copies} for start, copies in pieces.items()}
-    there = sum(len(copies) * max(lengths[start]) for start, copies in pieces.items())
+    there = sum(len(copy.source) for copies in pieces.values() for copy in copies)
     if not packing.rows_are_left_out and num_tokens and share.copies and not pieces:
         yield Problem(where, "no shard holds it")
         return
     position = 0
     for start, copies in pieces.items():
         gap, times = start - position, len(copies)
-        position = start + max(lengths[start])
-        if gap < 0 or len(lengths[start]) > 1 or times > share.copies:
+        position = max(copy.stop for copy in copies)
+        if gap < 0 or position > min(copy.stop for copy in copies) or times > share.copies:
             said = f"the shards hold its source tokens {start} to {position} more than {_times(share.copies)}"
             yield Problem(where, said)
             return
@@ -172,47 +176,47 @@ def _wrong_coverage(
 
 def _wrong_thoughts(
     document: JoinedDocument,
-    pieces: Mapping[int, Sequence[FoundItem]],
+    pieces: Pieces,
     share: Share,
     packing: Packing,
     part_url: str,
     counts: Counter[str],
 ) -> list[Problem]:
     """Thoughts that were not kept for the document, or stand elsewhere, and kept ones that are missing."""
-    kept = [] if share.raw or not share.copies else _kept(document)
+    kept = [] if share.raw or not share.copies else kept_thoughts(document)
     first = placed = 0
     problems: list[Problem] = []
     for copies in pieces.values():
         # All copies are cut alike: the same thoughts stand in each.
         after = first
-        for found in copies:
-            after, there = first, set[int]()
-            start, stop = found.item.source_start, found.item.source_start + len(source_of(found.item))
-            for run in thoughts_of(found.item):
-                match = _match(run, kept, after, (start, stop), packing)
+        for copy in copies:
+            after, there, where = first, set[int](), copy.found
+            for run in thoughts_of(copy.found.item):
+                match = match_run(
+                    run, kept, after, copy.start, copy.stop,
+                    within_segments=packing.within_segments, may_be_cut=packing.thoughts_are_cut,
+                )  # fmt: skip
                 if match is None:
-                    problems.append(Problem(packing.at(found), _why_not(run, kept, after, share.copies)))
+                    problems.append(Problem(packing.at(where), why_not(run, kept, after, share.copies)))
                     continue
                 after = match.thoughts[-1] + 1
                 there.update(match.thoughts)
                 counts["thoughts_cut"] += match.cut
             placed += len(there)
-            inside = {n for n, t in enumerate(kept) if start <= t.start < t.end <= stop}
+            inside = {n for n, t in enumerate(kept) if copy.start <= t.start < t.end <= copy.stop}
             if (missing := len(inside - there)) and not (problems or packing.thoughts_are_dropped):
                 said = f"lacks {missing} of the {len(inside)} thoughts that were kept for its segments"
-                problems.append(Problem(packing.at(found), said))
-            if not (problems or _same_items(found.item, copies[0].item)):
-                problems.append(Problem(packing.at(found), "is not the same as in its other copies"))
+                problems.append(Problem(packing.at(where), said))
+            if not (problems or _same_items(where.item, copies[0].found.item)):
+                problems.append(Problem(packing.at(where), "is not the same as in its other copies"))
         first = after
     given = 0 if share.raw else share.copies * len(document.beside[KEPT.name])
     counts["thoughts"] += placed
     counts["thoughts_dropped"] += given - placed
     lost = share.copies * len(kept) - placed
     if lost and not (problems or packing.thoughts_are_dropped or packing.rows_are_left_out):
-        where = at(part_url, None, document.scored.doc_id)
-        problems.append(
-            Problem(where, f"{lost} of the {share.copies * len(kept)} thoughts kept for it are in no shard")
-        )
+        said = f"{lost} of the {share.copies * len(kept)} thoughts kept for it are in no shard"
+        problems.append(Problem(at(part_url, None, document.scored.doc_id), said))
     return problems
 
 
@@ -220,68 +224,6 @@ def _same_items(one: Item, other: Item) -> bool:
     return one is other or (
         np.array_equal(one.input_ids, other.input_ids) and np.array_equal(one.token_type, other.token_type)
     )
-
-
-def _kept(document: JoinedDocument) -> list[_Thought]:
-    """The thoughts in the order in which they are to stand; empty ones never do."""
-    starts = document.scored.segment_starts.tolist()
-    ends = [*starts[1:], len(document.scored.input_ids)]
-    return [
-        _Thought(thought.input_ids, starts[thought.segment_index], ends[thought.segment_index])
-        for thought in sorted(document.beside[KEPT.name], key=lambda t: (t.segment_index, t.sample, t.key))
-        if len(thought.input_ids)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """Kept thoughts that a run of thought tokens is.
-
-    Attributes:
-        thoughts: their numbers; several where no delimiter stands between.
-        cut: whether it lost its end.
-    """
-
-    thoughts: tuple[int, ...]
-    cut: bool = False
-
-
-def _match(
-    run: PlacedThought, kept: Sequence[_Thought], first: int, within: tuple[int, int], packing: Packing
-) -> _Match | None:
-    """What a run is: kept thoughts from the one numbered `first` on, in their order, one behind the other.
-
-    Of several ways the one that leaves the most for what follows; kept thoughts between may be missing.
-    """
-    ids, (item_start, item_stop) = run.input_ids, within
-    reached: dict[int, tuple[int, ...]] = {0: ()}  # so many tokens of the run -> the thoughts that they are
-    for number in range(first, len(kept)):
-        thought = kept[number]
-        if packing.within_segments:
-            belongs = thought.start <= run.place <= thought.end
-        else:
-            belongs = thought.start < item_stop and thought.end > item_start
-        if not belongs:
-            continue
-        for offset, thoughts in list(reached.items()):
-            end = offset + len(thought.input_ids)
-            if end <= len(ids) and np.array_equal(ids[offset:end], thought.input_ids):
-                reached.setdefault(end, (*thoughts, number))
-        if len(ids) in reached:
-            return _Match(reached[len(ids)])
-        if packing.thoughts_are_cut and np.array_equal(ids, thought.input_ids[: len(ids)]):
-            return _Match((number,), cut=True)
-    return None
-
-
-def _why_not(run: PlacedThought, kept: Sequence[_Thought], first: int, copies: int) -> str:
-    tokens = len(run.input_ids)
-    same = [number for number, one in enumerate(kept) if np.array_equal(one.input_ids, run.input_ids)]
-    if not same:
-        return f"a thought of {tokens} tokens is not one of the {len(kept)} kept for its document"
-    if min(same) < first:
-        return f"a thought of {tokens} tokens is there more than the {copies} times that its document is"
-    return f"a thought of {tokens} tokens is not beside its segment"
 
 
 def _times(copies: int) -> str:
