@@ -11,26 +11,19 @@ import apache_beam as beam
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.tickets import Completed, Failure, Result
-from augment.feeding.worker import TooManyFailures, WorkOrder, begin_bundle
+from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
 from augment.requests.planner import TracePlanner
-from sharding import storage
 from sharding.beam.counts import COUNTS
+from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import at_bundle_end
 from sharding.errors import MillError
 from sharding.records.types import Quarantined, Request, ScoredSegment, sample_key
 
 FAILED = "failed"
 
-SEGMENT_COLUMNS = (
-    "doc_id",
-    "segment_index",
-    "num_segments",
-    "input_ids",
-    "surprisal_nats",
-    "memory_nats",
-    "difficulty_nats",
-)
+SEGMENT_COLUMNS = ("input_ids", "surprisal_nats", "memory_nats", "difficulty_nats")
+"""What `MakeRequests` looks at."""
 
 TierOf = Callable[[str, float], int]
 ShownOf = Callable[[ScoredSegment, str], int]
@@ -38,10 +31,9 @@ FocusOf = Callable[[ScoredSegment, str], Sequence[str]]
 
 
 class MakeRequests(beam.PTransform):
-    """The requests of all segments whose tier thinks, from the scored parts.
+    """Scored documents → the requests of all segments whose tier thinks.
 
     Args:
-        urls: the scored parts; each holds whole documents, so that a prompt can show what precedes its segment.
         planner: makes the requests.
         tier_of, shown_of, focus_of: see `TracePlanner.requests`.
 
@@ -49,24 +41,12 @@ class MakeRequests(beam.PTransform):
         `requests`, and `failed`: Quarantined segments that the generator's tokenizer can't spell.
     """
 
-    def __init__(
-        self, urls: Sequence[str], planner: TracePlanner, *, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf
-    ) -> None:
+    def __init__(self, planner: TracePlanner, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf) -> None:
         super().__init__()
-        self._urls, self._planner = sorted(urls), planner
-        self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
+        self._plan = _RequestFn(planner, tier_of, shown_of, focus_of)
 
-    def expand(self, pipeline: beam.Pipeline) -> Any:
-        outputs = (
-            pipeline
-            | "Scored parts" >> beam.Create(self._urls, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Documents" >> beam.FlatMap(storage.read_groups, ScoredSegment, "doc_id", SEGMENT_COLUMNS)
-            | "Plan"
-            >> beam.ParDo(_RequestFn(self._planner, self._tier_of, self._shown_of, self._focus_of)).with_outputs(
-                FAILED, main="requests"
-            )
-        )
+    def expand(self, documents: beam.PCollection) -> Any:
+        outputs = documents | beam.ParDo(self._plan).with_outputs(FAILED, main="requests")
         outputs["requests"].element_type = Request
         outputs[FAILED].element_type = Quarantined
         return outputs
@@ -77,8 +57,9 @@ class _RequestFn(beam.DoFn):
         self._planner = planner
         self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
 
-    def process(self, document: tuple[str, list[ScoredSegment]]) -> Iterator[Any]:
-        for outcome in self._planner.requests(document[1], self._tier_of, self._shown_of, self._focus_of):
+    def process(self, document: JoinedDocument) -> Iterator[Any]:
+        segments = list(document.scored.segments())
+        for outcome in self._planner.requests(segments, self._tier_of, self._shown_of, self._focus_of):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 
@@ -132,9 +113,9 @@ class _GenerateFn(beam.DoFn):
     def start_bundle(self) -> None:
         self._worker = begin_bundle(self._order)
         model = self._planner.model(self._model_name)
-        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id)
+        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id, name=self._model_name)
         self._at_work = True
-        self._bundle = self._feeder.ticket(on_result=self._keep)
+        self._bundle = self._feeder.ticket(_LedgerSink(self._planner, self._worker))
 
     def process(self, element: tuple[Request, list[int]]) -> Iterator[Any]:
         request, missing = element
@@ -183,7 +164,14 @@ class _GenerateFn(beam.DoFn):
             registry.release(self._feeder)
             self._worker.end()
 
-    def _keep(self, result: Result) -> None:
+
+class _LedgerSink:
+    """Takes the results of a bundle to the ledger."""
+
+    def __init__(self, planner: TracePlanner, worker: Worker) -> None:
+        self._planner, self._worker = planner, worker
+
+    def keep(self, result: Result) -> None:
         if isinstance(result, Completed):
             request, sample = result.context
             row = self._planner.ledger_row(

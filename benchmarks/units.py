@@ -28,10 +28,13 @@ from rich.table import Table
 
 from augment.ledger.parts import ledger_parts, write_part
 from augment.ledger.reading import read_ledger
+from augment.selection.candidates import ROW_COLUMNS, AskedSegment
 from benchmarks.machine import conclude
 from sharding import records, storage
 from sharding.models.tokenizer import load_tokenizer
+from sharding.records.arrow import from_batch, to_batch
 from sharding.records.base import Record
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.rows import Row
 from sharding.records.types import Candidate, LedgerRow, Request, ScoredDocument, ScoredSegment
 from sharding.storage import manifest
@@ -124,6 +127,21 @@ def long_traces(row: LedgerRow, tokenizer: str, tokens: int) -> list[LedgerRow]:
     ]
 
 
+def from_columns(row: LedgerRow, columns: Sequence[str]) -> LedgerRow:
+    """The row as it is read from these columns alone."""
+    return next(from_batch(LedgerRow, to_batch([row], LEDGER_SCHEMA).select(list(columns))))
+
+
+def asked_segments(
+    segments: Sequence[ScoredSegment], requests: Sequence[Request], tokenizer: str
+) -> Iterator[AskedSegment]:
+    """What selection sends to meet the generations of a segment, where nothing is valued."""
+    of_segment = {segment.segment_id: segment.input_ids for segment in segments}
+    for request in requests:
+        shown = load_tokenizer(tokenizer).decode(of_segment[request.segment_id][: request.shown_tokens])
+        yield AskedSegment(request=request, valued=False, source_text=shown, continuation="")
+
+
 def weights(output: str, trace_tokens: int | None) -> Iterator[Weight]:
     segments, size_bytes = family(output, "score", "segments", ScoredSegment)
     groups = groupby(segments, lambda segment: segment.doc_id)
@@ -152,12 +170,16 @@ def weights(output: str, trace_tokens: int | None) -> Iterator[Weight]:
     yield weigh("generations", rows, lambda r: r.thought_tokens, empty_row, size_bytes)
     keys = list(read_ledger(url, columns=("key", "request_key", "sample", "thought_tokens")))
     yield weigh("generations, keys only", keys, lambda _: 0, {})
+    asked = list(asked_segments(segments, requests, manifest.require(output, "pack").config["tokenizer"]))
+    yield weigh("asked segments", asked, lambda a: a.request.shown_tokens, {"source_text": ""})
     if trace_tokens is not None:
         tokenizer = manifest.require(output, "pack").config["tokenizer"]
         traces = long_traces(rows[0], tokenizer, trace_tokens)
         with tempfile.TemporaryDirectory() as folder:
             written = Path(write_part(folder, traces)).stat().st_size
         yield weigh(f"generations of {trace_tokens} tokens", traces, lambda r: r.thought_tokens, empty_row, written)
+        judged = [from_columns(row, ROW_COLUMNS) for row in traces]
+        yield weigh("the same, as selection reads them", judged, lambda r: r.thought_tokens, {"text": ""})
     for name in ("kept", "rejected"):
         candidates, size_bytes = family(output, "select", name, Candidate)
         empty = {"text": "", "input_ids": ids}

@@ -80,7 +80,7 @@ class _ScoreFn(beam.DoFn):
     def process(self, document: Document, memory_url: str) -> Iterator[Any]:
         self._memory = _load_memory(memory_url, self._tokenizer_name)
         self._waiting.append(document)
-        self._waiting_bytes += len(document.text)
+        self._waiting_bytes += len(document.text.encode(errors="surrogatepass"))
         if self._waiting_bytes >= BATCH_BYTES:
             yield from self._advance()
 

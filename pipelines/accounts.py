@@ -9,8 +9,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 
+from sharding.packing import mixing
+from sharding.packing.layout import LayoutCounts
 from sharding.storage.manifest import Manifest
+
+ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
+    "score": (
+        *("documents_in", "documents", "documents_duplicate", "duplicates_dropped", "quarantined"),
+        *("segments", "source_tokens"),
+    ),
+    "augment": (
+        *("requests", "generations", "found", "generated", "failed"),
+        *("thought_tokens_found", "thought_tokens_now"),
+    ),
+    "select": ("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens"),
+    "pack": (*mixing.COUNTS, *(count.name for count in fields(LayoutCounts))),
+}
+"""Stage → the counts that its manifest has even where they are 0."""
 
 EQUATIONS: dict[str, tuple[str, ...]] = {
     "score": (

@@ -22,6 +22,7 @@ from pipelines.run import mill
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 
 if TYPE_CHECKING:
     from pipelines.stage import Did
@@ -36,7 +37,6 @@ ARMS = {
 """The arms and what they are, in the order in which they are made."""
 
 REPHRASE_PROMPT = "rephrase"
-ARMS_NAME = "arms.json"
 SPLITS = ("train", "validation")
 
 
@@ -116,7 +116,7 @@ def mill_arms(
                 f"{RAW}: too little thinking to compare; raise {config.budget.key}"
             )
     storage.write_json(
-        storage.join(config.output, "arms", ARMS_NAME),
+        Output(config.output).arms,
         {name: msgspec.to_builtins(result) for name, result in results.items()},
     )
     return results
@@ -134,7 +134,7 @@ def arm_config(config: MillConfig, name: str, max_rows: Mapping[str, int] | None
         RequestError: the config can't have this arm.
     """
     tree = yaml_config.to_mapping(config)
-    tree["output"] = storage.join(config.output, "arms", name)
+    tree["output"] = Output(config.output).arm(name)
     tree["scored"] = config.scored or config.output
     tree["ledger"]["path"] = config.ledger_url
     tree["card"]["name"] = f"{config.card.name}, arm {name}"

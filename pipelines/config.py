@@ -18,10 +18,10 @@ from augment.selection.config import SelectConfig
 from difficulty.budget.policies import policy_module
 from difficulty.budget.tiers import POLICIES, BudgetConfig
 from difficulty.config import DifficultyConfig
-from sharding import storage
 from sharding.config import STRICT
 from sharding.packing.config import Layout, PackConfig
 from sharding.sources import Source, SourceConfig, misplaced_key
+from sharding.storage.output import Output
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -82,7 +82,7 @@ class MillConfig:
     @property
     def ledger_url(self) -> str:
         """The folder of the ledger."""
-        return self.ledger.path or storage.join(self.output, "ledger")
+        return self.ledger.path or Output(self.output).ledger
 
     @property
     def all_sources(self) -> tuple[Source, ...]:

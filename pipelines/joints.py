@@ -7,11 +7,13 @@ is there at once.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from augment.feeding.worker import WorkOrder
 from augment.requests.planner import TierRequest, TracePlanner
 from augment.selection.values import needs_continuation
 from difficulty.budget.allocate import allocate
@@ -94,6 +96,22 @@ def trace_planner(config: MillConfig) -> TracePlanner:
         sampling=config.sampling,
         closing=config.closing,
         tokenizer=config.tokenizer,
+    )
+
+
+def work_order(
+    config: MillConfig, began_at: float, *, planned_generations: int | None = None, beats_url: str | None = None
+) -> WorkOrder:
+    """What the worker processes need to know of a run that began at a Unix time; see `WorkOrder`."""
+    return WorkOrder(
+        run_id=secrets.token_hex(8),
+        began_ms=int(began_at * 1000),
+        ledger_url=config.ledger_url,
+        flush_rows=config.ledger.flush_rows,
+        flush_seconds=config.ledger.flush_seconds,
+        planned_generations=planned_generations,
+        max_failed_fraction=config.ledger.max_failed_fraction,
+        beats_url=beats_url,
     )
 
 

@@ -7,7 +7,6 @@ contaminated ─┘                      └► counts
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import apache_beam as beam
@@ -16,14 +15,13 @@ from pipelines import card, yaml_config
 from pipelines.card import markdown, versions
 from pipelines.config import MillConfig
 from pipelines.joints import contaminated_urls
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.outcome import Built, Outcome
+from pipelines.stage import Stage
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.models.tokenizer import load_tokenizer
-from sharding.packing import mixing
 from sharding.packing.laying_out import encode_delimiters
-from sharding.packing.layout import LayoutCounts
 from sharding.packing.transforms import LayOut, PackShards
 from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
 from sharding.storage import manifest
@@ -31,7 +29,6 @@ from sharding.storage.manifest import Manifest
 
 SEGMENT_COLUMNS = ("input_ids", "source")
 THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids", "shown_tokens")
-ALWAYS_COUNTED = (*mixing.COUNTS, *(count.name for count in dataclasses.fields(LayoutCounts)))
 
 
 class Pack(Stage):
@@ -55,21 +52,15 @@ class Pack(Stage):
         )
 
     def build(self, root: beam.Pipeline) -> Built:
-        config, tokenizer = self.config, self.tokenizer
-        scored, selected = self.earlier["score"], self.earlier["select"]
-        schema = ROWS.schema(
-            vocab_size=tokenizer.vocab_size,
-            sequence_length=config.pack.sequence_length,
-            with_loss_mask=config.pack.loss_mask != "all",
-        )
-        documents = root | "Documents" >> JoinParts(*parts_of(config.output, scored, selected))
+        config, output = self.config, self.output
+        documents = root | "Documents" >> JoinParts(*parts_of(output, self.earlier["score"], self.earlier["select"]))
         laid_out = documents | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
-        shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, schema, tokenizer.dtype)
-        return Built(files={"shards": shards["files"]}, counts=(laid_out["counts"], shards["counts"]))
+        shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, self.tokenizer)
+        return Built(files={ROWS: shards["files"]}, counts=(laid_out["counts"], shards["counts"]))
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         shards = outcome.files.get("shards", [])
-        counts = dict.fromkeys(ALWAYS_COUNTED, 0) | outcome.counts | {"rows": sum(entry.rows for entry in shards)}
+        counts = outcome.counts | {"rows": sum(entry.rows for entry in shards)}
         for entry in shards:
             for kind, number in entry.tokens.items():
                 counts[f"tokens_{kind}"] = counts.get(f"tokens_{kind}", 0) + number

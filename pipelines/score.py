@@ -18,10 +18,10 @@ from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramC
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
+from pipelines.outcome import Built, Outcome
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.stage import Stage
 from sharding import sources
-from sharding.beam.parts import WriteParts
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import QUARANTINE, SEGMENTS
 from sharding.sources.transforms import ReadDocuments
@@ -33,12 +33,6 @@ PART_SOURCE_BYTES = 16 << 20
 MAX_PARTS = 16384
 BYTES_PER_TOKEN = 4
 """Of text, about; decides only where the sampling of a large corpus's n-grams begins."""
-
-ALWAYS_COUNTED = (
-    *("documents_in", "documents", "documents_duplicate", "duplicates_dropped", "quarantined"),
-    *("segments", "source_tokens"),
-)
-"""Counts that the manifest has even where they are 0."""
 
 
 class Score(Stage):
@@ -72,23 +66,16 @@ class Score(Stage):
         )
 
     def build(self, root: beam.Pipeline) -> Built:
-        config, difficulty = self.config, self.config.difficulty
-        read = root | "Source" >> ReadDocuments(self.sources, self.listings, config.duplicates, self.num_parts)
+        difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
+        read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts)
         memory = read["documents"] | "Memory" >> self._memory()
-        scored = read["documents"] | "Score" >> ScoreDocuments(difficulty, config.tokenizer, memory)
-        quarantined = (read["quarantined"], scored[QUARANTINED]) | "All quarantined" >> beam.Flatten()
-        segments = WriteParts(self.folder, SEGMENTS, self.num_parts, vocab_size=self.vocab_size)
+        scored = read["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
+        refused = (read["quarantined"], scored[QUARANTINED]) | "All refused" >> beam.Flatten()
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
+        documents = scored["scored"] | "Count documents" >> beam.Map(document_counts, difficulty.threshold_nats)
         return Built(
-            files={
-                "segments": scored["scored"] | "Write segments" >> segments,
-                "quarantine": quarantined | "Write quarantine" >> WriteParts(self.folder, QUARANTINE, self.num_parts),
-            },
-            counts=(
-                *read["counts"],
-                scored["scored"] | "Count segments" >> beam.Map(document_counts, difficulty.threshold_nats),
-                quarantined | "Count quarantined" >> beam.Map(quarantine_counts),
-            ),
+            parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
+            counts=(*read["counts"], documents, refused | "Count refused" >> beam.Map(quarantine_counts)),
             facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json)},
         )
 
@@ -102,7 +89,7 @@ class Score(Stage):
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         url = self.memory_url
-        return dict.fromkeys(ALWAYS_COUNTED, 0) | outcome.counts, {
+        return outcome.counts, {
             **outcome.facts,
             "scorer": describe_scorer(self.config.difficulty),
             "vocab_size": self.vocab_size,

@@ -5,12 +5,12 @@ A name in a config stays while the model or the memory behind it changes: the co
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from difficulty.config import DifficultyConfig
 from pipelines import yaml_config
 from sharding import storage
+from sharding.hashing import file_fingerprint
 from sharding.models.store import model_fingerprint, resolve_model
 from sharding.storage.retries import patiently
 
@@ -50,6 +50,6 @@ def memory_inputs(difficulty: DifficultyConfig) -> dict[str, str]:
 
     def digest() -> str:
         with fs.open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            return file_fingerprint(file)
 
     return {"memory": patiently("read", difficulty.memory_path, fs, digest)}

@@ -7,7 +7,6 @@ requests ─┘   └► contaminated-*.arrow    │                        └�
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -22,18 +21,16 @@ from augment.selection.values import needs_controls, value_digest
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
 from pipelines.joints import ScorerNats, asks_scorer, holdback_of
+from pipelines.outcome import Built, Outcome
 from pipelines.scorer_identity import difficulty_section, model_inputs
-from pipelines.stage import Built, Outcome, Stage
+from pipelines.stage import Stage
 from sharding.beam.joins import GroupRecords, JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
-from sharding.beam.parts import WriteParts
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import CONTAMINATED, KEPT, REJECTED, REQUESTS, SEGMENTS
 from sharding.records.types import LedgerRow
 from sharding.storage import manifest
-
-ALWAYS_COUNTED = ("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens")
 
 
 class Select(Stage):
@@ -47,6 +44,12 @@ class Select(Stage):
         self.augmented = manifest.require(config.output, "augment")
         self.valued_tiers = holdback_of(config).valued_tiers
         self.tokenizer = load_tokenizer(config.tokenizer)
+        self.segments = Parts.of(config.output, self.scored, SEGMENTS, ("input_ids",))
+        self.requests = Parts.of(config.output, self.augmented, REQUESTS)
+        self.num_parts, self.vocab_size = part_count(self.segments.urls), self.tokenizer.vocab_size
+        self.nats_after, self.threshold_nats = ScorerNats(config.difficulty), config.difficulty.threshold_nats
+        compared = bool(self.valued_tiers) and needs_controls(config.select.value_name)
+        self.num_controls = config.select.gain.control_pool if compared else 0
         # Without a generation or a benchmark there is nothing to hold against the text.
         self.idle = not self.augmented.counts["generations"] and config.select.decontaminate is None
         code = value_digest(config.select.value_name)
@@ -68,41 +71,26 @@ class Select(Stage):
         )
 
     def build(self, root: beam.Pipeline) -> Built:
-        config, select, difficulty = self.config, self.config.select, self.config.difficulty
-        segments = Parts.of(config.output, self.scored, SEGMENTS, ("input_ids",))
-        num_parts = part_count(segments.urls)
-        documents = root | "Documents" >> JoinParts(segments, Parts.of(config.output, self.augmented, REQUESTS))
-        found = documents | "Ask" >> AskSegments(select, config.tokenizer, self.valued_tiers)
-        rows = root | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), ROW_COLUMNS)
-        judged = (
-            {"asked": found["asked"], "rows": rows}
-            | "By request" >> GroupRecords(num_parts, asked=AskedSegment, rows=LedgerRow)
-            | "Judge" >> JudgeCandidates(select, config.tokenizer)
+        select, tokenizer, ledger = self.config.select, self.config.tokenizer, self.config.ledger_url
+        documents = root | "Documents" >> JoinParts(self.segments, self.requests)
+        found = documents | "Ask" >> AskSegments(select, tokenizer, self.valued_tiers)
+        rows = root | "Ledger" >> ReadLedger(ledger_parts(ledger), ROW_COLUMNS)
+        joined = {"asked": found["asked"], "rows": rows} | "By request" >> GroupRecords(
+            self.num_parts, asked=AskedSegment, rows=LedgerRow
         )
-        compared = bool(self.valued_tiers) and needs_controls(select.value_name)
-        controls = judged["judged"] | "Controls" >> PickControls(select.gain.control_pool if compared else 0)
-        chosen = judged["judged"] | "Choose" >> ChooseCandidates(
-            select, ScorerNats(difficulty), difficulty.threshold_nats, controls
-        )
-        contaminated = found["contaminated"]
-        write = partial(WriteParts, self.folder, num_parts=num_parts, vocab_size=self.tokenizer.vocab_size)
+        judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
+        controls = judged["judged"] | "Controls" >> PickControls(self.num_controls)
+        chosen = judged["judged"] | "Choose" >> ChooseCandidates(select, self.nats_after, self.threshold_nats, controls)
+        contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
         return Built(
-            files={
-                "kept": chosen["kept"] | "Write kept" >> write(KEPT),
-                "rejected": chosen["rejected"] | "Write rejected" >> write(REJECTED),
-                "contaminated": contaminated | "Write contaminated" >> write(CONTAMINATED),
-            },
-            counts=(
-                judged["counts"],
-                chosen["counts"],
-                contaminated | "Count contaminated" >> beam.Map(contaminated_counts),
-            ),
+            parts={KEPT: chosen["kept"], REJECTED: chosen["rejected"], CONTAMINATED: found["contaminated"]},
+            counts=(judged["counts"], chosen["counts"], contaminated),
         )
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         counts, account = split_account(outcome.counts)
         decontaminate = self.config.select.decontaminate
-        return dict.fromkeys(ALWAYS_COUNTED, 0) | counts, {
+        return counts, {
             "account": account,
             "value": self.config.select.value_name if self.valued_tiers else "none",
             "decontamination": decontaminate

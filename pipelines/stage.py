@@ -15,9 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 from typing import Any, ClassVar
 
 import apache_beam as beam
@@ -26,12 +24,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import accounts, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from sharding import storage
-from sharding.beam.counts import AddUpCounts
-from sharding.beam.parts import WriteOnce
-from sharding.errors import MillError, RequestError
-from sharding.records.types import FileEntry
+from sharding.beam.parts import WriteParts
+from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import STAGES, Manifest
@@ -54,29 +51,6 @@ class Did(StrEnum):
     NOTHING = "nothing"
 
 
-@dataclass(frozen=True)
-class Built:
-    """What the pipeline of a stage gives.
-
-    Attributes:
-        files: name of each family of files → collection of their `FileEntry`.
-        counts: collections of dictionaries of counts, to be added up.
-        facts: name → collection of one JSON value.
-    """
-
-    files: Mapping[str, beam.PCollection]
-    counts: Sequence[beam.PCollection]
-    facts: Mapping[str, beam.PCollection] = field(default_factory=dict)
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pipeline has made: its files by family, its counts added up, and its facts."""
-
-    files: dict[str, list[FileEntry]] = msgspec.field(default_factory=dict)
-    counts: dict[str, int] = msgspec.field(default_factory=dict)
-    facts: dict[str, Any] = msgspec.field(default_factory=dict)
-
-
 class Stage:
     """One stage of one run.
 
@@ -93,6 +67,12 @@ class Stage:
 
     idle = False
     """Whether there is nothing to process: a pipeline's start takes a second here and minutes in a cloud."""
+
+    num_parts = 1
+    """How many parts a family is dealt out to."""
+
+    vocab_size: int | None = None
+    """Entries of the training vocabulary, where parts hold its ids."""
 
     def __init__(
         self,
@@ -219,7 +199,8 @@ class Stage:
         """Run the pipeline, and hold the account of what it made."""
         with self.at_work():
             outcome = Outcome() if self.idle else self._run_pipeline(options)
-        counts, facts = self.conclude(outcome)
+        always = dict.fromkeys(accounts.ALWAYS_COUNTED[self.name], 0)
+        counts, facts = self.conclude(msgspec.structs.replace(outcome, counts=always | outcome.counts))
         made = Manifest(
             stage=self.name,
             format=manifest.FORMAT,
@@ -239,29 +220,25 @@ class Stage:
         accounts.check(self.name, self.earlier | {self.name: made})
         return made
 
+    def assemble(self, root: beam.Pipeline, url: str) -> None:
+        """Add all the steps of the stage to a pipeline, down to the one that writes its `Outcome` to `url`."""
+        built = self.build(root)
+        files = {family.name: entries for family, entries in built.files.items()}
+        for family, found in built.parts.items():
+            write = WriteParts(self.folder, family, self.num_parts, vocab_size=self.vocab_size)
+            files[family.name] = found | f"Write {family.name}" >> write
+        root | "Outcome" >> WriteOutcome(url, files, built.counts, built.facts)
+
     def _run_pipeline(self, options: PipelineOptions) -> Outcome:
+        url = self.at.outcome(self.name, secrets.token_hex(8))
         for name in storage.list_names(self.at.stages):
             if name.startswith(f".outcome-{self.name}-"):  # of a run that was killed
                 storage.remove(storage.join(self.at.stages, name))
-        url = self.at.outcome(self.name, secrets.token_hex(8))
         with local_shuffle(options, self.at.shuffle(self.name)):
             pipeline = beam.Pipeline(options=options)
-            built = self.build(pipeline)
-            counts = tuple(built.counts) | "Counts" >> AddUpCounts()
-            pipeline | "Outcome" >> WriteOnce(
-                partial(_write_outcome, url),
-                lists={f"files {name}": entries for name, entries in built.files.items()},
-                singles={"counts": counts} | {f"facts {name}": fact for name, fact in built.facts.items()},
-            )
+            self.assemble(pipeline, url)
             run_pipeline(pipeline, self.name)
-        if not storage.exists(url):
-            raise MillError(
-                f"{self.name}: the pipeline ended, and {url} is not there: workers and this process don't see the same "
-                f"{self.output}; name an output in a store that all of them reach"
-            )
-        outcome = msgspec.json.decode(storage.read_bytes(url), type=Outcome)
-        storage.remove(url)
-        return outcome
+        return take_outcome(url)
 
     def _sweep(self, made: Manifest) -> None:
         """Remove parts that a run which was killed has left: a reader that goes by names would take them for ours."""
@@ -270,17 +247,6 @@ class Stage:
         for url in (storage.join(folder, name) for name in storage.list_names(folder)):
             if PART_NAME.search(url) and url not in named:
                 storage.remove(url)
-
-
-def _write_outcome(url: str, **values: Any) -> None:
-    """The last step of a pipeline: its results, for the process that submitted it."""
-    sorted_out: dict[str, dict[str, Any]] = {"files": {}, "facts": {}}
-    for name, value in values.items():
-        kind, _, of = name.partition(" ")
-        if kind in sorted_out:
-            sorted_out[kind][of] = value
-    outcome = Outcome(files=sorted_out["files"], counts=values["counts"], facts=sorted_out["facts"])
-    storage.write_bytes(url, msgspec.json.encode(outcome))
 
 
 def _plain(section: Any) -> Any:

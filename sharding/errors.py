@@ -16,6 +16,10 @@ class RequestError(MillError):
     exit_code = 2
 
 
+PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, LookupError, AssertionError)
+"""Raised by a mistake in somebody's code: the same however often one tries."""
+
+
 def restated(error: BaseException | type[BaseException], message: str) -> MillError:
     """An error, or one of a class, with another message, for someone else who hears of it.
 

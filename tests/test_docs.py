@@ -17,6 +17,7 @@ import yaml
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding.shards.export import export
+from sharding.storage import manifest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,3 +111,18 @@ def test_python_runs(block: str, workspace: Path, monkeypatch: pytest.MonkeyPatc
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which isn't there"
+
+
+CHAINS = re.findall(r"^# (\w+\.py): .*\n((?:.+\n)+)", blocks(ROOT / "README.md", "py")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize(("stage", "chain"), CHAINS, ids=[stage for stage, _ in CHAINS])
+def test_the_chains_of_the_readme_are_those_of_the_stages(stage: str, chain: str) -> None:
+    code = (ROOT / "pipelines" / stage).read_text()
+    steps = re.findall(r"[\w.]+(?=\()", chain)
+    assert len(steps) > 2
+    assert [step for step in steps if not re.search(rf"\b{step}\b", code)] == []
+
+
+def test_the_readme_has_a_chain_for_every_stage() -> None:
+    assert [f"{stage}.py" for stage in manifest.STAGES] == [stage for stage, _ in CHAINS]

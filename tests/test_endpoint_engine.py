@@ -37,6 +37,7 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import LedgerRow
 from sharding.storage.manifest import Manifest
 from tests.endpoint_server import CUT, HANG, SERVED, ScriptedServer, completion
+from tests.engine_sources import Engines
 
 QUICK = FeedingConfig(backoff_s=0.001, max_backoff_s=0.01)
 KEY = "sk-planted-4f1c9d7e2b"
@@ -79,7 +80,9 @@ def feed() -> Iterator[Callable[..., Feeder]]:
 
     def make(model: ModelConfig, feeding: FeedingConfig = QUICK) -> Feeder:
         made.append(
-            Feeder(lambda: create_engine(model), name="model", config=feeding, max_in_flight=model.max_in_flight)
+            Feeder(
+                Engines(lambda: create_engine(model)), name="model", config=feeding, max_in_flight=model.max_in_flight
+            )
         )
         return made[-1]
 
@@ -385,7 +388,7 @@ def test_503_with_a_date_and_429_without_a_time(
 
 
 def test_a_request_that_was_sent_away_holds_no_slot() -> None:
-    """The dispatcher's part: one slot, and the others pass the one that is to come later."""
+    """The feeder's part: one slot, and the others pass the one that is to come later."""
     order: list[tuple[str, float]] = []
 
     class Engine:
@@ -406,7 +409,7 @@ def test_a_request_that_was_sent_away_holds_no_slot() -> None:
                 text="", token_ids=np.zeros(1, np.uint32), sum_logprobs=None, finish_reason="stop", engine_version=""
             )
 
-    feeder = Feeder(Engine, name="model", config=FeedingConfig(max_attempts=1, backoff_s=30.0))
+    feeder = Feeder(Engines(Engine), name="model", config=FeedingConfig(max_attempts=1, backoff_s=30.0))
     try:
         results = run_all(feeder, [request("full", max_tokens=99), *many(20)])
     finally:

@@ -32,7 +32,7 @@ def test_each_models_branch_carries_its_accelerator(
     )
     mill(config, stages=["score"])
     pipeline = beam.Pipeline()
-    Augment(config).build(pipeline)
+    Augment(config).assemble(pipeline, "memory://graph/outcome")
     proto = pipeline.to_runner_api()
     urn = common_urns.resource_hints.ACCELERATOR.urn
     environments = proto.components.environments

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from augment.engines.protocol import Closing, Generation, GenerationRequest
-from augment.feeding.feeder import Feeder
+from augment.feeding import registry
 from augment.feeding.shared import owner
 from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Made, pack, unpack
 from augment.feeding.shared.owner import EngineHost, _sweep, _try_lock
@@ -86,11 +86,7 @@ def test_one_process_has_the_engine_and_all_get_theirs(start: Callable[..., Proc
     for process in sorted(processes.values(), key=lambda process: process.pid != owning):  # the owner first
         end(process)
     assert [line[0] for line in log(tmp_path)] == ["start", "end"]
-    assert not Path(EngineHost(f"{tmp_path}/job", acquire=_never, release=_never).address).exists()
-
-
-def _never(*_: object) -> Feeder:
-    raise AssertionError
+    assert not Path(EngineHost(f"{tmp_path}/job", registry.Registry()).address).exists()
 
 
 @pytest.mark.slow
@@ -188,7 +184,7 @@ def test_too_many_open_files_for_a_moment_do_not_end_the_sharing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, "_ACCEPT_AGAIN_S", 0.0)
-    host = EngineHost(f"{tmp_path}/job", acquire=_never, release=_never)
+    host = EngineHost(f"{tmp_path}/job", registry.Registry())
 
     class Full(socket.socket):
         def accept(self) -> tuple[socket.socket, object]:

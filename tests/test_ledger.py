@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import random
 import subprocess
 import sys
@@ -25,11 +26,14 @@ from augment.ledger import compaction, parts
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.parts import ledger_parts, read_part
-from augment.ledger.reading import choose, collapse_duplicates, finished_keys, read_ledger
+from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.ledger.transforms import missing_samples
 from augment.ledger.writer import LedgerWriter
+from augment.requests import keys as request_keys
+from augment.requests.closing import ClosingConfig
 from augment.requests.keys import make_request, request_key, what_decides_text
+from augment.requests.planner import TracePlanner
 from pipelines.watch import status
 from sharding import storage
 from sharding.errors import MillError
@@ -64,6 +68,10 @@ def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
         "finished_at": 1000.0 + n,
     }
     return LedgerRow(**{**values, **fields})
+
+
+def finished_keys(url: str) -> set[str]:
+    return {row.key for row in read_ledger(url, columns=["key"])}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -495,6 +503,37 @@ def test_the_key_does_not_depend_on_how_things_are_written() -> None:
     assert len({key_of(endpoint(engine_args=arguments)) for arguments in order}) == 1
     # Fixed for good: another key would buy every generation in existence again.
     assert key == "65d4a06e4ce202dddfc7e33e4fffd1a8"
+
+
+def test_a_model_s_version_is_found_out_once_and_carried_to_the_workers(
+    monkeypatch: pytest.MonkeyPatch, byte_tokenizer: str
+) -> None:
+    """A branch of the hub that moves during a run changes neither keys nor what workers load."""
+    asked: list[str] = []
+    commits = iter(letter * 40 for letter in "abcdef")
+
+    def fingerprint(path_or_id: str, revision: str | None = None) -> str:
+        asked.append(path_or_id)
+        return "0123456789abcdef" if path_or_id == byte_tokenizer else next(commits)
+
+    monkeypatch.setattr(request_keys, "model_fingerprint", fingerprint)
+    models = {
+        "hub": ModelConfig(engine="vllm", name="team/model", revision="stable"),
+        "folder": ModelConfig(engine="vllm", name=byte_tokenizer, revision="stable"),
+        "two": ModelConfig(engine="vllm", name="team/model", engine_args={"tokenizer": "team/tokenizer"}),
+        "served": ModelConfig(
+            engine="endpoint", name="any", urls=("http://a",), engine_args={"tokenizer": byte_tokenizer}
+        ),
+    }
+    planner = TracePlanner(
+        tiers=(), models=models, sampling=SamplingConfig(), closing=ClosingConfig(), tokenizer=byte_tokenizer
+    )
+    worker = pickle.loads(pickle.dumps(planner))  # noqa: S301 - our own
+    found = {name: worker.model(name).revision for name in models}
+    assert found == {"hub": "a" * 40, "folder": "stable", "two": None, "served": None}
+    assert worker.decides("two")["revision"] == "b" * 40, "its tokenizer has commits of its own"
+    assert planner.describe() == worker.describe()
+    assert asked == ["team/model", byte_tokenizer, "team/model", byte_tokenizer]
 
 
 @given(st.lists(st.text(max_size=40), unique=True, max_size=30))

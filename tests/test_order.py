@@ -52,7 +52,7 @@ def test_keys_are_those_of_every_earlier_corpus():
 
 def test_the_split_of_a_document_without_an_id_of_its_own_is_that_of_its_id():
     for text in IDS[:100]:
-        hashed = hashing.hash64(b"split", 0, hashing.content_id(text))
+        hashed = hashing.hash64(hashing.Purpose.SPLIT, 0, hashing.content_id(text))
         assert order.split_of(text, 0.3) == ("validation" if hashing.chosen(hashed, 0.3) else "train")
 
 

@@ -21,6 +21,7 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage, tally
 from sharding.errors import MillError
 from sharding.storage import manifest
+from sharding.storage.output import Output
 
 SNAPSHOT: dict[str, Any] = {
     "stage": "score",
@@ -132,7 +133,7 @@ def test_another_stage_is_published_at_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_was_published_long_ago_is_of_a_run_that_is_gone(tmp_path: Path) -> None:
-    url = storage.join(str(tmp_path), progress.PROGRESS_NAME)
+    url = Output(str(tmp_path)).progress
     storage.write_json(url, {**SNAPSHOT, "at": time.time() - 10})
     assert (progress.published(str(tmp_path)) or {})["stage"] == "score"
     storage.write_json(url, {**SNAPSHOT, "at": time.time() - 100})

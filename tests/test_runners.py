@@ -81,7 +81,7 @@ def graphs(
     def capture(stage: Stage, **keys: Any) -> Any:
         # Without the runner's own class, which needs Google's client: the graph doesn't depend on it.
         pipeline = beam.Pipeline(runner="FnApiRunner", options=PipelineOptions([]))
-        stage.build(pipeline)
+        stage.assemble(pipeline, "memory://graph/outcome")
         environment = environments.DockerEnvironment.from_container_image(image)
         built[stage.name] = pipeline.to_runner_api(default_environment=environment)
         return whole(stage, **keys)

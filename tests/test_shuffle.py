@@ -19,7 +19,7 @@ from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding.beam import shuffled_files
-from sharding.beam.shuffle import GroupBytes, GroupPartitions, LocalShuffleOptions, Settle
+from sharding.beam.shuffle import GroupBytes, GroupPartitions, LocalShuffleOptions, PutAside
 from sharding.beam.shuffled_files import FiledValues, PartitionWriter
 from sharding.errors import MillError, RequestError
 from sharding.storage import manifest
@@ -125,11 +125,11 @@ def test_bytes_are_grouped_by_any_key(tmp_path: Path, in_files: bool) -> None:
 
 
 @pytest.mark.parametrize("in_files", [True, False], ids=["files", "memory"])
-def test_settled_values_are_the_same(tmp_path: Path, in_files: bool) -> None:
+def test_values_put_aside_are_the_same(tmp_path: Path, in_files: bool) -> None:
     values = [(n % 3, b"%d" % n) for n in range(20)]
 
     def build(pipeline: beam.Pipeline) -> Any:
-        return pipeline | beam.Create(values).with_output_types(tuple[int, bytes]) | Settle()
+        return pipeline | beam.Create(values).with_output_types(tuple[int, bytes]) | PutAside()
 
     run(tmp_path if in_files else None, build, sorted(values))
 

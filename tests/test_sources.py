@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from sharding import sources
+from sharding import sources, storage
 from sharding.errors import MillError, RequestError
 from sharding.sources import ReadUnit, Source, SourceConfig, SourceFile, misplaced_key
 from sharding.sources.units import CHUNK_FILES, UNIT_BYTES
+from sharding.sources.versions import versions_of
 from tests.source_files import as_arrow, as_jsonl, as_parquet, put, read_all, resolved, texts
 
 RECORDS = [{"id": str(i), "text": f"text {i}", "n": i} for i in range(4)]
@@ -205,6 +208,67 @@ def test_a_changed_file_changes_the_version(tmp_path: Path) -> None:
     before = resolved(SourceConfig(path=path))[1]
     put(path, b"{ }")
     assert sources.listing_digest([before]) != sources.listing_digest([resolved(SourceConfig(path=path))[1]])
+
+
+KB = 1 << 10
+
+
+@pytest.mark.parametrize("at", [0, 63 * KB, 200 * KB - 1, 200 * KB - 64 * KB])
+def test_a_file_that_was_replaced_by_one_of_equal_size_and_time_is_another(tmp_path: Path, at: int) -> None:
+    path = put(str(tmp_path / "a.txt"), b"a" * 200 * KB)
+    before, facts = resolved(SourceConfig(path=path))[1], Path(path).stat()
+    assert resolved(SourceConfig(path=path))[1] == before
+    put(path, b"a" * at + b"b" + b"a" * (200 * KB - 1 - at))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    after = resolved(SourceConfig(path=path))[1]
+    assert after[0].size_bytes == before[0].size_bytes
+    assert sources.listing_digest([before]) != sources.listing_digest([after])
+
+
+@pytest.mark.parametrize("size", [1, 10, 64 * KB, 64 * KB + 1, 128 * KB])
+def test_the_ends_of_a_short_file_are_the_file(tmp_path: Path, size: int) -> None:
+    fs, path = storage.filesystem(str(tmp_path / "a"))
+    versions = []
+    for byte in (b"a", b"b"):
+        for at in {0, size // 2, size - 1}:
+            (tmp_path / "a").write_bytes(b"a" * at + byte + b"a" * (size - 1 - at))
+            os.utime(path, (1, 1))
+            versions.append(versions_of(fs, [(path, fs.info(path))])[0])
+    assert len(set(versions)) == 1 + len({0, size // 2, size - 1})
+
+
+def test_many_files_are_glanced_at_more_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, path = storage.filesystem(str(tmp_path / "a"))
+    (tmp_path / "a").write_bytes(b"a" * 10_000)
+    read: list[int] = []
+    cat_file = type(fs).cat_file
+    monkeypatch.setattr(
+        type(fs), "cat_file", lambda fs, path, start, end: read.append(end - start) or cat_file(fs, path, start, end)
+    )
+    monkeypatch.setattr(sources.versions, "LISTING_BYTES", 20_000)
+    versions_of(fs, [(path, fs.info(path))])
+    assert sum(read) == 10_000
+    read.clear()
+    versions_of(fs, [(path, fs.info(path))] * 10)
+    assert set(read) == {1000} and len(read) == 20
+    read.clear()
+    versions_of(fs, [(path, fs.info(path))] * 100)
+    assert set(read) == {512}
+
+
+def test_a_checksum_of_the_store_is_taken_as_it_is() -> None:
+    class Unread(MemoryFileSystem):
+        def cat_file(self, *_: object, **__: object) -> bytes:
+            raise AssertionError("a listing must not read what the store says itself")
+
+    files = [("/a", {"size": 3, "ETag": '"abc"'}), ("/b", {"size": 4, "etag": "x", "md5Hash": "=="})]
+    assert versions_of(Unread(), files) == ['3-"abc"', "4-=="]
+
+
+def test_a_file_that_cannot_be_glanced_at_is_named(tmp_path: Path) -> None:
+    fs, path = storage.filesystem(str(tmp_path / "gone.txt"))
+    with pytest.raises(MillError, match=r"cannot read .*gone\.txt"):
+        versions_of(fs, [(path, {"size": 1, "mtime": 1.0})])
 
 
 def test_the_size_of_the_text_is_estimated() -> None:

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,13 @@ def test_a_changed_dataset_is_another_version(tmp_path: Path) -> None:
     config = SourceConfig(path=dataset_folder(tmp_path, "jsonl"), format="huggingface")
     before = sources.listing_digest([resolved(config)[1]])
     assert sources.listing_digest([resolved(config)[1]]) == before
+    path = tmp_path / "part-1.jsonl"
+    facts = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"Text", b"text"))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    swapped = sources.listing_digest([resolved(config)[1]])
+    assert swapped != before, "of equal size and time"
+    before = swapped
     put(str(tmp_path / "part-3.jsonl"), as_jsonl(RECORDS[:1]))
     assert sources.listing_digest([resolved(config)[1]]) != before
 

@@ -23,6 +23,7 @@ from sharding.errors import RequestError
 from sharding.hashing import content_id
 from sharding.records.types import Document, Quarantined, ScoredSegment
 from sharding.sources import SourceConfig, transforms
+from sharding.sources import duplicates as pure
 from sharding.storage import manifest
 from tests.source_files import as_jsonl, put, resolved
 
@@ -40,14 +41,14 @@ def read(documents: Iterable[Document], *, drop: bool) -> list[tuple[str, str, s
     by_text: dict[str, list[bytes]] = {}
     by_id: dict[str, list[bytes]] = {}
     for d in documents:
-        key, place = transforms.text_key(d, RANKS)
+        key, place = pure.text_key(d, RANKS)
         by_text.setdefault(key, []).append(place)
-        by_id.setdefault(d.doc_id, []).append(transforms.DOCUMENT + records.encode(d))
+        by_id.setdefault(d.doc_id, []).append(pure.DOCUMENT + records.encode(d))
     if drop:
         for group in by_text.items():
-            for doc_id, mark in transforms.later_copies(group):
+            for doc_id, mark in pure.later_copies(group):
                 by_id[doc_id].insert(0, mark)
-    found = [d for group in by_id.items() for d in transforms.distinct_documents(group, RANKS)]
+    found = [d for group in by_id.items() for d in pure.distinct_documents(group, RANKS)]
     return sorted((d.doc_id, d.text, d.source, d.origin) for d in found)
 
 

@@ -13,11 +13,12 @@ import pytest
 from augment.feeding.worker import TooManyFailures
 from pipelines.borrowed_scores import BorrowedScores
 from pipelines.config import MillConfig
+from pipelines.outcome import Outcome
 from pipelines.pack import Pack
 from pipelines.run import mill
 from pipelines.running import told_by_worker
 from pipelines.score import Score
-from pipelines.stage import Did, Outcome
+from pipelines.stage import Did
 from pipelines.watch.progress import Progress, published
 from pipelines.yaml_config import from_mapping
 from sharding import storage

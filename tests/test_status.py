@@ -42,8 +42,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "target": 0.01,
         "unit": "dollars",
         "tiers": {
-            "brief": {"generations": 20.0, "planned_tokens": 2000.0},
-            "deep": {"generations": 10.0, "planned_tokens": 3000.0},
+            "brief": {"model": "small", "generations": 20.0, "planned_tokens": 2000.0},
+            "deep": {"model": "large", "generations": 10.0, "planned_tokens": 3000.0},
         },
         "models": {
             "small": model(name="s", dollars_per_million_tokens=1.0, tokens_per_gpu_second=100.0),
@@ -98,6 +98,18 @@ def test_rows_of_other_models_prompts_and_repeats_do_not_count(tmp_path: Path, p
     others = [made(1, model="x"), made(2, revision="v9"), made(3, engine="endpoint"), made(4, prompt_version="v0")]
     output = write(tmp_path, plan, [made(5), *others, made(6, prompt="brief"), made(5)])
     assert status.read(output)["generation"]["generations"] == 1
+
+
+def test_two_models_of_one_name_are_billed_each_at_its_price(tmp_path: Path, plan: dict[str, Any]) -> None:
+    """Such as one model on two kinds of machine. The ledger calls both by their name; the tier tells them apart."""
+    plan["models"]["large"]["name"] = "s"
+    plan["models"]["third"] = model(name="s", dollars_per_million_tokens=1000.0)
+    plan["tiers"]["deepest"] = {"model": "third", "generations": 10.0, "planned_tokens": 3000.0}
+    rows = [made(n) for n in range(10)] + [made(n, "deep", model="s") for n in range(20, 24)]
+    rows += [made(30, "deepest", model="s"), made(31, "of an older config", model="s")]
+    found = status.read(write(tmp_path, plan, rows))["generation"]
+    assert found["generations"] == 16
+    assert found["dollars"] == pytest.approx((10 * 50 * 1 + 5 * 50 * 10 + 50 * 1000) / 1e6)
 
 
 def test_a_plan_without_thoughts(tmp_path: Path, plan: dict[str, Any]) -> None:

@@ -71,6 +71,16 @@ def test_what_stays_is_asked_once(error: Exception, fs: fsspec.AbstractFileSyste
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    "error", [TypeError("f() got 2"), AttributeError("no x"), KeyError("x"), UnboundLocalError("y")]
+)
+def test_a_mistake_in_the_code_is_not_tried_again_nor_taken_for_the_store_s(error: Exception) -> None:
+    call, calls = failing(error, 99)
+    with pytest.raises(type(error)):
+        patiently("read", "s3://b/f", REMOTE, call)
+    assert len(calls) == 1
+
+
 def test_a_failure_is_not_taken_for_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     def info(self: object, path: str, **_: object) -> None:
         raise ClientError("503")

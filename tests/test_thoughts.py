@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.engines.protocol import Closing, EngineDead, Generation, GenerationRequest
-from augment.feeding.dispatch import generate_trace
+from augment.feeding.tickets import Job
 from augment.requests.closing import (
     SENTENCE_STOPS,
     ClosingConfig,
@@ -146,9 +146,13 @@ def make(reserve: int = 20, phrase: str = "", phrase_ids: np.ndarray = NO_IDS) -
     return Closing(reserve_tokens=reserve, phrase=phrase, phrase_token_ids=phrase_ids)
 
 
+def one_try(engine: Script, asked: GenerationRequest) -> Generation:
+    return asyncio.run(Job(asked, None, None).generate(engine))  # type: ignore[arg-type]
+
+
 def test_what_ends_by_itself_takes_one_call() -> None:
     engine = Script(generation("It ends."))
-    done = asyncio.run(generate_trace(engine, request(make())))  # type: ignore[arg-type]
+    done = one_try(engine, request(make()))
     assert (done.text, done.forced, closed_of(done)) == ("It ends.", False, "natural")
     (asked,) = engine.asked
     assert (asked.max_tokens, asked.closing, asked.seed) == (80, None, 7)
@@ -156,7 +160,7 @@ def test_what_ends_by_itself_takes_one_call() -> None:
 
 def test_without_closing_the_cap_is_the_cap() -> None:
     engine = Script(generation("It goes on and", "length"))
-    done = asyncio.run(generate_trace(engine, request(None)))  # type: ignore[arg-type]
+    done = one_try(engine, request(None))
     assert closed_of(done) == "cut"
     assert [asked.max_tokens for asked in engine.asked] == [100]
 
@@ -166,7 +170,7 @@ def test_what_reaches_its_cap_is_closed_by_a_second_call() -> None:
     second = generation(" on, but ends. ", token_ids=np.array([5, 6, 7], np.uint32), sum_logprobs=-1.5)
     engine = Script(first, second)
     phrase = np.array([8, 9], np.uint32)
-    done = asyncio.run(generate_trace(engine, request(make(phrase=" -", phrase_ids=phrase))))  # type: ignore[arg-type]
+    done = one_try(engine, request(make(phrase=" -", phrase_ids=phrase)))
     assert done.text == "It goes on and - on, but ends. "
     assert done.token_ids.tolist() == [3, 4, 8, 9, 5, 6, 7]
     assert done.sum_logprobs == -3.5
@@ -197,12 +201,12 @@ def test_which_generations_are_closed(first: Generation, needed: bool) -> None:
 def test_a_death_during_the_closing_call_is_one_of_the_request() -> None:
     engine = Script(generation("It goes on", "length"), EngineDead("gone"))
     with pytest.raises(EngineDead):
-        asyncio.run(generate_trace(engine, request(make())))  # type: ignore[arg-type]
+        one_try(engine, request(make()))
 
 
 def test_unknown_logprobs_stay_unknown() -> None:
     engine = Script(generation("on and", "length", sum_logprobs=None), generation(" off. "))
-    assert asyncio.run(generate_trace(engine, request(make()))).sum_logprobs is None  # type: ignore[arg-type]
+    assert one_try(engine, request(make())).sum_logprobs is None
 
 
 def test_there_is_no_closing_call_without_a_closing() -> None:

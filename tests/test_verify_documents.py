@@ -83,7 +83,7 @@ def packed(document: JoinedDocument, layout: Any, wrap: int, pack: PackConfig) -
         folder="out",
         shards=(),
         config=pack,
-        within_segments=layout != "after_document",
+        layout=layout,
         rows_are_left_out=False,
         thoughts_are_cut=counts.thoughts_cut > 0,
         thoughts_are_dropped=counts.thoughts_dropped > 0,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,18 @@ import pytest
 from augment import engines
 from augment.engines import reaper
 from augment.engines.config import ModelConfig, SamplingConfig
-from augment.engines.protocol import GenerationRequest
+from augment.engines.protocol import GenerationFailed, GenerationRequest, RequestRejected
+from augment.engines.vllm import VllmEngine, engine_arguments, idle_devices, slots_of
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
-from augment.requests.keys import make_request
+from augment.requests.keys import SPEED_ONLY, make_request
 from augment.requests.prompts import PromptBuilder, prompt_builder
 from augment.traces import ends_sentence
 from sharding.errors import MillError, RequestError
+from tests.engine_sources import Engines
 
 pytestmark = pytest.mark.model
 
@@ -111,7 +115,7 @@ def test_floor_and_stop(feeder: Feeder, builder: PromptBuilder) -> None:
 def test_a_special_token_stops_too(feeder: Feeder, builder: PromptBuilder) -> None:
     """Special tokens never show in the text, so a stop text that names one needs its id."""
     generate(feeder, [ask(builder, "warm", 2)])
-    params = feeder._dispatcher.engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
+    params = feeder._keeper.engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
     assert params.stop_token_ids == [builder.dialect.tokenizer.token_id("<|endoftext|>")]
 
 
@@ -156,6 +160,99 @@ def test_a_generation_at_its_cap_is_closed(feeder: Feeder, builder: PromptBuilde
         assert decoded.replace("<|im_end|>", "").startswith(made.text)
 
 
+@pytest.mark.parametrize(
+    ("engine_args", "slots"),
+    [
+        ({"max_num_seqs": 16}, 16),
+        ({"max_num_seqs": 16, "data_parallel_size": 8}, 128),
+        ({"max_num_seqs": 16, "data_parallel_size": 8, "max_num_active_seqs": 10}, 80),
+        ({"max_num_seqs": 16, "data_parallel_size": 8, "data_parallel_size_local": 2}, 128),
+        (
+            {
+                "max_num_seqs": 16,
+                "data_parallel_size": 8,
+                "data_parallel_size_local": 2,
+                "data_parallel_hybrid_lb": True,
+                "data_parallel_start_rank": 0,
+            },
+            32,
+        ),
+    ],
+)
+def test_capacity_counts_all_replicas(model: ModelConfig, engine_args: dict[str, Any], slots: int) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    several = dataclasses.replace(model, engine_args=engine_args)
+    config = AsyncEngineArgs(**engine_arguments(several, on_cpu=True)).create_engine_config()
+    assert slots_of(config) == slots
+    if "max_num_active_seqs" not in engine_args and "data_parallel_hybrid_lb" not in engine_args:
+        assert VllmEngine(several).capacity == slots + slots // 4, "what is taken for it before the engine has started"
+
+
+def test_accelerators_without_work_are_told_of(model: ModelConfig) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    def of(**engine_args: Any) -> Any:
+        arguments = engine_arguments(dataclasses.replace(model, engine_args=engine_args), on_cpu=True)
+        return AsyncEngineArgs(**arguments).create_engine_config()
+
+    said = idle_devices(of(), 8)
+    assert said is not None and "1 of 8" in said and "data_parallel_size: 8" in said
+    said = idle_devices(of(tensor_parallel_size=3), 8)
+    assert said is not None and "3 of 8" in said and "data_parallel_size: 2" in said
+    assert idle_devices(of(), 1) is None
+    assert idle_devices(of(data_parallel_size=8), 8) is None
+    assert idle_devices(of(tensor_parallel_size=3), 5) is None
+
+
+class Upset:
+    """In the place of an AsyncLLM: each answer ends with an error, or without a word."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        if self._error is not None:
+            raise self._error
+        return
+        yield
+
+
+def caused_by(cause: Exception) -> Exception:
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    error = EngineGenerateError()
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "said"),
+    [
+        (lambda: None, GenerationFailed, "without an answer"),
+        (lambda: caused_by(OSError("socket gone")), GenerationFailed, "socket gone"),
+        (lambda: caused_by(TypeError("not 2")), RequestRejected, "not 2"),
+        (lambda: ValueError("too long"), RequestRejected, "too long"),
+        (lambda: TypeError("ours"), TypeError, "ours"),
+    ],
+    ids=["no answer", "may pass", "stays", "refused", "a mistake of ours"],
+)
+def test_what_may_pass_is_tried_again(
+    model: ModelConfig, builder: PromptBuilder, make: Callable[[], Any], expected: type[Exception], said: str
+) -> None:
+    engine = VllmEngine(model)
+    engine._engine = Upset(make())
+    with pytest.raises(expected, match=said):
+        asyncio.run(engine.generate(ask(builder, "a", 5)))
+
+
+def test_the_arguments_that_only_change_speed_are_vllm_s() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert sorted(SPEED_ONLY["vllm"] - known) == []
+
+
 def test_wrong_engine_arguments(model: ModelConfig) -> None:
     with pytest.raises(ValueError, match="max_model_len"):
         ModelConfig(engine="vllm", name="x", engine_args={"max_model_len": 5})
@@ -164,8 +261,10 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
         ({"name": "/nowhere/model"}, MillError, "/nowhere/model"),
     ):
         broken = Feeder(
-            lambda change=change: engines.create_engine(
-                ModelConfig(**{"engine": "vllm", "name": model.name, **change})
+            Engines(
+                lambda change=change: engines.create_engine(
+                    ModelConfig(**{"engine": "vllm", "name": model.name, **change})
+                )
             ),
             name="broken",
         )
@@ -180,7 +279,7 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
 def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: Feeder, builder: PromptBuilder) -> None:
     """Last in the module: ends the engine."""
     generate(feeder, [ask(builder, "warm", 2)])
-    engine = feeder._dispatcher.engine
+    engine = feeder._keeper.engine
     core = [process for process in multiprocessing.active_children() if "EngineCore" in process.name]
     marked = {p.pid for p in reaper.marked_processes(engine._mark)}
     # What other tests of this process have left running is not the engine's.
@@ -195,7 +294,7 @@ def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: 
     assert feeder.stats().restarts == 1
     assert reaper.marked_processes(engine._mark) == []
 
-    mark = feeder._dispatcher.engine._mark
+    mark = feeder._keeper.engine._mark
     assert mark != engine._mark and reaper.marked_processes(mark)
     registry.close_all()
     assert reaper.marked_processes(mark) == []

@@ -19,9 +19,9 @@ from augment.feeding.heartbeat import read_beats
 from augment.ledger.reading import read_ledger
 from pipelines.run import mill
 from pipelines.tools.demo import topic_documents
-from pipelines.watch.status import beats_url
 from pipelines.yaml_config import from_mapping
 from sharding.storage import manifest
+from sharding.storage.output import Output
 from tests.conftest import rehearsal_tree
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -72,7 +72,7 @@ def augment(
         at_work = 0
         while process.poll() is None:
             seen.append(engines(process.pid))
-            at_work = max(at_work, len(read_beats(beats_url(config.output), time.time())))
+            at_work = max(at_work, len(read_beats(Output(config.output).alive, time.time())))
             time.sleep(0.3)
         said = process.communicate()[0]
         assert process.returncode == 0, said

@@ -29,8 +29,10 @@ from difficulty.config import DifficultyConfig
 from difficulty.scorers import make_scorer
 from difficulty.scorers.endpoint import EndpointScorer
 from sharding.errors import RequestError
-from sharding.models.server_pool import EndpointPool, Served
+from sharding.models.served import Served
+from sharding.models.server_pool import EndpointPool
 from tests.endpoint_server import SERVED, vllm_serve
+from tests.engine_sources import Engines
 
 pytestmark = pytest.mark.model
 
@@ -85,7 +87,7 @@ def builder(model: ModelConfig) -> PromptBuilder:
 
 @pytest.fixture
 def feeder(model: ModelConfig) -> Iterator[Feeder]:
-    feeder = Feeder(lambda: create_engine(model), name="small", config=FeedingConfig(backoff_s=0.01))
+    feeder = Feeder(Engines(lambda: create_engine(model)), name="small", config=FeedingConfig(backoff_s=0.01))
     yield feeder
     feeder.close()
 
@@ -151,7 +153,7 @@ def test_a_special_token_stops_too(model: ModelConfig, builder: PromptBuilder) -
     """It never shows in the text. A bias that is passed on makes it the only token there is."""
     start_id = builder.dialect.tokenizer.token_id("<|im_start|>")
     biased = dataclasses.replace(model, engine_args={"logit_bias": {str(start_id): 100.0}})
-    feeder = Feeder(lambda: create_engine(biased), name="small")
+    feeder = Feeder(Engines(lambda: create_engine(biased)), name="small")
     try:
         made = generate(feeder, [ask(builder, "a", 20, stop=("<|im_start|>",))])["a"]
     finally:

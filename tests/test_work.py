@@ -18,11 +18,11 @@ from augment.engines.protocol import Generation, GenerationRequest, RequestRejec
 from augment.engines.rehearsal import RehearsalEngine
 from augment.feeding import heartbeat, registry, worker
 from augment.feeding.heartbeat import Heartbeat, clear_beats, read_beats
-from augment.feeding.stats import Account
+from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Failure
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder
 from augment.ledger import parts, recent
-from augment.ledger.reading import finished_keys, read_ledger
+from augment.ledger.reading import read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.transforms import FAILED, _GenerateFn
 from pipelines.config import MillConfig
@@ -35,7 +35,7 @@ from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import Request, sample_key
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
-from tests.test_ledger import row
+from tests.test_ledger import finished_keys, row
 
 NOW_MS = int(time.time() * 1000)
 
@@ -277,17 +277,18 @@ def test_rows_that_cannot_be_written_do_not_hide_why_everything_ends(tmp_path: P
 # --- heartbeats -------------------------------------------------------------------------------------------------------
 
 
-def busy() -> dict[str, Any]:
-    account = Account("model")
-    account.submitted, account.completed, account.capacity = 30, 10, 8
-    account.observe(8)
-    return {"model": account.stats()}
+def busy() -> dict[str, FeederStats]:
+    stats = FeederStats("model")
+    stats.submitted, stats.completed, stats.capacity = 30, 10, 8
+    stats.observe(8)
+    return {"model": stats}
 
 
-def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path) -> None:
+def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "stats", busy)
     folder = str(tmp_path / "alive")
     assert read_beats(folder, time.time()) == []
-    beat = Heartbeat(folder, busy, beat_s=0.05)
+    beat = Heartbeat(folder, beat_s=0.05)
     beat.begin()
     deadline = time.monotonic() + 5
     while not read_beats(folder, time.time()):
@@ -309,7 +310,7 @@ def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if "heartbeat" in thread.name]
 
 
-def test_a_beat_that_fails_is_not_the_last(tmp_path: Path) -> None:
+def test_a_beat_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
 
     def changing() -> dict[str, Any]:
@@ -319,7 +320,8 @@ def test_a_beat_that_fails_is_not_the_last(tmp_path: Path) -> None:
         return busy()
 
     folder = str(tmp_path / "alive")
-    beat = Heartbeat(folder, changing, beat_s=0.05)
+    monkeypatch.setattr(registry, "stats", changing)
+    beat = Heartbeat(folder, beat_s=0.05)
     beat.begin()
     deadline = time.monotonic() + 5
     while not read_beats(folder, time.time()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -10,7 +10,17 @@ from pydantic.dataclasses import dataclass
 from sharding.config import STRICT
 from sharding.models.server import check_urls
 
-EngineFamily = Literal["vllm", "endpoint", "rehearsal"]
+ENGINES = {
+    "vllm": "augment.engines.vllm:VllmEngine",
+    "endpoint": "augment.engines.endpoint:EndpointEngine",
+    "rehearsal": "augment.engines.rehearsal:RehearsalEngine",
+}
+"""The engine families by the names they have in a config, and where they are."""
+
+if TYPE_CHECKING:
+    EngineFamily = str
+else:
+    EngineFamily = Literal[tuple(ENGINES)]
 
 _OWN_FIELD = {"model": "name", "revision": "revision", "max_model_len": "max_model_len"}
 """What prompts and keys depend on has a field of its own and can't be changed behind its back."""

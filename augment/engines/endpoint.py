@@ -18,8 +18,9 @@ from augment.engines.protocol import EngineDead, Generation, GenerationFailed, G
 from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
 from augment.traces import THINK_MARKERS
 from sharding.errors import RequestError
+from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
-from sharding.models.server_pool import COMPLETIONS, EndpointPool, Served
+from sharding.models.server_pool import COMPLETIONS, EndpointPool
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
 IN_FLIGHT_PER_URL = 64

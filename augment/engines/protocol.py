@@ -1,7 +1,7 @@
 """One request, its result, and the protocol every engine fulfils.
 
 `augment.feeding` keeps an engine full, `augment.feeding.registry` makes sure a worker process has one engine per model.
-Each engine family is one module here, and `create_engine` is the only place that knows their names.
+Each engine family is one module here; `ENGINES` in `config` is the table of them.
 """
 
 from __future__ import annotations

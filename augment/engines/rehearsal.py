@@ -7,7 +7,6 @@ it touches is marked "rehearsal: not for training".
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import Generation, GenerationRequest
 from sharding.errors import RequestError
-from sharding.hashing import fraction_of
+from sharding.hashing import fraction_of, text_number
 
 VERSION = "1"
 
@@ -64,10 +63,8 @@ class RehearsalEngine:
         finished = wanted <= request.max_tokens
         if self._tokens_per_second < math.inf:
             await asyncio.sleep(length / self._tokens_per_second)
-        digest = hashlib.blake2b(f"{request.key}/{request.seed}".encode(), digest_size=8).digest()
-        token_ids = np.random.Generator(np.random.PCG64(int.from_bytes(digest))).integers(
-            0, len(_WORDS), length, dtype=np.uint32
-        )
+        seed = text_number(f"{request.key}/{request.seed}")
+        token_ids = np.random.Generator(np.random.PCG64(seed)).integers(0, len(_WORDS), length, dtype=np.uint32)
         return Generation(
             text=_sentences([_WORDS[i] for i in token_ids], finished),
             token_ids=token_ids,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import logging
 import os
 import subprocess
 import tempfile
@@ -23,13 +24,15 @@ import numpy as np
 from augment.engines import reaper
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
-from sharding.errors import MillError, RequestError
+from sharding.errors import PROGRAMMING_ERRORS, MillError, RequestError
 from sharding.models.store import resolve_model
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_SHARE = 0.9
 """Of the accelerator's memory, as vLLM's `gpu_memory_utilization`."""
 
-_CAPACITY_BEFORE_START = 256
+_SLOTS_BEFORE_START = 256
 
 LOOP_MIN_TOKENS, LOOP_MAX_TOKENS, LOOP_COUNT = 8, 32, 8
 """A generation is a loop when it ends in one pattern of 8 to 32 tokens, 8 times over: rules and table borders of one
@@ -75,6 +78,29 @@ def engine_arguments(model: ModelConfig, on_cpu: bool) -> dict[str, Any]:
     return arguments | model.engine_args
 
 
+def slots_of(config: Any) -> int:
+    """Requests that an engine of this vLLM config runs at once, in all data-parallel replicas that it gives them to."""
+    scheduler, parallel = config.scheduler_config, config.parallel_config
+    replicas = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
+    return int(getattr(scheduler, "max_num_active_seqs", None) or scheduler.max_num_seqs) * int(replicas)
+
+
+def idle_devices(config: Any, devices: int) -> str | None:
+    """What to say where an engine of this vLLM config leaves accelerators of this machine without work, or None.
+
+    Args:
+        devices: accelerators that this process may use.
+    """
+    parallel = config.parallel_config
+    used = parallel.world_size * parallel.data_parallel_size_local
+    if used * 2 > devices:  # no room for another replica of each
+        return None
+    return (
+        f"vLLM works on {used} of {devices} accelerators; for a replica of the model on each, set "
+        f"engine_args.data_parallel_size: {devices // parallel.world_size}"
+    )
+
+
 class VllmEngine:
     """One AsyncLLM and its processes."""
 
@@ -84,7 +110,8 @@ class VllmEngine:
         self._model = model
         self._engine: Any = None
         self._version = ""
-        self._capacity = int(model.engine_args.get("max_num_seqs", _CAPACITY_BEFORE_START))
+        asked = model.engine_args  # what the start will show, as far as it can be told before
+        self._slots = int(asked.get("max_num_seqs") or _SLOTS_BEFORE_START) * int(asked.get("data_parallel_size") or 1)
         self._mark = reaper.new_mark()
         self._watcher: subprocess.Popen[bytes] | None = None
         self._special_ids: dict[str, int] = {}
@@ -97,7 +124,7 @@ class VllmEngine:
     @property
     def capacity(self) -> int:
         # A quarter more than run at once: when some finish, vLLM finds others waiting instead of idling for a step.
-        return self._capacity + self._capacity // 4
+        return self._slots + self._slots // 4
 
     @property
     def memory_share(self) -> float:
@@ -133,7 +160,10 @@ class VllmEngine:
                 raise MillError(
                     f"vLLM could not start model {self._model.name}: {error} (set VLLM_LOGGING_LEVEL=INFO to see more)"
                 ) from error
-        self._capacity = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        self._slots = slots_of(self._engine.vllm_config)
+        devices = current_platform.device_count() if current_platform.is_cuda_alike() else 0
+        if idle := idle_devices(self._engine.vllm_config, devices):
+            logger.warning("%s: %s", self._model.name, idle)
         tokenizer = self._engine.get_tokenizer()
         tokenizer = await tokenizer if asyncio.iscoroutine(tokenizer) else tokenizer
         special = set(tokenizer.all_special_ids)
@@ -141,7 +171,7 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         engine = self._engine
         if engine is None:
@@ -153,6 +183,7 @@ class VllmEngine:
             )
         prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids.tolist()}
         name = f"{request.key}-{next(self._request_number)}"
+        last = None
         try:
             async for output in engine.generate(prompt, self._sampling_params(request), request_id=name):
                 last = output
@@ -160,9 +191,13 @@ class VllmEngine:
             raise EngineDead(str(error)) from error
         except (VLLMClientError, ValueError) as error:
             raise RequestRejected(f"vLLM refused the request: {error}") from error
-        except Exception as error:
-            # Whatever else happened to this one request, vLLM takes it for recoverable.
-            raise GenerationFailed(f"vLLM: {error.__cause__ or error!r}") from error
+        except EngineGenerateError as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, PROGRAMMING_ERRORS):  # it would be the same the next time
+                raise RequestRejected(f"vLLM failed at the request: {cause!r}") from error
+            raise GenerationFailed(f"vLLM: {cause!r}") from error
+        if last is None:
+            raise GenerationFailed("vLLM ended the request without an answer")
         completion = last.outputs[0]
         if completion.finish_reason not in ("stop", "length", "repetition"):
             raise GenerationFailed(f"vLLM ended the request with {completion.finish_reason!r}")

@@ -2,87 +2,85 @@
 
 A `Feeder` owns an engine and runs it on an event loop of its own. Bundles (threads) submit requests through tickets;
 submitted requests wait in a bounded heap, the longest expected first, and move on to the engine as slots fall free.
-There is no barrier: what one bundle leaves of the engine, the next one uses. Results go to a callback (the ledger) and
-to their ticket at once, exactly once.
+There is no barrier: what one bundle leaves of the engine, the next one uses. Every request that comes in goes out
+exactly once, to its ticket: as completed, as a failure of its own, or with the error that stopped everything.
 
-    ticket.submit ──► waiting (bounded) ──► in flight (capacity) ──► callback, ticket.take / ticket.drain
+    ticket.submit ──► waiting (bounded) ──► in flight (capacity) ──► ledger, then ticket.take / ticket.drain
                           ▲                      │ failed: after a backoff that holds no slot
                           └──────────────────────┘ engine died: at once, ahead of the others, on a new engine
 
-`feeding.dispatch` decides what goes when; `feeding.registry` gives a worker process one feeder per model.
+`Feeder._feed` is the whole of it. `feeding.keeper` has the engine, `feeding.tickets` what bundles hold, and
+`feeding.registry` gives a worker process one feeder per model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+import time
 
-from augment.engines.protocol import Engine
+from augment.engines.protocol import ELSEWHERE, Engine, EngineDead, Generation, GenerationFailed, RequestRejected
 from augment.feeding.config import FeedingConfig
-from augment.feeding.dispatch import Dispatcher
-from augment.feeding.keeper import EngineOwner, Memory
+from augment.feeding.intake import Intake
+from augment.feeding.keeper import EngineKeeper, EngineSource
 from augment.feeding.stats import FeederStats
-from augment.feeding.tickets import Completed, Failure, FeederClosed, Job, Result, Ticket
-from sharding.errors import MillError, restated
-
-__all__ = ["Completed", "Failure", "Feeder", "FeederStats", "FeedingConfig", "Result", "Ticket"]
+from augment.feeding.tickets import Completed, Failure, Job, Sink, Ticket
+from augment.feeding.waiting import Waiting, pause_s
+from sharding.errors import MillError
 
 logger = logging.getLogger(__name__)
+
+_CANCEL_S = 5.0
+"""So long the end of a feeder waits for its cancelled requests."""
 
 
 class Feeder:
     """An engine on a thread of its own, shared by all bundles of a worker process.
 
+    The engine starts with the first request, and anew after a death or after it was let go.
+
     Args:
-        make_engine: makes an engine, not started; called for every start, the first one with the first request.
+        engines: where engines come from.
         name: the model's name, for messages.
         config: how to feed.
         max_in_flight: requests at the engine at once; None: the engine's capacity.
-        memory: who else has an engine in this machine's memory; None: nobody.
     """
 
     def __init__(
         self,
-        make_engine: Callable[[], Engine],
+        engines: EngineSource,
         *,
         name: str,
         config: FeedingConfig | None = None,
         max_in_flight: int | None = None,
-        memory: Memory | None = None,
     ) -> None:
         self.name = name
-        config = config or FeedingConfig()
-        self._changed = threading.Condition()
-        self._free = config.max_waiting
-        self._unfinished = 0
-        self._error: BaseException | None = None
-        self._closing = False
-        self._thread: threading.Thread | None = None
+        self._config = config or FeedingConfig()
+        self._max_in_flight = max_in_flight
+        self._stats = FeederStats(name)
         self._loop = asyncio.new_event_loop()
-        self._dispatcher = Dispatcher(
-            make_engine,
-            name=name,
-            config=config,
-            max_in_flight=max_in_flight,
-            memory=memory or _Unshared(),
-            owner=self,
-            on_dispatched=self._dispatched,
-            on_settled=self._settled,
-            on_started=self._started,
-            on_broken=self._broken,
-        )
+        self._intake = Intake(name, self._loop, self._config.max_waiting)
+        self._keeper = EngineKeeper(engines, self, self._config, self._stats)
+        self._jobs: dict[tuple[str, int], Job] = {}  # all that are here, by key and seed: closing calls have their own
+        self._waiting = Waiting()
+        self._in_flight: dict[Job, asyncio.Task[None]] = {}
+        self._backing_off: dict[Job, asyncio.TimerHandle] = {}
+        self._trouble: BaseException | None = None  # what the engine, or a bug, has raised since the last turn
+        self._let_go = False
+        self._thread = threading.Thread(target=self._run, name=f"feeder-{name}", daemon=True)
+        self._thread.start()
 
-    def ticket(self, on_result: Callable[[Result], None] | None = None) -> Ticket:
+    def ticket(self, sink: Sink | None = None) -> Ticket:
         """A ticket for one bundle.
 
         Args:
-            on_result: called with each result, exactly once, on the feeder's thread, before the ticket yields it; must
-                be quick. What it raises stops the bundle at its next `take` or `drain`.
+            sink: is given each result, exactly once, on the feeder's thread, before the ticket yields it; must be
+                quick. What it raises stops the bundle at its next `take` or `drain`.
         """
-        return Ticket(self.submit, on_result)
+        return Ticket(self, sink)
 
     def submit(self, job: Job) -> None:
         """Hand a job over; its ticket gets the result. Waits while too many are waiting already.
@@ -90,95 +88,209 @@ class Feeder:
         Raises:
             MillError: the engine failed for good, or was closed.
         """
-        with self._changed:
-            while self._free == 0 and self._error is None and not self._closing:
-                self._changed.wait()
-            if self._closing and (self._error is None or isinstance(self._error, FeederClosed)):
-                raise FeederClosed(f"the engine of model {self.name} was closed")
-            if self._error is not None:
-                raise restated(self._error, f"the engine of model {self.name} failed: {self._error}") from self._error
-            self._free -= 1
-            self._unfinished += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run_loop, name=f"feeder-{self.name}", daemon=True)
-                self._thread.start()
-            self._loop.call_soon_threadsafe(self._dispatcher.admit, job)
+        self._intake.put(job)
 
     @property
     def idle(self) -> bool:
         """Whether no request is unfinished."""
-        with self._changed:
-            return self._unfinished == 0
+        return self._intake.unfinished == 0
 
     @property
     def error(self) -> BaseException | None:
         """Why no more requests are taken, or None."""
-        with self._changed:
-            return self._error
+        return self._intake.error
 
     def stats(self) -> FeederStats:
         """What was done so far."""
-        return self._dispatcher.account.stats()
+        return self._stats.snapshot()
 
     def close_engine_if_idle(self) -> None:
         """Let go of the engine soon if nothing needs it; the next request starts another. Doesn't wait."""
-        with self._changed:
-            if self._thread is not None and not self._closing:
-                self._loop.call_soon_threadsafe(self._dispatcher.close_if_idle)
+        self._let_go = True
+        self._intake.wake()
 
     def close(self, error: MillError | None = None, *, timeout_s: float = 60.0) -> None:
         """End the engine and the thread; what is not finished fails, with `error` if given. Safe to call twice."""
-        with self._changed:
-            first, self._closing = not self._closing, True
-            thread = self._thread
-            self._changed.notify_all()
+        self._intake.close(error)
         atexit.unregister(self.close)
-        if thread is None:
-            if first:
-                self._loop.close()
-            return
-        if first:
-            error = error or FeederClosed(f"the engine of model {self.name} was closed")
-            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._shut_down(error)))
-        thread.join(timeout_s)
-        if thread.is_alive():
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
             logger.error("the engine of %s did not end within %.0f s", self.name, timeout_s)
 
-    # --- on the feeder's thread ---------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def _run_loop(self) -> None:
+    async def _feed(self) -> None:
+        """After every change: get the engine and fill it, the longest first."""
+        while True:
+            await self._change()
+            engine = await self._engine()
+            if engine is not None:
+                self._fill(engine)
+
+    async def _change(self) -> None:
+        """Return when a job has come, ended or waited long enough, when trouble has, or when it is time to look."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.stall_s / 4):
+                await self._intake.changed.wait()
+        self._intake.changed.clear()
+        self._admit()
+        if self._in_flight and time.monotonic() - self._stats.progress_at > self._config.stall_s:
+            self._trouble = self._trouble or EngineDead(f"nothing finished in {self._config.stall_s:.0f} s")
+
+    async def _engine(self) -> Engine | None:
+        """The engine: as it is, started, or started anew after a death; None where there is none and none is needed.
+
+        Raises:
+            Exception: what every bundle gets: it can't be started, has died too often, or raised what it should not.
+        """
+        trouble, self._trouble = self._trouble, None
+        let_go, self._let_go = self._let_go, False
+        if isinstance(trouble, EngineDead):
+            self._take_back(str(trouble))
+            await self._keeper.replace(str(trouble))
+        elif trouble is not None:
+            raise trouble
+        elif let_go and not self._jobs:
+            await self._keeper.close()
+        if self._waiting and self._keeper.engine is None:
+            engine = await self._keeper.start()
+            self._stats.elsewhere = engine.family == ELSEWHERE
+            self._stats.capacity = self._max_in_flight or engine.capacity
+            # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
+            # before they tear it down under its feet.
+            atexit.unregister(self.close)
+            atexit.register(self.close)
+        return self._keeper.engine
+
+    def _fill(self, engine: Engine) -> None:
+        """Move waiting jobs to the engine while it has room."""
+        limit = self._waiting.limit(self._stats.capacity)
+        first_time = 0
+        while self._waiting and len(self._in_flight) < limit:
+            job = self._waiting.pop()
+            first_time += job.started_at == 0
+            job.started_at = time.monotonic()
+            self._in_flight[job] = self._loop.create_task(self._make(job, engine))
+        self._stats.observe(len(self._in_flight))
+        self._intake.make_room(first_time)
+
+    async def _make(self, job: Job, engine: Engine) -> None:
+        """One try of one job, and what comes of it."""
+        try:
+            outcome: Generation | Exception = await job.generate(engine)
+        except Exception as error:  # noqa: BLE001 - told apart below
+            outcome = error
+        if self._in_flight.get(job) is not asyncio.current_task():
+            return  # it was taken back
+        self._intake.changed.set()
+        if not isinstance(outcome, Generation | RequestRejected | GenerationFailed):
+            self._trouble = self._trouble or outcome  # the engine is dead, or this is a bug: the next turn decides
+            return
+        del self._in_flight[job]
+        if isinstance(outcome, Generation):
+            self._succeed(job, outcome)
+        elif isinstance(outcome, GenerationFailed):
+            self._retry(job, outcome)
+        else:
+            self._fail(job, str(outcome))
+
+    # --- what becomes of a job ----------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Take in what was submitted. A request that is here already, for a bundle that has failed, is made once."""
+        for job in self._intake.take():
+            same = self._jobs.setdefault(job.name, job)
+            if same is job:
+                self._stats.submitted += 1
+                self._waiting.push(job)
+            else:
+                same.copies.append(job)
+                self._intake.make_room(1)
+
+    def _succeed(self, job: Job, generation: Generation) -> None:
+        self._keeper.deaths_in_a_row = 0
+        self._waiting.succeeded()
+        self._stats.finished(len(generation.token_ids))
+        wall_s, finished_at = time.monotonic() - job.started_at, time.time()
+        for one in self._finish(job):
+            one.ticket.deliver(Completed(one.request, one.context, generation, job.retries, wall_s, finished_at))
+
+    def _retry(self, job: Job, error: GenerationFailed) -> None:
+        if error.retry_after_s is None:
+            if job.retries + 1 >= self._config.max_attempts:
+                self._fail(job, str(error))
+                return
+            job.retries += 1
+            self._stats.retries += 1
+        delay_s = pause_s(job, error.retry_after_s, self._config)
+        self._backing_off[job] = self._loop.call_later(delay_s, self._try_again, job)
+
+    def _try_again(self, job: Job) -> None:
+        del self._backing_off[job]
+        self._waiting.push(job)
+        self._intake.changed.set()
+
+    def _fail(self, job: Job, error: str) -> None:
+        self._stats.finished(None)
+        for one in self._finish(job):
+            one.ticket.deliver(Failure(one.request, one.context, one.request.key, self.name, error, job.retries))
+
+    def _finish(self, job: Job) -> list[Job]:
+        """A job that has its outcome, with its copies: all that are to be told."""
+        del self._jobs[job.name]
+        self._intake.finish(1 + len(job.copies))
+        return [job, *job.copies]
+
+    def _take_back(self, error: str) -> None:
+        """What a dead engine was at work on waits again, ahead of the others; what kills every engine is given up."""
+        jobs = list(self._in_flight)
+        logger.warning("the engine of %s died with %d requests in flight: %s", self.name, len(jobs), error)
+        self._cancel_in_flight()
+        # One that is elsewhere may have been killed with its process.
+        killer = self._waiting.take_back(jobs, blamed=not self._stats.elsewhere)
+        if killer is not None:
+            self._fail(killer, f"the engine died with this request alone in flight: {error}")
+
+    def _cancel_in_flight(self) -> None:
+        for task in self._in_flight.values():
+            task.cancel()
+        self._in_flight.clear()
+        self._stats.observe(0)
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
+        try:
+            self._loop.run_until_complete(self._feed_until_closed())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        except BaseException as error:  # such as an exit, by one thread of many: no bundle may wait for ever
+            self._give_up(error)
+            raise
+        finally:
+            self._loop.close()
 
-    def _dispatched(self, count: int) -> None:
-        with self._changed:
-            self._free += count
-            self._changed.notify_all()
+    async def _feed_until_closed(self) -> None:
+        """Feeds until the feeder is closed or there is no going on; then tells the bundles and ends the engine."""
+        feeding, closed = self._loop.create_task(self._feed()), self._loop.create_task(self._intake.closed.wait())
+        await asyncio.wait([feeding, closed], return_when=asyncio.FIRST_COMPLETED)
+        error = feeding.exception() if feeding.done() else None
+        feeding.cancel()
+        closed.cancel()
+        await asyncio.wait([feeding, closed])
+        cancelled = list(self._in_flight.values())
+        self._give_up(error)
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=_CANCEL_S)
+        await self._keeper.close()
 
-    def _settled(self) -> None:
-        with self._changed:
-            self._unfinished -= 1
-
-    def _started(self) -> None:
-        # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
-        # before they tear it down under its feet.
-        atexit.unregister(self.close)
-        atexit.register(self.close)
-
-    def _broken(self, error: BaseException) -> None:
-        with self._changed:
-            self._error = self._error or error
-            self._changed.notify_all()
-
-    async def _shut_down(self, error: MillError) -> None:
-        await self._dispatcher.shut_down(error)
-        self._loop.stop()
-
-
-class _Unshared:
-    """Memory that nobody else uses."""
-
-    async def reserve(self, owner: EngineOwner, share: float) -> None: ...
-
-    def release(self, owner: EngineOwner) -> None: ...
+    def _give_up(self, error: BaseException | None) -> None:
+        """Take no more jobs; every bundle with one here gets the error, or the one that closed the feeder before."""
+        error = self._intake.close(error)
+        self._admit()
+        self._cancel_in_flight()
+        for timer in self._backing_off.values():
+            timer.cancel()
+        for job in list(self._jobs.values()):
+            for one in self._finish(job):
+                one.ticket.fail(error)

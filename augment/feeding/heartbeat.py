@@ -15,12 +15,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from augment.feeding.stats import FeederStats
+from augment.feeding import registry
 from sharding import storage
 from sharding.errors import MillError
 
@@ -38,13 +38,12 @@ class Heartbeat:
 
     Args:
         folder: URL of the folder for the heartbeats of all processes.
-        stats: gives the state of each model's feeder, by the name of the model.
+        beat_s: seconds from one to the next.
     """
 
-    def __init__(self, folder: str, stats: Callable[[], Mapping[str, FeederStats]], *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, folder: str, *, beat_s: float = BEAT_S) -> None:
         self._host = socket.gethostname()
         self._url = storage.join(folder, f"{self._host}-{os.getpid()}-{secrets.token_hex(4)}.json")
-        self._stats = stats
         self._beat_s = beat_s
         self._changed = threading.Condition()
         self._active = 0
@@ -88,15 +87,12 @@ class Heartbeat:
         self._try(lambda: storage.remove(self._url))
 
     def _write(self) -> None:
-        models = {}
-        for name, stats in self._stats().items():
-            models[name] = {
-                "in_flight": stats.in_flight,
-                "waiting": stats.waiting,
-                "capacity": stats.capacity,
-                "failed": stats.failed,
-            }
-        now, tokens = time.monotonic(), sum(stats.generated_tokens for stats in self._stats().values())
+        found = registry.stats()
+        models = {
+            name: {field: getattr(stats, field) for field in ("in_flight", "waiting", "capacity", "failed")}
+            for name, stats in found.items()
+        }
+        now, tokens = time.monotonic(), sum(stats.generated_tokens for stats in found.values())
         self._tokens.append((now, tokens))
         since, before = self._tokens[0]
         beat: dict[str, Any] = {

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
-
-from pydantic import TypeAdapter
+from dataclasses import dataclass
 
 from augment.engines import create_engine
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import Engine
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
-from augment.feeding.keeper import EngineOwner
+from augment.feeding.keeper import EngineHolder
 from augment.feeding.shared.client import ElsewhereEngine
+from augment.feeding.shared.frames import Hello, hello
 from augment.feeding.shared.owner import EngineHost
 from augment.feeding.stats import FeederStats
 
@@ -28,122 +27,144 @@ _POLL_S = 0.05
 
 
 class SharedMemory:
-    """Shares of one machine's accelerator memory, from 0 to 1 in all; one owner may always have an engine."""
+    """Shares of one machine's accelerator memory, from 0 to 1 in all; one holder may always have an engine."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._shares: dict[EngineOwner, float] = {}
+        self._shares: dict[EngineHolder, float] = {}
 
-    async def reserve(self, owner: EngineOwner, share: float) -> None:
-        """Return when `owner` may start an engine that takes `share`; others that are idle let go of theirs."""
+    async def reserve(self, holder: EngineHolder, share: float) -> None:
+        """Return when `holder` may start an engine that takes `share`; others that are idle let go of theirs."""
         while True:
             with self._lock:
-                others = {feeder: held for feeder, held in self._shares.items() if feeder is not owner and held > 0}
+                others = {other: held for other, held in self._shares.items() if other is not holder and held > 0}
                 if share == 0 or not others or sum(others.values()) + share <= 1.0:
-                    self._shares[owner] = share
+                    self._shares[holder] = share
                     return
-            for feeder in others:
-                if feeder.idle:
-                    feeder.close_engine_if_idle()
+            for other in others:
+                if other.idle:
+                    other.close_engine_if_idle()
             await asyncio.sleep(_POLL_S)
 
-    def release(self, owner: EngineOwner) -> None:
-        """Give back what `owner` reserved."""
+    def release(self, holder: EngineHolder) -> None:
+        """Give back what `holder` reserved."""
         with self._lock:
-            self._shares.pop(owner, None)
+            self._shares.pop(holder, None)
 
 
-_lock = threading.Lock()
-_feeders: dict[bytes, Feeder] = {}
-_users: dict[Feeder, int] = {}
-_hosts: dict[str, EngineHost] = {}
-_memory = SharedMemory()
-_model_json = TypeAdapter(ModelConfig)
-_feeding_json = TypeAdapter(FeedingConfig)
+class Registry:
+    """The feeders of a process."""
+
+    def __init__(self) -> None:
+        self.memory = SharedMemory()
+        self._lock = threading.Lock()
+        self._feeders: dict[tuple[bytes, bytes, str | None], Feeder] = {}
+        self._users: dict[Feeder, int] = {}
+        self._names: dict[Feeder, set[str]] = {}  # of the config's models that share it
+        self._hosts: dict[str, EngineHost] = {}
+
+    def acquire(
+        self,
+        model: ModelConfig,
+        config: FeedingConfig | None = None,
+        *,
+        job: str | None = None,
+        name: str | None = None,
+    ) -> Feeder:
+        """This process's feeder for a model; the same one for equal configs until it fails or is closed.
+
+        Its engine starts with its first request. Give it back with `release`.
+
+        Args:
+            job: the processes of one machine that name the same job share the engines that take its memory: one of
+                them has them, the others ask it. None: this process shares with nobody.
+            name: the model's key in the config, for `stats`: two of them may have one `model.name`.
+        """
+        config = config or FeedingConfig()
+        said = hello(name or model.name, model, config)
+        key = (said.model, said.feeding, job)
+        broken: Feeder | None = None
+        with self._lock:
+            feeder = self._feeders.get(key)
+            if feeder is not None and feeder.error is not None:
+                broken, feeder = feeder, None
+            if feeder is None:
+                engines = _ModelEngines(self, said, model, job)
+                feeder = self._feeders[key] = Feeder(
+                    engines, name=model.name, config=config, max_in_flight=model.max_in_flight
+                )
+            self._users[feeder] = self._users.get(feeder, 0) + 1
+            self._names.setdefault(feeder, set()).add(said.name)
+        if broken is not None:
+            broken.close()
+        return feeder
+
+    def release(self, feeder: Feeder) -> None:
+        """Give a feeder back. Its engine stays until another model needs the memory, or `close_all`."""
+        with self._lock:
+            users = self._users.get(feeder, 0) - 1
+            if users > 0:
+                self._users[feeder] = users
+                return
+            self._users.pop(feeder, None)
+            failed = feeder.error is not None
+            if failed:
+                self._names.pop(feeder, None)
+        if failed:
+            feeder.close()
+
+    def stats(self) -> dict[str, FeederStats]:
+        """What this process's feeders are doing, by the model's name in the config; not those that ask another process.
+
+        Models with one config share an engine, and stand here together: "a, b".
+        """
+        with self._lock:
+            feeders = {", ".join(sorted(self._names[feeder])): feeder for feeder in self._feeders.values()}
+        return {name: found for name, feeder in feeders.items() if not (found := feeder.stats()).elsewhere}
+
+    def close_all(self) -> None:
+        """End every engine of this process; what is in flight fails. At exit engines end by themselves."""
+        with self._lock:
+            feeders, hosts = {*self._feeders.values(), *self._users}, list(self._hosts.values())
+            for held in (self._feeders, self._users, self._names, self._hosts):
+                held.clear()
+        for host in hosts:
+            host.hang_up()
+        for feeder in feeders:
+            feeder.close()
+        for host in hosts:
+            host.disown()
+
+    def host(self, job: str) -> EngineHost:
+        """This process's place among those that share the engines of a job."""
+        with self._lock:
+            if job not in self._hosts:
+                self._hosts[job] = EngineHost(job, self)
+            return self._hosts[job]
 
 
-def acquire(model: ModelConfig, config: FeedingConfig | None = None, *, job: str | None = None) -> Feeder:
-    """This process's feeder for a model; the same one for equal configs until it fails or is closed.
+@dataclass(frozen=True)
+class _ModelEngines:
+    """The engines of one model: of this process, or of the one that has those of the job."""
 
-    Its engine starts with its first request. Give it back with `release`.
+    registry: Registry
+    hello: Hello
+    model: ModelConfig
+    job: str | None
 
-    Args:
-        job: the processes of one machine that name the same job share the engines that take its memory: one of them
-            has them, the others ask it. None: this process shares with nobody.
-    """
-    config = config or FeedingConfig()
-    key = b"\n".join([_model_json.dump_json(model), _feeding_json.dump_json(config), (job or "").encode()])
-    broken: Feeder | None = None
-    with _lock:
-        feeder = _feeders.get(key)
-        if feeder is not None and feeder.error is not None:
-            broken, feeder = feeder, None
-        if feeder is None:
-            feeder = _feeders[key] = Feeder(
-                lambda: _make_engine(model, config, job),
-                name=model.name,
-                config=config,
-                max_in_flight=model.max_in_flight,
-                memory=_memory,
-            )
-        _users[feeder] = _users.get(feeder, 0) + 1
-    if broken is not None:
-        broken.close()
-    return feeder
+    def make(self) -> Engine:
+        engine = create_engine(self.model)
+        if self.job is None or engine.memory_share == 0:
+            return engine
+        host = self.registry.host(self.job)
+        return engine if host.try_own() else ElsewhereEngine(host.address, self.hello, capacity=engine.capacity)
+
+    async def reserve(self, holder: EngineHolder, share: float) -> None:
+        await self.registry.memory.reserve(holder, share)
+
+    def release(self, holder: EngineHolder) -> None:
+        self.registry.memory.release(holder)
 
 
-def release(feeder: Feeder) -> None:
-    """Give a feeder back. Its engine stays for the next user until another model needs the memory or `close_all`."""
-    with _lock:
-        users = _users.get(feeder, 0) - 1
-        if users > 0:
-            _users[feeder] = users
-            return
-        _users.pop(feeder, None)
-        failed = feeder.error is not None
-    if failed:
-        feeder.close()
-
-
-def _make_engine(model: ModelConfig, config: FeedingConfig, job: str | None) -> Engine:
-    engine = create_engine(model)
-    if job is None or engine.memory_share == 0:
-        return engine
-    with _lock:
-        if job not in _hosts:
-            _hosts[job] = EngineHost(job, acquire=partial(_acquire_json, job), release=release)
-        host = _hosts[job]
-    if host.try_own():
-        return engine
-    return ElsewhereEngine(
-        host.address,
-        model=_model_json.dump_json(model),
-        feeding=_feeding_json.dump_json(config),
-        capacity=engine.capacity,
-    )
-
-
-def _acquire_json(job: str, model: bytes, feeding: bytes) -> Feeder:
-    return acquire(_model_json.validate_json(model), _feeding_json.validate_json(feeding), job=job)
-
-
-def stats() -> dict[str, FeederStats]:
-    """What the feeders of this process are doing, by the name of their model; not those that ask another process."""
-    with _lock:
-        feeders = list(_feeders.values())
-    return {feeder.name: found for feeder in feeders if not (found := feeder.stats()).elsewhere}
-
-
-def close_all() -> None:
-    """End every engine of this process; what is in flight fails. At exit engines end by themselves."""
-    with _lock:
-        feeders, hosts = {*_feeders.values(), *_users}, list(_hosts.values())
-        _feeders.clear()
-        _users.clear()
-        _hosts.clear()
-    for host in hosts:
-        host.hang_up()
-    for feeder in feeders:
-        feeder.close()
-    for host in hosts:
-        host.disown()
+_process = Registry()
+acquire, release, stats, close_all = _process.acquire, _process.release, _process.stats, _process.close_all

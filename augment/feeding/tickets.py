@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from augment.engines.protocol import Generation, GenerationRequest
+from augment.engines.protocol import Engine, Generation, GenerationRequest
+from augment.requests.closing import close_request, join_closing, needs_closing, opening_request
 from sharding.errors import MillError, restated
 
 
@@ -61,7 +62,7 @@ class FeederClosed(MillError):
 
 
 class Receiver(Protocol):
-    """Where results go, called on the feeder's thread: a `Ticket`, or a connection to another process."""
+    """Where results go, on the feeder's thread: a `Ticket`, or a connection to another process."""
 
     def deliver(self, result: Result) -> None:
         """Take a result in."""
@@ -70,28 +71,60 @@ class Receiver(Protocol):
         """Take in that a request will have no result, because of what stopped the feeder."""
 
 
+class Sink(Protocol):
+    """Where the results of a bundle are kept: the ledger."""
+
+    def keep(self, result: Result) -> None:
+        """Take a result, exactly once, on the feeder's thread, before the ticket yields it."""
+
+
 class Job:
     """A submitted request on its way; its result goes to its ticket."""
 
-    __slots__ = ("context", "deaths", "first", "request", "retries", "riders", "started_at", "ticket")
+    __slots__ = ("context", "copies", "deaths", "first", "request", "retries", "started_at", "ticket")
 
     def __init__(self, request: GenerationRequest, context: Any, ticket: Receiver) -> None:
         self.request = request
         self.context = context
         self.ticket = ticket
+        self.copies: list[Job] = []  # the same request again, of a bundle that is run anew; they share its result
         self.first: Generation | None = None  # paid for; what a failed closing call must not buy again
-        self.riders: list[Job] = []  # the same request again, of a bundle that is run anew; they share its result
         self.retries = 0
         self.deaths = 0  # of engines while it was in flight
         self.started_at = 0.0
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """What it has in common with its copies alone: key and seed, as the calls of one trace differ in the seed."""
+        return self.request.key, self.request.seed
+
+    async def generate(self, engine: Engine) -> Generation:
+        """One try: the first call, unless an earlier try has made it, and the one that closes it at its cap if need be.
+
+        Raises:
+            MillError: as `Engine.generate`.
+        """
+        if self.first is None:
+            first = await engine.generate(opening_request(self.request))
+            if not needs_closing(self.request, first):
+                return first
+            self.first = first
+        second = await engine.generate(close_request(self.request, self.first))
+        return join_closing(self.request, self.first, second)
+
+
+class Submits(Protocol):
+    """Who takes jobs: a `Feeder`."""
+
+    def submit(self, job: Job) -> None: ...
 
 
 class Ticket:
     """One bundle's requests at a feeder; get one from `Feeder.ticket`, use it from one thread."""
 
-    def __init__(self, submit: Callable[[Job], None], on_result: Callable[[Result], None] | None) -> None:
-        self._submit = submit
-        self._on_result = on_result
+    def __init__(self, feeder: Submits, sink: Sink | None) -> None:
+        self._feeder = feeder
+        self._sink = sink
         self._changed = threading.Condition()
         self._done: deque[Result] = deque()
         self._outstanding = 0
@@ -109,7 +142,7 @@ class Ticket:
         with self._changed:
             self._outstanding += 1
         try:
-            self._submit(Job(request, context, self))
+            self._feeder.submit(Job(request, context, self))
         except MillError:
             with self._changed:
                 self._outstanding -= 1
@@ -128,7 +161,7 @@ class Ticket:
         """All results not taken yet, as they come; ends when every submitted request has one.
 
         Raises:
-            MillError: the engine failed for good, or the callback raised. What had finished went to the callback.
+            MillError: the engine failed for good, or the sink raised. What had finished went to the sink.
         """
         while True:
             with self._changed:
@@ -151,23 +184,23 @@ class Ticket:
     # --- from the feeder's thread -------------------------------------------------------------------------------------
 
     def deliver(self, result: Result) -> None:
-        """Take a result in; the callback first."""
+        """Take a result in, once the sink has it."""
         error: BaseException | None = None
         try:
-            if self._on_result is not None:
-                self._on_result(result)
+            if self._sink is not None:
+                self._sink.keep(result)
         except Exception as raised:  # noqa: BLE001 - raised again in the bundle's own thread
             error = raised
         with self._changed:
             self._done.append(result)
-            self._settled(error)
+            self._end_one(error)
 
     def fail(self, error: BaseException) -> None:
         """Take in that a request will have no result, because of what stopped the feeder."""
         with self._changed:
-            self._settled(error)
+            self._end_one(error)
 
-    def _settled(self, error: BaseException | None) -> None:
+    def _end_one(self, error: BaseException | None) -> None:
         self._outstanding -= 1
         self._error = self._error or error
         self._changed.notify_all()

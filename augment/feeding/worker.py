@@ -66,7 +66,7 @@ class Worker:
         self.order = order
         self.finished = FinishedSince(order.ledger_url, order.began_ms)
         self._writer = LedgerWriter(order.ledger_url, flush_rows=order.flush_rows, flush_seconds=order.flush_seconds)
-        self._heartbeat = Heartbeat(order.beats_url, registry.stats) if order.beats_url else None
+        self._heartbeat = Heartbeat(order.beats_url) if order.beats_url else None
         self._lock = threading.Lock()
         self._failed: set[str] = set()
         self._completed = 0
@@ -116,13 +116,13 @@ class Worker:
         """
         limit, planned = self.order.max_failed_fraction, self.order.planned_generations
         with self._lock:
-            failed, settled = len(self._failed), len(self._failed) + self._completed
+            failed, ended = len(self._failed), len(self._failed) + self._completed
             certain = planned is not None and failed > limit * planned
-            if not certain and (failed < MIN_FAILURES or failed <= limit * settled):
+            if not certain and (failed < MIN_FAILURES or failed <= limit * ended):
                 return
             reason = self._last_failure
         raise TooManyFailures(
-            f"{failed} of the first {settled} generations of a worker failed, more than "
+            f"{failed} of the first {ended} generations of a worker failed, more than "
             f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; what was generated is in the ledger, "
             "run again to try the rest"
         )

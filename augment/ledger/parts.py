@@ -8,7 +8,6 @@ rows are generated again.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
@@ -17,10 +16,11 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from sharding.errors import MillError
+from sharding.hashing import fingerprint
 from sharding.records.arrow import from_batch, to_batch
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
-from sharding.storage.arrow_files import BATCH_BYTES, chunks, record_size_bytes
+from sharding.storage.arrow_files import BATCH_BYTES, chunks, new_stream, open_stream, record_size_bytes
 from sharding.storage.files import join, list_names, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,7 @@ def write_part(ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = L
         MillError: the store refused.
     """
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=3))
-    with pa.ipc.new_stream(sink, schema, options=options) as writer:
+    with new_stream(sink, schema) as writer:
         for chunk in chunks(rows, BATCH_BYTES, record_size_bytes):
             writer.write_batch(to_batch(chunk, schema))
     data = sink.getvalue().to_pybytes()
@@ -104,11 +103,7 @@ def every_part(ledger_url: str, columns: Sequence[str] | None = None) -> Iterato
 
 
 def _parse(data: bytes, columns: Sequence[str] | None) -> list[pa.RecordBatch]:
-    included = None
-    if columns is not None:
-        names = pa.ipc.open_stream(data).schema.names
-        included = [i for i, name in enumerate(names) if name in columns]
-    with pa.ipc.open_stream(data, options=pa.ipc.IpcReadOptions(included_fields=included)) as reader:
+    with open_stream(data, columns) as reader:
         batches = list(reader)
     for batch in batches:
         batch.validate(full=True)
@@ -116,7 +111,7 @@ def _parse(data: bytes, columns: Sequence[str] | None) -> list[pa.RecordBatch]:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+    return fingerprint([data], _DIGEST_BYTES)
 
 
 def _written_ms(name: str) -> int:

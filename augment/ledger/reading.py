@@ -35,11 +35,6 @@ def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterat
             yield from from_batch(LedgerRow, batch)
 
 
-def finished_keys(ledger_url: str) -> set[str]:
-    """The keys of all generations that are there: what need not be generated."""
-    return {row.key for row in read_ledger(ledger_url, columns=["key"])}
-
-
 def choose(rows: Iterable[LedgerRow]) -> LedgerRow:
     """The row that stands for rows with equal keys: the earliest, of equals the shorter, then the least in bytes.
 

@@ -7,7 +7,6 @@ what it has handed to its ledger writer, and looks now and then at the parts tha
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -17,6 +16,7 @@ import numpy as np
 from augment.ledger.parts import ledger_parts, part_batches
 from augment.ledger.reading import RANK
 from sharding.errors import MillError
+from sharding.hashing import text_number
 from sharding.records.types import LedgerRow
 
 logger = logging.getLogger(__name__)
@@ -114,4 +114,4 @@ def _sorted(hashes: np.ndarray, finished_at: np.ndarray, tokens: np.ndarray) -> 
 
 
 def _hash(key: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
+    return np.uint64(text_number(key))

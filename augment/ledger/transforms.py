@@ -51,7 +51,7 @@ class FindMissing(beam.PTransform):
     """Joins requests with the ledger: `requests`, the samples still to be generated, and `counts`.
 
     Requests with one key, from segments with one text, become one. Takes {"requests": Request, "rows": LedgerRow},
-    both keyed by request key; of the rows, `FOUND_COLUMNS` are enough.
+    the rows keyed by request key; of them, `FOUND_COLUMNS` are enough.
 
     Args:
         num_partitions: see `sharding.beam.shuffle.GroupBytes`.
@@ -62,13 +62,18 @@ class FindMissing(beam.PTransform):
         self._num_partitions = num_partitions
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> Any:
+        requests = pcolls["requests"] | "By key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request])
         outputs = (
-            pcolls
+            {"requests": requests, "rows": pcolls["rows"]}
             | "Join" >> GroupRecords(self._num_partitions, requests=Request, rows=LedgerRow)
             | "Missing" >> beam.FlatMap(missing_samples).with_outputs(COUNTS, main="requests")
         )
         outputs["requests"].element_type = MissingSamples
         return outputs
+
+
+def _request_key(request: Request) -> str:
+    return request.request_key
 
 
 def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:

@@ -7,7 +7,6 @@ comes from keys alone: the same request gives the same seed on any worker, in an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,22 +15,23 @@ import numpy as np
 
 from augment.engines.config import EngineFamily, ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing, GenerationRequest
-from sharding.hashing import seed_of
+from sharding.hashing import fingerprint, seed_of
 from sharding.models.store import model_fingerprint, resolve_model
 
 SPEED_ONLY: dict[EngineFamily, frozenset[str]] = {
     "vllm": frozenset(
         {
             *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"),
-            *("swap_space", "cpu_offload_gb", "enable_prefix_caching"),
-            *("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "max_num_partial_prefills"),
-            *("max_long_partial_prefills", "long_prefill_token_threshold", "scheduling_policy", "async_scheduling"),
+            *("cpu_offload_gb", "kv_offloading_size", "enable_prefix_caching", "enable_chunked_prefill"),
+            *("max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "long_prefill_token_threshold"),
+            *("scheduling_policy", "async_scheduling", "enforce_eager", "stream_interval"),
             *("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size"),
             *("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank"),
             *("data_parallel_address", "data_parallel_rpc_port", "data_parallel_backend"),
             *("enable_expert_parallel", "enable_eplb", "distributed_executor_backend", "disable_custom_all_reduce"),
-            *("max_parallel_loading_workers", "download_dir", "use_tqdm_on_load"),
-            *("enforce_eager", "disable_log_stats", "enable_log_requests"),
+            *("nnodes", "node_rank", "master_addr", "master_port", "device_ids"),
+            *("max_parallel_loading_workers", "download_dir", "hf_token", "use_tqdm_on_load"),
+            *("disable_log_stats", "enable_log_requests"),
         }
     ),
     "endpoint": frozenset({"priority"}),
@@ -113,10 +113,8 @@ def request_key(
         "repetition_detection": sampling.repetition_detection,
         "closing": closing and [closing.reserve_tokens, closing.phrase, closing.phrase_token_ids.tolist()],
     }
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str).encode())
-    digest.update(b"\0" + np.ascontiguousarray(prompt_token_ids, dtype="<u4").tobytes())
-    return digest.hexdigest()
+    told = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return fingerprint([told, b"\0", np.ascontiguousarray(prompt_token_ids, dtype="<u4").tobytes()])
 
 
 def make_request(

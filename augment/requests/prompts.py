@@ -6,7 +6,6 @@ tokens; what comes from the corpus is encoded as plain text, so that a document 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from augment.engines.config import ModelConfig
 from augment.requests.dialects import Dialect, load_dialect
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fingerprint
 from sharding.models.tokenizer import TextTokenizer
 
 SLOTS = ("text", "context", "focus")
@@ -46,7 +46,7 @@ class Template:
 
     @property
     def version(self) -> str:
-        return hashlib.blake2b(self.text.encode(), digest_size=6).hexdigest()
+        return fingerprint([self.text], 6)
 
     def fill(self, values: dict[str, str]) -> str:
         """The text with its slots filled; slots without a value take their paragraph with them."""

@@ -6,12 +6,12 @@ they come; a segment is compared with those of the pool that are about as long a
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 from augment.selection.candidates import Control, JudgedSegment
+from sharding.hashing import Purpose, hashed
 
 DRAWN = 4
 """So many times the controls wanted are drawn by chance; those nearest in length are taken of them."""
@@ -62,4 +62,4 @@ def controls_for(segment: JudgedSegment, pool: Sequence[Control], number: int) -
 
 
 def _hash(key: str) -> str:
-    return hashlib.blake2b(key.encode(), digest_size=8, person=b"control").hexdigest()
+    return hashed(Purpose.CONTROL, key).hex()

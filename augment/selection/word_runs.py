@@ -7,7 +7,6 @@ same in every process, and two different runs share one with a probability near 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import cache
 import numpy as np
 
 from augment.selection.words import UNSPACED, words_of
+from sharding.hashing import text_hash
 
 HALVES = 2
 """Half words in a word; a character of a script without spaces is one half."""
@@ -39,8 +39,7 @@ class _HashOfWord(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= _MAX_KNOWN:
             self.clear()
-        digest = hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest()
-        bits = int.from_bytes(digest, "little")
+        bits = int.from_bytes(text_hash(word), "little")
         self[word] = bits = bits | 1 if _UNSPACED.match(word) else bits & ~1
         return bits
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from sharding.errors import MillError
+from sharding.hashing import Purpose, hashed
 
 MAX_BINS = 1024
 """Most occupied bins per axis. More makes realised spend steadier and the state larger (about 10 bytes a bin)."""
@@ -94,7 +94,7 @@ def draws(segment_ids: Iterable[str]) -> np.ndarray:
 
 
 def _digest(segment_id: str) -> bytes:
-    return blake2b(segment_id.encode(), digest_size=16, person=b"thoughtmill.tier").digest()
+    return hashed(Purpose.TIER, segment_id, 16)
 
 
 class KeyCounts:

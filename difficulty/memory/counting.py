@@ -14,7 +14,6 @@ document up later can tell whether it was counted, whatever id it has there.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
+from sharding.hashing import Purpose, hashed
 
 NUM_LEVELS = 64
 LEVEL_BITS = np.uint64(6)
@@ -65,8 +65,7 @@ class MemoryConfig:
 
 def document_level(doc_id: str) -> int:
     """The sampling level of a document: l with probability 2^-(l + 1), from a hash of its id."""
-    digest = hashlib.blake2b(doc_id.encode(errors="surrogatepass"), digest_size=8, person=b"ngram-memory")
-    return min(64 - int.from_bytes(digest.digest(), "big").bit_length(), NUM_LEVELS - 1)
+    return min(64 - int.from_bytes(hashed(Purpose.NGRAM_SAMPLE, doc_id)).bit_length(), NUM_LEVELS - 1)
 
 
 def starting_level(config: MemoryConfig, corpus_tokens: float) -> int:
@@ -80,8 +79,7 @@ def starting_level(config: MemoryConfig, corpus_tokens: float) -> int:
 
 def document_key(input_ids: np.ndarray) -> int:
     """What a whole document is counted under: a hash of its (num_tokens,) token ids in the place of an n-gram's."""
-    digest = hashlib.blake2b(np.asarray(input_ids, "<u4").tobytes(), digest_size=8, person=b"ngram-document")
-    return int.from_bytes(digest.digest(), "big") & int(HASH_MASK)
+    return int.from_bytes(hashed(Purpose.NGRAM_DOCUMENT, np.asarray(input_ids, "<u4").tobytes())) & int(HASH_MASK)
 
 
 class NgramCounts:

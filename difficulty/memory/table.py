@@ -23,9 +23,7 @@ earlier version another document; of exact copies one is left out.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +44,7 @@ from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import TextTokenizer
 from sharding.records.types import FileEntry
 from sharding.storage.arrow_files import read_batches, read_schema
-from sharding.storage.files import write_bytes
+from sharding.storage.hashed_file import publish_hashed
 
 HALF = np.uint64(32)
 COUNT_MASK = np.uint64((1 << 32) - 1)
@@ -159,17 +157,10 @@ class NgramMemory:
         schema = pa.schema([pa.field("slots", pa.uint64(), nullable=False)]).with_metadata(
             {METADATA_KEY: json.dumps(self._description, sort_keys=True)}
         )
-        out = pa.BufferOutputStream()
-        with pa.ipc.new_stream(out, schema) as writer:
-            writer.write_batch(pa.record_batch([pa.array(self._slots)], schema=schema))
-        data = out.getvalue()
-        write_bytes(url, data)
-        return FileEntry(
-            name=posixpath.basename(url),
-            size_bytes=data.size,
-            sha256=hashlib.sha256(data).hexdigest(),
-            rows=len(self._slots),
-        )
+        with publish_hashed(url) as out:
+            with pa.ipc.new_stream(pa.PythonFile(out, mode="w"), schema) as writer:
+                writer.write_batch(pa.record_batch([pa.array(self._slots)], schema=schema))
+            return out.entry(rows=len(self._slots))
 
     @classmethod
     def load(cls, url: str, tokenizer: TextTokenizer | None = None) -> NgramMemory:

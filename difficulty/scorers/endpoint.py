@@ -20,8 +20,9 @@ from difficulty.config import DifficultyConfig
 from difficulty.scorers.protocol import TokenScores, nats_after_by_score
 from difficulty.scorers.windows import Window, cut_windows
 from sharding.errors import MillError, RequestError
+from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
-from sharding.models.server_pool import COMPLETIONS, EndpointPool, Served
+from sharding.models.server_pool import COMPLETIONS, EndpointPool
 from sharding.models.store import model_fingerprint, resolve_model
 from sharding.models.tokenizer import load_tokenizer
 

@@ -4,7 +4,6 @@ Its scores have the shape of a language model's (many easy tokens, a heavy tail)
 what they touch as not for training.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from difficulty.config import DifficultyConfig
 from difficulty.scorers.protocol import TokenScores, first_token_after
+from sharding.hashing import text_number
 
 _VERSION = 1
 _MAX_NATS = 20.0
@@ -64,8 +64,7 @@ class RehearsalScorer:
         nats = alone.surprisal_nats[first_token_after(alone.byte_ends, len(text[:skipped].encode())) :]
         rows = [nats]
         for prefix in prefixes:
-            seed = hashlib.blake2b(prefix.encode(), digest_size=8).digest()
-            noise = np.random.Generator(np.random.PCG64(int.from_bytes(seed))).uniform(0.9, 1.1, len(nats))
+            noise = np.random.Generator(np.random.PCG64(text_number(prefix))).uniform(0.9, 1.1, len(nats))
             rows.append(nats * noise if prefix else nats)
         return np.stack(rows[1:]).astype(np.float32)
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from pipelines import report
 from pipelines.card import facts as card_facts
 from pipelines.card.facts import REHEARSAL_NOTICE
-from sharding import storage
 from sharding.storage import manifest
+from sharding.storage.output import Output
 
 
 def render(output: str) -> Group:
@@ -64,7 +64,7 @@ def render(output: str) -> Group:
         facts.add_row("warning", f"[yellow]{warning}[/yellow]")
     if packed.rehearsal:
         facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
-    pages = [(storage.join(output, "README.md"), "the dataset card")]
+    pages = [(Output(output).card, "the dataset card")]
     if report.is_there(output):
         pages.insert(0, (report.report_url(output), "figures and documents to read, in a browser"))
     for number, (url, about) in enumerate(pages):

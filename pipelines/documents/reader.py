@@ -24,11 +24,10 @@ from sharding.records.rows import Item, TokenType
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 
 if TYPE_CHECKING:
     from sharding.packing.layout import Delimiters
-
-DIFFICULTY_NAME = "difficulty.json"
 
 
 class Reader:
@@ -211,7 +210,7 @@ def read_allocation(output: str, scored: Manifest) -> Allocation | None:
     Raises:
         MillError: the file can't be understood.
     """
-    url = storage.join(output, DIFFICULTY_NAME)
+    url = Output(output).difficulty
     if not storage.exists(url):
         return None
     try:

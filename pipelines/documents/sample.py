@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TypeVar
 
 import pyarrow as pa
@@ -78,7 +77,7 @@ class DocumentRecords:
 
 def by_hash(name: str) -> bytes:
     """The key of an order that has nothing to do with the names."""
-    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=b"report").digest()
+    return hashing.hashed(hashing.Purpose.REPORT, name)
 
 
 def look(output: str, stages: Mapping[str, Manifest | None]) -> Sample:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,21 +17,15 @@ import numpy as np
 from difficulty.budget.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
 from pipelines import yaml_config
 from pipelines.config import MillConfig
+from pipelines.plan.ranges import choose_ranges
+from pipelines.scorer_identity import memory_inputs, model_inputs
 from sharding import sources, storage
 from sharding.errors import RequestError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 from sharding.records.types import Document, ScoredSegment
-from sharding.sources import ReadUnit, Source, SourceFile
-from sharding.sources.units import UNIT_BYTES, compression_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
-
-RANGE_BYTES = 1 << 20
-"""A plain file is sampled in ranges of this size: enough for whole records, little to read."""
-
-MAX_RANGES = 16
-"""So many ranges, chosen by hash over all bytes of the source, stand for it; fewer than that are read entirely."""
 
 MAX_RANGE_DOCUMENTS = 2_000
 """Of a file that can't be entered in the middle only so many documents are looked at."""
@@ -154,6 +147,8 @@ def _differences(config: MillConfig, scored: Manifest) -> list[str]:
     before = scored.config
     differ = [] if before["tokenizer"] == config.tokenizer else ["tokenizer"]
     differ += [f"difficulty.{key}" for key, value in before["difficulty"].items() if difficulty.get(key) != value]
+    inputs = model_inputs(config.difficulty) | memory_inputs(config.difficulty)
+    differ += [f"the {name} itself" for name, digest in inputs.items() if scored.inputs.get(name) != digest]
     if config.scored is None and "source" in before and config.source is not None:
         source = yaml_config.to_mapping(config.source)
         differ += [f"source.{key}" for key, value in before["source"].items() if source.get(key) != value]
@@ -188,17 +183,9 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
 # --- a sample of the source -------------------------------------------------------------------------------------------
 
 
-class _Range(NamedTuple):
-    """A piece of one file: which source, what to read, and the bytes of the file it covers."""
-
-    source: Source
-    unit: ReadUnit
-    size_bytes: int
-
-
 def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ()) -> Evidence:
     resolved, listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
-    ranges, every = _choose_ranges(resolved, listings)
+    ranges, every = choose_ranges(resolved, listings)
     documents: list[tuple[Document, int]] = []
     read_bytes = text_bytes = 0
     estimated = False
@@ -238,55 +225,6 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         scoring_tokens_per_second=tokens / max(time.monotonic() - began, 1e-3),
         notes=notes,
     )
-
-
-def _choose_ranges(resolved: Sequence[Source], listings: Sequence[Sequence[SourceFile]]) -> tuple[list[_Range], bool]:
-    """The pieces of the source to look at, and whether they are all of it.
-
-    A piece is chosen by a byte that a hash points to, so that a file is looked at in proportion to its size.
-    """
-    files = [
-        (source, file, number)
-        for number, s in enumerate(resolved)
-        for source, file in ((s, f) for f in listings[number])
-    ]
-    ends = list(itertools.accumulate(file.size_bytes for _, file, _ in files))
-    few = list(itertools.islice((r for entry in files for r in _ranges_of(*entry)), MAX_RANGES + 1))
-    if len(few) <= MAX_RANGES:
-        return few, True
-    digest = sources.listing_digest(listings)
-    chosen: dict[tuple[str, int, int | None], _Range] = {}
-    for draw in range(MAX_RANGES):
-        place = int(content_id(f"{digest} {draw}"), 16) % ends[-1]
-        index = bisect_right(ends, place)
-        source, file, number = files[index]
-        piece = _range_at(source, file, number, place - (ends[index] - file.size_bytes))
-        chosen[(piece.unit.url, piece.unit.start, piece.unit.shard)] = piece
-    return list(chosen.values()), False
-
-
-def _ranges_of(source: Source, file: SourceFile, number: int) -> Iterator[_Range]:
-    step = _step(source, file)
-    for start in range(0, max(file.size_bytes, 1), step):
-        yield _range_at(source, file, number, start)
-
-
-def _range_at(source: Source, file: SourceFile, number: int, offset: int) -> _Range:
-    step = _step(source, file)
-    if step >= file.size_bytes:
-        return _Range(source, ReadUnit(url=file.url, shard=file.shard, source=number), file.size_bytes)
-    start = offset // step * step
-    end = min(start + step, file.size_bytes)
-    return _Range(source, ReadUnit(url=file.url, start=start, end=end, source=number), end - start)
-
-
-def _step(source: Source, file: SourceFile) -> int:
-    """In what pieces the file can be read: see `sharding.sources.units`."""
-    whole_document = source.config.format == "text" and source.config.document in (None, "file")
-    lines = source.config.format in ("jsonl", "text")
-    if file.shard is not None or whole_document or (lines and compression_of(file.url) is not None):
-        return max(file.size_bytes, 1)
-    return RANGE_BYTES if lines else UNIT_BYTES
 
 
 def _score(config: MillConfig, chosen: Sequence[tuple[Document, int]]) -> Iterator[SampledDocument]:

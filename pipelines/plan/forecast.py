@@ -8,7 +8,6 @@ products keep draws together, so that the interval of a total accounts for what 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipelines.joints import Focus, allocation_of, holdback_of, trace_planner
 from pipelines.plan.evidence import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
 from sharding.errors import RequestError
-from sharding.hashing import content_id
+from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
 
@@ -57,11 +56,11 @@ class TierForecast:
     tokens_out: np.ndarray
     kept: np.ndarray
     kept_tokens: np.ndarray
-    basis: str
-    cut_share: float | None
-    accepted_share: float | None
-    kept_share: float | None
-    gain_nats: np.ndarray | None
+    basis: str = ""
+    cut_share: float | None = None
+    accepted_share: float | None = None
+    kept_share: float | None = None
+    gain_nats: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +210,6 @@ def _tier(
             tokens_out=nothing,
             kept=nothing,
             kept_tokens=nothing,
-            basis="",
-            cut_share=None,
-            accepted_share=None,
-            kept_share=None,
-            gain_nats=None,
         )
     if measured is not None and len(measured.thought_tokens) < MIN_MEASURED:
         measured = None
@@ -242,10 +236,6 @@ def _tier(
             kept=generations if keep_all else segments,
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
-            cut_share=None,
-            accepted_share=None,
-            kept_share=None,
-            gain_nats=None,
         )
     made = sum(measured.generations)
     return TierForecast(
@@ -305,4 +295,4 @@ def shard_bytes(config: MillConfig, training_tokens: np.ndarray) -> np.ndarray:
 
 
 def _seed(config: MillConfig) -> int:
-    return int.from_bytes(hashlib.blake2b(content_id(yaml_config.dump(config)).encode(), digest_size=8).digest())
+    return text_number(content_id(yaml_config.dump(config)))

@@ -14,9 +14,7 @@ from pipelines.joints import holdback_of, trace_planner
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage.manifest import Manifest
-
-PILOT_NAME = "pilot.json"
-"""In the output."""
+from sharding.storage.output import Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ def read_pilot(config: MillConfig, scored: Manifest | None) -> tuple[Pilot | Non
     Raises:
         MillError: it can't be read.
     """
-    url = storage.join(config.output, PILOT_NAME)
+    url = Output(config.output).pilot
     if not storage.exists(url):
         return None, []
     try:
@@ -88,7 +86,7 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
         "tiers": {name: asdict(tier) for name, tier in pilot.tiers.items()},
         "tokens_per_second": dict(pilot.tokens_per_second),
     }
-    storage.write_json(storage.join(config.output, PILOT_NAME), content)
+    storage.write_json(Output(config.output).pilot, content)
 
 
 def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
 
 def forecast_for(output: str, budget: Mapping[str, Any]) -> dict[str, Any] | None:
     """The forecast of thinking tokens that a pilot made for this `budget` section; None where there is none."""
-    url = storage.join(output, PILOT_NAME)
+    url = Output(output).pilot
     if not storage.exists(url):
         return None
     try:

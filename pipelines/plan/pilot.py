@@ -6,17 +6,14 @@ What it buys the run will find; what it measures takes the place of a plan's ass
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.typehints import KV
 
 from augment.feeding import worker
-from augment.feeding.worker import WorkOrder
 from augment.ledger.parts import ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
@@ -32,16 +29,16 @@ from augment.transforms import GenerateMissing
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
-from pipelines.joints import Focus, ScorerNats, holdback_of, trace_planner
+from pipelines.joints import Focus, ScorerNats, holdback_of, trace_planner, work_order
 from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.running import run_pipeline
-from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, LedgerRow, Request
+from sharding.storage.output import Output
 
 LEAST_PER_TIER = 4
 """A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
@@ -99,20 +96,13 @@ def _generate(
     requests: Sequence[tuple[SampledDocument, Request]],
     beam_args: Sequence[str],
 ) -> None:
-    order = WorkOrder(
-        run_id=secrets.token_hex(8),
-        began_ms=int(time.time() * 1000),
-        ledger_url=config.ledger_url,
-        flush_rows=config.ledger.flush_rows,
-        flush_seconds=config.ledger.flush_seconds,
-        max_failed_fraction=config.ledger.max_failed_fraction,
-    )
+    order = work_order(config, time.time())
     options = beam_options(beam_args)
-    with local_shuffle(options, storage.join(config.output, "stages", ".shuffle-pilot")):
+    with local_shuffle(options, Output(config.output).shuffle("pilot")):
         pipeline = beam.Pipeline(options=options)
-        wanted = [(request.request_key, request) for _, request in requests]
+        wanted = [request for _, request in requests]
         missing = {
-            "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(KV[str, Request]),
+            "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(Request),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
         } | "Missing" >> FindMissing(1)
         missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, order)

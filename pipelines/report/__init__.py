@@ -18,14 +18,12 @@ from sharding import storage
 from sharding.errors import MillError
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
-
-REPORT_NAME = "report.html"
-PLAN_NAME = "plan.json"
+from sharding.storage.output import Output
 
 
 def report_url(output: str) -> str:
     """Where the report of a run is, or will be."""
-    return storage.join(output, REPORT_NAME)
+    return Output(output).report
 
 
 def is_there(output: str) -> bool:
@@ -97,7 +95,7 @@ def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: An
 
 def _prices(output: str) -> dict[str, dict[str, Any]]:
     """What the plan says of the price of each model."""
-    url = storage.join(manifest.stage_url(output, "augment"), PLAN_NAME)
+    url = Output(output).plan
     if not storage.exists(url):
         return {}
     models: dict[str, dict[str, Any]] = json.loads(storage.read_bytes(url)).get("models", {})

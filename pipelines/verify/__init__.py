@@ -29,6 +29,7 @@ from sharding.records.types import FileEntry
 from sharding.shards import rows
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 
 __all__ = ["Checked", "Problem", "Progress", "Report", "verify"]
 
@@ -118,7 +119,7 @@ def _read_manifests(output: str, report: Report) -> dict[str, Manifest]:
             report.problems.append(Problem(manifest.manifest_url(output, stage), "is missing"))
         else:
             stages[stage] = found
-    success = storage.join(output, manifest.SUCCESS_NAME)
+    success = Output(output).success
     if not storage.exists(success):
         report.problems.append(Problem(success, "is missing: the run did not finish"))
     report.checked.manifests = len(stages)

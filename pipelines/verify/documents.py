@@ -19,8 +19,7 @@ from pipelines.verify.thoughts import kept_thoughts, match_run, why_not
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
-from sharding.packing.config import LAYOUTS, PackConfig, config_of
-from sharding.packing.layouts import within_parts
+from sharding.packing.config import LAYOUTS, Layout, PackConfig, config_of
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import source_of, thoughts_of
 from sharding.records.base import Record
@@ -70,7 +69,7 @@ class Packing:
     Attributes:
         folder: URL that the names of shards are relative to.
         shards: their names.
-        within_segments: thoughts stand within their segment or at an end of it, not just in the same sequence.
+        layout: where thoughts stand.
         rows_are_left_out, thoughts_are_cut, thoughts_are_dropped: whether that happened to any.
         document_end: the ids behind every document.
     """
@@ -78,7 +77,7 @@ class Packing:
     folder: str
     shards: tuple[str, ...]
     config: PackConfig
-    within_segments: bool
+    layout: Layout
     rows_are_left_out: bool
     thoughts_are_cut: bool
     thoughts_are_dropped: bool
@@ -91,7 +90,7 @@ class Packing:
             folder=manifest.files_url(output, packed),
             shards=tuple(entry.name for entry in packed.files.get("shards", ())),
             config=config_of(packed),
-            within_segments=importlib.import_module(LAYOUTS[packed.config["layout"]]).in_order is within_parts,
+            layout=packed.config["layout"],
             rows_are_left_out=count("rows_left_out", 0) > 0,
             thoughts_are_cut=count("thoughts_cut", 0) > 0,
             thoughts_are_dropped=count("thoughts_dropped", 0) > 0,
@@ -184,6 +183,7 @@ def _wrong_thoughts(
 ) -> list[Problem]:
     """Thoughts that were not kept for the document, or stand elsewhere, and kept ones that are missing."""
     kept = [] if share.raw or not share.copies else kept_thoughts(document)
+    belongs = importlib.import_module(LAYOUTS[packing.layout]).belongs
     first = placed = 0
     problems: list[Problem] = []
     for copies in pieces.values():
@@ -191,11 +191,9 @@ def _wrong_thoughts(
         after = first
         for copy in copies:
             after, there, where = first, set[int](), copy.found
+            piece = range(copy.start, copy.stop)
             for run in thoughts_of(copy.found.item):
-                match = match_run(
-                    run, kept, after, copy.start, copy.stop,
-                    within_segments=packing.within_segments, may_be_cut=packing.thoughts_are_cut,
-                )  # fmt: skip
+                match = match_run(run, kept, after, piece, belongs, may_be_cut=packing.thoughts_are_cut)
                 if match is None:
                     problems.append(Problem(packing.at(where), why_not(run, kept, after, share.copies)))
                     continue
@@ -203,7 +201,7 @@ def _wrong_thoughts(
                 there.update(match.thoughts)
                 counts["thoughts_cut"] += match.cut
             placed += len(there)
-            inside = {n for n, t in enumerate(kept) if copy.start <= t.start < t.end <= copy.stop}
+            inside = {n for n, t in enumerate(kept) if piece.start <= t.segment.start < t.segment.stop <= piece.stop}
             if (missing := len(inside - there)) and not (problems or packing.thoughts_are_dropped):
                 said = f"lacks {missing} of the {len(inside)} thoughts that were kept for its segments"
                 problems.append(Problem(packing.at(where), said))

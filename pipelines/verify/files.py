@@ -16,8 +16,8 @@ from sharding import storage
 from sharding.errors import MillError
 from sharding.records.families import FAMILIES
 from sharding.records.types import FileEntry
-from sharding.shards import rows
 from sharding.storage import manifest
+from sharding.storage.arrow_files import file_buffer, open_stream
 from sharding.storage.manifest import Manifest
 
 
@@ -79,23 +79,19 @@ def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
     size_bytes = storage.filesystem(url)[0].info(storage.filesystem(url)[1])["size"]
     if size_bytes != entry.size_bytes:
         return None, [Problem(url, f"{size_bytes} bytes, its manifest says {entry.size_bytes}")]
-    buffer = rows.shard_buffer(url)
+    buffer = file_buffer(url)
     sha256 = hashlib.sha256(buffer).hexdigest()
     if sha256 != entry.sha256:
         said = f"(sha256 {sha256[:12]}..., not {entry.sha256[:12]}...)"
         return None, [Problem(url, f"its bytes are not those of its manifest {said}")]
-    with pa.ipc.open_stream(buffer) as reader:
+    with open_stream(buffer) as reader:
         problems = check_schema(task, reader.schema)
     return (None, problems) if problems else (buffer, [])
 
 
 def read_buffer(buffer: pa.Buffer, columns: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
     """The record batches of an Arrow stream, each checked to be well-formed."""
-    included = None
-    if columns is not None:
-        with pa.ipc.open_stream(buffer) as reader:
-            included = [i for i, name in enumerate(reader.schema.names) if name in columns]
-    with pa.ipc.open_stream(buffer, options=pa.ipc.IpcReadOptions(included_fields=included)) as reader:
+    with open_stream(buffer, columns) as reader:
         for batch in reader:
             batch.validate(full=True)
             yield batch

@@ -6,7 +6,6 @@ of their own.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import threading
 import zlib
@@ -19,6 +18,7 @@ import numpy as np
 from pipelines.verify.files import Task
 from pipelines.verify.report import Problem, at, limited, shortened
 from sharding import hashing, storage
+from sharding.hashing import fingerprint
 from sharding.shards import rows
 
 _SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
@@ -102,7 +102,7 @@ def _named(output: str, keys: set[int], shards: Sequence[Task]) -> Iterator[Prob
 
 def text_record(doc_id: str, input_ids: np.ndarray, split: str) -> tuple[str, bytes]:
     """(what tells the text of a document, the document and its split): equal texts are equal tokens."""
-    digest = hashlib.blake2b(input_ids.tobytes(), digest_size=16).hexdigest()
+    digest = fingerprint([input_ids.tobytes()])
     return digest, msgspec.json.encode((doc_id.encode("utf-8", "surrogatepass").hex(), split))
 
 

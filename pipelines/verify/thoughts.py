@@ -6,7 +6,7 @@ there are no delimiters, several.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,10 @@ from sharding.records.families import KEPT
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thought:
-    """A kept thought: its tokens, and where its segment begins and ends in the document."""
+    """A kept thought: its tokens, and the tokens of the document that are its segment."""
 
     input_ids: np.ndarray
-    start: int
-    end: int
+    segment: range
 
 
 def kept_thoughts(document: JoinedDocument) -> list[Thought]:
@@ -30,7 +29,7 @@ def kept_thoughts(document: JoinedDocument) -> list[Thought]:
     starts = document.scored.segment_starts.tolist()
     ends = [*starts[1:], len(document.scored.input_ids)]
     return [
-        Thought(thought.input_ids, starts[thought.segment_index], ends[thought.segment_index])
+        Thought(thought.input_ids, range(starts[thought.segment_index], ends[thought.segment_index]))
         for thought in sorted(document.beside[KEPT.name], key=lambda t: (t.segment_index, t.sample, t.key))
         if len(thought.input_ids)
     ]
@@ -53,10 +52,9 @@ def match_run(
     run: PlacedThought,
     kept: Sequence[Thought],
     first: int,
-    start: int,
-    stop: int,
+    piece: range,
+    belongs: Callable[[int, range, range], bool],
     *,
-    within_segments: bool,
     may_be_cut: bool,
 ) -> Match | None:
     """What a run is: kept thoughts from the one numbered `first` on, in their order, one behind the other.
@@ -64,19 +62,15 @@ def match_run(
     Of several ways the one that leaves the most for what follows; kept thoughts between may be missing.
 
     Args:
-        start, stop: the source tokens of the document that stand in the run's item.
-        within_segments: thoughts stand within their segment or at an end of it.
+        piece: the tokens of the document that stand in the run's item.
+        belongs: of the layout: whether a thought at a place may be of a segment; see `sharding.packing.layouts`.
         may_be_cut: a thought may have lost its end; then it is the only one of its run.
     """
     ids = run.input_ids
     reached: dict[int, tuple[int, ...]] = {0: ()}  # so many tokens of the run -> the thoughts that they are
     for number in range(first, len(kept)):
         thought = kept[number]
-        if within_segments:
-            belongs = thought.start <= run.place <= thought.end
-        else:
-            belongs = thought.start < stop and thought.end > start
-        if not belongs:
+        if not belongs(run.place, thought.segment, piece):
             continue
         for offset, thoughts in list(reached.items()):
             end = offset + len(thought.input_ids)

@@ -27,10 +27,10 @@ from rich.table import Table
 from pipelines.watch import status
 from sharding import storage, tally
 from sharding.errors import MillError
+from sharding.storage.output import Output
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_NAME = "stages/progress.json"
 LOOK_S = 1.0
 LOG_S = 60.0
 PUBLISH_S = 10.0
@@ -54,7 +54,7 @@ class Progress:
 
     def __init__(self, output: str, console: Console, *, quiet: bool = False, log_s: float = LOG_S) -> None:
         self._output, self._console, self._quiet, self._log_s = output, console, quiet, log_s
-        self._url = storage.join(output, PROGRESS_NAME)
+        self._url = Output(output).progress
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thoughtmill-progress", daemon=True)
         self._live = Live(console=console, auto_refresh=False, transient=True) if self._is_live() else None
@@ -229,7 +229,7 @@ def duration(seconds: float) -> str:
 
 def published(output: str) -> dict[str, Any] | None:
     """The last snapshot of a run that is alive, from any machine; None where there is none."""
-    url = storage.join(output, PROGRESS_NAME)
+    url = Output(output).progress
     try:
         found = json.loads(storage.read_bytes(url)) if storage.exists(url) else None
     except (MillError, ValueError, OSError):

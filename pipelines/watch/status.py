@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow.compute import field, scalar
 from rich.table import Table
 
@@ -29,9 +30,7 @@ from sharding import storage
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
-
-PLAN_NAME = "plan.json"
-"""Written by the augment stage before its first generation, so that status knows what is to be done."""
+from sharding.storage.output import Output
 
 RATE_WINDOW_S = 300.0
 """The rate is that of the generations finished in the last this many seconds of work."""
@@ -42,11 +41,6 @@ _MODEL_COLUMNS = {"model": "name", "revision": "revision", "engine": "engine"}
 _COLUMNS = (*_WANTED, *_MODEL_COLUMNS, "prompt", "prompt_version")
 
 UNIT_NAMES = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}
-
-
-def beats_url(output: str) -> str:
-    """The folder of the heartbeats of a run's worker processes."""
-    return storage.join(manifest.stage_url(output, "augment"), "alive")
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -64,6 +58,7 @@ def plan_of(
     """What status needs to know of a run, as JSON values: what is to be made, by what, at which price."""
     generations = planned_generations(config, allocation)
     models = planner.describe()
+    model_of = {tier.name: tier.model for tier in config.budget.tiers}
     for name, model in planner.models.items():
         models[name] |= {
             "dollars_per_million_tokens": model.dollars_per_million_tokens,
@@ -77,7 +72,11 @@ def plan_of(
         "target": allocation.target_spend,
         "unit": allocation.unit,
         "tiers": {
-            plan.name: {"generations": generations[plan.name], "planned_tokens": plan.tokens}
+            plan.name: {
+                "model": model_of[plan.name],
+                "generations": generations[plan.name],
+                "planned_tokens": plan.tokens,
+            }
             for plan in allocation.tiers
             if plan.name in generations
         },
@@ -114,7 +113,7 @@ def read(output: str) -> dict[str, Any]:
         MillError: there is no run in `output`.
     """
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
-    plan_url = storage.join(manifest.stage_url(output, "augment"), PLAN_NAME)
+    plan_url = Output(output).plan
     plan = json.loads(storage.read_bytes(plan_url)) if storage.exists(plan_url) else None
     if plan is None and not any(stages.values()):
         raise MillError(f"{output} holds no run: no stage has finished and no generation was planned")
@@ -122,12 +121,12 @@ def read(output: str) -> dict[str, Any]:
         "output": output,
         "stages": {name: "done" if stage else "not done" for name, stage in stages.items()},
         "rehearsal": any(stage.rehearsal for stage in stages.values() if stage),
-        "complete": storage.exists(storage.join(output, manifest.SUCCESS_NAME)),
+        "complete": storage.exists(Output(output).success),
     }
     if plan is not None:
         now = time.time()
         done = _read_ledger(plan)
-        beats = [] if stages["augment"] else read_beats(beats_url(output), now)
+        beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         found["generation"] = _generation(plan, done, beats, now)
         found["warnings"] = plan.get("warnings", [])
@@ -148,7 +147,7 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         rows = pa.Table.from_batches(batches)
         for name, model in plan["models"].items():
             by_model = reduce(operator.and_, (field(column) == model[key] for column, key in _MODEL_COLUMNS.items()))
-            found[name].append(rows.filter(by_model & asked).select(_WANTED))
+            found[name].append(rows.filter(by_model & asked & _made_for(plan, name)).select(_WANTED))
     nothing = LEDGER_SCHEMA.empty_table().select(_WANTED)
     tables = [pa.concat_tables([nothing, *tables]) for tables in found.values()]
     table = pa.concat_tables([nothing, *tables])
@@ -163,6 +162,21 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         wall_s=table["wall_s"].to_numpy()[first],
         finished_at=table["finished_at"].to_numpy()[first],
     )
+
+
+def _made_for(plan: dict[str, Any], name: str) -> pc.Expression:
+    """Which rows are this model's, of those that name it as the ledger does.
+
+    Two models of a config may be one to the ledger: the tier tells them apart, and rows of no tier of the plan count as
+    made for the first one by name.
+    """
+    model = plan["models"][name]
+    alike = [n for n, other in plan["models"].items() if all(other[k] == model[k] for k in _MODEL_COLUMNS.values())]
+    if len(alike) == 1:
+        return scalar(True)
+    counted = alike[1:] if name == alike[0] else [name]
+    in_tiers = field("tier").isin([tier for tier, planned in plan["tiers"].items() if planned["model"] in counted])
+    return ~in_tiers if name == alike[0] else in_tiers
 
 
 def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:

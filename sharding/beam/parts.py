@@ -37,7 +37,7 @@ class ReadParts(beam.PTransform):
         return (
             pipeline
             | "Files" >> beam.Create(self._urls, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
+            | "To workers" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(storage.read_records, self._kind, self._columns).with_output_types(self._kind)
         )
 

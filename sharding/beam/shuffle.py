@@ -88,14 +88,14 @@ class GroupBytes(beam.PTransform):
         return keyed | "Partitions" >> GroupPartitions() | "By key" >> beam.FlatMapTuple(_by_key)
 
 
-class Settle(beam.PTransform):
+class PutAside(beam.PTransform):
     """(partition, bytes) as they are, kept until a later step that waits for something else; in files where they go."""
 
     def expand(self, values: beam.PCollection) -> beam.PCollection:
         folder = shuffle_folder(values.pipeline.options)
         if folder is None:
             return values
-        return values | "Files" >> _File(folder) | "Spread" >> beam.Reshuffle() | "Read" >> beam.FlatMapTuple(_read)
+        return values | "Files" >> _File(folder) | "To workers" >> beam.Reshuffle() | "Read" >> beam.FlatMapTuple(_read)
 
 
 class _File(beam.PTransform):

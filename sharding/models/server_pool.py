@@ -15,17 +15,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
-
-from sharding.errors import MillError, RequestError
+from sharding.errors import MillError
+from sharding.models.served import Served, ask_what_is_served
 from sharding.models.server import (
     EndpointClient,
     EndpointFailed,
     EndpointFull,
-    EndpointRefused,
     EndpointUnreachable,
     base_url,
 )
@@ -45,36 +42,7 @@ START_WAIT_S = 120.0
 OUTAGE_S = 900.0
 """How long no endpoint may take a request while none is at work on one, at the start and later, until the run stops."""
 
-_LOOK_S = 10.0
-
 _Answer = TypeVar("_Answer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """What an endpoint says of itself.
-
-    Attributes:
-        software: name and version as far as known, such as "vllm 0.32.0".
-        max_model_len: tokens of prompt and answer together, or None where it doesn't say.
-    """
-
-    software: str = ""
-    max_model_len: int | None = None
-
-
-class _ModelCard(msgspec.Struct):
-    id: str
-    owned_by: str | None = None
-    max_model_len: int | None = None
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_ModelCard]
-
-
-class _Version(msgspec.Struct):
-    version: str
 
 
 class _Endpoint:
@@ -279,8 +247,8 @@ class EndpointPool:
             await asyncio.sleep(_pause_s(pauses))
             try:
                 await self._look(endpoint)
-            except (EndpointFailed, EndpointRefused, RequestError) as error:
-                endpoint.last_error = str(error)
+            except Exception as error:  # noqa: BLE001 - an endpoint that nobody looks after would rest for ever
+                endpoint.last_error = str(error) or repr(error)
                 pauses += 1
             else:
                 break
@@ -301,18 +269,9 @@ class EndpointPool:
         Raises:
             RequestError: another model, or one that won't do.
         """
-        client = endpoint.client
-        cards = (await client.get("/v1/models", _ModelList, timeout_s=_LOOK_S)).data
-        card = next((card for card in cards if card.id == self._model), None)
-        if card is None:
-            names = ", ".join(repr(card.id) for card in cards) or "nothing"
-            raise RequestError(f"{client.url} does not serve {self._model!r} but {names}; set served_name")
-        software = card.owned_by or ""
-        with suppress(EndpointFailed, EndpointRefused, RequestError):  # vLLM has this page; others may not
-            software += " " + (await client.get("/version", _Version, timeout_s=_LOOK_S)).version
-        endpoint.served = Served(software=software.strip(), max_model_len=card.max_model_len)
+        endpoint.served = await ask_what_is_served(endpoint.client, self._model)
         if self._check is not None:
-            self._check(client.url, endpoint.served)
+            self._check(endpoint.client.url, endpoint.served)
 
 
 def _pause_s(earlier: int) -> float:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sharding.errors import MillError
+from sharding.hashing import file_fingerprint, fingerprint
 
 HOME_VARIABLE = "THOUGHTMILL_HOME"
 _LOADED_SUFFIXES = (
@@ -108,16 +109,16 @@ def _content_digest(path: Path) -> str:
     seen = (str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if seen in _digests:
         return _digests[seen]
-    name = hashlib.blake2b("\0".join(map(str, seen)).encode(errors="surrogateescape"), digest_size=_DIGEST_BYTES)
+    name = fingerprint(["\0".join(map(str, seen))], _DIGEST_BYTES)
     kept = None
     with contextlib.suppress(OSError, RuntimeError):
-        kept = mill_home() / "fingerprints" / name.hexdigest()
+        kept = mill_home() / "fingerprints" / name
         known = kept.read_text()
         if len(known) == 2 * _DIGEST_BYTES:
             return _digests.setdefault(seen, known)
-    settled = time.time() - max(found.st_mtime, found.st_ctime) > _FRESH_S
+    settled = time.time() - found.st_ctime > _FRESH_S  # which follows every change, and nobody can set
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+        digest = file_fingerprint(file, _DIGEST_BYTES)
     after = path.stat()
     if settled and (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == seen[1:]:
         _digests[seen] = digest

@@ -33,7 +33,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PackConfig:
-    """`pack:` in the config: the form of the training sequences, and how they are spread over files."""
+    """`pack:` in the config: the form of the training sequences, and how they are dealt out to files."""
 
     sequence_length: int = Field(ge=16, description="Tokens of one training sequence.")
     num_shards: int = Field(default=1, ge=1, description="Files of the train split; a multiple of the ranks is best.")

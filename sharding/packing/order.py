@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from sharding.hashing import chosen, content_id, hash64
+from sharding.hashing import Purpose, chosen, content_id, hash64
 from sharding.records.rows import Item, Split
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def order_key(seed: int, doc_id: str, copy: int = 0) -> int:
     """The place of a document, or of a further copy of it, in the global order, in [0, 2**64)."""
-    return hash64(b"order", seed, f"{doc_id}\0{copy}" if copy else doc_id)
+    return hash64(Purpose.ORDER, seed, f"{doc_id}\0{copy}" if copy else doc_id)
 
 
 def shard_of(key: int, num_shards: int) -> int:
@@ -37,12 +37,12 @@ def split_of(text: str, validation_fraction: float) -> Split:
     has a say: what is validation in one run is never trained on in another run of the same fraction, and a larger
     fraction only adds to the documents of a smaller one.
     """
-    return "validation" if chosen(hash64(b"split", 0, content_id(text)), validation_fraction) else "train"
+    return "validation" if chosen(hash64(Purpose.SPLIT, 0, content_id(text)), validation_fraction) else "train"
 
 
 def is_raw(seed: int, doc_id: str, raw_fraction: float) -> bool:
     """Whether a document stays plain, without its thoughts."""
-    return chosen(hash64(b"raw", seed, doc_id), raw_fraction)
+    return chosen(hash64(Purpose.RAW, seed, doc_id), raw_fraction)
 
 
 def copies_of(seed: int, doc_id: str, weight: float) -> int:
@@ -51,12 +51,12 @@ def copies_of(seed: int, doc_id: str, weight: float) -> int:
     Of two weights, the larger one keeps every document that the smaller one does.
     """
     whole = int(weight)
-    return whole + chosen(hash64(b"copies", seed, doc_id), weight - whole)
+    return whole + chosen(hash64(Purpose.COPIES, seed, doc_id), weight - whole)
 
 
 def row_order_key(seed: int, shard: int, index: int) -> int:
     """The key that shuffles row `index`, in the order of packing, of a provisional shard; in [0, 2**64)."""
-    return hash64(b"rows", seed, f"{shard}:{index}")
+    return hash64(Purpose.ROWS, seed, f"{shard}:{index}")
 
 
 def sort_items(items: Iterable[Item], seed: int) -> list[Item]:

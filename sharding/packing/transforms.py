@@ -10,19 +10,19 @@ from typing import Any
 import apache_beam as beam
 import msgspec
 import numpy as np
-import pyarrow as pa
 from apache_beam.typehints import KV
 
 from sharding import records, storage, tally
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import GroupPartitions, Settle
-from sharding.models.tokenizer import load_tokenizer
+from sharding.beam.shuffle import GroupPartitions, PutAside
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import balance, order
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters, split_shards
 from sharding.packing.layout import Layout
+from sharding.records.families import ROWS
 from sharding.records.rows import Item, MaskedRow, Row, Split, TokenType
 from sharding.records.types import FileEntry
 from sharding.shards.rows import loss_mask
@@ -80,16 +80,20 @@ class PackShards(beam.PTransform):
     Args:
         folder: URL the shards go to; a shard's name is relative to it.
         config: the `pack` section.
-        schema: the columns of a shard.
-        dtype: id type.
+        tokenizer: the training tokenizer.
 
     Returns:
         `files`, the shards' FileEntry, and `counts`: rows by split without the padding, and what was left out.
     """
 
-    def __init__(self, folder: str, config: PackConfig, schema: pa.Schema, dtype: np.dtype) -> None:
+    def __init__(self, folder: str, config: PackConfig, tokenizer: TextTokenizer) -> None:
         super().__init__()
-        self._folder, self._config, self._schema, self._dtype = folder, config, schema, dtype
+        self._folder, self._config, self._dtype = folder, config, tokenizer.dtype
+        self._schema = ROWS.schema(
+            vocab_size=tokenizer.vocab_size,
+            sequence_length=config.sequence_length,
+            with_loss_mask=config.loss_mask != "all",
+        )
         self._splits = splits = split_shards(config)
         # The shards of all splits are numbered through; `_first` is where a split's begin.
         self._shards = [(split, shard) for split, count in splits.items() for shard in range(count)]
@@ -111,7 +115,7 @@ class PackShards(beam.PTransform):
         )
         placed = (
             provisional
-            | "Settle" >> Settle()
+            | "Put aside" >> PutAside()
             | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(ROW_COUNTS, main="rows")
         )
         placed["rows"].element_type = ShardRow

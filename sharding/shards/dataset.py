@@ -15,7 +15,6 @@ docs/formats.md trains a model with it. Shards are memory-mapped, so the output 
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import RequestError
+from sharding.hashing import Purpose, hashed
 from sharding.records.rows import TokenType
 from sharding.shards.rows import (
     IGNORED_LABEL,
@@ -256,7 +256,7 @@ def _find(order: Sequence[int], begins: Sequence[int], place: int) -> tuple[int,
 
 
 def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8, person=b"read").digest()
+    return hashed(Purpose.READING, text)
 
 
 def collate(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:

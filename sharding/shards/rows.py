@@ -7,12 +7,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
-from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.records.rows import TokenType
 from sharding.records.types import FileEntry
+from sharding.storage.arrow_files import file_buffer, open_stream
 from sharding.storage.manifest import Manifest
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
@@ -115,21 +114,6 @@ def _items_per_row(batch: pa.RecordBatch) -> np.ndarray:
     return batch.column("seq_lengths").value_lengths().to_numpy().astype(np.int64)
 
 
-def shard_buffer(url: str) -> pa.Buffer:
-    """The bytes of a shard: mapped where the file is local, else fetched whole.
-
-    Raises:
-        MillError: the file is absent or unreadable; names it.
-    """
-    fs, path = storage.filesystem(url)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            return pa.memory_map(path).read_buffer()
-        return pa.py_buffer(fs.cat_file(path))
-    except (OSError, pa.ArrowException) as error:
-        raise MillError(f"cannot read {url}: {error}") from error
-
-
 def split_of(entry: FileEntry) -> str:
     """The split a shard belongs to, from its name."""
     return split_named(entry.name)
@@ -145,13 +129,12 @@ class MappedShard:
 
     def __init__(self, url: str, entry: FileEntry) -> None:
         self._url = url
-        buffer = shard_buffer(url)
+        buffer = file_buffer(url)
         try:
-            with pa.ipc.open_stream(buffer) as reader:
+            with open_stream(buffer) as reader:
                 self._schema = reader.schema
             self._messages = list(pa.ipc.MessageReader.open_stream(buffer))[1:]  # the first is the schema
-            wanted = pa.ipc.IpcReadOptions(included_fields=[self._schema.get_field_index("seq_lengths")])
-            with pa.ipc.open_stream(buffer, options=wanted) as reader:
+            with open_stream(buffer, ("seq_lengths",)) as reader:
                 items_per_row = [_items_per_row(batch) for batch in reader]
         except pa.ArrowException as error:
             raise MillError(f"cannot read {url}: {error}") from error

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fingerprint
 from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, wanted_columns
 from sharding.sources.config import Source, SourceConfig
 from sharding.sources.units import ReadUnit, SourceFile
+from sharding.sources.versions import versions_of
 
 BATCH_ROWS = 256
 DEFAULT_SPLIT = "train"
@@ -115,12 +118,11 @@ def _state(source: Source) -> tuple[str | None, str, int]:
         return _state_on_hub(source)
     if source.config.revision is not None:
         raise RequestError(f"{source.key}.revision: {source.config.path!r} is a local folder, which has none")
-    digest, size_bytes = hashlib.blake2b(digest_size=16), 0
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        facts = file.stat()
-        size_bytes += facts.st_size
-        digest.update(f"{file.relative_to(folder)} {facts.st_size} {facts.st_mtime}\n".encode(errors="surrogateescape"))
-    return None, digest.hexdigest(), size_bytes
+    fs = LocalFileSystem()
+    files = [(str(path), fs.info(str(path))) for path in sorted(folder.rglob("*")) if path.is_file()]
+    named = zip(files, versions_of(fs, files), strict=True)
+    version = fingerprint(f"{name.removeprefix(str(folder))} {version}\n" for (name, _), version in named)
+    return None, version, sum(int(info["size"]) for _, info in files)
 
 
 def _state_on_hub(source: Source) -> tuple[str, str, int]:

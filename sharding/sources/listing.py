@@ -16,6 +16,7 @@ from sharding.sources import readers
 from sharding.sources.columns import check_columns
 from sharding.sources.config import Format, Source, misplaced_key
 from sharding.sources.units import COMPRESSIONS, SourceFile
+from sharding.sources.versions import versions_of
 from sharding.storage.retries import patiently
 
 ENDINGS: dict[str, Format] = {
@@ -51,16 +52,25 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
         from sharding.sources import huggingface
 
         return huggingface.resolve(source)
+    fs = storage.filesystem(config.path)[0]
     if config.format == "huggingface":
         assert found is not None
         names = found
         config = dataclasses.replace(config, format="arrow", subset=None, split=None, revision=None)
     else:
         names = _list(source)
-        config = dataclasses.replace(config, format=config.format or _format_of(source, [url for url, _ in names]))
+        urls = [fs.unstrip_protocol(name) for name, _ in names]
+        config = dataclasses.replace(config, format=config.format or _format_of(source, urls))
     source = Source(source.key, config)
     _refuse_misplaced(source)
-    files = [SourceFile(url=url, size_bytes=int(info["size"]), version=_version(info)) for url, info in names]
+    try:
+        versions = versions_of(fs, names)
+    except MillError as error:
+        raise MillError(f"{source.key}.path: {error}") from error
+    files = [
+        SourceFile(url=fs.unstrip_protocol(name), size_bytes=int(info["size"]), version=version)
+        for (name, info), version in zip(names, versions, strict=True)
+    ]
     for file in files:
         if config.format in ("jsonl", "text") and file.url.lower().endswith(COMPRESSED_OTHERWISE):
             known = " or ".join(COMPRESSIONS)
@@ -75,13 +85,8 @@ def _refuse_misplaced(source: Source) -> None:
         raise RequestError(f"{source.key}.{problem}")
 
 
-def _version(info: Mapping[str, Any]) -> str:
-    mark = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or info.get("created")
-    return f"{info['size']}-{mark}"
-
-
 def _list(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
-    """The files that the path names, as (url, the store's facts)."""
+    """The files that the path names, as (path in the store, the store's facts)."""
     path_given = source.config.path
     fs, path = storage.filesystem(path_given)
 
@@ -111,7 +116,7 @@ def _list(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
             f"{source.key}.path: nothing matches {path_given!r}: name an existing file, folder or glob; a dataset "
             "on the hub needs format: huggingface"
         )
-    return [(fs.unstrip_protocol(name), found[name]) for name in names]
+    return [(name, found[name]) for name in names]
 
 
 def _root_of(pattern: str) -> str | None:
@@ -200,4 +205,4 @@ def _saved_files(fs: AbstractFileSystem, folder: str, source: Source) -> list[tu
     gone = [name for name in names if not fs.exists(name)]
     if gone:
         raise MillError(f"{source.key}.path: {gone[0]} is missing from the dataset saved in {folder}")
-    return [(fs.unstrip_protocol(name), fs.info(name)) for name in names]
+    return [(name, fs.info(name)) for name in names]

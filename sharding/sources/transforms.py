@@ -8,27 +8,19 @@ Texts go through one shuffle. Exact copies are found among hashes, whatever the 
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import apache_beam as beam
-import msgspec
 from apache_beam.typehints import KV
 
 from sharding import records, sources
 from sharding.beam.shuffle import GroupBytes
-from sharding.hashing import content_id
 from sharding.records.types import Document, Quarantined
 from sharding.sources import ReadUnit, Source, SourceFile
+from sharding.sources.duplicates import DOCUMENT, distinct_documents, later_copies, text_key
 
 Duplicates = Literal["keep", "drop"]
-
-NUMBERED = re.compile(r"~\d+$")
-"""How the ids end that tell documents of one id apart."""
-
-DOCUMENT, DROPPED = b"d", b"x"
 
 
 class ReadDocuments(beam.PTransform):
@@ -59,7 +51,7 @@ class ReadDocuments(beam.PTransform):
             pipeline
             | "Files" >> beam.Create(self._listing, reshuffle=False)
             | "Cut" >> beam.FlatMap(_units, resolved)
-            | "Spread" >> beam.Reshuffle()
+            | "To workers" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(_read, resolved)
         )
         good = raw | "Good" >> beam.Filter(lambda r: isinstance(r, Document)).with_output_types(Document)
@@ -94,79 +86,3 @@ def _units(piece: bytes, resolved: Sequence[Source]) -> Iterator[ReadUnit]:
 
 def _read(unit: ReadUnit, resolved: Sequence[Source]) -> Iterator[Document | Quarantined]:
     return sources.read_documents(unit, resolved[unit.source])
-
-
-def text_key(document: Document, ranks: Mapping[str, int]) -> tuple[str, bytes]:
-    """(hash of the text, where it is): what meets the document's exact copies.
-
-    Args:
-        document: any.
-        ranks: the place of each source among the sources, by name.
-    """
-    return content_id(document.text), msgspec.msgpack.encode((ranks[document.source], document.doc_id, document.origin))
-
-
-def later_copies(group: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes]]:
-    """All documents of one text but the first, as (id, mark for `distinct_documents`).
-
-    The first is that of the source named first, then of the smallest id, then of the smallest origin.
-    """
-    # Two passes instead of a sorted list: a text may be there a hundred million times.
-    places = group[1]
-    first = min(_place(data) for data in places)
-    for data in places:
-        place = _place(data)
-        if place != first:
-            rank, doc_id, origin = place
-            yield doc_id, DROPPED + msgspec.msgpack.encode((rank, origin))
-
-
-_place_decoder = msgspec.msgpack.Decoder(tuple[int, str, str])
-_mark_decoder = msgspec.msgpack.Decoder(tuple[int, str])
-
-
-def _only(members: Iterable[bytes]) -> bytes | None:
-    """The only member of a group of one, which nearly all are."""
-    first_two = list(itertools.islice(members, 2))
-    return first_two[0] if len(first_two) == 1 else None
-
-
-def _place(data: bytes) -> tuple[int, str, str]:
-    return _place_decoder.decode(data)
-
-
-def distinct_documents(group: tuple[str, Iterable[bytes]], ranks: Mapping[str, int]) -> Iterator[Document]:
-    """Documents that carry one id, without those that are marked as dropped, each with an id of its own.
-
-    The first keeps the id, the others get "~2", "~3", ... A source's own id that looks like that gets "~1" behind it,
-    so that no two documents of a run share an id. The order is that of the sources, then of the texts' hashes, then of
-    the origins, so the outcome doesn't depend on the order of reading.
-
-    Args:
-        group: the id, and documents and marks in any order.
-        ranks: the place of each source among the sources, by name.
-    """
-    doc_id, members = group
-    only = _only(members)
-    if only is not None and only[:1] == DOCUMENT and NUMBERED.search(doc_id) is None:
-        yield records.decode(Document, only[1:])
-        return
-    dropped: set[tuple[int, str]] = set()
-    places: list[tuple[int, str, str]] = []
-    # Two passes: only places are held, not the texts.
-    for data in members:
-        if data[:1] == DROPPED:
-            dropped.add(_mark_decoder.decode(data[1:]))
-        else:
-            document = records.decode(Document, data[1:])
-            places.append((ranks[document.source], content_id(document.text), document.origin))
-    staying = sorted(place for place in places if (place[0], place[2]) not in dropped)
-    copy_of = {(rank, origin): copy for copy, (rank, _, origin) in enumerate(staying, start=1)}
-    looks_numbered = NUMBERED.search(doc_id) is not None
-    for data in members:
-        if data[:1] == DOCUMENT:
-            document = records.decode(Document, data[1:])
-            copy = copy_of.get((ranks[document.source], document.origin))
-            if copy is not None:
-                numbered = copy > 1 or looks_numbered
-                yield msgspec.structs.replace(document, doc_id=f"{doc_id}~{copy}") if numbered else document

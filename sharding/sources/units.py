@@ -7,13 +7,13 @@ cut it. Compressed lines, text files that are one document, and Arrow streams ca
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import zlib
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from sharding.hashing import fingerprint
 from sharding.sources.config import SourceConfig
 
 UNIT_BYTES = 64 << 20
@@ -34,7 +34,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     Attributes:
         url: the file; the id or folder of a dataset for its shards.
         size_bytes: its length; about its share of the text for the shard of a dataset.
-        version: changes when the content does, as far as the store tells.
+        version: changes when the content does: see `sharding.sources.versions`.
         shard: the number of the shard of a dataset, None for a file.
     """
 
@@ -106,8 +106,6 @@ def unpack_listing(piece: bytes) -> tuple[int, list[SourceFile]]:
 
 def listing_digest(listings: Sequence[Sequence[SourceFile]]) -> str:
     """A hash of what the sources hold, as far as the stores tell: 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for number, files in enumerate(listings):
-        for file in files:
-            digest.update(f"{number} {file.url} {file.shard} {file.version}\n".encode(errors="surrogatepass"))
-    return digest.hexdigest()
+    return fingerprint(
+        f"{number} {file.url} {file.shard} {file.version}\n" for number, files in enumerate(listings) for file in files
+    )

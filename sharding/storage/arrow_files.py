@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
-import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -15,7 +14,8 @@ from sharding.errors import MillError
 from sharding.records.arrow import from_batch, to_batch
 from sharding.records.base import Record
 from sharding.records.types import FileEntry
-from sharding.storage.files import R, T, filesystem, publish, read_bytes
+from sharding.storage.files import R, T, filesystem, read_bytes
+from sharding.storage.hashed_file import publish_hashed
 
 BATCH_BYTES = 2 << 20
 """Size of an Arrow record batch before compression."""
@@ -24,30 +24,54 @@ HEAD_BYTES = 64 << 10
 """Read at once of a file whose schema alone is wanted."""
 
 
-class _HashingWriter:
-    """Passes bytes on to a file and keeps their hash and count."""
+@contextlib.contextmanager
+def new_stream(sink: Any, schema: pa.Schema, zstd_level: int = 3) -> Iterator[pa.RecordBatchStreamWriter]:
+    """A writer of an Arrow IPC stream compressed with zstd, in which every part and shard is written.
 
-    closed = False
+    Args:
+        sink: a file to write, or an Arrow output stream.
+        schema: the columns; its metadata is written too.
+        zstd_level: 1 (fast) to 19 (small).
+    """
+    out = sink if isinstance(sink, pa.NativeFile) else pa.PythonFile(sink, mode="w")
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=zstd_level))
+    with pa.ipc.new_stream(out, schema, options=options) as writer:
+        yield writer
 
-    def __init__(self, out: IO[bytes]) -> None:
-        self._out = out
-        self._sha = hashlib.sha256()
-        self.size_bytes = 0
 
-    def write(self, data: Any) -> int:
-        self._sha.update(data)
-        self.size_bytes += len(data)
-        self._out.write(data)
-        return len(data)
+def open_stream(data: pa.Buffer | bytes, columns: Iterable[str] | None = None) -> pa.RecordBatchStreamReader:
+    """A reader of an Arrow IPC stream, to be used in a `with` block.
 
-    def flush(self) -> None:
-        self._out.flush()
+    Args:
+        data: the whole stream, such as `file_buffer` gives.
+        columns: the columns wanted; the others are neither decompressed nor returned.
 
-    def close(self) -> None: ...
+    Raises:
+        pa.ArrowException: it is no Arrow stream, or has none of the columns.
+    """
+    if columns is None:
+        return pa.ipc.open_stream(data)
+    wanted = set(columns)
+    with pa.ipc.open_stream(data) as reader:
+        included = [i for i, name in enumerate(reader.schema.names) if name in wanted]
+    if not included:  # which Arrow would take for all of them
+        raise pa.ArrowInvalid(f"it has none of the columns {', '.join(sorted(wanted))}")
+    return pa.ipc.open_stream(data, options=pa.ipc.IpcReadOptions(included_fields=included))
 
-    @property
-    def sha256(self) -> str:
-        return self._sha.hexdigest()
+
+def file_buffer(url: str) -> pa.Buffer:
+    """The bytes of a file: mapped from a local disk, fetched whole from an object store.
+
+    Raises:
+        MillError: the file is absent or unreadable; names it.
+    """
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        return pa.py_buffer(read_bytes(url))
+    try:
+        return pa.memory_map(path).read_buffer()
+    except (OSError, pa.ArrowException) as error:
+        raise MillError(f"cannot read {url}: {error}") from error
 
 
 def write_part(
@@ -69,16 +93,12 @@ def write_part(
         MillError: the store refused, or a value doesn't fit its column.
     """
     rows = 0
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=zstd_level))
-    with publish(url) as out:
-        hashing = _HashingWriter(out)
-        with pa.ipc.new_stream(pa.PythonFile(hashing, mode="w"), schema, options=options) as writer:
+    with publish_hashed(url, name) as out:
+        with new_stream(out, schema, zstd_level) as writer:
             for chunk in chunks(records, BATCH_BYTES, record_size_bytes):
                 writer.write_batch(to_batch(chunk, schema))
                 rows += len(chunk)
-    return FileEntry(
-        name=name or posixpath.basename(url), size_bytes=hashing.size_bytes, sha256=hashing.sha256, rows=rows
-    )
+        return out.entry(rows=rows)
 
 
 def record_size_bytes(record: Record) -> int:
@@ -114,19 +134,8 @@ def read_batches(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.
     Raises:
         MillError: the file is absent, cut short or not an Arrow stream; names it.
     """
-    fs, path = filesystem(url)
     try:
-        if isinstance(fs, LocalFileSystem):
-            source: Any = pa.memory_map(path)
-        else:
-            source = pa.BufferReader(read_bytes(url))
-        included = None
-        if columns is not None:
-            with pa.ipc.open_stream(source) as reader:
-                names = reader.schema.names
-            included = [i for i, name in enumerate(names) if name in columns]
-            source.seek(0)
-        with pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(included_fields=included)) as reader:
+        with open_stream(file_buffer(url), columns) as reader:
             yield from reader
     except (OSError, pa.ArrowException) as error:
         raise MillError(f"cannot read {url}: {error}") from error

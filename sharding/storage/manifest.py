@@ -7,14 +7,13 @@ the same fingerprint is skipped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import posixpath
 from typing import Any
 
 import msgspec
 
-from sharding import storage
+from sharding import hashing, storage
 from sharding.errors import MillError, RequestError
 from sharding.records.types import FileEntry
 from sharding.storage.output import MANIFEST_NAME as MANIFEST_NAME
@@ -65,14 +64,14 @@ def fingerprint(stage: str, config: dict[str, Any], inputs: dict[str, str]) -> s
     """The hash a stage is recognised by: 32 hex digits."""
     deciding = {name: section for name, section in config.items() if name not in TOLD}
     canonical = json.dumps([FORMAT, stage, deciding, inputs], sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+    return hashing.fingerprint([canonical])
 
 
 def digest(finished: Manifest) -> str:
     """What a later stage's fingerprint says of this one: changes when any of its files does."""
     parts = [finished.fingerprint]
     parts += [entry.sha256 for family in sorted(finished.files) for entry in finished.files[family]]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return hashing.fingerprint(["\n".join(parts)])
 
 
 def stage_url(output: str, stage: str) -> str:

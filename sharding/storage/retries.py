@@ -18,7 +18,7 @@ from typing import TypeVar
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from sharding.errors import MillError
+from sharding.errors import PROGRAMMING_ERRORS, MillError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _FINAL = (
     IsADirectoryError,
     NotADirectoryError,
     ImportError,
-    TypeError,
     NotImplementedError,
 )
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs", "huggingface_hub", "httpx")
@@ -54,12 +53,13 @@ def patiently(doing: str, url: str, fs: AbstractFileSystem, call: Callable[[], T
         call: one call to the store; may be repeated.
 
     Raises:
-        MillError: the store has refused for good; names the file. Its cause is the store's own error.
+        MillError: the store has refused for good; names the file. Its cause is the store's own error. What a mistake in
+            the code raises is passed on as it is, at once.
     """
     for attempt in range(TRIES):
         try:
             return call()
-        except MillError:
+        except (MillError, *PROGRAMMING_ERRORS):
             raise
         except Exception as error:  # every store's client has error classes of its own
             if attempt == TRIES - 1 or not _may_pass(error, fs):

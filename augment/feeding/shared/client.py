@@ -29,7 +29,7 @@ class ElsewhereEngine:
 
     Args:
         address: path of the owner's socket.
-        model, feeding: the sections of the config as JSON; the owner shares one feeder among equal ones.
+        hello: the model and how it is fed; the owner shares one feeder among equal ones.
         capacity: requests asked for at once; the owner holds back what its engine can't take yet.
     """
 
@@ -37,9 +37,9 @@ class ElsewhereEngine:
     version = ""
     memory_share = 0.0
 
-    def __init__(self, address: str, *, model: bytes, feeding: bytes, capacity: int) -> None:
+    def __init__(self, address: str, hello: Hello, *, capacity: int) -> None:
         self._address = address
-        self._hello = Hello(model, feeding)
+        self._hello = hello
         self.capacity = capacity
         self._numbers = itertools.count()
         self._answers: dict[int, asyncio.Future[Generation]] = {}

@@ -10,17 +10,28 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from pydantic import TypeAdapter
 
+from augment.engines.config import ModelConfig
 from augment.engines.protocol import Generation, GenerationRequest
+from augment.feeding.config import FeedingConfig
 
 LENGTH_BYTES = 4
 
+_model_json = TypeAdapter(ModelConfig)
+_feeding_json = TypeAdapter(FeedingConfig)
+
 
 class Hello(msgspec.Struct, tag=True):
-    """The model the connection is about, and how it is fed, as JSON."""
+    """The model the connection is about: its name in the config, and, as JSON, its section and how it is fed."""
 
+    name: str
     model: bytes
     feeding: bytes
+
+    def sections(self) -> tuple[ModelConfig, FeedingConfig]:
+        """The sections of the config."""
+        return _model_json.validate_json(self.model), _feeding_json.validate_json(self.feeding)
 
 
 class Ask(msgspec.Struct, tag=True):
@@ -51,6 +62,11 @@ class Broken(msgspec.Struct, tag=True):
 
 
 Frame = Hello | Ask | Made | Refused | Broken
+
+
+def hello(name: str, model: ModelConfig, feeding: FeedingConfig) -> Hello:
+    """What a connection about a model begins with."""
+    return Hello(name, _model_json.dump_json(model), _feeding_json.dump_json(feeding))
 
 
 def pack(frame: Frame) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import logging
 import os
 import socket
@@ -18,18 +17,20 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, Protocol
 
 import msgspec
 
 from augment.engines import reaper
+from augment.engines.config import ModelConfig
+from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Broken, Frame, Hello, Made, Refused, pack, unpack
 from augment.feeding.tickets import Completed, FeederClosed, Job, Result
 from sharding.errors import MillError
+from sharding.hashing import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -41,23 +42,28 @@ _ACCEPT_AGAIN_S = 1.0
 _MAX_SOCKET_PATH_BYTES = 100  # 104 on macOS, 108 on Linux, with the final zero
 
 
+class Feeders(Protocol):
+    """The feeders of a process: `feeding.registry.Registry`."""
+
+    def acquire(self, model: ModelConfig, config: FeedingConfig, *, job: str, name: str) -> Feeder: ...
+
+    def release(self, feeder: Feeder) -> None: ...
+
+
 class EngineHost:
     """This process's place among those that share the engines of a job.
 
     Args:
         job: tells the job from all others.
-        acquire: gives this process's feeder for (model, feeding), both as JSON.
-        release: takes it back.
+        feeders: of this process; they make what the others ask for.
     """
 
-    def __init__(
-        self, job: str, *, acquire: Callable[[bytes, bytes], Feeder], release: Callable[[Feeder], None]
-    ) -> None:
-        name = hashlib.blake2b(job.encode(), digest_size=8).hexdigest()
+    def __init__(self, job: str, feeders: Feeders) -> None:
+        name = fingerprint([job], 8)
         folder = _private_folder()
         self._lock_path = folder / f"{name}.lock"
         self.address = str(folder / f"{name}.sock")
-        self._acquire, self._release = acquire, release
+        self._job, self._feeders = job, feeders
         self._changing = threading.Lock()
         self._lock_file: IO[str] | None = None
         self._listener: socket.socket | None = None
@@ -142,7 +148,7 @@ class EngineHost:
             with connection.makefile("rb") as stream:
                 hello = _read(stream)
                 if isinstance(hello, Hello):
-                    feeder = self._acquire(hello.model, hello.feeding)
+                    feeder = self._feeders.acquire(*hello.sections(), job=self._job, name=hello.name)
                 while feeder is not None and (ask := _read(stream)) is not None:
                     if isinstance(ask, Ask):
                         feeder.submit(Job(ask.request, ask.number, line))
@@ -155,7 +161,7 @@ class EngineHost:
             with self._changing:
                 self._connections.discard(connection)
             if feeder is not None:
-                self._release(feeder)
+                self._feeders.release(feeder)
 
 
 class _Line:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import itertools
 import posixpath
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fingerprint
 from sharding.sources.lines import lines, open_text
 from sharding.sources.units import COMPRESSIONS
 
@@ -58,13 +60,11 @@ def digest_of(paths: Sequence[str]) -> str:
     """
     contents = []
     for url in _files(paths):
-        digest = hashlib.blake2b(benchmark_name(url).encode() + b"\0", digest_size=16)
         fs, path = storage.filesystem(url)
         with _naming(url), fs.open(path, "rb") as raw:
-            while block := raw.read(_READ_BYTES):
-                digest.update(block)
-        contents.append(digest.hexdigest())
-    return hashlib.blake2b("".join(sorted(contents)).encode(), digest_size=16).hexdigest()
+            blocks = iter(partial(raw.read, _READ_BYTES), b"")
+            contents.append(fingerprint(itertools.chain([benchmark_name(url), b"\0"], blocks)))
+    return fingerprint(sorted(contents))
 
 
 def benchmark_name(url: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.errors import RequestError
+from sharding.hashing import fingerprint
 
 BUILT_IN = {
     "continuation_gain": "augment.selection.values.gain:ContinuationGain",
@@ -59,11 +59,11 @@ def value_class(name: str) -> Any:
 def value_digest(name: str) -> str:
     """A hash of the code of a user's own value in a file, so that a changed one is run anew; "" for the others."""
     where = name.rpartition(":")[0]
-    return hashlib.blake2b(Path(where).read_bytes(), digest_size=8).hexdigest() if where.endswith(".py") else ""
+    return fingerprint([Path(where).read_bytes()], 8) if where.endswith(".py") else ""
 
 
 def _load_file(path: str) -> Any:
-    name = f"thoughtmill_value_{hashlib.blake2b(path.encode(), digest_size=8).hexdigest()}"
+    name = f"thoughtmill_value_{fingerprint([path], 8)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")

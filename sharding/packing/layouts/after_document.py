@@ -19,3 +19,8 @@ def in_order(piece: Sequence[Part]) -> Iterator[Stretch]:
         yield Stretch(part.source, is_thought=False)
     for part in piece:
         yield from thoughts_of(part)
+
+
+def belongs(place: int, segment: range, piece: range) -> bool:
+    """Behind a piece that holds some of its segment."""
+    return segment.start < place and segment.stop > piece.start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sharding.packing.layouts import within_parts
+from sharding.packing.layouts import beside_segment, within_parts
 
 
 def thoughts_at(num_tokens: int, shown_tokens: int) -> int:
@@ -11,3 +11,4 @@ def thoughts_at(num_tokens: int, shown_tokens: int) -> int:
 
 
 in_order = within_parts
+belongs = beside_segment

@@ -10,7 +10,6 @@ how a trainer loads it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import msgspec
 
 from sharding import storage
 from sharding.errors import RequestError
+from sharding.hashing import fingerprint
 from sharding.records.types import FileEntry
 from sharding.shards.export import datatrove, mds, megatron, olmo, parquet
 from sharding.shards.export.source import SourceShard
@@ -154,16 +154,14 @@ def _plan(packed: Manifest, fmt: str, splits: Sequence[str] | None, loss_mask: L
     for split in wanted:
         if split not in there:
             raise RequestError(f"splits: {split!r} is not one of {', '.join(there)}")
-    digest = hashlib.blake2b(digest_size=16)
-    for entry in shards:
-        digest.update(f"{entry.name} {entry.sha256}\n".encode())
+    source = fingerprint(f"{entry.name} {entry.sha256}\n" for entry in shards)
     return Export(
         version=EXPORT_VERSION,
         format=fmt,
         loss_mask=loss_mask,
         splits=wanted,
         source_fingerprint=packed.fingerprint,
-        source_digest=digest.hexdigest(),
+        source_digest=source,
         sequence_length=packed.config["pack"]["sequence_length"],
         vocab_size=packed.facts["vocab_size"],
         tokenizer=str(packed.config.get("tokenizer", "")),

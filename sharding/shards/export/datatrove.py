@@ -17,8 +17,9 @@ import numpy as np
 
 from sharding.records.arrow import token_dtype
 from sharding.records.types import FileEntry
-from sharding.shards.export.files import HashedFile, publish
+from sharding.shards.export.files import publish
 from sharding.shards.export.source import SourceShard
+from sharding.storage.hashed_file import HashedFile
 
 
 def write_shard(shard: SourceShard, target: str) -> list[FileEntry]:

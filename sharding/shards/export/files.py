@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Iterator
-from typing import IO, Any
+from contextlib import AbstractContextManager
 
 from sharding import storage
-from sharding.records.types import FileEntry
+from sharding.storage.hashed_file import HashedFile, publish_hashed
 
 
-class HashedFile:
-    """A binary file that knows the size and the sha256 of what was written to it."""
-
-    closed = False  # Arrow asks
-
-    def __init__(self, name: str, out: IO[bytes]) -> None:
-        self._name, self._out = name, out
-        self._sha = hashlib.sha256()
-        self.size_bytes = 0
-
-    def write(self, data: Any) -> int:
-        """Write bytes, or the bytes of a contiguous array."""
-        view = memoryview(data).cast("B")
-        self._sha.update(view)
-        self._out.write(view)
-        self.size_bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        self._out.flush()
-
-    def close(self) -> None:
-        """Nothing: the file is closed when it is published."""
-
-    def entry(self, *, rows: int, tokens: dict[str, int] | None = None) -> FileEntry:
-        """What the export says of the file as it is now."""
-        return FileEntry(
-            name=self._name,
-            size_bytes=self.size_bytes,
-            sha256=self._sha.hexdigest(),
-            rows=rows,
-            tokens=dict(sorted((tokens or {}).items())),  # as JSON gives it back: entries are compared as bytes
-        )
-
-
-@contextlib.contextmanager
-def publish(target: str, name: str) -> Iterator[HashedFile]:
+def publish(target: str, name: str) -> AbstractContextManager[HashedFile]:
     """The file `name` of the export at `target`: there whole when the block ends, absent when it raises.
 
     Raises:
         MillError: the store refused; names the file.
     """
-    with storage.publish(storage.join(target, name)) as out:
-        yield HashedFile(name, out)
+    return publish_hashed(storage.join(target, name), name)

@@ -80,7 +80,7 @@ def published_names(output: str) -> list[str]:
         MillError: the run isn't finished.
     """
     packed = manifest.require(output, "pack")
-    if not storage.exists(storage.join(output, manifest.SUCCESS_NAME)):
+    if not storage.exists(Output(output).success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
     at = Output(output)
     beside = (at.manifest("pack"), at.success, at.card, at.croissant, at.config, at.difficulty, at.pilot, at.report)

@@ -12,7 +12,8 @@ import pyarrow as pa
 from sharding.errors import MillError
 from sharding.records.rows import TokenType
 from sharding.records.types import FileEntry
-from sharding.shards.rows import LossMask, RowBatch, loss_mask, shard_buffer, split_of
+from sharding.shards.rows import LossMask, RowBatch, loss_mask, split_of
+from sharding.storage.arrow_files import file_buffer, open_stream
 
 TOKEN_KINDS = (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER)
 
@@ -64,13 +65,13 @@ class SourceShard:
             MillError: the shard is unreadable, or its bytes, rows, lengths or token counts are not those of its
                 manifest. What was written from it must not be published then.
         """
-        buffer = shard_buffer(self.url)
+        buffer = file_buffer(self.url)
         if buffer.size != self.entry.size_bytes or hashlib.sha256(buffer).hexdigest() != self.entry.sha256:
             raise MillError(f"{self.url}: its bytes are not those of its manifest: run `thoughtmill verify`")
         rows = 0
         totals = np.zeros(len(TokenType), np.int64)
         try:
-            with pa.ipc.open_stream(buffer) as reader:
+            with open_stream(buffer) as reader:
                 for arrow in reader:
                     batch = RowBatch.from_arrow(arrow)
                     if not np.array_equal(batch.token_type != TokenType.PADDING, batch.is_token()):
