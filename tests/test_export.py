@@ -618,7 +618,8 @@ def test_the_hub_gets_what_the_manifest_names(tmp_path: Path) -> None:
     from huggingface_hub.utils import filter_repo_objects
 
     output = write_output(str(tmp_path), documents=30, train_shards=2)
-    for name in ("README.md", "stages/augment/ledger.arrow", "data/train-00000-of-00009.arrow", ".config.yaml.tmp"):
+    strays = ("data/train-00000-of-00009.arrow", ".config.yaml.tmp", "notes.txt")
+    for name in ("README.md", "stages/augment/ledger.arrow", *strays):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     hub = FakeHub()

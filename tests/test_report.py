@@ -19,9 +19,8 @@ from difficulty.budget.histogram import DifficultyHistogram
 from pipelines import report
 from pipelines.cli import summary
 from pipelines.documents import sample
-from pipelines.documents.blocks import Laid, Mark, Source, Thought, Unit
+from pipelines.documents.blocks import DocumentView, Mark, Source, Thought, Unit, visible
 from pipelines.documents.reader import Reader
-from pipelines.documents.visible import visible
 from pipelines.report import charts, room
 from pipelines.report.charts import Series
 from pipelines.run import mill
@@ -104,15 +103,15 @@ def read_stages(output: str) -> Stages:
     return {stage: manifest.read(output, stage) for stage in manifest.STAGES}
 
 
-def lay_all(output: str, stages: Stages) -> list[Laid]:
+def view_all(output: str, stages: Stages) -> list[DocumentView]:
     reader = Reader(output, stages)
     seen = sample.look(output, stages)
-    return [reader.lay(document) for document in sample.read_documents(output, stages, seen.doc_ids).values()]
+    return [reader.view(document) for document in sample.read_documents(output, stages, seen.doc_ids).values()]
 
 
-def text_of(laid: Laid) -> str:
+def text_of(view: DocumentView) -> str:
     parts = []
-    for block in laid.blocks:
+    for block in view.blocks:
         if isinstance(block, Source):
             parts += [unit.text for unit in block.units]
         elif isinstance(block, Thought):
@@ -138,10 +137,10 @@ def test_documents_read_as_they_stand_in_the_shards(finished: str) -> None:
                 row.doc_ids, row.source_starts, ends - row.seq_lengths, ends, strict=True
             ):
                 pieces.setdefault(doc_id, {})[int(start)] = row.input_ids[first:end]
-    laid = lay_all(finished, stages)
-    assert {document.doc_id for document in laid} == set(pieces)
-    assert any(document.thoughts for document in laid)
-    for document in laid:
+    views = view_all(finished, stages)
+    assert {document.doc_id for document in views} == set(pieces)
+    assert any(document.thoughts for document in views)
+    for document in views:
         stored = np.concatenate([ids for _, ids in sorted(pieces[document.doc_id].items())])
         assert text_of(document) == tokenizer.decode(stored)
 
@@ -163,9 +162,9 @@ def test_every_layout_shows_all_source_and_every_thought(
     stages = packed_otherwise(finished, layout, **delimiters)
     selected = stages["select"]
     assert selected is not None
-    laid = lay_all(finished, stages)
-    plain = lay_all(finished, {**stages, "pack": None})
-    for document, as_selected in zip(laid, plain, strict=True):
+    views = view_all(finished, stages)
+    plain = view_all(finished, {**stages, "pack": None})
+    for document, as_selected in zip(views, plain, strict=True):
         sources, expected = (
             "".join(unit.text for block in one.blocks if isinstance(block, Source) for unit in block.units)
             for one in (document, as_selected)
@@ -173,23 +172,23 @@ def test_every_layout_shows_all_source_and_every_thought(
         assert sources == expected
         closing = [block.segment.index for block in document.blocks if isinstance(block, Source) and block.closes]
         assert closing == list(range(len(document.segments)))
-    shown = [block.candidate.key for one in laid for block in one.blocks if isinstance(block, Thought)]
+    shown = [block.candidate.key for one in views for block in one.blocks if isinstance(block, Thought)]
     assert len(shown) == len(set(shown)) == selected.counts["kept"]
 
 
 def test_thoughts_without_room_say_what_they_lost(finished: str) -> None:
-    laid = lay_all(finished, packed_otherwise(finished, "after_segment", sequence_length=48))
-    thoughts = [block for document in laid for block in document.blocks if isinstance(block, Thought)]
+    views = view_all(finished, packed_otherwise(finished, "after_segment", sequence_length=48))
+    thoughts = [block for document in views for block in document.blocks if isinstance(block, Thought)]
     assert all(0 <= thought.tokens_lost < len(thought.candidate.input_ids) for thought in thoughts)
     assert any(thought.tokens_lost for thought in thoughts)
-    assert any(isinstance(block, Mark) and block.kind == "cut" for document in laid for block in document.blocks)
+    assert any(isinstance(block, Mark) and block.kind == "cut" for document in views for block in document.blocks)
 
 
 def test_tokens_that_share_a_character_are_one_unit_and_nats_stay(finished: str) -> None:
     stages = read_stages(finished)
     doc_id = "doc 3"
     stored = sample.read_documents(finished, stages, [doc_id])[doc_id]
-    units = [u for b in Reader(finished, stages).lay(stored).blocks if isinstance(b, Source) for u in b.units]
+    units = [u for b in Reader(finished, stages).view(stored).blocks if isinstance(b, Source) for u in b.units]
     assert any(unit.tokens > 1 and unit.text.endswith(("é", "日", "本")) for unit in units)
     assert "\ufffd" not in "".join(unit.text for unit in units)
     assert sum(unit.tokens for unit in units) == sum(len(s.input_ids) for s in stored.segments)
@@ -461,12 +460,12 @@ def test_a_part_is_read_up_to_a_limit(many_parts: str, monkeypatch: pytest.Monke
 
 def test_a_long_document_is_shown_in_part(many_parts: str) -> None:
     stages = read_stages(many_parts)
-    laid = Reader(many_parts, stages).lay(sample.read_documents(many_parts, stages, ["00007"])["00007"])
-    assert laid.num_tokens == 300 * 64
-    shown = room.reading(laid, 2.0)
+    view = Reader(many_parts, stages).view(sample.read_documents(many_parts, stages, ["00007"])["00007"])
+    assert view.num_tokens == 300 * 64
+    shown = room.reading(view, 2.0)
     tokens = sum(passage.tokens.count("<i ") for passage in shown.passages)
     assert 0 < tokens <= room.MAX_TOKENS
-    assert shown.passages[-1].text == f"{laid.num_tokens - tokens:,} tokens are not shown here"
+    assert shown.passages[-1].text == f"{view.num_tokens - tokens:,} tokens are not shown here"
 
 
 def test_the_page_stays_small(finished: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pipelines.verify.show import LOG_EVERY_S, line_a_minute
 from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
 from sharding.storage import manifest
-from tests.damage import Columns, change_file, manifest_tree, seal, write_manifest
+from tests.damage import Columns, chain, change_file, manifest_tree, seal, write_manifest
 
 
 def write_corpus(folder: Path, documents: int = 40) -> str:
@@ -182,7 +182,7 @@ def test_the_output_of_another_version_is_told_as_such(output: Path) -> None:
 
 
 def test_a_manifest_that_is_not_one(output: Path) -> None:
-    write_manifest(output, "pack", {"stage": "pack"})
+    write_manifest(output, "pack", {"stage": "pack", "format": manifest.FORMAT})
     with pytest.raises(MillError, match="is not a manifest of this version"):
         verify(str(output))
 
@@ -208,8 +208,7 @@ def test_a_file_that_would_be_loaded_as_a_shard(output: Path) -> None:
 def test_what_a_killed_pack_has_left_is_gone(output: Path, tmp_path: Path, byte_tokenizer: str) -> None:
     """Shards of another number, and of a split that there is no more; what is no shard stays."""
     (output / "data" / "train-00003-of-00005.arrow").write_bytes(shards(output)[0].read_bytes())
-    for name in ("notes.txt", ".train-00001-of-00005.arrow.0123abcd.tmp"):
-        (output / "data" / name).write_text("x")
+    (output / "data" / "notes.txt").write_text("x")
     (output / "MANIFEST.json").unlink()
     (output / "_SUCCESS").unlink()
     changed = tree(tmp_path, write_corpus(tmp_path), byte_tokenizer, validation_fraction=0.0)
@@ -300,6 +299,42 @@ def test_a_document_in_two_splits_is_named(output: Path) -> None:
     (problem,) = said(output)
     assert f"document '{taken}': is in more than one split: train ({shards(output)[0]}, row 0)" in problem
     assert f"validation ({output / name}, row 0)" in problem
+
+
+def test_a_segment_that_begins_elsewhere(output: Path) -> None:
+    def change(columns: Columns) -> None:
+        row = columns["segment_index"].index(2)
+        columns["token_start"][row] += 1
+        columns["token_start"][columns["segment_index"].index(0)] = 5
+
+    name = change_file(output, "score", "segments", 0, change)
+    (problem,) = said(output)
+    assert (
+        problem.startswith(f"{output}/stages/score/{name}, row 0, document 'doc-") and "token_start 5 is not" in problem
+    )
+
+
+def test_a_scored_document_that_lacks_segments(output: Path) -> None:
+    """The counts of the manifest are made to agree; the parts of a document don't."""
+
+    def change(columns: Columns) -> None:
+        row = columns["segment_index"].index(1)
+        columns["segment_index"][row], columns["num_segments"][row] = 7, 9
+
+    change_file(output, "score", "segments", 0, change)
+    assert any("cannot be compared" in p and "lacks some of its" in p for p in said(output, deep=True))
+
+
+def test_parts_of_two_runs_are_told(output: Path) -> None:
+    kept = manifest_tree(output, "select")
+    (entry,) = kept["files"]["kept"]
+    path = output / "stages" / "select" / entry["name"]
+    entry["name"] = entry["name"].replace("-of-00001", "-of-00003")
+    path.rename(output / "stages" / "select" / entry["name"])
+    write_manifest(output, "select", kept)
+    chain(output)
+    (problem,) = said(output, deep=True)
+    assert "cannot be compared" in problem and "the stage select wrote 3 parts" in problem
 
 
 def test_a_candidate_among_the_wrong_ones(output: Path) -> None:

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.pack import join_thoughts
 from pipelines.verify.documents import FoundItem, Packing, compare
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
 from sharding.packing.config import PackConfig
+from sharding.packing.laying_out import join_thoughts
 from sharding.packing.layout import Delimiters, lay_out, lay_out_plain
 from sharding.records.rows import Item
-from sharding.records.types import Candidate
+from sharding.records.types import Candidate, ScoredDocument
 
 END = 7_000
 LAYOUTS = ("after_document", "after_segment", "before_segment", "at_hard_span")
@@ -32,6 +32,17 @@ def candidate(segment_index: int, sample: int, input_ids: np.ndarray, shown_toke
         prompt="p", closed="natural", finish_reason="stop", thought_tokens=len(input_ids), text="", kept=True,
         input_ids=input_ids, shown_tokens=shown_tokens, reasons=[],
     )  # fmt: skip
+
+
+def joined(
+    input_ids: np.ndarray, starts: np.ndarray, thoughts: list[Candidate], *, contaminated: bool = False
+) -> JoinedDocument:
+    nothing = np.empty(0, np.float16)
+    scored = ScoredDocument(
+        doc_id="d", segment_starts=starts, input_ids=input_ids, surprisal_nats=nothing, entropy_nats=nothing,
+        memory_nats=nothing, segment_difficulty_nats=nothing, source="web",
+    )  # fmt: skip
+    return JoinedDocument(scored, {"kept": thoughts, "contaminated": ["it is"] * contaminated})
 
 
 def a_document(seed: int, alphabet: int, longest_thought: int) -> JoinedDocument:
@@ -46,7 +57,7 @@ def a_document(seed: int, alphabet: int, longest_thought: int) -> JoinedDocument
             ids = np.array([rng.randrange(alphabet) for _ in range(rng.randrange(longest_thought))], np.uint16)
             thoughts.append(candidate(index, sample, ids, shown))
     ids = np.array([rng.randrange(alphabet) for _ in range(sum(lengths))], np.uint16)
-    return JoinedDocument("d", "web", ids, starts, thoughts, contaminated=False)
+    return joined(ids, starts, thoughts)
 
 
 def packed(document: JoinedDocument, layout: Any, wrap: int, pack: PackConfig) -> tuple[list[FoundItem], Packing, Any]:
@@ -54,13 +65,14 @@ def packed(document: JoinedDocument, layout: Any, wrap: int, pack: PackConfig) -
     delimiters = Delimiters(
         *(np.full(wrap, 6_000 + i, np.uint16) for i in range(2)), document_end=np.array([END], np.uint16)
     )
-    share = mixing.share_of(document.doc_id, document.source, pack, contaminated=document.contaminated)
-    if share.raw or not document.thoughts:
+    scored, thoughts = document.scored, document.beside["kept"]
+    share = mixing.share_of("d", "web", pack, contaminated=bool(document.beside["contaminated"]))
+    if share.raw or not thoughts:
         items, counts = lay_out_plain(
-            "d", document.input_ids, document.segment_starts, delimiters, pack.sequence_length, np.dtype(np.uint16)
+            "d", scored.input_ids, scored.segment_starts, delimiters, pack.sequence_length, np.dtype(np.uint16)
         )
     else:
-        segments = join_thoughts("d", document.segments(), document.thoughts)
+        segments = join_thoughts("d", list(scored.segments()), thoughts)
         items, counts = lay_out("d", segments, layout, delimiters, pack.sequence_length, np.dtype(np.uint16))
     found = [
         FoundItem(item=item, shard=f"data/train-{copy:05d}-of-00004.arrow", row=row)
@@ -69,6 +81,7 @@ def packed(document: JoinedDocument, layout: Any, wrap: int, pack: PackConfig) -
     ]
     packing = Packing(
         folder="out",
+        shards=(),
         config=pack,
         layout=layout,
         rows_are_left_out=False,
@@ -151,16 +164,15 @@ def test_a_document_that_should_be_left_out(weight: float, contaminated: bool, w
     document = a_document(5, 5_000, 8)
     items, packing, _ = packed(document, "after_segment", 1, PackConfig(sequence_length=64))
     assert items and compare(document, items, packing, "part", Counter()) == []
-    document = JoinedDocument(
-        "d", "web", document.input_ids, document.segment_starts, document.thoughts, contaminated=contaminated
-    )
+    scored = document.scored
+    document = joined(scored.input_ids, scored.segment_starts, document.beside["kept"], contaminated=contaminated)
     packing = dataclasses.replace(packing, config=PackConfig(sequence_length=64, source_weights={"web": weight}))
     (problem,) = compare(document, items, packing, "part", Counter())
     assert "should be in no shard" in problem.what and why in problem.what
 
 
 def test_a_raw_document_has_no_thoughts() -> None:
-    document = next(d for d in (a_document(seed, 5_000, 8) for seed in range(99)) if len(d.thoughts) > 2)
+    document = next(d for d in (a_document(seed, 5_000, 8) for seed in range(99)) if len(d.beside["kept"]) > 2)
     items, packing, _ = packed(document, "after_segment", 1, PackConfig(sequence_length=64))
     packing = dataclasses.replace(packing, config=PackConfig(sequence_length=64, raw_fraction=1.0))
     problems = compare(document, items, packing, "part", Counter())
@@ -171,10 +183,8 @@ def test_a_thought_beside_another_segment_is_told() -> None:
     """Two segments change their thoughts: the order of tokens alone would not show it with one of them left."""
     thought = candidate(1, 0, np.array([4, 5, 6], np.uint16), 3)
     ids = np.arange(100, 106, dtype=np.uint16)
-    document = JoinedDocument("d", "web", ids, np.array([0, 3]), [thought], contaminated=False)
-    moved = JoinedDocument(
-        "d", "web", ids, np.array([0, 3]), [msgspec.structs.replace(thought, segment_index=0)], contaminated=False
-    )
+    document = joined(ids, np.array([0, 3]), [thought])
+    moved = joined(ids, np.array([0, 3]), [msgspec.structs.replace(thought, segment_index=0)])
     items, packing, _ = packed(moved, "before_segment", 1, PackConfig(sequence_length=64))
     (problem,) = compare(document, items, packing, "part", Counter())
     assert "a thought of 3 tokens is not beside its segment" in problem.what

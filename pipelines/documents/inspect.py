@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from rich.console import RenderableType
 
-from pipelines.documents.blocks import Laid
+from pipelines.documents.blocks import DocumentView, visible
 from pipelines.documents.reader import Reader
 from pipelines.documents.sample import Sample, by_hash, look, read_documents
 from pipelines.documents.terminal import document
-from pipelines.documents.visible import visible
 from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -72,11 +71,11 @@ def inspect(output: str, wanted: Wanted, *, plain: bool = False) -> Iterator[Ren
     if not documents:
         raise RequestError(_no_document(output, stages, wanted, doc_ids[0]))
     for found in doc_ids:
-        laid = reader.lay(documents[found])
-        shown = _segments(laid, wanted)
+        view = reader.view(documents[found])
+        shown = _segments(view, wanted)
         if not shown:
-            raise RequestError(_no_segment(laid, wanted))
-        yield document(laid, shown, reader.threshold_nats, plain)
+            raise RequestError(_no_segment(view, wanted))
+        yield document(view, shown, reader.threshold_nats, plain)
 
 
 # --- what is wanted, and what there is --------------------------------------------------------------------------------
@@ -133,13 +132,13 @@ def _matching(wanted: Wanted, sample: Sample, reader: Reader) -> list[str]:
     return sorted(fitting, key=by_hash)
 
 
-def _segments(laid: Laid, wanted: Wanted) -> set[int]:
+def _segments(view: DocumentView, wanted: Wanted) -> set[int]:
     """Which segments of the document to show."""
     shown = set()
-    for segment in laid.segments:
+    for segment in view.segments:
         reasons = {reason for candidate in segment.candidates for reason in candidate.reasons}
         if (
-            (wanted.segment_id is None or wanted.segment_id == f"{laid.doc_id}#{segment.index}")
+            (wanted.segment_id is None or wanted.segment_id == f"{view.doc_id}#{segment.index}")
             and wanted.tier in (None, segment.tier)
             and (wanted.rejected is None or wanted.rejected in reasons)
         ):
@@ -161,10 +160,10 @@ def _no_document(output: str, stages: Stages, wanted: Wanted, doc_id: str) -> st
     return f"{option}: there is no document {doc_id!r}; some that are there: {', '.join(map(visible, near))}"
 
 
-def _no_segment(laid: Laid, wanted: Wanted) -> str:
-    has = ", ".join(sorted({segment.tier for segment in laid.segments if segment.tier})) or "none yet"
-    reasons = sorted({r for segment in laid.segments for c in segment.candidates for r in c.reasons})
+def _no_segment(view: DocumentView, wanted: Wanted) -> str:
+    has = ", ".join(sorted({segment.tier for segment in view.segments if segment.tier})) or "none yet"
+    reasons = sorted({r for segment in view.segments for c in segment.candidates for r in c.reasons})
     return (
-        f"document {laid.doc_id!r} has no such segment; it has {len(laid.segments)} (from 0), "
+        f"document {view.doc_id!r} has no such segment; it has {len(view.segments)} (from 0), "
         f"tiers: {has}; reasons for rejection: {', '.join(reasons) or 'none'}"
     )

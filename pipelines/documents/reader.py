@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
-from pipelines.documents.blocks import Block, Laid, Mark, Segment, Source, Thought, Unit
+from pipelines.documents.blocks import Block, DocumentView, Mark, Segment, Source, Thought, Unit
 from pipelines.documents.sample import DocumentRecords
 from sharding import storage
 from sharding.errors import MillError
@@ -27,7 +27,6 @@ from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 if TYPE_CHECKING:
-    from sharding.packing.config import PackConfig
     from sharding.packing.layout import Delimiters
 
 
@@ -53,7 +52,7 @@ class Reader:
             return None
         return self.allocation.tiers[self.allocation.tier_of(segment_id, difficulty_nats)].name
 
-    def lay(self, document: DocumentRecords) -> Laid:
+    def view(self, document: DocumentRecords) -> DocumentView:
         """The document as the corpus has it; as selection left it, thoughts behind their segments, before it is packed.
 
         Raises:
@@ -74,25 +73,28 @@ class Reader:
         packed = self.stages["pack"]
         if packed is None:
             waiting = "not packed yet: thoughts stand behind their segments here" if kept else ""
-            return self._laid(document, segments, waiting, list(self._behind_segments(document, segments, kept)))
+            return DocumentView(
+                document.doc_id, segments, waiting, list(self._behind_segments(document, segments, kept))
+            )
         return self._as_packed(document, segments, kept, packed)
 
     def _as_packed(
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate], packed: Manifest
-    ) -> Laid:
+    ) -> DocumentView:
         from pipelines.joints import contaminated_urls
+        from sharding.packing.config import config_of
         from sharding.packing.laying_out import encode_delimiters, join_thoughts
         from sharding.packing.layout import lay_out
         from sharding.packing.mixing import share_of
 
-        config = _pack_config(packed)
+        config = config_of(packed)
         selected = self.stages["select"]
         removed = bool(document.contaminated and selected and contaminated_urls("", selected))
         share = share_of(document.doc_id, document.segments[0].source, config, contaminated=removed)
         if not share.copies:
             why = "it overlaps with a benchmark" if removed else "of the weight of its source"
             blocks = list(self._behind_segments(document, segments, kept))
-            return self._laid(document, segments, f"not in the corpus, because {why}", blocks)
+            return DocumentView(document.doc_id, segments, f"not in the corpus, because {why}", blocks)
         fate = f"{share.copies} times in the corpus" if share.copies > 1 else ""
         if share.raw and kept:
             fate = "left plain (pack.raw_fraction): its thoughts are not in the corpus"
@@ -108,10 +110,7 @@ class Reader:
             self._tokenizer.dtype,
         )
         blocks = list(self._blocks(document, segments, thoughts, items, delimiters))
-        return self._laid(document, segments, fate, blocks)
-
-    def _laid(self, document: DocumentRecords, segments: list[Segment], fate: str, blocks: list[Block]) -> Laid:
-        return Laid(doc_id=document.doc_id, segments=segments, fate=fate, blocks=blocks)
+        return DocumentView(document.doc_id, segments, fate, blocks)
 
     def _behind_segments(
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate]
@@ -203,17 +202,6 @@ def _taken(waiting: list[Candidate], ids: np.ndarray) -> Iterator[tuple[Candidat
         if length and np.array_equal(candidate.input_ids[:length], ids[:length]):
             yield candidate, len(candidate.input_ids) - length
             ids = ids[length:]
-
-
-def _pack_config(packed: Manifest) -> PackConfig:
-    from pydantic import TypeAdapter, ValidationError
-
-    from sharding.packing.config import PackConfig
-
-    try:
-        return TypeAdapter(PackConfig).validate_json(json.dumps(packed.config["pack"]))
-    except ValidationError as error:
-        raise MillError(f"the shards were packed by another version of thoughtmill: {error}") from error
 
 
 def read_allocation(output: str, scored: Manifest) -> Allocation | None:

@@ -14,8 +14,17 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
-from pipelines.documents.blocks import FULL_COLOUR_NATS, Laid, Mark, Segment, Source, Thought, Unit, counted
-from pipelines.documents.visible import visible
+from pipelines.documents.blocks import (
+    FULL_COLOUR_NATS,
+    DocumentView,
+    Mark,
+    Segment,
+    Source,
+    Thought,
+    Unit,
+    counted,
+    visible,
+)
 from sharding.records.types import Candidate
 
 _DARKEST, _STRONGEST = (40, 30, 18), (190, 76, 20)
@@ -23,20 +32,20 @@ _INK = "rgb(245,242,236)"
 _CARD_WIDTH = 46
 
 
-def document(laid: Laid, shown: set[int], threshold_nats: float, plain: bool) -> RenderableType:
+def document(view: DocumentView, shown: set[int], threshold_nats: float, plain: bool) -> RenderableType:
     """The segments `shown` of a document, by their index."""
     facts = (
-        f"{counted(laid.num_tokens, 'token')} in {counted(len(laid.segments), 'segment')}, "
-        f"{counted(laid.thoughts, 'thought')}"
+        f"{counted(view.num_tokens, 'token')} in {counted(len(view.segments), 'segment')}, "
+        f"{counted(view.thoughts, 'thought')}"
     )
-    name = visible(laid.doc_id)
+    name = visible(view.doc_id)
     parts: list[RenderableType] = [
         Text(f"=== {name}: {facts}") if plain else Rule(Text.assemble((name, "bold"), f"  {facts}"), align="left")
     ]
-    if laid.fate:
-        parts.append(Text(laid.fate, "" if plain else "yellow"))
+    if view.fate:
+        parts.append(Text(view.fate, "" if plain else "yellow"))
     skipped = 0
-    for block in laid.blocks:
+    for block in view.blocks:
         if isinstance(block, Mark):
             if not skipped:
                 parts.append(_mark(block, plain))

@@ -84,7 +84,7 @@ def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: An
     size_bytes = 0
     documents = read_documents(output, stages, choose(sample, room.MAX_DOCUMENTS))
     for document in documents.values():
-        shown = room.reading(reader.lay(document), reader.threshold_nats)
+        shown = room.reading(reader.view(document), reader.threshold_nats)
         size_bytes += shown.size_bytes
         if readings and size_bytes > room.MAX_BYTES:
             break

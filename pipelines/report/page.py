@@ -16,8 +16,7 @@ from markupsafe import Markup, escape
 
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.card.markdown import redacted
-from pipelines.documents.blocks import FULL_COLOUR_NATS
-from pipelines.documents.visible import visible
+from pipelines.documents.blocks import FULL_COLOUR_NATS, visible
 from pipelines.report import room
 from pipelines.report.facts import Facts, Figure
 from pipelines.report.funnel import Step

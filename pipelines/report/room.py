@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pipelines.documents.blocks import FULL_COLOUR_NATS, Laid, Mark, Source, Thought, Unit, counted
+from pipelines.documents.blocks import FULL_COLOUR_NATS, DocumentView, Mark, Source, Thought, Unit, counted
 from sharding.records.types import Candidate
 
 MAX_DOCUMENTS = 16
@@ -84,7 +84,7 @@ class Reading:
         )
 
 
-def reading(document: Laid, threshold_nats: float) -> Reading:
+def reading(document: DocumentView, threshold_nats: float) -> Reading:
     """The document as the page shows it."""
     shown = _shown_segments(document)
     left_out = len(document.segments) - len(shown)
@@ -105,7 +105,7 @@ def reading(document: Laid, threshold_nats: float) -> Reading:
     )
 
 
-def _shown_segments(document: Laid) -> set[int]:
+def _shown_segments(document: DocumentView) -> set[int]:
     """A run of segments of at most `MAX_TOKENS`: all, or from the first that has candidates on; at least one."""
     if document.num_tokens <= MAX_TOKENS:
         return {segment.index for segment in document.segments}
@@ -120,7 +120,7 @@ def _shown_segments(document: Laid) -> set[int]:
     return shown
 
 
-def _passages(document: Laid, shown: set[int]) -> Iterator[Passage]:
+def _passages(document: DocumentView, shown: set[int]) -> Iterator[Passage]:
     skipped = 0
     for block in document.blocks:
         here = not isinstance(block, Source) or block.segment.index in shown

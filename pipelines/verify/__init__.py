@@ -5,7 +5,7 @@
     deep: shards ─► a pipeline: every document against what was scored and kept of it
 
 Files are read in parallel, one batch at a time, in threads: hashing, decompression and array arithmetic run beside each
-other. Which documents are where, 16 bytes each, is set aside on disk (`spill`) and looked at bucket by bucket, so
+other. Which documents are where, 16 bytes each, is set aside on disk (`splits`) and looked at bucket by bucket, so
 memory doesn't grow with the corpus. No pipeline is started but for `deep`.
 """
 
@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines.verify.files import READ_ERRORS, Found, Task, check_part
 from pipelines.verify.report import Checked, Problem, Report
 from pipelines.verify.shards import check_shard
-from pipelines.verify.spill import MAX_BUCKETS, Spill
-from pipelines.verify.splits import SEEN, check_splits
+from pipelines.verify.splits import SeenDocuments
 from pipelines.verify.totals import check_counts, check_manifests, check_totals
 from pipelines.verify.work import Progress, Work
 from sharding import storage
@@ -36,6 +35,8 @@ __all__ = ["Checked", "Problem", "Progress", "Report", "verify"]
 
 COMPARED = ("shards", "segments", "kept", "contaminated")
 """The families that `deep` compares."""
+
+MAX_BUCKETS = 512
 
 TOKENS_PER_BUCKET = 1 << 28
 """Documents are looked at for their splits in buckets of about so many tokens: some hundred thousand documents."""
@@ -78,15 +79,15 @@ def verify(
     report.problems += [*check_manifests(output, stages), *check_totals(output, stages)]
     tokens = sum(sum(task.entry.tokens.values()) for task in tasks)
     compared_bytes = _size_bytes(task for task in tasks if task.family in COMPARED) if deep else 0
-    # A queue that isn't worked off dies with the folder of the spill, so the pool is left first.
+    # A queue that isn't worked off dies with the folder of what was seen, so the pool is left first.
     with (
-        Spill(SEEN, min(MAX_BUCKETS, 1 + tokens // TOKENS_PER_BUCKET)) as seen,
+        SeenDocuments(min(MAX_BUCKETS, 1 + tokens // TOKENS_PER_BUCKET)) as seen,
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
     ):
         work = Work(pool, _size_bytes(tasks) + compared_bytes, on_progress)
         comparable = _check_files(stages, tasks, seen, work, report)
         shards = [task for task in tasks if task.family == "shards"]
-        report.checked.documents, problems = check_splits(output, seen, shards)
+        report.checked.documents, problems = seen.check(output, shards)
         report.problems += problems
     if deep and comparable:
         from pipelines.verify import deep as pipeline  # Beam takes a second to import
@@ -133,14 +134,16 @@ def _tasks(output: str, stages: Mapping[str, Manifest]) -> list[Task]:
     if not isinstance(vocab_size, int) or "sequence_length" not in stages["pack"].config.get("pack", {}):
         url = manifest.manifest_url(output, "pack")
         raise MillError(f"{url} says no facts.vocab_size or config.pack.sequence_length: it was not written by pack")
-    return [Task(output, number, *of_file, vocab_size) for number, of_file in enumerate(named)]
+    return [Task(output, *of_file, vocab_size) for of_file in named]
 
 
 def _size_bytes(tasks: Iterable[Task]) -> int:
     return sum(task.entry.size_bytes for task in tasks)
 
 
-def _check_files(stages: Mapping[str, Manifest], tasks: list[Task], seen: Spill, work: Work, report: Report) -> bool:
+def _check_files(
+    stages: Mapping[str, Manifest], tasks: list[Task], seen: SeenDocuments, work: Work, report: Report
+) -> bool:
     """Check every file and the counts of every stage; whether the files that `deep` compares can be compared."""
     splits = sorted({rows.split_of(task.entry) for task in tasks if task.family == "shards"})
 

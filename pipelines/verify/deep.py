@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -40,7 +41,7 @@ from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.recovery import items_of
 from sharding.records.rows import Row
-from sharding.shards.rows import split_named, split_of
+from sharding.shards.rows import split_named
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -70,13 +71,17 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
         RequestError: a Beam option is unknown.
     """
     options = beam_options(beam_args)
+    try:
+        groups = groups_of(*parts_of(output, stages["score"], stages["select"]))
+    except MillError as error:
+        return Compared([Problem(output, f"cannot be compared: {error}")], {})
     local = tempfile.mkdtemp(prefix="thoughtmill-verify-")
     folder = options.view_as(GoogleCloudOptions).temp_location or local
     url = storage.join(folder, f"verify-{token_hex(8)}.json")
     try:
         with local_shuffle(options, storage.join(local, "shuffle")):
             pipeline = beam.Pipeline(options=options)
-            _build(pipeline, output, stages, lambda found: storage.write_bytes(url, msgspec.json.encode(found)))
+            _build(pipeline, groups, Packing.of(output, stages["pack"]), url)
             run_pipeline(pipeline, "verify")
         if not storage.exists(url):
             raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
@@ -111,46 +116,40 @@ def local_workers(workers: int | None, size_bytes: int) -> list[str]:
     return [f"--direct_num_workers={number}", "--direct_running_mode=multi_processing"] if number > 1 else []
 
 
-def _build(
-    pipeline: beam.Pipeline, output: str, stages: Mapping[str, Manifest], save: Callable[[Compared], None]
-) -> None:
-    scored, selected, packed = (stages[stage] for stage in ("score", "select", "pack"))
-    groups = groups_of(*parts_of(output, scored, selected))
-    num_parts = part_count(manifest.file_urls(output, scored, "segments"))
-    shards = packed.files.get("shards", [])
-    packing = Packing.of(output, packed)
+def _build(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing, url: str) -> None:
+    """Add the steps; the last one writes what was found to `url`."""
+    num_parts = part_count(groups[0].scored.urls if groups else ())
     items = (
-        pipeline
-        | "Shards" >> beam.Create([entry.name for entry in shards], reshuffle=False)
+        root
+        | "Shards" >> beam.Create(packing.shards, reshuffle=False)
         | "To workers" >> beam.Reshuffle()
         | "Items" >> beam.FlatMap(_items, packing.folder, num_parts).with_output_types(KV[int, bytes])
     )
     # A part of which the shards hold nothing is compared as well.
     every_part = (
-        pipeline
+        root
         | "Every part" >> beam.Create(range(num_parts), reshuffle=False)
         | "Empty" >> beam.Map(_nothing).with_output_types(KV[int, bytes])
     )
     compared = (
         (items, every_part)
         | "By part" >> GroupPartitions()
-        | "Compare"
-        >> beam.ParDo(_CompareFn(groups, packing, several_splits=len(set(map(split_of, shards))) > 1)).with_outputs(
-            COUNTS, TEXTS, main="problems"
-        )
+        | "Compare" >> beam.ParDo(_CompareFn(groups, packing)).with_outputs(COUNTS, TEXTS, main="problems")
     )
     compared[TEXTS].element_type = KV[str, bytes]
-    shared_texts = (
-        compared[TEXTS] | "Same text" >> GroupBytes(num_parts) | "In splits" >> beam.FlatMapTuple(splits.shared_text)
-    )
+    same_text = compared[TEXTS] | "Same text" >> GroupBytes(num_parts) | beam.FlatMapTuple(splits.shared_text)
     counts = (compared[COUNTS],) | "Counts" >> AddUpCounts()
+    root | "Finish" >> WriteOnce(
+        partial(_finish, url, packing.folder),
+        lists={"problems": compared["problems"], "shared": same_text},
+        singles={"counts": counts},
+    )
 
-    def finish(found: list[tuple[str, str]], shared: list[str], counts: dict[str, int]) -> None:
-        problems = [Problem(*one) for one in found]
-        save(Compared([*problems, *limited((Problem(output, what) for what in sorted(shared)), output)], counts))
 
-    lists = {"found": compared["problems"], "shared": shared_texts}
-    pipeline | "Finish" >> WriteOnce(finish, lists=lists, singles={"counts": counts})
+def _finish(url: str, folder: str, problems: list[tuple[str, str]], shared: list[str], counts: dict[str, int]) -> None:
+    told = [Problem(*problem) for problem in problems]
+    told += limited((Problem(folder, what) for what in sorted(shared)), folder)
+    storage.write_bytes(url, msgspec.json.encode(Compared(told, counts)))
 
 
 def _items(shard: str, folder: str, num_parts: int) -> Iterator[tuple[int, bytes]]:
@@ -166,9 +165,10 @@ def _nothing(part: int) -> tuple[int, bytes]:
 
 
 class _CompareFn(beam.DoFn):
-    def __init__(self, groups: Sequence[PartGroup], packing: Packing, *, several_splits: bool) -> None:
+    def __init__(self, groups: Sequence[PartGroup], packing: Packing) -> None:
         self._groups = {part_of(group.scored.urls[0])[0]: group for group in groups}
-        self._packing, self._several_splits = packing, several_splits
+        self._packing = packing
+        self._several_splits = len(set(map(split_named, packing.shards))) > 1
 
     def process(self, part: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
         number, values = part
@@ -183,13 +183,13 @@ class _CompareFn(beam.DoFn):
         where = group.scored.urls[0] if group else self._packing.folder
         try:
             for document in joined_documents(group) if group else ():
-                scored = document.scored
-                there = items.pop(scored.doc_id, [])
+                doc_id = document.scored.doc_id
+                there = items.pop(doc_id, [])
                 counts["documents"] += 1
                 problems += documents.compare(document, there, self._packing, where, counts)
-                if self._several_splits and there:
+                if self._several_splits:
                     for split in sorted({split_named(found.shard) for found in there}):
-                        text = splits.text_record(scored.doc_id, scored.input_ids, split)
+                        text = splits.text_record(doc_id, document.scored.input_ids, split)
                         yield beam.pvalue.TaggedOutput(TEXTS, text)
         except (*READ_ERRORS, AssertionError) as error:
             problems.append(Problem(where, f"cannot be compared: {error}"))

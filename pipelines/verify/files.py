@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,13 +26,11 @@ class Task:
     """A file to check.
 
     Attributes:
-        number: the file's place among all; what spilled records call it.
         stage: the manifest that names it.
         vocab_size: token ids are below it.
     """
 
     output: str
-    number: int
     stage: Manifest
     family: str
     entry: FileEntry
@@ -61,7 +60,7 @@ READ_ERRORS = (MillError, pa.ArrowException, OSError, ValueError)
 """What reading a damaged file may raise."""
 
 COLUMNS = {
-    "segments": ("segment_index", "input_ids", "source"),
+    "segments": ("doc_id", "segment_index", "token_start", "input_ids", "source"),
     "requests": ("tier", "samples"),
     "kept": ("input_ids", "thought_tokens", "kept", "reasons"),
     "rejected": ("input_ids", "thought_tokens", "kept", "reasons"),
@@ -137,9 +136,17 @@ def check_part(task: Task) -> Found:
     if buffer is None:
         return Found(problems)
     found = Found(readable=True)
-    num_rows = 0
+    num_rows = next_start = 0
     for batch in read_buffer(buffer, COLUMNS.get(task.family)):
         found.problems += _check_ids(task, batch, num_rows)
+        if task.family == "segments" and batch.num_rows:
+            starts = batch.column("token_start").to_numpy()
+            expected = np.append(next_start, starts + batch.column("input_ids").value_lengths().to_numpy())
+            next_start = int(expected[-1])
+            wrong = np.flatnonzero(starts != np.where(batch.column("segment_index").to_numpy(), expected[:-1], 0))
+            for row in wrong[:1].tolist():
+                where = at(task.url, num_rows + row, batch.column("doc_id")[row].as_py())
+                found.problems.append(Problem(where, f"token_start {starts[row]} is not behind the segment before"))
         found.counts.update(_counts(task, batch))
         num_rows += batch.num_rows
     if num_rows != task.entry.rows:

@@ -10,31 +10,12 @@ import pyarrow as pa
 
 from pipelines.verify.files import Found, Task, read_buffer, verified_buffer
 from pipelines.verify.report import Problem, at, limited
-from pipelines.verify.spill import Spill
-from pipelines.verify.splits import seen_records
+from pipelines.verify.splits import SeenDocuments, seen_records
 from sharding.records.rows import TokenType
 from sharding.shards.rows import loss_mask
 
-HELD_RECORDS = 1 << 20
-"""Records are set aside in pieces of about this many, or the files of 512 buckets would be opened for every batch."""
-
-
-class _Held:
-    """Records on their way to a spill."""
-
-    def __init__(self, spill: Spill) -> None:
-        self._spill = spill
-        self._held: list[np.ndarray] = []
-
-    def add(self, records: np.ndarray) -> None:
-        self._held.append(records)
-        if sum(map(len, self._held)) >= HELD_RECORDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._held:
-            self._spill.add(np.concatenate(self._held))
-        self._held = []
+HELD_BATCHES = 1 << 10
+"""Documents are set aside so many record batches at a time, or the files of 512 buckets would be opened for each."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +47,13 @@ class Batch:
         return self.doc_ids[behind[0]] if len(behind) else None
 
 
-def check_shard(task: Task, split: int, spill: Spill) -> Found:
+def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
     """Check a shard and set aside what it holds.
 
     Args:
         task: the file.
         split: number of the split it belongs to.
-        spill: where its documents are set aside.
+        seen: takes its documents.
     """
     buffer, problems = verified_buffer(task)
     if buffer is None:
@@ -81,7 +62,7 @@ def check_shard(task: Task, split: int, spill: Spill) -> Found:
     totals = np.zeros(len(TokenType), np.int64)
     num_rows = 0
     problems = []
-    seen = _Held(spill)
+    held: list[np.ndarray] = []
     for arrow in read_buffer(buffer):
         batch, wrong = open_batch(task.url, arrow, num_rows)
         problems += wrong
@@ -92,9 +73,12 @@ def check_shard(task: Task, split: int, spill: Spill) -> Found:
         problems += wrong
         totals += np.bincount(batch.token_type.ravel(), minlength=256)[: len(TokenType)]
         found.counts["items"] += len(batch.lengths)
-        seen.add(seen_records(batch.doc_ids, split))
+        held.append(seen_records(batch.doc_ids, split))
+        if len(held) == HELD_BATCHES:
+            seen.add(held)
+            held = []
         num_rows += arrow.num_rows
-    seen.flush()
+    seen.add(held)
     found.problems += limited(problems, task.url)
     if not found.readable:
         return found

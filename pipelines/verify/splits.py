@@ -6,51 +6,81 @@ of their own.
 
 from __future__ import annotations
 
+import tempfile
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from pipelines.verify.files import Task
 from pipelines.verify.report import Problem, at, limited, shortened
-from pipelines.verify.spill import Spill
 from sharding import hashing, storage
 from sharding.hashing import fingerprint
 from sharding.shards import rows
 
-SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
+_SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
 """A document in a split; 96 bits stand for its id."""
 
 
+class SeenDocuments:
+    """Which documents are in which split: 16 bytes each, set aside on disk (in TMPDIR) in buckets by id, so that memory
+    doesn't grow with the corpus. Safe for threads; a context manager.
+
+    Args:
+        num_buckets: one at a time is looked at.
+    """
+
+    def __init__(self, num_buckets: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="thoughtmill-verify-")
+        self._locks = [threading.Lock() for _ in range(num_buckets)]
+
+    def __enter__(self) -> SeenDocuments:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    def add(self, records: Sequence[np.ndarray]) -> None:
+        """Set aside what `seen_records` gave for some batches of a shard."""
+        made = np.unique(np.concatenate(records)) if records else np.empty(0, _SEEN)
+        bucket_of = (made["key"] % np.uint64(len(self._locks))).astype(np.int64)
+        for number in np.unique(bucket_of).tolist():
+            with self._locks[number], self._path(number).open("ab") as out:
+                out.write(made[bucket_of == number].tobytes())
+
+    def check(self, output: str, shards: Sequence[Task]) -> tuple[int, list[Problem]]:
+        """How many documents there are, and which of them are in more than one split.
+
+        Args:
+            output: the run's output folder.
+            shards: the shards, read again only to name documents.
+        """
+        documents = 0
+        twice: set[int] = set()
+        for path in map(self._path, range(len(self._locks))):
+            records = np.unique(np.fromfile(path, _SEEN)) if path.exists() else np.empty(0, _SEEN)
+            same = (records["key"][1:] == records["key"][:-1]) & (records["check"][1:] == records["check"][:-1])
+            documents += len(records) - int(same.sum())
+            twice.update(records["key"][1:][same].tolist())
+        return documents, list(limited(_named(output, twice, shards), output)) if twice else []
+
+    def _path(self, bucket: int) -> Path:
+        return Path(self._folder.name) / f"{bucket:03d}"
+
+
 def seen_records(doc_ids: Sequence[str], split: int) -> np.ndarray:
-    """`SEEN` records of the documents in a record batch, each once."""
-    made = np.empty(len(doc_ids), SEEN)
+    """(num_ids,) the records of documents in a split."""
+    made = np.empty(len(doc_ids), _SEEN)
     made["key"], made["split"] = _keys(doc_ids), split
     made["check"] = [zlib.crc32(doc_id.encode("utf-8", "surrogatepass")) for doc_id in doc_ids]
-    return np.unique(made)
+    return made
 
 
 def _keys(doc_ids: Sequence[str]) -> np.ndarray:
     return np.fromiter((hashing.partition_of(doc_id, 1 << 64) for doc_id in doc_ids), np.uint64, len(doc_ids))
-
-
-def check_splits(output: str, seen: Spill, shards: Sequence[Task]) -> tuple[int, list[Problem]]:
-    """How many documents the shards hold, and which of them are in more than one split.
-
-    Args:
-        output: the run's output folder.
-        seen: `SEEN` records of every document in every shard.
-        shards: the shards, read again only to name documents.
-    """
-    documents = 0
-    twice: set[int] = set()
-    for number in range(seen.buckets):
-        records = np.unique(seen.bucket(number))
-        same = (records["key"][1:] == records["key"][:-1]) & (records["check"][1:] == records["check"][:-1])
-        documents += len(records) - int(same.sum())
-        twice.update(records["key"][1:][same].tolist())
-    return documents, list(limited(_named(output, twice, shards), output)) if twice else []
 
 
 def _named(output: str, keys: set[int], shards: Sequence[Task]) -> Iterator[Problem]:

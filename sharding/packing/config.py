@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
+from sharding.errors import MillError
 from sharding.packing.best_fit import WINDOW_ITEMS
 from sharding.shards.rows import LossMask
+from sharding.storage.manifest import Manifest
 
 MAX_WEIGHT = 100.0
 """More copies than this are taken for a mistake: after 16 or so repetitions are worth nothing (arXiv 2305.16264)."""
@@ -63,3 +66,15 @@ class PackConfig:
         default=None,
         description="Text after every document, special tokens allowed; null: the tokenizer's end-of-text token.",
     )
+
+
+def config_of(packed: Manifest) -> PackConfig:
+    """The section that shards were packed with, from their manifest.
+
+    Raises:
+        MillError: it is not a section of this version.
+    """
+    try:
+        return TypeAdapter(PackConfig).validate_json(json.dumps(packed.config["pack"]))
+    except (KeyError, ValidationError) as error:
+        raise MillError(f"the shards were packed by another version of thoughtmill: {error}") from error

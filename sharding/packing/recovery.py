@@ -63,6 +63,8 @@ def thoughts_of(item: Item) -> list[PlacedThought]:
 
     Where `pack.thought_open` and `pack.thought_close` are both empty, thoughts that stand at one place come as one.
     """
+    if not (item.token_type == TokenType.THOUGHT).any():  # as most have none
+        return []
     is_thought = np.concatenate(([False], item.token_type == TokenType.THOUGHT, [False]))
     edges = np.flatnonzero(is_thought[1:] != is_thought[:-1])
     source_before = np.concatenate(([0], np.cumsum(item.token_type == TokenType.SOURCE)))

@@ -10,8 +10,8 @@ A layout's module has
                   `piece` are ranges of source tokens. How `thoughtmill verify --deep` tells a thought that went astray
 
 A piece is consecutive `Part`s that share a training sequence; a part that was cut off a segment knows where in it the
-thoughts stand. `in_order` has to give every token of the source once and in order, and every thought once. The table is
-in `sharding.packing.config`, which checks the names.
+thoughts stand. `in_order` has to give every token of the source once and in order, and every thought once and in order:
+`verify --deep` goes by that. The table is in `sharding.packing.config`, which checks the names.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """The Hugging Face hub: a finished output as a dataset repository. What `thoughtmill export --to hub` calls.
 
 `upload_folder` streams, commits large folders in several parts and goes on where it was interrupted when it is called
-again. Only what the manifest names is uploaded, and the files at the top of the folder: card, config, report.
+again. Only what the manifest names is uploaded, and what the mill has written beside it: card, config, report.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsspec.implementations.local import LocalFileSystem
@@ -75,7 +74,7 @@ def upload(
 
 
 def published_names(output: str) -> list[str]:
-    """The files of a finished output that make the dataset: its shards, and what stands beside its manifest.
+    """The files of a finished output that make the dataset: its shards, and what the mill wrote beside its manifest.
 
     Raises:
         MillError: the run isn't finished.
@@ -83,6 +82,7 @@ def published_names(output: str) -> list[str]:
     packed = manifest.require(output, "pack")
     if not storage.exists(Output(output).success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
-    folder = Path(storage.filesystem(output)[1])
-    beside = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [*(entry.name for entry in packed.files.get("shards", [])), *beside]
+    at = Output(output)
+    beside = (at.manifest("pack"), at.success, at.card, at.croissant, at.config, at.difficulty, at.pilot, at.report)
+    names = [url.rsplit("/", 1)[-1] for url in beside if storage.exists(url)]
+    return [*(entry.name for entry in packed.files.get("shards", [])), *names]
