@@ -6,13 +6,15 @@ ARG BEAM_VERSION=2.77.0
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY requirements/lock.txt /wheels/lock.txt
+RUN python -m pip install --no-cache-dir -c /wheels/lock.txt --upgrade pip setuptools
+COPY pyproject.toml README.md LICENSE thoughtmill.py ./
 COPY augment augment
 COPY configs configs
 COPY difficulty difficulty
 COPY pipelines pipelines
 COPY sharding sharding
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM apache/beam_python${PYTHON_VERSION}_sdk:${BEAM_VERSION} AS beam
 
@@ -20,9 +22,10 @@ FROM python:${PYTHON_VERSION}-slim-bookworm
 ARG BEAM_VERSION
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 COPY --from=wheel /wheels /wheels
-COPY requirements/workers.txt /wheels/workers.txt
-RUN wheel="$(ls /wheels/thoughtmill-*.whl)" \
- && python -m pip install --no-cache-dir -c /wheels/workers.txt \
+COPY requirements/lock.txt /wheels/lock.txt
+RUN python -m pip install --no-cache-dir -c /wheels/lock.txt --upgrade pip setuptools \
+ && wheel="$(ls /wheels/thoughtmill-*.whl)" \
+ && python -m pip install --no-cache-dir --no-build-isolation -c /wheels/lock.txt \
       "${wheel}[endpoint,datasets,s3,gcs,azure,fast]" "apache-beam[gcp]==${BEAM_VERSION}" \
  && rm -r /wheels \
  && python -c "import pipelines.run"

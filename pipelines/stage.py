@@ -11,7 +11,6 @@ thought dead, and that comes to its end late, can leave a small file behind and 
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,8 +32,6 @@ from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import STAGES, Manifest
 from sharding.storage.output import Output
-
-PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow$")
 
 
 class Did(StrEnum):
@@ -91,7 +88,7 @@ class Stage:
         self.rehearsal = rehearsal or any(found.rehearsal for found in self.earlier.values())
         self.started_at = time.time()
 
-    # --- what a child says----
+    # --- what a child says --------------------------------------------------------------------------------------------
 
     def build(self, root: beam.Pipeline) -> Built:
         """Add the stage's steps to a pipeline."""
@@ -116,7 +113,7 @@ class Stage:
         """What the manifest of this stage, done before, should say now; None where the stage is to be made again."""
         return msgspec.structs.replace(found, config=self.sections)
 
-    # --- the skeleton----
+    # --- the skeleton -------------------------------------------------------------------------------------------------
 
     def run(
         self, *, beam_args: Sequence[str] = (), replace: bool = False, on_begin: Callable[[], None] = lambda: None
@@ -139,11 +136,11 @@ class Stage:
         """
         options = beam_options(beam_args)
         found, revised = self._done(replace)
-        if found is not None and found == revised:
+        if found is not None and found == revised and self._is_published():
             return found, Did.NOTHING
         with Lease(self.output, self.name) as lease:
             found, revised = self._done(replace)  # another run may have finished it a moment ago
-            if found is not None and found == revised:
+            if found is not None and found == revised and self._is_published():
                 return found, Did.NOTHING
             if revised is None:
                 on_begin()
@@ -152,7 +149,6 @@ class Stage:
             else:
                 made, did = revised, Did.REVISED
             lease.check()
-            self._sweep(made)
             self.write_beside(made)
             lease.check()
             manifest.write(self.output, made)
@@ -179,6 +175,10 @@ class Stage:
                 "(the ledger of generations is kept either way)"
             )
         return None, None
+
+    def _is_published(self) -> bool:
+        """Whether the last act of publishing is done too: a run may have been killed between it and the manifest."""
+        return self.name != STAGES[-1] or storage.exists(self.at.success)
 
     def _withdraw(self) -> None:
         """Withdraw this stage and the later ones, so that nothing half-made looks finished.
@@ -239,14 +239,6 @@ class Stage:
             self.assemble(pipeline, url)
             run_pipeline(pipeline, self.name)
         return take_outcome(url)
-
-    def _sweep(self, made: Manifest) -> None:
-        """Remove parts that a run which was killed has left: a reader that goes by names would take them for ours."""
-        named = {url for family in made.files for url in manifest.file_urls(self.output, made, family)}
-        folder = self.at.data if self.name == "pack" else self.folder
-        for url in (storage.join(folder, name) for name in storage.list_names(folder)):
-            if PART_NAME.search(url) and url not in named:
-                storage.remove(url)
 
 
 def _plain(section: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,25 @@ def test_the_processes_of_an_engine_are_as_quiet_as_they_are_told(level: str, ex
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": level}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert int(done.stdout) == expected
+
+
+def test_the_version() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    done = thoughtmill("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"thoughtmill {project['version']}\n", "")
+
+
+def test_python_m_thoughtmill_is_the_same_command(tmp_path: Path) -> None:
+    here = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": here}
+    for words in (["--version"], ["status", "nowhere"], ["run"]):
+        command = [sys.executable, "-m", "thoughtmill", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        same = thoughtmill(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (same.returncode, same.stdout)
+        assert done.stderr == same.stderr.replace("pipelines.cli", "thoughtmill").replace(
+            "cli.py", "python -m thoughtmill"
+        )
 
 
 def test_help_is_instant_and_imports_nothing_heavy() -> None:

@@ -12,11 +12,15 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import yaml
 from apache_beam.version import __version__ as beam_version
+from packaging.requirements import Requirement
 
 from pipelines.tools import conformance
 from sharding.errors import MillError, RequestError
@@ -25,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = Path.home() / ".apache_beam" / "cache"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOPS = sorted({name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]})
+MODULES = [f"{module}.py" for module in PROJECT["tool"]["setuptools"]["py-modules"]]
 LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
 ALWAYS = {
@@ -40,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     for name in (*TOPS, "configs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", *MODULES):
         shutil.copy(ROOT / name, tree)
     build = [
         sys.executable,
@@ -60,17 +65,50 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def environment_with(wheel: Path, folder: Path) -> tuple[Path, Path]:
+    """An environment that has the wheel alone: the folders of its programs and of its packages."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    bin_folder = folder / "bin"
+    pip = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "-q", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    return bin_folder, site
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that has the wheel, and what it requires from the one that runs the tests."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False, symlinks=True)
-    bin_folder = folder / "bin"
-    [site] = folder.glob("lib/python*/site-packages")
+    bin_folder, site = environment_with(wheel, tmp_path_factory.mktemp("environment"))
     # Of a folder named in a .pth the .pth files don't count: so none that leads to the checkout.
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "-q", "--no-deps"]
-    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    return bin_folder
+
+
+def asked_for(lines: list[str]) -> set[str]:
+    """The distributions here that requirements bring in: they and all that they require."""
+    seen: set[tuple[str, str]] = set()
+    todo = [(Requirement(line), "") for line in lines]
+    while todo:
+        requirement, extra = todo.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in {"", *requirement.extras}:
+            if (requirement.name, wanted) not in seen:
+                seen.add((requirement.name, wanted))
+                required = distribution(requirement.name).requires or ()
+                todo += [(Requirement(line), wanted) for line in required]
+    return {name for name, _ in seen}
+
+
+@pytest.fixture(scope="module")
+def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel and what `pip install .` brings with it, and nothing else."""
+    bin_folder, site = environment_with(wheel, tmp_path_factory.mktemp("core"))
+    for name in asked_for(PROJECT["project"]["dependencies"]):
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(found.locate_file(top))))
     return bin_folder
 
 
@@ -115,29 +153,57 @@ def test_the_wheel_has_everything(wheel: Path) -> None:
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    ours |= set(MODULES)
     ours |= {f"pipelines/example_configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert not ours - names, "a package or its data is missing in pyproject.toml"
     beside = {name for name in names - ours if ".dist-info/" not in name}
     assert not beside, "what is no part of the package is in it"
 
 
+def rehearsal(installed: Path, folder: Path) -> Callable[..., str]:
+    """Runs `thoughtmill` with the words given, in a folder with the config mill.yaml, and gives what it says."""
+
+    def said(*words: str | Path) -> str:
+        done = run([str(word) for word in words], folder)
+        assert done.returncode == 0, f"{words}: {done.stderr[-4000:]}"
+        return done.stdout
+
+    where = said(installed / "python", "-c", "import pipelines, sharding; print(pipelines.__file__)")
+    assert Path(where.strip()).is_relative_to(installed.parent), "the checkout is what was imported"
+    mill = partial(said, installed / "thoughtmill")
+    version = f"thoughtmill {PROJECT['project']['version']}\n"
+    assert mill("--version") == said(installed / "python", "-m", "thoughtmill", "--version") == version
+    mill("init", "mill.yaml", "--example", "rehearsal")
+    conformance.train_tokenizer(folder / "tokenizer")
+    lines = [json.dumps({"id": str(i), "text": f"Document {i} says this. " * 40}) for i in range(6)]
+    (folder / "source.jsonl").write_text("\n".join(lines))
+    config = yaml.safe_load((folder / "mill.yaml").read_text())
+    config |= {"source": {"path": "source.jsonl", "id_field": "id"}, "output": "out", "tokenizer": "tokenizer"}
+    (folder / "mill.yaml").write_text(yaml.safe_dump(config))
+    return mill
+
+
+LOOKS = [["verify", "out", "--deep"], ["status", "out"], ["report", "out"], ["inspect", "out"]]
+
+
 @pytest.mark.slow
 def test_the_command_line_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     """`thoughtmill run CONFIG -- --runner=...`, with everything it reads from the wheel or from here."""
-    said = run([str(installed / "python"), "-c", "import pipelines, sharding; print(pipelines.__file__)"], tmp_path)
-    assert Path(said.stdout.strip()).is_relative_to(installed.parent), "the checkout is what was imported"
-    mill = str(installed / "thoughtmill")
-    assert run([mill, "init", "mill.yaml", "--example", "rehearsal"], tmp_path).returncode == 0
-    conformance.train_tokenizer(tmp_path / "tokenizer")
-    lines = [json.dumps({"id": str(i), "text": f"Document {i} says this. " * 40}) for i in range(6)]
-    (tmp_path / "source.jsonl").write_text("\n".join(lines))
-    config = yaml.safe_load((tmp_path / "mill.yaml").read_text())
-    config |= {"source": {"path": "source.jsonl", "id_field": "id"}, "output": "out", "tokenizer": "tokenizer"}
-    (tmp_path / "mill.yaml").write_text(yaml.safe_dump(config))
-    done = run([mill, "run", "mill.yaml", "--", *LOOPBACK], tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    for words in (["verify", "out", "--deep"], ["status", "out"], ["report", "out"], ["inspect", "out"]):
-        assert run([mill, *words], tmp_path).returncode == 0, words
+    mill = rehearsal(installed, tmp_path)
+    for words in (["run", "mill.yaml", "--", *LOOPBACK], *LOOKS):
+        mill(*words)
+
+
+@pytest.mark.slow
+def test_the_core_needs_no_extra(core: Path, tmp_path: Path) -> None:
+    """What docs/install.md promises of `pip install .`: everything but models and stores."""
+    extras = "import importlib.util as u; print(*filter(u.find_spec, ['torch', 'transformers', 'datasets', 's3fs']))"
+    assert run([str(core / "python"), "-c", extras], tmp_path).stdout == "\n"
+    mill = rehearsal(core, tmp_path)
+    for stage in ("plan", "score", "augment", "select", "pack", "run", "arms"):
+        mill(stage, "mill.yaml")
+    for words in LOOKS:
+        mill(*words)
 
 
 def found(variable: str, cached: str) -> str:
@@ -153,6 +219,19 @@ def found(variable: str, cached: str) -> str:
     pytest.skip(f"not here: set {variable}, or put {CACHE / cached} in place")
 
 
+def prism() -> str:
+    """Prism's binary, from `make prism` if nothing else is named; where CI has Go, there must be one."""
+    built = Path(sys.prefix) / f"prism-{beam_version}" / "prism"
+    if built.is_file() and "THOUGHTMILL_PRISM" not in os.environ:
+        return str(built)
+    try:
+        return found("THOUGHTMILL_PRISM", f"prism/bin/apache_beam-v{beam_version}-prism-*")
+    except pytest.skip.Exception as nothing:
+        if os.environ.get("CI") and shutil.which("go"):
+            pytest.fail(f"CI has Go and no Prism: `make prism` makes {built}")
+        raise pytest.skip.Exception(f"{nothing}, or run `make prism`") from None
+
+
 def needs_java() -> None:
     if shutil.which("java") is None:
         pytest.skip("its job server is a jar, and there is no java on the PATH")
@@ -160,8 +239,22 @@ def needs_java() -> None:
 
 @pytest.mark.slow
 def test_prism(installed: Path, tmp_path: Path) -> None:
-    location = found("THOUGHTMILL_PRISM", f"prism/bin/apache_beam-v{beam_version}-prism-*")
-    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={location}"]))
+    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={prism()}"]))
+
+
+def test_where_ci_has_go_prism_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THOUGHTMILL_PRISM", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys.modules[__name__], "CACHE", tmp_path)
+    (tmp_path / "go").touch(mode=0o755)
+    for go, ci, outcome in (("here", "true", pytest.fail), ("here", "", pytest.skip), ("", "true", pytest.skip)):
+        monkeypatch.setenv("PATH", str(tmp_path) if go else "/nowhere")
+        monkeypatch.setenv("CI", ci)
+        with pytest.raises(outcome.Exception, match="make prism"):
+            prism()
+    (tmp_path / f"prism-{beam_version}").mkdir()
+    (tmp_path / f"prism-{beam_version}" / "prism").touch()
+    assert prism() == str(tmp_path / f"prism-{beam_version}" / "prism")
 
 
 @pytest.mark.slow

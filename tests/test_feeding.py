@@ -409,6 +409,23 @@ def test_an_engine_that_cannot_start(feeders: Callable[..., Feeder]) -> None:
     assert feeder.error is not None
 
 
+@pytest.mark.parametrize("when", ["while it starts", "while it generates"])
+def test_a_library_that_calls_for_an_exit_leaves_no_bundle_waiting(feeders: Callable[..., Feeder], when: str) -> None:
+    class Exiting(ScriptedEngine):
+        async def start(self) -> None:
+            if when == "while it starts":
+                raise SystemExit("bye")
+
+    engine = Exiting(lambda r: SystemExit("bye") if r.key == "a" else asyncio.sleep(60))
+    feeder = feeders(engine)
+    with pytest.raises(MillError, match="bye"):
+        run_all(feeder, [request("b"), request("a")])
+    feeder.close()
+    assert engine.closes == 1 and isinstance(feeder.error, SystemExit)
+    with pytest.raises(MillError, match="bye"):
+        run_all(feeder, [request("c")])
+
+
 def test_an_engine_that_cannot_be_made(feeders: Callable[..., Feeder]) -> None:
     def make() -> ScriptedEngine:
         raise RequestError("engine_args.dtype: not allowed")

@@ -91,7 +91,7 @@ def test_hostile_text_steers_no_terminal(output: str) -> None:
 def test_stronger_nats_stronger_ground() -> None:
     text = coloured([Unit("a", 0.0, 0.0), Unit("b", 4.0, 0.0), Unit("c", 30.0, 0.0)])
     styles = {text.plain[span.start]: str(span.style) for span in text.spans}
-    assert "a" not in styles
+    assert not styles.get("a")
     assert styles["b"] != styles["c"]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -210,7 +211,7 @@ VALUES: list[tuple[pa.Array, Any]] = [
     (pa.array([True]), True),
     (pa.array([-5], pa.int8()), -5),
     (pa.array([2**64 - 1], pa.uint64()), 2**64 - 1),
-    (pa.array([0.5], pa.float16()), 0.5),
+    (pa.array([np.float16(0.5)]), 0.5),
     (pa.array([float("nan")]), None),
     (pa.array([[float("inf"), 1.0]]), [None, 1.0]),
     (pa.array(["x"], pa.large_string()), "x"),

@@ -152,6 +152,10 @@ def test_editing_the_card_writes_the_card_anew_and_nothing_else(config: Config) 
     for name in ("README.md", "croissant.json", "config.yaml", "MANIFEST.json"):
         assert "Another name" in (output / name).read_text(), name
     assert Pack(named).run()[1] == Did.NOTHING
+    # Killed between the manifest and the last file of all.
+    (output / "_SUCCESS").unlink()
+    assert Pack(named).run()[1] == Did.REVISED
+    assert (output / "_SUCCESS").exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from augment.ledger import parts
+from augment.ledger.reading import read_ledger
 from pipelines.run import mill
 from pipelines.watch import status
 from pipelines.yaml_config import from_mapping
@@ -22,6 +23,7 @@ from sharding.storage import manifest
 from tests.test_ledger import row
 
 NOW = 1_763_000_000.0
+TIERS = ("brief", "deep")
 
 
 def model(**prices: Any) -> dict[str, Any]:
@@ -177,3 +179,24 @@ def test_a_real_run(write_jsonl: Callable[..., str], rehearsal_config: Callable[
     assert found["warnings"] == augmented.facts["warnings"]
     assert not Path(config.output, "stages", "augment", "alive").exists()
     assert time.time() - generation["seconds_since_last"] <= time.time()
+
+
+def test_a_run_with_two_models_of_one_name(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> None:
+    prices = {"cheap": 1.0, "dear": 100.0}
+    tree = rehearsal_config(
+        write_jsonl([{"id": str(i), "text": f"text {i} of many words and numbers {i * i} " * 30} for i in range(12)]),
+        models={
+            name: {"engine": "rehearsal", "name": "pretend", "dollars_per_million_tokens": price}
+            for name, price in prices.items()
+        },
+    )
+    for tier, name in zip(tree["budget"]["tiers"][1:], prices, strict=True):
+        tier["model"] = name
+    config = from_mapping(tree)
+    mill(config, stages=["score", "augment"])
+    tokens = {tier: sum(r.thought_tokens for r in read_ledger(config.ledger_url) if r.tier == tier) for tier in TIERS}
+    assert min(tokens.values()) > 0
+    paid = sum(tokens[tier] * price for tier, price in zip(TIERS, prices.values(), strict=True)) / 1e6
+    assert status.read(config.output)["generation"]["dollars"] == pytest.approx(paid)

@@ -264,9 +264,11 @@ class Feeder:
         try:
             self._loop.run_until_complete(self._feed_until_closed())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        except BaseException as error:  # such as an exit, by one thread of many: no bundle may wait for ever
+        except BaseException as error:  # noqa: BLE001 - such as an exit, by a library; no bundle may wait for ever
             self._give_up(error)
-            raise
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+            self._loop.run_until_complete(self._keeper.close())
         finally:
             self._loop.close()
 

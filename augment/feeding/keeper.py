@@ -81,12 +81,9 @@ class EngineKeeper:
                 logger.warning("the engine of %s died while it started: %s", self._holder.name, error)
                 await self._end(engine)
                 self._count_death(str(error))
-            except BaseException as error:
+            except BaseException:
                 await self._end(engine)
-                if isinstance(error, Exception | asyncio.CancelledError):
-                    raise
-                # An interpreter that is told to exit by one thread of many would leave the bundles waiting.
-                raise MillError(f"the engine of model {self._holder.name} could not start: {error!r}") from error
+                raise
             else:
                 self.engine = engine
                 return engine

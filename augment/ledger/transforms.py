@@ -37,7 +37,7 @@ class ReadLedger(beam.PTransform):
         return (
             pipeline
             | "Parts" >> beam.Create(self._urls, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
+            | "To workers" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(_rows_of_part, self._columns).with_output_types(KV[str, LedgerRow])
         )
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
 from pipelines.cli import running as running
-from pipelines.cli.application import DEBUG, app, err
+from pipelines.cli.application import DEBUG, app, err, out
 from sharding.errors import MillError
 
 NOISY_LOGGERS = ("apache_beam", "vllm", "transformers", "httpx")
@@ -31,9 +31,20 @@ if (level := os.environ.get("VLLM_LOGGING_LEVEL")) in logging.getLevelNamesMappi
     logging.getLogger("vllm").setLevel(str(level))
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"thoughtmill {version('thoughtmill')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show logs and the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options before the command."""
     DEBUG["on"] = debug
@@ -52,10 +63,10 @@ def set_up_logging(debug: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-def main() -> None:
+def main(program: str | None = None) -> None:
     """Entry point: our own errors become one message and an exit code."""
     try:
-        app()
+        app(prog_name=program)
     except MillError as error:
         if DEBUG["on"]:
             raise

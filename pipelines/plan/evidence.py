@@ -19,7 +19,8 @@ from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.plan.ranges import choose_ranges
 from pipelines.scorer_identity import memory_inputs, model_inputs
-from sharding import sources, storage
+from sharding import sources
+from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
@@ -34,16 +35,7 @@ SCAN_DOCUMENTS = 50_000
 """A scored part holds fewer documents than this, unless they are tiny; more aren't looked at."""
 
 _HASH_BINS = 256
-_SEGMENT_COLUMNS = (
-    "doc_id",
-    "segment_index",
-    "num_segments",
-    "input_ids",
-    "surprisal_nats",
-    "memory_nats",
-    "difficulty_nats",
-    "source",
-)
+_SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats", "source")
 
 
 class SampledDocument(NamedTuple):
@@ -165,9 +157,8 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
     for group, url in enumerate(urls):
         if len(found) >= wanted:
             break
-        documents = storage.read_groups(url, ScoredSegment, "doc_id", _SEGMENT_COLUMNS)
-        for _, segments in itertools.islice(documents, SCAN_DOCUMENTS):
-            found.append(SampledDocument(tuple(segments), 0, group))
+        for document in itertools.islice(scored_documents(url, _SEGMENT_COLUMNS), SCAN_DOCUMENTS):
+            found.append(SampledDocument(tuple(document.segments()), 0, group))
     chosen = sorted(found, key=lambda document: content_id(document.segments[0].doc_id))[:wanted]
     return Evidence(
         scored=scored,

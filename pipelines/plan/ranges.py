@@ -10,7 +10,8 @@ from typing import NamedTuple
 from sharding import sources
 from sharding.hashing import content_id
 from sharding.sources import ReadUnit, Source, SourceFile
-from sharding.sources.units import UNIT_BYTES, compression_of
+from sharding.sources.config import FORMATS
+from sharding.sources.units import UNIT_BYTES, is_read_whole
 
 RANGE_BYTES = 1 << 20
 """A plain file is sampled in ranges of this size: enough for whole records, little to read."""
@@ -69,8 +70,7 @@ def _range_at(source: Source, file: SourceFile, number: int, offset: int) -> Ran
 
 def _step(source: Source, file: SourceFile) -> int:
     """In what pieces the file can be read: see `sharding.sources.units`."""
-    whole_document = source.config.format == "text" and source.config.document in (None, "file")
-    lines = source.config.format in ("jsonl", "text")
-    if file.shard is not None or whole_document or (lines and compression_of(file.url) is not None):
+    if is_read_whole(file, source.config):
         return max(file.size_bytes, 1)
-    return RANGE_BYTES if lines else UNIT_BYTES
+    assert source.config.format is not None  # `resolve` has seen to it
+    return RANGE_BYTES if FORMATS[source.config.format].in_lines else UNIT_BYTES

@@ -122,7 +122,7 @@ def _build(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing, u
     items = (
         root
         | "Shards" >> beam.Create(packing.shards, reshuffle=False)
-        | "Spread" >> beam.Reshuffle()
+        | "To workers" >> beam.Reshuffle()
         | "Items" >> beam.FlatMap(_items, packing.folder, num_parts).with_output_types(KV[int, bytes])
     )
     # A part of which the shards hold nothing is compared as well.

@@ -1,3 +1,1 @@
 """What all pipelines share of Beam: coders, parts, joins, counts and shuffles."""
-
-import sharding.beam.coders  # noqa: F401  registers them

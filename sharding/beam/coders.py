@@ -1,7 +1,7 @@
 """The coder by which Beam carries records between workers; without it they would be pickled.
 
-Those of `sharding.records` are registered as soon as anything of `sharding.beam` is imported. A record type of another
-package is registered by the module whose transforms give it.
+Those of `sharding.records` are registered with the shuffles, without which there is no pipeline. A record type of
+another package is registered by the module whose transforms give it.
 """
 
 from __future__ import annotations

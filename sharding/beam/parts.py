@@ -1,4 +1,4 @@
-"""Beam transforms that read and write parts, and the last act of a stage.
+"""Beam transforms that write parts, and the last act of a stage. `JoinParts` reads them.
 
 They only wire: what happens to a record is in the pure modules next door.
 """
@@ -14,32 +14,8 @@ from apache_beam.typehints import KV
 from sharding import hashing, records, storage
 from sharding.beam.part_names import part_name
 from sharding.beam.shuffle import GroupPartitions
-from sharding.records.base import Record
 from sharding.records.families import Family
 from sharding.records.types import FileEntry
-
-
-class ReadParts(beam.PTransform):
-    """The records of Arrow part files, in no particular order.
-
-    Args:
-        urls: the files, from a manifest.
-        kind: the record type.
-        columns: the columns wanted; all when absent.
-    """
-
-    def __init__(self, urls: Iterable[str], kind: type[Record], columns: Iterable[str] | None = None) -> None:
-        super().__init__()
-        self._urls, self._kind = sorted(urls), kind
-        self._columns = None if columns is None else tuple(columns)
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        return (
-            pipeline
-            | "Files" >> beam.Create(self._urls, reshuffle=False)
-            | "To workers" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(storage.read_records, self._kind, self._columns).with_output_types(self._kind)
-        )
 
 
 class WriteParts(beam.PTransform):

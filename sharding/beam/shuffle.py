@@ -21,6 +21,7 @@ from apache_beam.typehints import KV
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
+import sharding.beam.coders  # noqa: F401  registers them
 from sharding import hashing
 from sharding.beam.shuffled_files import FiledValues, PartitionWriter
 

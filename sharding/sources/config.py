@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
 
-Format = Literal["jsonl", "parquet", "arrow", "text", "huggingface"]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FormatKind:
+    """A format that a source can have; its reader is the module of its name: see `sharding.sources.readers`.
+
+    Attributes:
+        endings: of its files' names, in front of that of a compression.
+        has_fields: a record has named fields; else it is a text and no more.
+        in_lines: the file is lines, which may be compressed.
+        in_ranges: the reader takes byte ranges of a large file, and of each the records that begin in it.
+        has_schema: the file says which columns it has.
+    """
+
+    endings: tuple[str, ...] = ()
+    has_fields: bool = True
+    in_lines: bool = False
+    in_ranges: bool = False
+    has_schema: bool = False
+
+
+FORMATS = {
+    "jsonl": FormatKind(endings=(".jsonl", ".ndjson"), in_lines=True, in_ranges=True),
+    "parquet": FormatKind(endings=(".parquet", ".pq"), has_schema=True, in_ranges=True),
+    "arrow": FormatKind(endings=(".arrow", ".arrows", ".feather", ".ipc"), has_schema=True, in_ranges=True),
+    "text": FormatKind(endings=(".txt", ".text", ".md"), has_fields=False, in_lines=True, in_ranges=True),
+    "huggingface": FormatKind(),
+}
+"""The formats by the names they have in a config."""
+
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(FORMATS)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -48,14 +80,16 @@ class SourceConfig:
     )
 
 
+_WITH_FIELDS = tuple(name for name, kind in FORMATS.items() if kind.has_fields)
+
 ONLY_FOR: dict[str, tuple[Format, ...]] = {
     "subset": ("huggingface",),
     "split": ("huggingface",),
     "revision": ("huggingface",),
     "document": ("text",),
-    "text_field": ("jsonl", "parquet", "arrow", "huggingface"),
-    "id_field": ("jsonl", "parquet", "arrow", "huggingface"),
-    "metadata_fields": ("jsonl", "parquet", "arrow", "huggingface"),
+    "text_field": _WITH_FIELDS,
+    "id_field": _WITH_FIELDS,
+    "metadata_fields": _WITH_FIELDS,
 }
 """The keys that not every format knows."""
 

@@ -14,24 +14,12 @@ from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.sources import readers
 from sharding.sources.columns import check_columns
-from sharding.sources.config import Format, Source, misplaced_key
+from sharding.sources.config import FORMATS, Format, Source, misplaced_key
 from sharding.sources.units import COMPRESSIONS, SourceFile
 from sharding.sources.versions import versions_of
 from sharding.storage.retries import patiently
 
-ENDINGS: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".arrows": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-}
+ENDINGS = {ending: name for name, kind in FORMATS.items() for ending in kind.endings}
 COMPRESSED_OTHERWISE = (".bz2", ".xz", ".lz4", ".br", ".zip", ".7z", ".tar", ".tgz")
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """What `datasets` writes into a folder it saves: the files of one split, and the names of several."""
@@ -40,7 +28,7 @@ SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     """The source as its readers take it, its format and revision fixed, and its files in the order of their names.
 
-    Parquet, Arrow and datasets are asked for their columns, so that a wrong name costs no work.
+    Files that have a schema and datasets are asked for their columns, so that a wrong name costs no work.
 
     Raises:
         RequestError: a key is wrong: nothing is there, the format can't be told, a column is missing.
@@ -71,11 +59,13 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
         SourceFile(url=fs.unstrip_protocol(name), size_bytes=int(info["size"]), version=version)
         for (name, info), version in zip(names, versions, strict=True)
     ]
+    assert config.format is not None
+    kind = FORMATS[config.format]
     for file in files:
-        if config.format in ("jsonl", "text") and file.url.lower().endswith(COMPRESSED_OTHERWISE):
+        if kind.in_lines and file.url.lower().endswith(COMPRESSED_OTHERWISE):
             known = " or ".join(COMPRESSIONS)
             raise RequestError(f"{source.key}.path: {file.url} is not plain, {known}: recompress it or leave it out")
-    if config.format in ("parquet", "arrow"):
+    if kind.has_schema:
         check_columns(readers.columns_of(files[0].url, source), source, files[0].url)
     return source, files
 

@@ -1,4 +1,9 @@
-"""Reading a unit with the reader of its format."""
+"""Reading a unit with the reader of its format: the module of the format's name.
+
+It has `read(unit, source)`, which gives a `Document` or a `Quarantined` for every record (`documents.document_of` makes
+either of a record's fields), and, where the line in `FORMATS` says `has_schema`, `schema(url)`. A unit has a byte range
+only where the line says `in_ranges`.
+"""
 
 from __future__ import annotations
 

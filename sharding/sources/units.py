@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from sharding.hashing import fingerprint
-from sharding.sources.config import SourceConfig
+from sharding.sources.config import FORMATS, SourceConfig
 
 UNIT_BYTES = 64 << 20
 """A file is read in ranges of this size by different workers."""
@@ -72,16 +72,18 @@ def text_bytes(files: Sequence[SourceFile], config: SourceConfig) -> int:
     return sum(file.size_bytes * TEXT_PER_BYTE.get(compression_of(file.url) or "", ratio) for file in files)
 
 
+def is_read_whole(file: SourceFile, config: SourceConfig) -> bool:
+    """Whether one worker has to read all of the file, because it can't be entered in the middle."""
+    assert config.format is not None  # `resolve` has seen to it
+    kind = FORMATS[config.format]
+    is_one_document = config.format == "text" and config.document in (None, "file")
+    is_compressed = kind.in_lines and compression_of(file.url) is not None
+    return file.shard is not None or not kind.in_ranges or is_one_document or is_compressed
+
+
 def units_of(file: SourceFile, config: SourceConfig, source: int = 0) -> Iterator[ReadUnit]:
     """The pieces of one file, in order; together they are the file."""
-    whole_document = config.format == "text" and config.document in (None, "file")
-    lines = config.format in ("jsonl", "text")
-    if (
-        file.shard is not None
-        or file.size_bytes <= UNIT_BYTES
-        or whole_document
-        or (lines and compression_of(file.url) is not None)
-    ):
+    if file.size_bytes <= UNIT_BYTES or is_read_whole(file, config):
         yield ReadUnit(url=file.url, shard=file.shard, source=source)
     else:
         for start in range(0, file.size_bytes, UNIT_BYTES):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -159,14 +158,3 @@ def read_records(url: str, kind: type[R], columns: Sequence[str] | None = None) 
     """The records of one file; columns not asked for are left at their type's zero."""
     for batch in read_batches(url, columns):
         yield from from_batch(kind, batch)
-
-
-def read_groups(
-    url: str, kind: type[R], key: str, columns: Sequence[str] | None = None
-) -> Iterator[tuple[str, list[R]]]:
-    """Runs of records with an equal attribute `key`, in the order of the file; one run is held at a time.
-
-    The scored parts are sorted by document, so their runs by "doc_id" are whole documents.
-    """
-    for value, members in itertools.groupby(read_records(url, kind, columns), lambda record: getattr(record, key)):
-        yield value, list(members)
