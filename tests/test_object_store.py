@@ -80,7 +80,7 @@ def test_the_same_shards_as_on_a_disk(store: FaultyS3, job: Job, local: dict[str
     config = job(f"s3://{BUCKET}/work")
     mill(config)
     assert hashes(config) == local
-    assert verify(config.output).problems == []
+    assert verify(config.output, deep=True).problems == []
     assert not storage.exists(Output(config.output).lease)
     names = fsspec.filesystem("s3").find(f"{BUCKET}/work")
     assert not [name for name in names if name.endswith(".tmp")]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines import accounts
 from pipelines.verify.report import Problem
-from sharding import storage
 from sharding.shards import rows
+from sharding.shards.strays import stray_shards
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
-from sharding.storage.output import Output
-
-SHARD_NAME = re.compile(r"[a-z]+-.+-of-\d+\.arrow")
 
 
 def check_manifests(output: str, stages: Mapping[str, Manifest]) -> Iterator[Problem]:
@@ -84,11 +80,8 @@ def _check_shards(output: str, packed: Manifest) -> Iterator[Problem]:
         if sum(entry.tokens.values()) != entry.rows * length:
             said = f"{sum(entry.tokens.values())} tokens of {entry.name} are not {entry.rows} rows of {length}"
             yield Problem(url, said)
-    named = {entry.name.rsplit("/", 1)[-1] for entry in packed.files.get("shards", [])}
-    for name in storage.list_names(Output(output).data):
-        if name not in named and SHARD_NAME.fullmatch(name):
-            url = storage.join(Output(output).data, name)
-            yield Problem(url, "no manifest names it, but a loader would take it for a shard")
+    for stray in stray_shards(output, packed):
+        yield Problem(stray, "no manifest names it, but a loader would take it for a shard")
 
 
 def _check_account(output: str, selected: Manifest) -> Iterator[Problem]:
