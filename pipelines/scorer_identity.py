@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from difficulty.config import DifficultyConfig
+from difficulty.config import SCORERS, DifficultyConfig
 from pipelines import yaml_config
 from sharding import storage
 from sharding.hashing import file_fingerprint
@@ -34,7 +34,7 @@ def model_inputs(difficulty: DifficultyConfig) -> dict[str, str]:
     return {
         role: model_fingerprint(resolve_model(name), revision)
         for role, (name, revision) in models.items()
-        if name is not None and difficulty.scorer in ("causal_lm", "endpoint")
+        if name is not None and SCORERS[difficulty.scorer].needs_model
     }
 
 
