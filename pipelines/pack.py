@@ -24,7 +24,6 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.laying_out import encode_delimiters
 from sharding.packing.transforms import LayOut, PackShards
 from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
-from sharding.shards.strays import stray_shards
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -73,9 +72,7 @@ class Pack(Stage):
         }
 
     def write_beside(self, made: Manifest) -> None:
-        """The config and the card; what a killed run has left beside the shards goes."""
-        for stray in stray_shards(self.output, made):
-            storage.remove(stray)
+        """The config and the card."""
         resolved = markdown.redacted(yaml_config.dump(self.config))
         storage.write_bytes(self.at.config, resolved.encode())
         card.write(self.output, self.earlier | {"pack": made})

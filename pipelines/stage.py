@@ -11,7 +11,6 @@ thought dead, and that comes to its end late, can leave a small file behind and 
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,9 +32,6 @@ from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import STAGES, Manifest
 from sharding.storage.output import Output
-
-PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow(\.[0-9a-f]+\.tmp)?$")
-"""A part or a shard, or one that was being written."""
 
 
 class Did(StrEnum):
@@ -153,7 +149,8 @@ class Stage:
             else:
                 made, did = revised, Did.REVISED
             lease.check()
-            self._sweep(made)
+            for stray in manifest.strays(self.output, made):
+                storage.remove(stray)
             self.write_beside(made)
             lease.check()
             manifest.write(self.output, made)
@@ -244,14 +241,6 @@ class Stage:
             self.assemble(pipeline, url)
             run_pipeline(pipeline, self.name)
         return take_outcome(url)
-
-    def _sweep(self, made: Manifest) -> None:
-        """Remove parts that a run which was killed has left: a reader that goes by names would take them for ours."""
-        named = {url for family in made.files for url in manifest.file_urls(self.output, made, family)}
-        folder = self.at.data if self.name == STAGES[-1] else self.folder
-        for url in (storage.join(folder, name) for name in storage.list_names(folder)):
-            if PART_NAME.search(url) and url not in named:
-                storage.remove(url)
 
 
 def _plain(section: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ TOLD = ("card",)
 """Sections of the config that are told of a result and change nothing in it: no part of its fingerprint."""
 
 STAGES = ("score", "augment", "select", "pack")
+
+_PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow(\.[0-9a-f]+\.tmp)?$")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,3 +172,14 @@ def file_urls(output: str, manifest: Manifest, family: str) -> list[str]:
     """The URLs of one family of the manifest's files."""
     base = files_url(output, manifest)
     return [storage.join(base, entry.name) for entry in manifest.files.get(family, [])]
+
+
+def strays(output: str, made: Manifest) -> list[str]:
+    """The URLs of parts and shards that the manifest doesn't name, whole or half-written: a killed run left them.
+
+    A reader that goes by names, such as `load_dataset`, would take them for the stage's own.
+    """
+    named = {url for family in made.files for url in file_urls(output, made, family)}
+    folder = Output(output).data if made.stage == STAGES[-1] else stage_url(output, made.stage)
+    found = (storage.join(folder, name) for name in storage.list_names(folder) if _PART_NAME.search(name))
+    return [url for url in found if url not in named]
