@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -13,21 +13,17 @@ from augment.feeding.config import FeedingConfig
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
-from augment.requests.planner import TracePlanner
+from augment.requests.planner import SegmentChoices, TracePlanner
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import at_bundle_end
 from sharding.errors import MillError
-from sharding.records.types import Quarantined, Request, ScoredSegment, sample_key
+from sharding.records.types import Quarantined, Request, sample_key
 
 FAILED = "failed"
 
 SEGMENT_COLUMNS = ("input_ids", "surprisal_nats", "memory_nats", "difficulty_nats")
 """What `MakeRequests` looks at."""
-
-TierOf = Callable[[str, float], int]
-ShownOf = Callable[[ScoredSegment, str], int]
-FocusOf = Callable[[ScoredSegment, str], Sequence[str]]
 
 
 class MakeRequests(beam.PTransform):
@@ -35,15 +31,15 @@ class MakeRequests(beam.PTransform):
 
     Args:
         planner: makes the requests.
-        tier_of, shown_of, focus_of: see `TracePlanner.requests`.
+        choices: what was decided of the segments.
 
     Returns:
         `requests`, and `failed`: Quarantined segments that the generator's tokenizer can't spell.
     """
 
-    def __init__(self, planner: TracePlanner, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf) -> None:
+    def __init__(self, planner: TracePlanner, choices: SegmentChoices) -> None:
         super().__init__()
-        self._plan = _RequestFn(planner, tier_of, shown_of, focus_of)
+        self._plan = _RequestFn(planner, choices)
 
     def expand(self, documents: beam.PCollection) -> Any:
         outputs = documents | beam.ParDo(self._plan).with_outputs(FAILED, main="requests")
@@ -53,13 +49,12 @@ class MakeRequests(beam.PTransform):
 
 
 class _RequestFn(beam.DoFn):
-    def __init__(self, planner: TracePlanner, tier_of: TierOf, shown_of: ShownOf, focus_of: FocusOf) -> None:
-        self._planner = planner
-        self._tier_of, self._shown_of, self._focus_of = tier_of, shown_of, focus_of
+    def __init__(self, planner: TracePlanner, choices: SegmentChoices) -> None:
+        self._planner, self._choices = planner, choices
 
     def process(self, document: JoinedDocument) -> Iterator[Any]:
         segments = list(document.scored.segments())
-        for outcome in self._planner.requests(segments, self._tier_of, self._shown_of, self._focus_of):
+        for outcome in self._planner.requests(segments, self._choices):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 

@@ -122,14 +122,25 @@ def make_load(
     )
     elements: list[Element] = []
     for segment in _segments(tokenizer, count):
-        made = planner.requests(
-            [segment],
-            tier_of=lambda name, nats: int(fraction_of(name) * len(caps)),
-            shown_of=lambda segment, tier: len(segment.input_ids),
-            focus_of=lambda segment, text: (),
-        )
+        made = planner.requests([segment], _Drawn(len(caps)))
         elements += [(request, [0]) for request in made if isinstance(request, Request)]
     return Load(planner, elements)
+
+
+class _Drawn:
+    """A tier by lot, and all of a segment shown."""
+
+    def __init__(self, num_tiers: int) -> None:
+        self._num_tiers = num_tiers
+
+    def tier(self, segment: ScoredSegment) -> int:
+        return int(fraction_of(segment.segment_id) * self._num_tiers)
+
+    def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
+        return len(segment.input_ids)
+
+    def focus(self, segment: ScoredSegment, text: str) -> tuple[str, ...]:
+        return ()
 
 
 def _segments(tokenizer: str, count: int) -> Iterator[ScoredSegment]:

@@ -21,7 +21,7 @@ from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts, tier_facts
-from pipelines.joints import Focus, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.measured import forecast_for
 from pipelines.stage import Stage
@@ -50,7 +50,7 @@ class Augment(Stage):
         self.idle = not self.planner.models  # every tier skips
         self.segments = Parts.of(config.output, self.scored, SEGMENTS, SEGMENT_COLUMNS)
         self.num_parts = part_count(self.segments.urls)
-        self.focus = Focus(config.tokenizer, config.difficulty.threshold_nats)
+        self.choices = Choices(self.allocation, self.holdback)
         prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
@@ -85,7 +85,7 @@ class Augment(Stage):
     def build(self, root: beam.Pipeline) -> Built:
         feeding, ledger, planner = self.config.feeding, self.config.ledger_url, self.planner
         documents = root | "Documents" >> JoinParts(self.segments)
-        made = documents | "Requests" >> MakeRequests(planner, self.allocation.tier_of, self.holdback, self.focus)
+        made = documents | "Requests" >> MakeRequests(planner, self.choices)
         rows = root | "Ledger" >> ReadLedger(ledger_parts(ledger), FOUND_COLUMNS)
         missing = {"requests": made["requests"], "rows": rows} | "Missing" >> FindMissing(self.num_parts)
         generated = missing["requests"] | "Generate" >> GenerateMissing(planner, feeding, self.order)

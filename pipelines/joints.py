@@ -65,12 +65,7 @@ def allocation_of(config: MillConfig, histogram: DifficultyHistogram, source_tok
     Raises:
         RequestError: the budget can't be met.
     """
-    return allocate(
-        histogram,
-        config.budget,
-        source_tokens=source_tokens,
-        prices=prices(config),
-    )
+    return allocate(histogram, config.budget, source_tokens=source_tokens, prices=prices(config))
 
 
 def trace_planner(config: MillConfig) -> TracePlanner:
@@ -127,21 +122,6 @@ def prices(config: MillConfig) -> dict[str, ModelPrice]:
 
 
 @dataclass(frozen=True)
-class Focus:
-    """The hardest spans of a segment, for prompts that name them: what joins difficulty and prompts."""
-
-    tokenizer: str
-    threshold_nats: float
-
-    def __call__(self, segment: ScoredSegment, text: str) -> list[str]:
-        byte_ends = load_tokenizer(self.tokenizer).byte_ends(segment.input_ids)
-        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
-        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.threshold_nats)
-        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
-        return [text[span.char_start : span.char_end] for span in hardest_first]
-
-
-@dataclass(frozen=True)
 class Holdback:
     """How many of a segment's tokens, from its start, the prompt shows; the others are held back from the generator.
 
@@ -162,7 +142,8 @@ class Holdback:
     hold_back_tokens: int
     valued_tiers: tuple[str, ...]
 
-    def __call__(self, segment: ScoredSegment, tier: str) -> int:
+    def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
+        """For a segment of this tier."""
         num_tokens = len(segment.input_ids)
         if self.at_hard_span:
             return self._before_hardest_span(segment)
@@ -208,6 +189,27 @@ def holdback_of(config: MillConfig) -> Holdback:
         hold_back_tokens=select.gain.hold_back_tokens if needs_continuation(select.value_name) else 0,
         valued_tiers=valued,
     )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is decided of segments before they are asked about: `augment.requests.planner.SegmentChoices`."""
+
+    allocation: Allocation
+    holdback: Holdback
+
+    def tier(self, segment: ScoredSegment) -> int:
+        return self.allocation.tier_of(segment.segment_id, segment.difficulty_nats)
+
+    def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
+        return self.holdback.shown_tokens(segment, tier)
+
+    def focus(self, segment: ScoredSegment, text: str) -> list[str]:
+        byte_ends = load_tokenizer(self.holdback.tokenizer).byte_ends(segment.input_ids)
+        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
+        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.holdback.threshold_nats)
+        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
+        return [text[span.char_start : span.char_end] for span in hardest_first]
 
 
 def asks_scorer(config: MillConfig) -> bool:

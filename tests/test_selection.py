@@ -264,18 +264,19 @@ def test_the_last_segment_keeps_back_its_tail(byte_tokenizer: str) -> None:
     tokenizer = load_tokenizer(byte_tokenizer)
     last, inner = segment(tokenizer, TEXT, 1, 2), segment(tokenizer, TEXT, 0, 2)
     num_tokens = len(last.input_ids)
-    assert shown(byte_tokenizer)(last, "deep") == num_tokens - 20
-    assert shown(byte_tokenizer)(last, "brief") == num_tokens
-    assert shown(byte_tokenizer)(inner, "deep") == num_tokens
-    assert shown(byte_tokenizer, hold_back_tokens=10_000)(last, "deep") >= num_tokens * 2 // 3 - 3
-    assert shown(byte_tokenizer)(segment(tokenizer, "too short", 0, 1), "deep") == len(tokenizer.encode("too short"))
+    assert shown(byte_tokenizer).shown_tokens(last, "deep") == num_tokens - 20
+    assert shown(byte_tokenizer).shown_tokens(last, "brief") == num_tokens
+    assert shown(byte_tokenizer).shown_tokens(inner, "deep") == num_tokens
+    assert shown(byte_tokenizer, hold_back_tokens=10_000).shown_tokens(last, "deep") >= num_tokens * 2 // 3 - 3
+    short = segment(tokenizer, "too short", 0, 1)
+    assert shown(byte_tokenizer).shown_tokens(short, "deep") == len(tokenizer.encode("too short"))
 
 
 @pytest.mark.parametrize("hard", range(0, 60, 3))
 def test_a_thought_within_a_segment_sees_what_stands_before_the_hardest_span(byte_tokenizer: str, hard: int) -> None:
     tokenizer = load_tokenizer(byte_tokenizer)
     whole = segment(tokenizer, TEXT, 0, 1, hard)
-    place = shown(byte_tokenizer, at_hard_span=True)(whole, "deep")
+    place = shown(byte_tokenizer, at_hard_span=True).shown_tokens(whole, "deep")
     assert MIN_SHOWN_TOKENS - 3 <= place < len(whole.input_ids)
     if hard >= MIN_SHOWN_TOKENS:
         assert hard - 3 <= place <= hard
@@ -285,7 +286,7 @@ def test_a_thought_within_a_segment_sees_what_stands_before_the_hardest_span(byt
 
 def test_one_token_has_nothing_before_it(byte_tokenizer: str) -> None:
     single = segment(load_tokenizer(byte_tokenizer), "a", 0, 1)
-    assert shown(byte_tokenizer, at_hard_span=True)(single, "deep") == 0
+    assert shown(byte_tokenizer, at_hard_span=True).shown_tokens(single, "deep") == 0
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ where they are used.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -40,6 +40,19 @@ class TierRequest:
     max_tokens: int
     min_tokens: int
     expected_tokens: float
+
+
+class SegmentChoices(Protocol):
+    """What is decided of segments before they are asked about, which this package knows nothing of."""
+
+    def tier(self, segment: ScoredSegment) -> int:
+        """Index of its tier, in the order of the config."""
+
+    def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
+        """How many of its tokens the prompt may show, from its start; 0: nothing to think about, and no request."""
+
+    def focus(self, segment: ScoredSegment, text: str) -> Sequence[str]:
+        """The hardest spans of a segment of this text, the hardest first; for prompts that name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +99,7 @@ class TracePlanner:
     def requests(
         self,
         segments: Sequence[ScoredSegment],
-        tier_of: Callable[[str, float], int],
-        shown_of: Callable[[ScoredSegment, str], int],
-        focus_of: Callable[[ScoredSegment, str], Sequence[str]],
+        choices: SegmentChoices,
     ) -> Iterator[Request | Quarantined]:
         """The requests of one document's segments, in order; none for segments that are skipped.
 
@@ -97,22 +108,19 @@ class TracePlanner:
 
         Args:
             segments: all segments of the document, in order.
-            tier_of: (segment id, difficulty in nats) → index into `tiers`.
-            shown_of: (segment, name of its tier) → how many of its tokens the prompt may show, from its start; 0: there
-                is nothing to think about, and no request.
-            focus_of: (segment, its text) → its hardest spans, the hardest first; for prompts that name them.
+            choices: what was decided of each of them.
         """
         tokenizer = load_tokenizer(self.tokenizer)
         before = np.empty(0, tokenizer.dtype)
         for segment in segments:
-            tier = self.tiers[tier_of(segment.segment_id, segment.difficulty_nats)]
-            shown_tokens = 0 if tier is None else shown_of(segment, tier.tier)
+            tier = self.tiers[choices.tier(segment)]
+            shown_tokens = 0 if tier is None else choices.shown_tokens(segment, tier.tier)
             if tier is not None and shown_tokens:
                 shown = first_tokens(segment, shown_tokens)
                 text = tokenizer.decode(shown.input_ids)
                 context = tokenizer.decode_bytes(before).decode(errors="ignore")
                 builder = self._builder(tier)
-                focus = focus_of(shown, text) if builder.uses("focus") else ()
+                focus = choices.focus(shown, text) if builder.uses("focus") else ()
                 try:
                     prompt = builder.build(text, context, focus, max_tokens=tier.max_tokens)
                 except UnencodableText as error:

@@ -18,7 +18,7 @@ from difficulty.budget.allocation import Allocation
 from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.joints import Focus, allocation_of, holdback_of, trace_planner
+from pipelines.joints import Choices, allocation_of, holdback_of, trace_planner
 from pipelines.plan.evidence import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
 from sharding.errors import RequestError
@@ -164,11 +164,11 @@ def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocati
         planner.models[name] = dataclasses.replace(
             model, engine="rehearsal", urls=(), served_name=None, api_key_env=None, engine_args={}
         )
-    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    choices = Choices(allocation, holdback_of(config))
     numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
     found = []
     for number, document in enumerate(evidence.sample):
-        for request in planner.requests(document.segments, allocation.tier_of, shown, focus):
+        for request in planner.requests(document.segments, choices):
             if isinstance(request, Request):
                 found.append((number, numbers[request.tier], request))
     return found

@@ -29,7 +29,7 @@ from augment.transforms import GenerateMissing
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
-from pipelines.joints import Focus, ScorerNats, holdback_of, trace_planner, work_order
+from pipelines.joints import Choices, ScorerNats, holdback_of, trace_planner, work_order
 from pipelines.plan.evidence import Evidence, SampledDocument
 from pipelines.plan.forecast import MIN_MEASURED
 from pipelines.plan.measured import MeasuredTier, Pilot
@@ -79,12 +79,12 @@ def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation
 def _requests(
     config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    shown, focus = holdback_of(config), Focus(config.tokenizer, config.difficulty.threshold_nats)
+    choices = Choices(allocation, holdback_of(config))
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):
             continue
-        for request in planner.requests(document.segments, allocation.tier_of, shown, focus):
+        for request in planner.requests(document.segments, choices):
             if isinstance(request, Request) and request.segment_id in chosen:
                 found.append((document, request))
     return found
