@@ -75,6 +75,17 @@ def test_borrowing_scores_takes_the_lease(config: Config, tmp_path: Path) -> Non
     assert BorrowedScores(borrower).run()[1] == Did.RAN
 
 
+def test_borrowing_removes_no_scores(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the output itself, spelled otherwise; and its own, which others may have borrowed."""
+    monkeypatch.chdir(tmp_path)
+    mill(config(output="out"), stages=["score"])
+    shutil.copytree("out", "copy")
+    for output, scored in (("out", "./out"), ("copy", "out")):
+        [part] = Path(output).rglob("segments-*")
+        assert BorrowedScores(config(output=output, scored=scored)).run()[1] == Did.REVISED
+        assert part.exists()
+
+
 def test_a_run_that_is_refused_leaves_the_first_one_s_news(config: Config) -> None:
     mill(config(), stages=["score"])
     output = Output(config().output)

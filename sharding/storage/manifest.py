@@ -177,8 +177,11 @@ def file_urls(output: str, manifest: Manifest, family: str) -> list[str]:
 def strays(output: str, made: Manifest) -> list[str]:
     """The URLs of parts and shards that the manifest doesn't name, whole or half-written: a killed run left them.
 
-    A reader that goes by names, such as `load_dataset`, would take them for the stage's own.
+    A reader that goes by names, such as `load_dataset`, would take them for the stage's own. Of borrowed files none is
+    a stray: what lies in the folder all the same may be lent itself, or be the very files under another spelling.
     """
+    if made.folder:
+        return []
     named = {url for family in made.files for url in file_urls(output, made, family)}
     folder = Output(output).data if made.stage == STAGES[-1] else stage_url(output, made.stage)
     found = (storage.join(folder, name) for name in storage.list_names(folder) if _PART_NAME.search(name))
