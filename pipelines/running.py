@@ -31,8 +31,7 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
         state = pipeline.run().wait_until_finish()
     except MillError as error:
         raise _located(error, name) from error
-    except RuntimeError as error:
-        # A worker process sends its exception back as text.
+    except Exception as error:  # every runner has a class of its own for what a worker sends back as text
         if (found := told_by_worker(str(error))) is None:
             raise
         raise _located(found, name) from error

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeException
 
 from augment.feeding.worker import TooManyFailures
 from pipelines.borrowed_scores import BorrowedScores
@@ -16,7 +19,7 @@ from pipelines.config import MillConfig
 from pipelines.outcome import Outcome
 from pipelines.pack import Pack
 from pipelines.run import mill
-from pipelines.running import told_by_worker
+from pipelines.running import run_pipeline, told_by_worker
 from pipelines.score import Score
 from pipelines.stage import Did
 from pipelines.watch.progress import Progress, published
@@ -115,6 +118,18 @@ def test_every_error_of_ours_is_recognised_in_a_traceback(kind: type[MillError],
     text = f"Traceback (most recent call last):\n  File x\n{name}: it was too much [while running 'A/B']\n\nand more\n"
     found = told_by_worker(text)
     assert type(found) is expected and str(found) == "it was too much [while running 'A/B']"
+
+
+def test_every_runner_s_error_is_looked_into() -> None:
+    """Dataflow's own class is no RuntimeError."""
+    failed = DataflowRuntimeException("Error:\nTraceback:\nsharding.errors.RequestError: x: is wrong", None)
+    pipeline = SimpleNamespace(run=lambda: SimpleNamespace(wait_until_finish=partial(raise_, failed)))
+    with pytest.raises(RequestError, match=r"^score: x: is wrong$"):
+        run_pipeline(pipeline, "score")
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def test_other_errors_keep_their_traceback() -> None:
