@@ -417,6 +417,14 @@ def test_a_second_export_writes_nothing(output: PackedOutput, tmp_path: Path) ->
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_an_export_that_lost_a_file_is_made_again(output: PackedOutput, tmp_path: Path) -> None:
+    first, _ = export(output.url, "olmo", str(tmp_path))
+    lost = tmp_path / first.files["train"][0].name
+    lost.unlink()
+    assert export(output.url, "olmo", str(tmp_path)) == (first, True)
+    assert lost.exists()
+
+
 def test_another_export_is_only_replaced_on_request(output: PackedOutput, tmp_path: Path) -> None:
     export(output.url, "mds", str(tmp_path))
     for arguments in ({"fmt": "parquet"}, {"fmt": "mds", "loss_mask": "all"}, {"fmt": "mds", "splits": ["train"]}):

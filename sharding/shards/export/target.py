@@ -90,7 +90,8 @@ def begin(output: str, target: str, plan: Export, *, replace: bool) -> Export | 
         replace: another export may go.
 
     Returns:
-        The finished export when it is this one; None when the target is empty now and waits for its files.
+        The finished export when it is this one and all its files are there; None when the target is empty now and
+        waits for its files.
 
     Raises:
         RequestError: the target is the output, holds another export, or files that no export has written.
@@ -118,7 +119,7 @@ def begin(output: str, target: str, plan: Export, *, replace: bool) -> Export | 
             f"target: {target} holds {unfinished}another export ({held.format}, loss mask {held.loss_mask}, splits "
             f"{' '.join(held.splits)}, of {held.source_fingerprint[:12]}): name another folder, or add --replace"
         )
-    if finished is None or not same:
+    if finished is None or not same or not named.issubset(listed):
         # From here on whoever is killed leaves a target that the next one clears.
         storage.write_json(storage.join(target, BEGUN_NAME), msgspec.to_builtins(plan))
         leftovers = listed
