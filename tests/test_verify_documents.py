@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.verify.documents import FoundItem, Packing, compare
+from pipelines.verify.thoughts import kept_thoughts
 from sharding.beam.part_join import JoinedDocument
+from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import join_thoughts
@@ -58,6 +60,13 @@ def a_document(seed: int, alphabet: int, longest_thought: int) -> JoinedDocument
             thoughts.append(candidate(index, sample, ids, shown))
     ids = np.array([rng.randrange(alphabet) for _ in range(sum(lengths))], np.uint16)
     return joined(ids, starts, thoughts)
+
+
+def test_a_thought_of_a_segment_that_is_not_there_is_told() -> None:
+    ids = np.arange(9, dtype=np.uint16)
+    document = joined(ids, np.array([0, 4]), [candidate(2, 0, ids[:3], 0)])
+    with pytest.raises(MillError, match="'d' has a kept thought of segment 2, and 2 segments"):
+        kept_thoughts(document)
 
 
 def packed(document: JoinedDocument, layout: Any, wrap: int, pack: PackConfig) -> tuple[list[FoundItem], Packing, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sharding.beam.part_join import JoinedDocument
+from sharding.errors import MillError
 from sharding.packing.recovery import PlacedThought
 from sharding.records.families import KEPT
 
@@ -25,8 +26,16 @@ class Thought:
 
 
 def kept_thoughts(document: JoinedDocument) -> list[Thought]:
-    """The thoughts in the order in which they are to stand; empty ones never do."""
+    """The thoughts in the order in which they are to stand; empty ones never do.
+
+    Raises:
+        MillError: one is of a segment that the document doesn't have.
+    """
     starts = document.scored.segment_starts.tolist()
+    for thought in document.beside[KEPT.name]:
+        if thought.segment_index >= len(starts):
+            said = f"a kept thought of segment {thought.segment_index}, and {len(starts)} segments"
+            raise MillError(f"document {document.scored.doc_id!r} has {said}")
     ends = [*starts[1:], len(document.scored.input_ids)]
     return [
         Thought(thought.input_ids, range(starts[thought.segment_index], ends[thought.segment_index]))
