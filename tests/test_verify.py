@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def test_what_is_missing_is_named(output: Path, gone: str) -> None:
 
 
 def test_a_file_that_would_be_loaded_as_a_shard(output: Path) -> None:
-    strays = [output / "data" / f"train-{name}.arrow" for name in ("00000-of-00009", "00007-of-00002")]
+    strays = [output / "data" / f"train-{name}.arrow" for name in ("00000-of-00009", "00007-of-00002", "copy-of-00002")]
     for stray in strays:
         shutil.copy(shards(output)[0], stray)
     for name in ("notes.txt", ".train-00000-of-00009.arrow.0123abcd.tmp"):
@@ -611,6 +612,19 @@ def test_deep_writes_nothing_to_the_output(output: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert said(output, deep=True) == []
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_deep_tells_what_failed_and_leaves_nothing(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the worker's folder can't be cleared up."""
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    elsewhere.write_text("no folder")
+    with pytest.raises(MillError, match=r"^verify .*cannot write .*verify-"):
+        verify(str(output), deep=True, beam_args=[f"--temp_location={elsewhere}"])
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_without_deep_no_pipeline_is_imported(output: Path) -> None:

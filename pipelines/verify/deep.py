@@ -10,6 +10,7 @@ Only the items of the shards are shuffled; the parts are read where they lie. On
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -87,8 +88,9 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
             raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
         found = msgspec.json.decode(storage.read_bytes(url), type=Compared)
     finally:
-        storage.remove(url)
         shutil.rmtree(local, ignore_errors=True)
+        with contextlib.suppress(MillError):  # that it stays must not hide what went wrong
+            storage.remove(url)
     if not found.problems:  # a document that is wrong makes sums wrong
         found.problems += _wrong_counts(output, stages["pack"], found.counts)
     return found

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines import accounts
 from pipelines.verify.report import Problem
+from sharding import storage
 from sharding.shards import rows
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
+
+LIKE_A_SHARD = re.compile(r"-of-\d{5,}\.arrow$")
+"""What the patterns of the card take; more than a killed run leaves, which the pack stage removes."""
 
 
 def check_manifests(output: str, stages: Mapping[str, Manifest]) -> Iterator[Problem]:
@@ -79,8 +85,11 @@ def _check_shards(output: str, packed: Manifest) -> Iterator[Problem]:
         if sum(entry.tokens.values()) != entry.rows * length:
             said = f"{sum(entry.tokens.values())} tokens of {entry.name} are not {entry.rows} rows of {length}"
             yield Problem(url, said)
-    for stray in (url for url in manifest.strays(output, packed) if url.endswith(".arrow")):
-        yield Problem(stray, "no manifest names it, but a loader would take it for a shard")
+    named = set(manifest.file_urls(output, packed, "shards"))
+    for name in storage.list_names(Output(output).data):
+        url = storage.join(Output(output).data, name)
+        if LIKE_A_SHARD.search(name) and url not in named:
+            yield Problem(url, "no manifest names it, but a loader would take it for a shard")
 
 
 def _check_account(output: str, selected: Manifest) -> Iterator[Problem]:
