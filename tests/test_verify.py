@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import msgspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from typer.testing import CliRunner
 
 from pipelines.cli import app
@@ -22,7 +24,7 @@ from pipelines.verify import verify
 from pipelines.verify.show import LOG_EVERY_S, line_a_minute
 from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
-from sharding.storage import manifest
+from sharding.storage import manifest, retries
 from tests.damage import Columns, chain, change_file, manifest_tree, seal, write_manifest
 
 
@@ -217,6 +219,27 @@ def test_what_a_killed_pack_has_left_is_gone(output: Path, tmp_path: Path, byte_
     there = {path.name for path in (output / "data").iterdir()}
     assert there == {"train-00000-of-00002.arrow", "train-00001-of-00002.arrow", "notes.txt"}
     assert said(output) == []
+
+
+def test_a_store_that_fails_for_a_moment_is_no_damage(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(output), "/verified", recursive=True)
+    info, asked = MemoryFileSystem.info, set[str]()
+
+    def info_at_the_second_try(fs: MemoryFileSystem, path: str, **how: Any) -> Any:
+        if path not in asked:
+            asked.add(path)
+            raise ConnectionError("503 slow down")
+        return info(fs, path, **how)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", info_at_the_second_try)
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.0)
+    try:
+        assert verify("memory://verified").problems == []
+        store.rm("/verified/data/train-00000-of-00002.arrow")
+        assert [problem.what for problem in verify("memory://verified").problems] == ["is missing"]
+    finally:
+        store.rm("/verified", recursive=True)
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

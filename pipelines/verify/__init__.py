@@ -152,10 +152,9 @@ def _check_files(
             if task.family == "shards":
                 return check_shard(task, splits.index(rows.split_of(task.entry)), seen)
             return check_part(task)
-        except FileNotFoundError:
-            return Found([Problem(task.url, "is missing")])
         except READ_ERRORS as error:
-            return Found([Problem(task.url, f"cannot be read: {error}")])
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            return Found([Problem(task.url, "is missing" if missing else f"cannot be read: {error}")])
 
     counts: dict[str, Counter[str]] = {stage: Counter() for stage in stages}
     damaged: set[str] = set()

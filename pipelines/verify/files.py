@@ -76,10 +76,9 @@ def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
     A file in an object store is fetched once, for all checks.
     """
     url, entry = task.url, task.entry
-    size_bytes = storage.filesystem(url)[0].info(storage.filesystem(url)[1])["size"]
-    if size_bytes != entry.size_bytes:
-        return None, [Problem(url, f"{size_bytes} bytes, its manifest says {entry.size_bytes}")]
     buffer = file_buffer(url)
+    if buffer.size != entry.size_bytes:
+        return None, [Problem(url, f"{buffer.size} bytes, its manifest says {entry.size_bytes}")]
     sha256 = hashlib.sha256(buffer).hexdigest()
     if sha256 != entry.sha256:
         said = f"(sha256 {sha256[:12]}..., not {entry.sha256[:12]}...)"
@@ -162,12 +161,9 @@ def _check_ids(task: Task, batch: pa.RecordBatch, first_row: int) -> Iterator[Pr
     ids = batch.column("input_ids")
     largest = pc.max(ids.flatten()).as_py()
     if largest is not None and largest >= task.vocab_size:
+        of = f"the vocabulary size {task.vocab_size}"
         row = next(i for i in range(batch.num_rows) if (pc.max(ids[i].values).as_py() or 0) >= task.vocab_size)
-        yield Problem(at(task.url, first_row + row), f"token id {largest} is not below {_vocabulary(task)}")
-
-
-def _vocabulary(task: Task) -> str:
-    return f"the vocabulary size {task.vocab_size}"
+        yield Problem(at(task.url, first_row + row), f"token id {largest} is not below {of}")
 
 
 def _counts_by_source(batch: pa.RecordBatch) -> Counter[str]:

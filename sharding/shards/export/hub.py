@@ -79,10 +79,9 @@ def published_names(output: str) -> list[str]:
     Raises:
         MillError: the run isn't finished.
     """
-    packed = manifest.require(output, "pack")
-    if not storage.exists(Output(output).success):
+    packed, at = manifest.require(output, "pack"), Output(output)
+    if not storage.exists(at.success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
-    at = Output(output)
     beside = (at.manifest("pack"), at.success, at.card, at.croissant, at.config, at.difficulty, at.pilot, at.report)
     names = [url.rsplit("/", 1)[-1] for url in beside if storage.exists(url)]
     return [*(entry.name for entry in packed.files.get("shards", [])), *names]
