@@ -204,6 +204,25 @@ def test_longest_expected_goes_first(feeders: Callable[..., Feeder]) -> None:
     assert engine.order == ["first", "a", "b", "c", "d"]
 
 
+def test_longest_goes_first_of_what_came_while_the_engine_started(feeders: Callable[..., Feeder]) -> None:
+    starting, started = threading.Event(), threading.Event()
+
+    class Slow(ScriptedEngine):
+        async def start(self) -> None:
+            starting.set()
+            while not started.is_set():
+                await asyncio.sleep(0.001)
+
+    engine = Slow(lambda r: None, capacity=1)
+    ticket = feeders(engine).ticket()
+    ticket.submit(request("short", expected_tokens=1.0))
+    assert starting.wait(5)
+    ticket.submit(request("long", expected_tokens=9.0))
+    started.set()
+    assert len(list(ticket.drain())) == 2
+    assert engine.order == ["long", "short"]
+
+
 def test_no_more_in_flight_than_asked(feeders: Callable[..., Feeder]) -> None:
     for limit, expected in ((None, 4), (2, 2)):
         engine = ScriptedEngine(lambda r: asyncio.sleep(0.0005), capacity=4)

@@ -164,6 +164,7 @@ class Feeder:
 
     def _fill(self, engine: Engine) -> None:
         """Move waiting jobs to the engine while it has room."""
+        self._admit()  # what came while the engine started
         limit = self._waiting.limit(self._stats.capacity)
         first_time = 0
         while self._waiting and len(self._in_flight) < limit:
