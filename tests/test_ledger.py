@@ -502,6 +502,7 @@ def test_the_key_does_not_depend_on_how_things_are_written() -> None:
     assert key == key_of(prompt_token_ids=PROMPT.astype(np.int64))
     assert key == key_of(sampling=SamplingConfig(temperature=0.60, seed=0))
     assert key_of(sampling=SamplingConfig(stop=("a",)), stop=("a", "b")) == key_of(stop=("a", "b"))
+    assert key_of(endpoint(served_name=MODEL["name"])) == key_of(endpoint())
     order = [{"top_k": 2, "min_p": 0.1}, {"min_p": 0.1, "top_k": 2}]
     assert len({key_of(endpoint(engine_args=arguments)) for arguments in order}) == 1
     # Fixed for good: another key would buy every generation in existence again.
