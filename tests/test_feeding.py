@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import gc
 import logging
 import subprocess
@@ -201,6 +202,25 @@ def test_longest_expected_goes_first(feeders: Callable[..., Feeder]) -> None:
     opened.set()
     assert len(list(ticket.drain())) == 5
     assert engine.order == ["first", "a", "b", "c", "d"]
+
+
+def test_longest_goes_first_of_what_came_while_the_engine_started(feeders: Callable[..., Feeder]) -> None:
+    starting, started = threading.Event(), threading.Event()
+
+    class Slow(ScriptedEngine):
+        async def start(self) -> None:
+            starting.set()
+            while not started.is_set():
+                await asyncio.sleep(0.001)
+
+    engine = Slow(lambda r: None, capacity=1)
+    ticket = feeders(engine).ticket()
+    ticket.submit(request("short", expected_tokens=1.0))
+    assert starting.wait(5)
+    ticket.submit(request("long", expected_tokens=9.0))
+    started.set()
+    assert len(list(ticket.drain())) == 2
+    assert engine.order == ["long", "short"]
 
 
 def test_no_more_in_flight_than_asked(feeders: Callable[..., Feeder]) -> None:
@@ -569,6 +589,60 @@ def test_closing_fails_what_is_unfinished(feeders: Callable[..., Feeder]) -> Non
     feeder.close()
 
 
+def test_closing_tells_the_bundles_before_a_starting_engine_has_ended(feeders: Callable[..., Feeder]) -> None:
+    starting, may_end = threading.Event(), threading.Event()
+
+    class Slow(ScriptedEngine):
+        async def start(self) -> None:
+            starting.set()
+            await asyncio.sleep(60)
+
+        async def close(self) -> None:
+            while not may_end.is_set():
+                await asyncio.sleep(0.001)
+            await super().close()
+
+    engine = Slow(lambda r: None)
+    feeder = feeders(engine)
+    told: list[str] = []
+
+    def bundle() -> None:
+        try:
+            run_all(feeder, [request("a"), request("b")])
+        except MillError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=bundle, daemon=True)
+    thread.start()
+    starting.wait(5)
+    feeder.close(MillError("too many failed"), timeout_s=0.01)
+    thread.join(5)
+    closes, _ = engine.closes, may_end.set()
+    assert (told, closes) == (["too many failed"], 0)
+    feeder.close()
+    assert engine.closes == 1
+
+
+def test_an_engine_that_starts_all_the_same_when_closed_gets_no_request(feeders: Callable[..., Feeder]) -> None:
+    starting = threading.Event()
+
+    class Stubborn(ScriptedEngine):
+        async def start(self) -> None:
+            starting.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    engine = Stubborn(lambda r: None)
+    feeder = feeders(engine)
+    ticket = feeder.ticket()
+    ticket.submit(request("a"))
+    starting.wait(5)
+    feeder.close(timeout_s=5)
+    with pytest.raises(MillError, match="closed"):
+        list(ticket.drain())
+    assert not feeder._thread.is_alive() and (engine.order, engine.closes) == ([], 1)
+
+
 @pytest.mark.parametrize(("share", "together"), [(0.9, False), (0.4, True)])
 def test_models_take_turns_where_memory_is_short(feeders: Callable[..., Feeder], share: float, together: bool) -> None:
     memory = registry.SharedMemory()
@@ -632,6 +706,24 @@ def test_models_of_one_name_are_counted_apart() -> None:
         assert {name: stats.completed for name, stats in registry.stats().items()} == {"cheap": 1, "dear": 3}
         assert registry.acquire(here, name="same") is cheap
         assert {name: stats.completed for name, stats in registry.stats().items()} == {"cheap, same": 1, "dear": 3}
+    finally:
+        registry.close_all()
+
+
+def test_a_model_that_failed_does_not_hide_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    well, ill = ModelConfig(engine="rehearsal", name="well"), ModelConfig(engine="rehearsal", name="ill")
+    failing = ScriptedEngine(lambda r: RequestError("the key is wrong"))
+    make = registry.create_engine
+    monkeypatch.setattr(registry, "create_engine", lambda model: failing if model is ill else make(model))
+    try:
+        run_all(registry.acquire(well), [request("a")])
+        failed = registry.acquire(ill)
+        with pytest.raises(RequestError, match="the key is wrong"):
+            run_all(failed, [request("a")])
+        registry.release(failed)
+        assert registry.stats()["well"].completed == 1
+        assert registry.acquire(ill) is not failed
+        assert set(registry.stats()) == {"well", "ill"}
     finally:
         registry.close_all()
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
+from augment.engines.vllm import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
 from augment.ledger import compaction, parts
 from augment.ledger import writer as ledger_writer
@@ -30,8 +31,10 @@ from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.ledger.transforms import missing_samples
 from augment.ledger.writer import LedgerWriter
+from augment.requests import dialects
 from augment.requests import keys as request_keys
 from augment.requests.closing import ClosingConfig
+from augment.requests.dialects import load_dialect
 from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.planner import TracePlanner
 from pipelines.watch import status
@@ -499,6 +502,7 @@ def test_the_key_does_not_depend_on_how_things_are_written() -> None:
     assert key == key_of(prompt_token_ids=PROMPT.astype(np.int64))
     assert key == key_of(sampling=SamplingConfig(temperature=0.60, seed=0))
     assert key_of(sampling=SamplingConfig(stop=("a",)), stop=("a", "b")) == key_of(stop=("a", "b"))
+    assert key_of(endpoint(served_name=MODEL["name"])) == key_of(endpoint())
     order = [{"top_k": 2, "min_p": 0.1}, {"min_p": 0.1, "top_k": 2}]
     assert len({key_of(endpoint(engine_args=arguments)) for arguments in order}) == 1
     # Fixed for good: another key would buy every generation in existence again.
@@ -530,8 +534,12 @@ def test_a_model_s_version_is_found_out_once_and_carried_to_the_workers(
     )
     worker = pickle.loads(pickle.dumps(planner))  # noqa: S301 - our own
     found = {name: worker.model(name).revision for name in models}
-    assert found == {"hub": "a" * 40, "folder": "stable", "two": None, "served": None}
-    assert worker.decides("two")["revision"] == "b" * 40, "its tokenizer has commits of its own"
+    assert found == {"hub": "a" * 40, "folder": "stable", "two": "b" * 40, "served": None}
+    arguments = engine_arguments(worker.model("two"), on_cpu=False)
+    assert (arguments["revision"], arguments["tokenizer_revision"]) == ("b" * 40, None), "a tokenizer has its own"
+    monkeypatch.setattr(dialects, "_load", lambda name, revision, *_: (name, revision))
+    assert load_dialect(worker.model("two")) == ("team/tokenizer", None)
+    assert load_dialect(worker.model("hub")) == ("team/model", "a" * 40)
     assert planner.describe() == worker.describe()
     assert asked == ["team/model", byte_tokenizer, "team/model", byte_tokenizer]
 

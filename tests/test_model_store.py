@@ -109,8 +109,8 @@ def test_what_has_not_changed_is_read_once_by_all_processes(
     link = model.parent / "link"
     link.symlink_to(model)
     assert model_fingerprint(str(link)) == first and len(reads) == 4
-    for kept in (home / "fingerprints").iterdir():
-        kept.write_text("half")
+    for kept, damaged in zip((home / "fingerprints").iterdir(), (b"half", b"\0" * 32, b"\xff" * 32, b""), strict=True):
+        kept.write_bytes(damaged)
     monkeypatch.setattr(store, "_digests", {})
     assert model_fingerprint(str(model)) == first and len(reads) == 8
     (model / "model-1.safetensors").write_bytes(b"other")

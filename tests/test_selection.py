@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.selection.account import account_counts, mean_and_interval, split_account
-from augment.selection.candidates import Control, JudgedSegment
+from augment.selection.candidates import AskedSegment, Control, JudgedSegment
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for, controls_of, lowest_ranks
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED, choose
+from augment.selection.transforms import _JudgeFn
 from pipelines.joints import MIN_SHOWN_TOKENS, Holdback
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
@@ -26,6 +27,7 @@ from sharding.errors import RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, Request, ScoredSegment
 from sharding.storage import manifest
+from tests.test_ledger import row as ledger_row
 from tests.test_stages import documents
 
 
@@ -287,6 +289,49 @@ def test_a_thought_within_a_segment_sees_what_stands_before_the_hardest_span(byt
 def test_one_token_has_nothing_before_it(byte_tokenizer: str) -> None:
     single = segment(load_tokenizer(byte_tokenizer), "a", 0, 1)
     assert shown(byte_tokenizer, at_hard_span=True).shown_tokens(single, "deep") == 0
+
+
+def test_segments_of_one_text_each_get_the_candidates_that_they_share(byte_tokenizer: str) -> None:
+    """Two documents of one text ask under one key; what is bought once is judged for both, duplicates collapsed."""
+    text = "Because the first of these follows from the second, and the second from what was said of all the others."
+    asked = [
+        AskedSegment(
+            request=Request(
+                doc_id=doc_id,
+                segment_index=index,
+                tier="deep",
+                model="m",
+                prompt="brief",
+                request_key="same",
+                samples=samples,
+                max_tokens=64,
+                expected_tokens=64.0,
+                prompt_tokens=3,
+                prompt_token_ids=np.empty(0, np.uint32),
+                shown_tokens=4,
+            ),
+            valued=True,
+            source_text=f"of {doc_id}",
+            continuation=f"after {doc_id}",
+        )
+        for doc_id, index, samples in (("a", 0, 2), ("b", 3, 3))
+    ]
+    rows = [
+        ledger_row(sample, key=f"same/{sample}", request_key="same", sample=sample, text=text, finished_at=at)
+        for sample, at in ((1, 5.0), (0, 2.0), (1, 4.0))
+    ]
+    judging = _JudgeFn(SelectConfig(), byte_tokenizer)
+    judging.setup()
+    out = list(judging.process(("same", {"asked": asked, "rows": rows})))
+    judged = [one for one in out if isinstance(one, JudgedSegment)]
+    assert [(one.segment_id, one.source_text, one.continuation) for one in judged] == [
+        (asked[0].request.segment_id, "of a", "after a"),
+        (asked[1].request.segment_id, "of b", "after b"),
+    ]
+    for one in judged:
+        assert [(c.segment_id, c.sample) for c in one.candidates] == [(one.segment_id, 0), (one.segment_id, 1)]
+    counts = [one.value for one in out if not isinstance(one, JudgedSegment)]
+    assert counts == [{"requested": 2, "missing": 0}, {"requested": 3, "missing": 1}]
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

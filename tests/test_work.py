@@ -284,6 +284,18 @@ def busy() -> dict[str, FeederStats]:
     return {"model": stats}
 
 
+def test_a_heartbeat_that_goes_while_it_is_looked_at_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "alive")
+    for name in ("b", "d"):
+        storage.write_json(f"{folder}/{name}.json", {"at": 1000.0, "host": name})
+    storage.write_bytes(f"{folder}/c.json", b"half of one {")
+    listed = storage.list_names
+    monkeypatch.setattr(storage, "list_names", lambda url: ["a.json", *listed(url)])  # a has ended since
+    assert [beat["host"] for beat in read_beats(folder, 1000.0)] == ["b", "d"]
+
+
 def test_a_heartbeat_is_there_while_there_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "stats", busy)
     folder = str(tmp_path / "alive")

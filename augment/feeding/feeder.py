@@ -121,7 +121,7 @@ class Feeder:
 
     async def _feed(self) -> None:
         """After every change: get the engine and fill it, the longest first."""
-        while True:
+        while self.error is None:
             await self._change()
             engine = await self._engine()
             if engine is not None:
@@ -164,6 +164,7 @@ class Feeder:
 
     def _fill(self, engine: Engine) -> None:
         """Move waiting jobs to the engine while it has room."""
+        self._admit()  # what came while the engine started
         limit = self._waiting.limit(self._stats.capacity)
         first_time = 0
         while self._waiting and len(self._in_flight) < limit:
@@ -279,9 +280,9 @@ class Feeder:
         error = feeding.exception() if feeding.done() else None
         feeding.cancel()
         closed.cancel()
-        await asyncio.wait([feeding, closed])
         cancelled = list(self._in_flight.values())
-        self._give_up(error)
+        self._give_up(error)  # before an engine that is slow to start or to end has done so
+        await asyncio.wait([feeding, closed])
         if cancelled:
             await asyncio.wait(cancelled, timeout=_CANCEL_S)
         await self._keeper.close()
@@ -293,6 +294,7 @@ class Feeder:
         self._cancel_in_flight()
         for timer in self._backing_off.values():
             timer.cancel()
+        self._waiting = Waiting()
         for job in list(self._jobs.values()):
             for one in self._finish(job):
                 one.ticket.fail(error)

@@ -7,6 +7,7 @@ told by its age.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -112,13 +113,15 @@ class Heartbeat:
 
 
 def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
-    """The heartbeats of processes that are alive at the Unix time `now`; none where they can't be read."""
+    """The heartbeats of processes that are alive at the Unix time `now`, those of them that can be read."""
+    beats = []
     try:
-        names = [name for name in storage.list_names(folder) if name.endswith(".json")]
-        beats = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
-    except (ValueError, MillError) as error:
+        for name in storage.list_names(folder):
+            if name.endswith(".json"):
+                with contextlib.suppress(ValueError, MillError):  # it has just ended
+                    beats.append(json.loads(storage.read_bytes(storage.join(folder, name))))
+    except MillError as error:
         logger.debug("heartbeats in %s: %s", folder, error)
-        return []
     return [beat for beat in beats if abs(now - beat["at"]) <= STALE_S]
 
 

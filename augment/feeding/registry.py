@@ -96,6 +96,7 @@ class Registry:
             self._users[feeder] = self._users.get(feeder, 0) + 1
             self._names.setdefault(feeder, set()).add(said.name)
         if broken is not None:
+            self._names.pop(broken, None)
             broken.close()
         return feeder
 
@@ -107,10 +108,7 @@ class Registry:
                 self._users[feeder] = users
                 return
             self._users.pop(feeder, None)
-            failed = feeder.error is not None
-            if failed:
-                self._names.pop(feeder, None)
-        if failed:
+        if feeder.error is not None:
             feeder.close()
 
     def stats(self) -> dict[str, FeederStats]:

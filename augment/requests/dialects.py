@@ -66,8 +66,11 @@ def load_dialect(model: ModelConfig, training_tokenizer: TextTokenizer | None = 
         if training_tokenizer is None:
             raise MillError("the rehearsal engine needs the training tokenizer to make prompts")
         return plain_dialect(model.name, training_tokenizer)
-    name = str(model.engine_args.get("tokenizer", model.name))
-    return _load(name, model.revision, model.thinking, bool(model.engine_args.get("trust_remote_code", False)))
+    arguments = model.engine_args
+    name, revision = str(arguments.get("tokenizer", model.name)), model.revision
+    if model.engine == "vllm":
+        revision = arguments.get("tokenizer_revision", revision)
+    return _load(name, revision, model.thinking, bool(arguments.get("trust_remote_code", False)))
 
 
 def find_thinking(chat_template: str) -> tuple[bool, tuple[str, ...]]:

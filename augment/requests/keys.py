@@ -71,7 +71,7 @@ def what_decides_text(model: ModelConfig) -> dict[str, Any]:
     return {
         "engine": model.engine,
         "name": model.name,
-        "served_name": model.served_name,
+        "served_name": None if model.served_name == model.name else model.served_name,
         "revision": revision_of(model),
         "max_model_len": model.max_model_len,
         "thinking": model.thinking,

@@ -93,8 +93,12 @@ class TracePlanner:
     def model(self, name: str) -> ModelConfig:
         """A model as it is to be loaded: at the commit that its keys name, wherever its branch moves during the run."""
         model, revision = self.models[name], self.decides(name)["revision"]
-        own_tokenizer = model.engine == "vllm" and "tokenizer" in model.engine_args  # has commits of its own
-        return dataclasses.replace(model, revision=revision) if is_commit(revision) and not own_tokenizer else model
+        if not is_commit(revision):
+            return model
+        arguments = model.engine_args
+        if model.engine == "vllm" and "tokenizer" in arguments:  # which has commits of its own
+            arguments = {"tokenizer_revision": model.revision, **arguments}
+        return dataclasses.replace(model, revision=revision, engine_args=arguments)
 
     def requests(
         self,

@@ -111,10 +111,10 @@ def _content_digest(path: Path) -> str:
         return _digests[seen]
     name = fingerprint(["\0".join(map(str, seen))], _DIGEST_BYTES)
     kept = None
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
         kept = mill_home() / "fingerprints" / name
         known = kept.read_text()
-        if len(known) == 2 * _DIGEST_BYTES:
+        if len(bytes.fromhex(known)) == _DIGEST_BYTES:  # else a crash has damaged it
             return _digests.setdefault(seen, known)
     settled = time.time() - found.st_ctime > _FRESH_S  # which follows every change, and nobody can set
     with path.open("rb") as file:
