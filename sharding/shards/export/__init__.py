@@ -11,8 +11,8 @@ A format's module has
 
     write_shard   (shard, target) → the files it wrote of a shard: `files.publish(target, f"{shard.stem}.ENDING")` opens
                   one under the name that belongs to it, `shard.batches()` gives the rows, `shard.counted` the loss mask
-    finish        (target, split, shard, files) → the files it wrote over those of a whole split, where its line in
-                  `FORMATS` says `has_index`; `shard` is any one of the export
+    finish        (target, split, shard, files) → the files over those of a whole split (index.json) that it wrote,
+                  where its line in `FORMATS` says `has_index`; `shard` is any one of the export
 """
 
 from __future__ import annotations
