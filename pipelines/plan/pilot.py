@@ -1,4 +1,4 @@
-"""The pilot: a few segments really generated, and selected among as the select stage would. A part of `thoughtmill plan`.
+"""The pilot of a plan: a few segments really generated, and selected among as the select stage would.
 
 It generates through the augment stage's own transforms into the run's own ledger, so the run will find what it buys.
 What it measures takes the place of a plan's assumptions.
