@@ -1,1 +1,1 @@
-"""Shards: the records between the stages, storage, packing and what trainers read. Imports no other package."""
+"""Sharding: the ground: records, storage, sources, models, packing and what trainers read. Imports no other package."""

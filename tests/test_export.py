@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -556,6 +557,12 @@ def test_what_is_not_allowed_is_named(
     with pytest.raises(RequestError, match=message):
         export(output.url, **request)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_page_has_every_format_and_says_whether_it_has_a_mask() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (?:item|row) \|[^|]+\|[^|]+\| ([^|]+) \|", page, re.MULTILINE)
+    assert {name: mask != "no" for name, mask in rows} == {n: form.carries_loss_mask for n, form in FORMATS.items()}
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -1,4 +1,4 @@
-"""Feeding: one engine kept full from many bundles, each of which waits for its own requests only.
+"""The feeder: the loop that keeps one engine full from many bundles. The heart of the augment stage.
 
 A `Feeder` owns an engine and runs it on an event loop of its own. Bundles (threads) submit requests through tickets;
 submitted requests wait in a bounded heap, the longest expected first, and move on to the engine as slots fall free.

@@ -1,4 +1,4 @@
-"""The n-gram memory: which surprising tokens the corpus itself predicts, so that they need no thought.
+"""The table of the n-gram memory: surprisal under the counts of the corpus. The second half, after `counting`.
 
 One pass over the corpus counts n-grams (`memory.counting`); their counts become a compact hash table, stored once
 beside the scores and memory-mapped by every scoring worker. A token's difficulty is then the smaller of its surprisals

@@ -1,5 +1,7 @@
-"""The example configs that `thoughtmill init` writes: the files of `configs/`, which the wheel carries as
-`pipelines/example_configs/`."""
+"""The example configs that `thoughtmill init` writes: the files of configs/.
+
+The wheel carries them as pipelines/example_configs/.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ app.add_typer(ledger_app, name="ledger")
 @app.command()
 def export(
     output: OutputArgument,
-    to: Annotated[str, typer.Option("--to", help="megatron, datatrove, mds, olmo, parquet, or hub.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Such as megatron, mds or parquet (docs/formats.md has them all), or hub.")
+    ],
     target: Annotated[str, typer.Option("--target", help="Folder in any store; for hub the repository, ORG/NAME.")],
     loss_mask: Annotated[
         str | None, typer.Option(help="What is trained on: all, source_only, thoughts_only or no_delimiters.")

@@ -1,7 +1,7 @@
-"""The pilot: a few segments really generated, through the augment stage's own transforms into the run's own ledger, and
-selected as the select stage would.
+"""The pilot of a plan: a few segments really generated, and selected among as the select stage would.
 
-What it buys the run will find; what it measures takes the place of a plan's assumptions.
+It generates through the augment stage's own transforms into the run's own ledger, so the run will find what it buys.
+What it measures takes the place of a plan's assumptions.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The report: one page about a run, for a browser without a network. `thoughtmill run` ends with it, and
-`thoughtmill report OUTPUT` makes it at any time.
+"""The report: one page about a run, for a browser without a network. `thoughtmill run` ends with it.
 
 manifests ────► facts ──► funnel, spread, traces, shards: figures ─┐
 a few parts ──► sample ─┘                                          ├─► template/page.html.j2 ──► report.html
-a few documents ──► document ──► room: the reading room ───────────┘
+a few documents ──► reader ──► room: the reading room ─────────────┘
 
-It is made from whatever stages have finished, and says what isn't there yet. It depends on the output alone.
+`thoughtmill report OUTPUT` makes it at any time, from whatever stages have finished, and says what isn't there yet. It
+depends on the output alone.
 """
 
 from __future__ import annotations

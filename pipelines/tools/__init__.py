@@ -1,1 +1,1 @@
-"""Tools beside the flow: the conformance job, the demo, the reference of the config, fetched models."""
+"""Tools beside the flow: the conformance job, the demo, the reference of the config."""

@@ -1,1 +1,1 @@
-"""Watching a run: its state from anywhere, its progress while it runs, and what it came to."""
+"""Watching a run: its state from anywhere, and its progress while it runs."""

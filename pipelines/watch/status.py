@@ -198,9 +198,7 @@ def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, 
         "dollars": dollars,
         "gpu_hours": gpu_hours,
         "processes": len(beats),
-        "in_flight": sum(model["in_flight"] for model in at_work),
-        "waiting": sum(model["waiting"] for model in at_work),
-        "failed": sum(model["failed"] for model in at_work),
+        **{what: sum(model[what] for model in at_work) for what in ("in_flight", "waiting", "failed")},
         "tokens_per_second": rate,
         "seconds_left": left / rate if rate else None,
         "seconds_since_last": now - float(done.finished_at.max()) if len(done.tokens) else None,
@@ -218,9 +216,7 @@ def _cost(plan: dict[str, Any], tokens: Mapping[str, int], price: str, of: Any) 
 
 def _tokens_per_second(done: _Done, *, live: bool, now: float) -> float | None:
     """Of the last minutes: up to now while processes are at work, up to the last generation otherwise."""
-    if not len(done.tokens):
-        return None
-    end = max(now, done.finished_at.max()) if live else done.finished_at.max()
+    end = max(now if live else 0.0, done.finished_at.max(initial=0.0))
     recent = done.finished_at > end - RATE_WINDOW_S
     if not recent.any():
         return None
@@ -278,9 +274,8 @@ def spent(generation: Mapping[str, Any]) -> str:
     """What was spent of the budget, in its unit and in money."""
     unit = generation["unit"]
     text = f"{_amount(generation['spent'])} of {_amount(generation['budget'])} {UNIT_NAMES[unit]}"
-    other = {"dollars": generation["dollars"], "gpu_hours": generation["gpu_hours"]}
-    for name, amount in other.items():
-        if name != unit and amount is not None:
+    for name in ("dollars", "gpu_hours"):
+        if name != unit and (amount := generation[name]) is not None:
             text += f", {_amount(amount)} {UNIT_NAMES[name]}"
     return text
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -172,9 +171,15 @@ class TextTokenizer:
         """The ids of texts, not checked, by `tokenizers`."""
         # Where the vocabulary writes spaces as "▁", a "▁" of the text itself has to go byte by byte.
         pieces = [text.split(METASPACE) if self._metaspace_ids else [text] for text in texts]
-        encodings = self._plain.encode_batch_fast([piece for p in pieces for piece in p], add_special_tokens=False)
-        parts = (encoding.ids for encoding in encodings)
-        return [self._join(list(islice(parts, len(p)))) for p in pieces]
+        flat = [piece for pieces_of_text in pieces for piece in pieces_of_text]
+        ids_of_pieces = (encoding.ids for encoding in self._plain.encode_batch_fast(flat, add_special_tokens=False))
+        found = []
+        for pieces_of_text in pieces:
+            ids = next(ids_of_pieces)
+            for _ in pieces_of_text[1:]:
+                ids += self._metaspace_ids + next(ids_of_pieces)
+            found.append(ids)
+        return found
 
     def encode_for_scoring(self, text: str) -> np.ndarray:
         """`encode`, with spaces in place of characters that the vocabulary can't spell, one per byte of UTF-8.
@@ -229,14 +234,6 @@ class TextTokenizer:
     def byte_ends(self, ids: np.ndarray) -> np.ndarray:
         """Where each token ends in the UTF-8 bytes of the text: (num_tokens,) int64, the cumulative `byte_lengths`."""
         return np.cumsum(self._byte_lengths[ids], dtype=np.int64)
-
-    def _join(self, parts: list[list[int]]) -> list[int]:
-        """The ids of the pieces between the "▁" of a text, with the byte tokens of "▁" between them."""
-        ids = parts[0]
-        for part in parts[1:]:
-            ids += self._metaspace_ids
-            ids += part
-        return ids
 
     def _checked(self, ids: list[int] | np.ndarray, data: bytes) -> np.ndarray:
         """The ids as an array, once they are known to spell `data` without control tokens."""

@@ -1,4 +1,4 @@
-"""Packing: items into rows of exactly `sequence_length` tokens, none torn. The pack stage, after the layout.
+"""Best fit: items into rows of exactly `sequence_length` tokens, none torn. The pack stage, after the layout.
 
 Best-fit-decreasing (Johnson et al. 1974) over windows of consecutive items. An item goes where the least room is left
 that still holds it; cutting items at row ends instead would cost the model what best-fit is known to gain

@@ -1,4 +1,4 @@
-"""Recovery: what packed rows were made from, the inverse of `layout` and `packing`; for checks and for reading rows.
+"""Recovery: what packed rows were made from, the inverse of `layout` and `best_fit`; for checks and for reading rows.
 
 rows ──► items ─┬─► source: the tokens of a document, in order and complete
                 └─► thoughts: each with its place in the document

@@ -1,7 +1,7 @@
 """The record types: the contract between the stages.
 
 A record travels between workers as compact bytes (`encode`/`decode`, registered as a Beam coder in
-`sharding.beam.parts`) and rests on disk as rows of Arrow record batches (`to_batch`/`from_batch`). Per-token data is
+`sharding.beam.coders`) and rests on disk as rows of Arrow record batches (`to_batch`/`from_batch`). Per-token data is
 always a numpy array, never a list of Python numbers.
 
     Document ──► ScoredSegment ──► Request ──► LedgerRow ──► Candidate ──► Item ──► Row

@@ -1,4 +1,4 @@
-"""Readers: from files in any fsspec store, or datasets, to documents; the first step of the flow.
+"""Sources: from files in any fsspec store, or datasets, to documents; the first step of the flow.
 
     Source ──resolve──► files ──units_of──► ReadUnits ──read_documents──► Document | Quarantined
     (config)            names, sizes        what one worker reads

@@ -2,7 +2,8 @@
 
 A value looks at one segment at a time, with all traces that passed the gates, and gives each a number: the higher, the
 better. To add one, write a class like `Value` in a file of your own and name it in the config, as in
-`select: {value: "my_values.py:Brevity"}` or, for an installed module, `value: "my_package.values:Brevity"`.
+`select: {value: "my_values.py:Brevity"}` or, for an installed module, `value: "my_package.values:Brevity"`. One that
+comes with the mill is a module here, named in `BUILT_IN` of `augment.selection.values`.
 """
 
 from __future__ import annotations

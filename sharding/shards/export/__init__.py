@@ -6,10 +6,18 @@
 Shards are exported apart from each other, so memory doesn't depend on their number; a target holds one export and
 nothing else (`target`), and is not finished without EXPORT.json. docs/formats.md says what is where in each format and
 how a trainer loads it.
+
+A format's module has
+
+    write_shard   (shard, target) → the files it wrote of a shard: `files.publish(target, f"{shard.stem}.ENDING")` opens
+                  one under the name that belongs to it, `shard.batches()` gives the rows, `shard.counted` the loss mask
+    finish        (target, split, shard, files) → the files over those of a whole split (index.json) that it wrote,
+                  where its line in `FORMATS` says `has_index`; `shard` is any one of the export
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,7 +29,6 @@ from sharding import storage
 from sharding.errors import RequestError
 from sharding.hashing import fingerprint
 from sharding.records.types import FileEntry
-from sharding.shards.export import datatrove, mds, megatron, olmo, parquet
 from sharding.shards.export.source import SourceShard
 from sharding.shards.export.target import EXPORT_VERSION, Export, begin, finish
 from sharding.shards.rows import LOSS_MASKS, LossMask, policy_of, split_of
@@ -32,51 +39,29 @@ Progress = Callable[[int, int, int], None]
 """Called with shards done, shards in all, and tokens done."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Format:
     """How a format is written.
 
     Attributes:
-        about: one line for people.
-        write_shard: writes the files of a shard under a target.
+        module: where it is; imported when it is used.
         carries_loss_mask: whether it has a place for one.
-        finish: writes what a split needs over its files; None where nothing.
+        has_index: whether a split has files over those of its shards.
     """
 
-    about: str
-    write_shard: Callable[[SourceShard, str], list[FileEntry]]
-    carries_loss_mask: bool
-    finish: Callable[[str, str, SourceShard, Sequence[FileEntry]], list[FileEntry]] | None = None
+    module: str
+    carries_loss_mask: bool = True
+    has_index: bool = False
 
 
-FORMATS: dict[str, Format] = {
-    "megatron": Format(
-        about="Megatron-LM, Megatron-Core, NeMo: .bin and .idx by document",
-        write_shard=megatron.write_shard,
-        carries_loss_mask=False,
-    ),
-    "datatrove": Format(
-        about="datatrove, nanotron: .ds, .ds.index and .ds.loss by document",
-        write_shard=datatrove.write_shard,
-        carries_loss_mask=True,
-    ),
-    "mds": Format(
-        about="mosaicml-streaming, llm-foundry: .mds and index.json by row",
-        write_shard=mds.write_shard,
-        carries_loss_mask=True,
-        finish=mds.finish,
-    ),
-    "olmo": Format(
-        about="OLMo-core: headerless .npy and label masks by row",
-        write_shard=olmo.write_shard,
-        carries_loss_mask=True,
-    ),
-    "parquet": Format(
-        about="TRL and everything else: Parquet by row",
-        write_shard=parquet.write_shard,
-        carries_loss_mask=True,
-    ),
+FORMATS = {
+    "megatron": Format(module="sharding.shards.export.megatron", carries_loss_mask=False),
+    "datatrove": Format(module="sharding.shards.export.datatrove"),
+    "mds": Format(module="sharding.shards.export.mds", has_index=True),
+    "olmo": Format(module="sharding.shards.export.olmo"),
+    "parquet": Format(module="sharding.shards.export.parquet"),
 }
+"""The formats by the names that `--to` takes; "hub" beside them uploads the shards as they are."""
 
 
 def export(
@@ -193,8 +178,9 @@ def _write(
     filled = [shard for shard in shards if sum(shard.tokens().values())]
     written: dict[str, list[FileEntry]] = {}
     tokens = 0
+    module = importlib.import_module(form.module)
     with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(form.write_shard, shard, target): shard for shard in filled}
+        futures = {pool.submit(module.write_shard, shard, target): shard for shard in filled}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 shard = futures[future]
@@ -207,7 +193,7 @@ def _write(
     files: dict[str, list[FileEntry]] = {}
     for shard in filled:
         files.setdefault(shard.split, []).extend(written[shard.entry.name])
-    if form.finish is not None:
+    if form.has_index:
         for split, entries in files.items():
-            entries += form.finish(target, split, filled[0], entries)
+            entries += module.finish(target, split, filled[0], entries)
     return files
