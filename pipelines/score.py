@@ -15,11 +15,10 @@ from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.memory.table import describe_memory
 from difficulty.scorers import describe_scorer
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
-from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
 from pipelines.outcome import Built, Outcome
-from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs
+from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Stage
 from sharding import sources
 from sharding.models.tokenizer import load_tokenizer
@@ -95,10 +94,3 @@ class Score(Stage):
             "vocab_size": self.vocab_size,
             "memory": {"url": url, **describe_memory(url)} if url else None,
         }
-
-
-def source_sections(config: MillConfig) -> dict[str, Any]:
-    """The parts of the config that say what the documents are."""
-    if config.source is not None:
-        return {"source": config.source, "duplicates": config.duplicates}
-    return {"sources": [yaml_config.to_mapping(source) for source in config.sources], "duplicates": config.duplicates}

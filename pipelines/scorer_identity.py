@@ -1,4 +1,5 @@
-"""What a score hangs on, for the stages that ask the scorer: the config, and fingerprints of what it names.
+"""What a score hangs on, for the stages that ask the scorer and for the plan: the config, and fingerprints of what it
+names.
 
 A name in a config stays while the model or the memory behind it changes: the config alone would call an old score done.
 """
@@ -9,6 +10,7 @@ from typing import Any
 
 from difficulty.config import SCORERS, DifficultyConfig
 from pipelines import yaml_config
+from pipelines.config import MillConfig
 from sharding import storage
 from sharding.hashing import file_fingerprint
 from sharding.models.store import model_fingerprint, resolve_model
@@ -22,6 +24,13 @@ def difficulty_section(difficulty: DifficultyConfig) -> dict[str, Any]:
     """The parts of the section that can change a score."""
     plain = yaml_config.to_mapping(difficulty)
     return {key: value for key, value in plain.items() if key not in _CANT_CHANGE_A_SCORE}
+
+
+def source_sections(config: MillConfig) -> dict[str, Any]:
+    """The parts of the config that say what the documents are."""
+    if config.source is not None:
+        return {"source": yaml_config.to_mapping(config.source), "duplicates": config.duplicates}
+    return {"sources": [yaml_config.to_mapping(source) for source in config.sources], "duplicates": config.duplicates}
 
 
 def model_inputs(difficulty: DifficultyConfig) -> dict[str, str]:

@@ -424,6 +424,21 @@ def test_what_is_no_memory_is_refused_by_name(tmp_path: Path, foreign: str) -> N
         NgramMemory.load(str(tmp_path / "garbage.arrow"))
 
 
+def test_a_memory_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
+    url = str(tmp_path / "memory.arrow")
+    memory_of(MIXED, MemoryConfig()).save(url)
+    whole = read_bytes(url)
+    with pa.ipc.open_stream(whole) as reader:
+        schema = reader.schema
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema):
+        pass
+    for cut in (sink.getvalue(), whole[: len(whole) // 2]):
+        write_bytes(url, cut)
+        with pytest.raises(MillError, match=r"memory\.arrow"):
+            NgramMemory.load(url)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"order": 1}, {"max_ngrams": 10}, {"min_elsewhere": 0}, {"prior_count": 0.0}, {"slots": 4}]
 )

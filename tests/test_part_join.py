@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import apache_beam as beam
@@ -11,6 +12,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.score import MAX_PARTS
 from sharding import hashing, storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts, groups_of, joined_documents
@@ -130,6 +132,16 @@ def test_join_parts_is_a_transform(tmp_path: Path) -> None:
             | beam.Map(lambda joined: (joined.scored.doc_id, len(joined.beside["requests"])))
         )
         assert_that(found, equal_to([(f"doc-{i}", int(i % 2 == 0)) for i in range(20)]))
+
+
+def test_as_many_parts_as_there_may_be_are_grouped_at_once() -> None:
+    def parts(stage: str, family: Family) -> Parts:
+        return Parts(stage, family, tuple(part_name(family.name, number, MAX_PARTS) for number in range(MAX_PARTS)))
+
+    began = time.monotonic()
+    groups = groups_of(parts("score", SEGMENTS), parts("select", KEPT))
+    assert time.monotonic() - began < 30, "each part against every other takes minutes"
+    assert [(len(g.scored.urls), len(g.beside[0].urls)) for g in groups] == [(1, 1)] * MAX_PARTS
 
 
 @pytest.mark.parametrize("parts", [(6, 4, 1), (1, 3, 5), (5, 3, 2)])

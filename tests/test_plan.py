@@ -186,6 +186,21 @@ def test_scores_of_another_config_are_not_used(tree: dict[str, Any]) -> None:
     assert any("difficulty.segment_tokens" in warning for warning in plan["warnings"])
 
 
+def test_scores_of_other_sources_are_not_used(tree: dict[str, Any]) -> None:
+    source = tree.pop("source")
+    tree["sources"] = [source | {"name": "one"}, source | {"name": "two"}]
+    scored(tree)
+    assert make_plan(from_mapping(tree))["basis"]["scored"]
+    for change in (
+        {"sources": tree["sources"][:1]},
+        {"sources": (), "source": source},
+        {"duplicates": "drop"},
+    ):
+        plan = make_plan(from_mapping({**tree, **change}))
+        assert not plan["basis"]["scored"]
+        assert any(f"({', '.join(sorted(change))})" in warning for warning in plan["warnings"]), plan["warnings"]
+
+
 # --- the pilot --------------------------------------------------------------------------------------------------------
 
 

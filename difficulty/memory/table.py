@@ -171,7 +171,7 @@ class NgramMemory:
             tokenizer: what made the tokens that will be looked up; None: not checked.
 
         Raises:
-            MillError: the file is absent, unreadable or no n-gram memory.
+            MillError: the file is absent, unreadable, cut short or no n-gram memory.
             RequestError: its tokens are those of another tokenizer.
         """
         description = describe_memory(url)
@@ -180,8 +180,10 @@ class NgramMemory:
                 f"difficulty.memory_path: the n-grams in {url} are of tokens of another tokenizer than "
                 f"{tokenizer.name!r}; name the memory of a run with that one, or count anew with difficulty.memory"
             )
-        (batch,) = read_batches(url)
-        return cls(batch.column(0).to_numpy(zero_copy_only=True), description)
+        batches = list(read_batches(url))
+        if len(batches) != 1 or 8 * len(batches[0]) != description["size_bytes"]:
+            raise MillError(f"{url} was cut short, or is not as it was stored; build it anew by scoring the corpus")
+        return cls(batches[0].column(0).to_numpy(zero_copy_only=True), description)
 
     def to_json(self) -> dict[str, Any]:
         """What the table holds: its config, the sample of documents counted, entries, size and occupied share."""

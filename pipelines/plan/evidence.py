@@ -10,15 +10,14 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from difficulty.budget.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
-from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.plan.ranges import choose_ranges
-from pipelines.scorer_identity import memory_inputs, model_inputs
+from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from sharding import sources
 from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError
@@ -135,16 +134,19 @@ def gather(config: MillConfig, sample_documents: int) -> Evidence:
 
 def _differences(config: MillConfig, scored: Manifest) -> list[str]:
     """The sections in which the scores were made otherwise; where the scorer's servers are doesn't matter."""
-    difficulty = yaml_config.to_mapping(config.difficulty)
-    before = scored.config
-    differ = [] if before["tokenizer"] == config.tokenizer else ["tokenizer"]
-    differ += [f"difficulty.{key}" for key, value in before["difficulty"].items() if difficulty.get(key) != value]
+    sections: dict[str, Any] = {"tokenizer": config.tokenizer, "difficulty": difficulty_section(config.difficulty)}
+    if config.scored is None:
+        sections |= dict.fromkeys(("source", "sources")) | source_sections(config)
+    differ = [key for name, section in sections.items() for key in _changed(name, scored.config.get(name), section)]
     inputs = model_inputs(config.difficulty) | memory_inputs(config.difficulty)
-    differ += [f"the {name} itself" for name, digest in inputs.items() if scored.inputs.get(name) != digest]
-    if config.scored is None and "source" in before and config.source is not None:
-        source = yaml_config.to_mapping(config.source)
-        differ += [f"source.{key}" for key, value in before["source"].items() if source.get(key) != value]
-    return differ
+    return differ + [f"the {name} itself" for name, digest in inputs.items() if scored.inputs.get(name) != digest]
+
+
+def _changed(name: str, before: Any, after: Any) -> list[str]:
+    """The keys of a section that differ, or the section."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [f"{name}.{key}" for key in after if before.get(key) != after[key]]
+    return [] if before == after else [name]
 
 
 # --- scored parts -----------------------------------------------------------------------------------------------------

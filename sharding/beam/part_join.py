@@ -17,7 +17,7 @@ must not be taken for one without anything to say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -110,14 +110,13 @@ def groups_of(scored: Parts, *beside: Parts) -> list[PartGroup]:
                     f"{url}: the stage {scored.stage} has no documents in the part of this number, the stage "
                     f"{parts.stage} has: they are not of one run; {_again(parts.stage)}"
                 )
-    return [
-        PartGroup(_only(scored, number), tuple(_only(parts, number) for parts in beside)) for number in sorted(numbers)
-    ]
-
-
-def _only(parts: Parts, number: int) -> Parts:
-    urls = tuple(url for url in parts.urls if part_of(url)[0] == number)
-    return Parts(parts.stage, parts.family, urls, parts.columns)
+    # By number, once: a corpus has thousands of parts.
+    places = [(parts, {part_of(url)[0]: url for url in parts.urls}) for parts in (scored, *beside)]
+    groups = []
+    for number in sorted(numbers):
+        of_scored, *others = (replace(parts, urls=(urls[number],) if number in urls else ()) for parts, urls in places)
+        groups.append(PartGroup(of_scored, tuple(others)))
+    return groups
 
 
 def _again(stage: str) -> str:
