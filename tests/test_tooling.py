@@ -55,7 +55,11 @@ def test_the_workflows_see_every_python_and_both_ends() -> None:
 
 def test_the_linters_before_a_commit_are_those_of_make_lint() -> None:
     said = subprocess.run(
-        ["make", "-n", "lint", "-o", "install"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "lint", "-o", "install"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [hook["entry"] for hook in repository["hooks"]] == said[-4:]

@@ -239,7 +239,8 @@ def test_a_store_that_fails_for_a_moment_is_no_damage(output: Path, monkeypatch:
         store.rm("/verified/data/train-00000-of-00002.arrow")
         assert [problem.what for problem in verify("memory://verified").problems] == ["is missing"]
     finally:
-        store.rm("/verified", recursive=True)
+        MemoryFileSystem.store.clear()
+        MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
