@@ -14,7 +14,6 @@ from sharding import records
 from sharding.records.families import ROWS
 from sharding.storage.manifest import Manifest
 
-CROISSANT_NAME = "croissant.json"
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 """The registered media type of the Arrow IPC stream format."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from difficulty.budget.histogram import DifficultyHistogram
-from difficulty.budget.policies import Bins
+from difficulty.budget.policies.adaptive import ordered as ordered  # any order would do: there is no step to buy
 from difficulty.budget.tiers import BudgetConfig
 
 AXIS = "none"
@@ -15,9 +14,3 @@ SPENDS_ALL = False
 def choices(config: BudgetConfig, costs: Sequence[float], resolutions: Sequence[float]) -> list[int]:
     """The one tier."""
     return [next(i for i, tier in enumerate(config.tiers) if tier.name == config.fixed_tier)]
-
-
-def ordered(histogram: DifficultyHistogram) -> Bins:
-    """In any order: there is no step to buy."""
-    bins, counts = histogram.by_difficulty.bins()
-    return Bins(histogram.by_difficulty.shift, bins, counts, histogram.bins()[0])
