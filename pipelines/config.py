@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from augment.engines.config import ModelConfig, SamplingConfig
@@ -85,6 +85,11 @@ class MillConfig:
         return self.ledger.path or Output(self.output).ledger
 
     @property
+    def gain_difficulty(self) -> DifficultyConfig:
+        """The scorer that gains are measured with: that of the first stage, unless `select.gain.scorer` names one."""
+        return self.difficulty if self.select.gain.scorer is None else DifficultyConfig(**self.select.gain.scorer)
+
+    @property
     def all_sources(self) -> tuple[Source, ...]:
         """The sources with the keys they stand under."""
         if self.source is not None:
@@ -132,11 +137,21 @@ class MillConfig:
         if thinking and policy_module(policy).AXIS == "difficulty":
             others = " or ".join(name for name in POLICIES if policy_module(name).AXIS != "difficulty")
             raise ValueError(f"budget.policy: {policy} needs a scorer, and difficulty.scorer is none; name {others}")
-        gain = self.select.value_name in ("continuation_gain", "self_gain")
-        if gain and any(self.select.values_tier(tier.samples) for tier in thinking):
-            raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
         if thinking and self.layout == "at_hard_span":
             raise ValueError("layout: at_hard_span needs a scorer, and difficulty.scorer is none; name another layout")
+        return self
+
+    @model_validator(mode="after")
+    def _gain_scorer_is_one(self) -> MillConfig:
+        try:
+            scorer = self.gain_difficulty.scorer
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(["select.gain.scorer", *map(str, first["loc"])])
+            raise ValueError(f"{key}: {first['msg']}; its keys are those of difficulty") from error
+        gain = self.select.value_name in ("continuation_gain", "self_gain")
+        if scorer == "none" and gain and any(self.select.values_tier(t.samples) for t in self.budget.tiers if t.model):
+            raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
         return self
 
     @model_validator(mode="after")

@@ -227,11 +227,25 @@ def contaminated_urls(output: str, selected: Manifest) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ScorerNats:
-    """Asks the scorer of the first stage, which is loaded with the first question: what joins values and difficulty."""
+    """Asks a scorer, which is loaded with the first question: what joins values and difficulty.
+
+    Attributes:
+        difficulty: the scorer's config.
+        context_tokens: `select.gain.context_tokens`.
+    """
 
     difficulty: DifficultyConfig
+    context_tokens: int | None
 
-    def __call__(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+    @classmethod
+    def of(cls, config: MillConfig) -> ScorerNats:
+        """That of a run."""
+        return cls(config.gain_difficulty, config.select.gain.context_tokens)
+
+    def __call__(self, prefixes: Sequence[str], text: str, skipped: int, prefix_tokens: int) -> tuple[np.ndarray, int]:
         from difficulty.transforms import shared_scorer
 
-        return shared_scorer(self.difficulty).nats_after(prefixes, text, skipped)
+        found = shared_scorer(self.difficulty).nats_after(
+            prefixes, text, skipped, prefix_tokens=prefix_tokens, context_tokens=self.context_tokens
+        )
+        return found.nats, found.cut_tokens

@@ -47,7 +47,7 @@ class Select(Stage):
         self.segments = Parts.of(config.output, self.scored, SEGMENTS, ("input_ids",))
         self.requests = Parts.of(config.output, self.augmented, REQUESTS)
         self.num_parts, self.vocab_size = part_count(self.segments.urls), self.tokenizer.vocab_size
-        self.nats_after, self.threshold_nats = ScorerNats(config.difficulty), config.difficulty.threshold_nats
+        self.ask, self.threshold_nats = ScorerNats.of(config), config.difficulty.threshold_nats
         compared = bool(self.valued_tiers) and needs_controls(config.select.value_name)
         self.num_controls = config.select.gain.control_pool if compared else 0
         # Without a generation or a benchmark there is nothing to hold against the text.
@@ -58,14 +58,14 @@ class Select(Stage):
             sections={
                 "tokenizer": config.tokenizer,
                 "select": config.select,
-                "scorer": difficulty_section(config.difficulty) if self.valued_tiers else None,
+                "scorer": difficulty_section(config.gain_difficulty) if self.valued_tiers else None,
             },
             inputs={
                 "augment": manifest.digest(self.augmented),
                 "tokenizer": self.tokenizer.fingerprint,
                 **({"benchmarks": index_digest(config.select.decontaminate)} if config.select.decontaminate else {}),
                 **({"value": code} if code else {}),
-                **(model_inputs(config.difficulty) if asks_scorer(config) else {}),
+                **(model_inputs(config.gain_difficulty) if asks_scorer(config) else {}),
             },
             earlier=(self.augmented,),
         )
@@ -80,7 +80,7 @@ class Select(Stage):
         )
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
         controls = judged["judged"] | "Controls" >> PickControls(self.num_controls)
-        chosen = judged["judged"] | "Choose" >> ChooseCandidates(select, self.nats_after, self.threshold_nats, controls)
+        chosen = judged["judged"] | "Choose" >> ChooseCandidates(select, self.ask, self.threshold_nats, controls)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
         return Built(
             parts={KEPT: chosen["kept"], REJECTED: chosen["rejected"], CONTAMINATED: found["contaminated"]},

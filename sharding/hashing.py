@@ -41,6 +41,8 @@ class Purpose(Enum):
     """A whole document among the n-grams that are counted."""
     CONTROL = b"control"
     """The traces that a segment's traces are compared with."""
+    DOCUMENT_GROUP = b"document-group"
+    """The group of documents whose gains are added up together."""
     REPORT = b"report"
     """What a report looks at."""
     SEED = b"seed"

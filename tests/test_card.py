@@ -176,15 +176,11 @@ ACCOUNT = {
     "reasons": {},
     "objections": {},
     "gains": {
-        "segments": 1_111,
-        "heldout": {"mean": 2.61, "interval95": [1.5, 3.72]},
-        "heldout_first": {"mean": 0.7, "interval95": None},
-        "heldout_difference": {"mean": 1.91, "interval95": None},
-        "gain": {"mean": -0.9, "interval95": None},
-        "control": {"mean": -3.51, "interval95": None},
-        "hard_gain": {"mean": 1.0, "interval95": None},
-        "heldout_nats_per_1000_thought_tokens": 8.39,
+        "heldout_first": {"mean": 2.61, "interval95": [1.5, 3.72], "segments": 1_111, "documents": 99},
+        "heldout": {"mean": 0.7, "interval95": None, "segments": 1_111, "documents": 5},
+        "null_first": {"mean": -0.1, "interval95": [-0.7, 0.5], "segments": 1_111, "documents": 99},
     },
+    "lengths": {"kept": {"candidates": 9, "mean_thought_tokens": 80.4, "nats_per_1000_thought_tokens": 8.39}},
 }
 DECONTAMINATION = {"action": "remove", "benchmarks": {"gsm8k": {"records": 1_319, "ngrams": 70_707, "too_short": 12}}}
 
@@ -211,7 +207,10 @@ DECONTAMINATION = {"action": "remove", "benchmarks": {"gsm8k": {"records": 1_319
         (
             "select",
             {"facts": {"account": [ACCOUNT]}},
-            ["| 1,111 | +2.61 (+1.50 to +3.72) | +0.70 | -0.90 | -3.51 | 8.39"],
+            [
+                "| 1,111 | +2.61 (+1.50 to +3.72) | +0.70 (too few to say: 5 documents) |  | -0.10 (-0.70 to +0.50) |"
+                "  | 80 (+8.4) |  |"
+            ],
         ),
         (
             "select",

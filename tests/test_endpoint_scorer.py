@@ -115,6 +115,41 @@ def assert_toy_scores(scores: list[TokenScores], model: str, top_logprobs: int =
         assert scored.surprisal_nats.dtype == scored.entropy_nats.dtype == np.float32
 
 
+def whole_prompt_answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+    """Of a model to which all that stands before a token matters."""
+    prompt = body["prompt"]
+    entries: list[Any] = [None]
+    state = hashlib.blake2b(str(prompt[0]).encode())
+    for token in prompt[1:]:
+        state.update(f" {token}".encode())
+        nats = int.from_bytes(state.digest()[:2]) / 4096
+        entries.append({str(token): {"logprob": -nats, "rank": 3, "decoded_token": "x"}})
+    return {"choices": [{"text": "", "finish_reason": "length", "prompt_logprobs": entries}], "model": SERVED}
+
+
+def test_a_trace_segment_and_continuation_are_one_request(
+    serve: Callable[..., ScriptedServer], scorer: Callable[..., EndpointScorer]
+) -> None:
+    """Three long traces that differ in their first word: each does something else to the continuation."""
+    server = serve(whole_prompt_answer)
+    segment, after = "The segment, of some words. ", "What follows it."
+    traces = [first + " and so on" * 60 for first in ("One", "Two", "Three")]
+    found = scorer(server).nats_after(
+        ["", *traces], segment + after, len(segment), prefix_tokens=1000, context_tokens=2000
+    )
+    assert len(server.bodies) == 4 and found.cut_tokens == 0
+    lengths = [len(body["prompt"]) for body in server.bodies]
+    assert max(lengths) > 5 * CONTEXT, "the window of score is no matter"
+    sums = found.nats.sum(axis=1)
+    assert len(set(sums.tolist())) == 4
+    # What is longer than the window has no nats, and isn't asked for.
+    short = scorer(server).nats_after(
+        ["", traces[0]], segment + after, len(segment), prefix_tokens=100, context_tokens=128
+    )
+    assert np.isfinite(short.nats[0]).all() and np.isnan(short.nats[1]).all()
+    assert len(server.bodies) == 5
+
+
 @pytest.mark.parametrize("top_logprobs", [0, 3])
 def test_scores(
     serve: Callable[..., ScriptedServer], scorer: Callable[..., EndpointScorer], byte_tokenizer: str, top_logprobs: int

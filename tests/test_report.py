@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from augment.selection.account import in_words
 from difficulty.budget.histogram import DifficultyHistogram
 from pipelines import report
 from pipelines.cli import summary
@@ -342,11 +343,13 @@ def test_copies_cost_nothing_and_are_told(copied: str) -> None:
 def test_the_summary_says_where_to_look_and_how_sure_a_gain_is(copied: str) -> None:
     said = as_text(summary.render(copied))
     assert "copies" not in said and "report.html" not in said, "there are none, and it isn't written"
-    gains = [row["gains"]["heldout"] for row in manifest.require(copied, "select").facts["account"] if "gains" in row]
-    assert gains
-    for gain in gains:
-        low, high = gain["interval95"]
-        assert f"{gain['mean']:+.2f} nats per segment ({low:+.2f} to {high:+.2f} with 95% confidence)" in said
+    rows = [row for row in manifest.require(copied, "select").facts["account"] if "gains" in row]
+    assert rows
+    for row in rows:
+        low, high = row["gains"]["heldout_first"]["interval95"]
+        mean, null = row["gains"]["heldout_first"]["mean"], in_words(row["gains"]["null_first"])
+        assert f"{row['tier']}: {mean:+.2f} ({low:+.2f} to {high:+.2f}) nats a segment beyond control traces" in said
+        assert f"; null {null}" in said
     report.write(copied)
     assert f"look at            {copied}/report.html (" in as_text(summary.render(copied))
 

@@ -362,4 +362,4 @@ def test_no_scorer_finds_nothing_hard() -> None:
     assert scores.surprisal_nats.tolist() == scores.entropy_nats.tolist() == [0.0, 0.0]
     (empty,) = score_documents(scorer, [""], [np.empty(0, np.int64)])
     assert not len(empty.surprisal_nats)
-    assert not scorer.nats_after(["", "before"], "ab cd", 0).any()
+    assert not scorer.nats_after(["", "before"], "ab cd", 0, prefix_tokens=8).nats.any()

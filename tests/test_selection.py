@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.selection.account import account_counts, mean_and_interval, split_account
+from augment.selection.account import account_counts, in_words, split_account
 from augment.selection.candidates import AskedSegment, Control, JudgedSegment
 from augment.selection.config import SelectConfig
-from augment.selection.controls import controls_for, controls_of, lowest_ranks
+from augment.selection.controls import controls_for, controls_of, lowest_ranks, pools_of
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED, choose
 from augment.selection.transforms import _JudgeFn
+from augment.selection.valuing import ValuedSegment
 from pipelines.joints import MIN_SHOWN_TOKENS, Holdback
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
@@ -70,6 +71,9 @@ FOUR = [candidate(0, 1.0), candidate(1, 3.0, ("loop",)), candidate(2, 2.0), cand
         ({"keep": "all"}, FOUR, [0, 2, 3]),
         ({"keep": "best_above", "min_value": 1.5}, FOUR, [2]),
         ({"keep": "best_above", "min_value": 2.5}, FOUR, []),
+        # What the best of as many controls reaches is no merit.
+        ({"keep": "best_above", "min_value": 1.5}, [candidate(0, 2.0, chance_value=0.6)], []),
+        ({"keep": "best_above", "min_value": 1.5}, [candidate(0, 2.0, chance_value=0.4)], [0]),
         ({"keep": "best"}, [candidate(0, -5.0), candidate(1, -4.0)], [1]),
         ({"keep": "best"}, [candidate(0, None), candidate(1, None)], [0]),  # nothing to try them on: the first
         ({"keep": "best_above", "min_value": 9.0}, [candidate(0, None)], []),  # not worth what isn't known
@@ -142,11 +146,11 @@ def test_which_tiers_are_valued() -> None:
 )
 def test_the_account_adds_up(drawn: list[tuple[str, list[str], float | None]], keep: Any) -> None:
     candidates = [
-        candidate(n, value, tuple(reasons), tier=tier, heldout_nats=value)
+        candidate(n, value, tuple(reasons), tier=tier, heldout_nats=value, gain_nats=value, control_nats=0.0)
         for n, (tier, reasons, value) in enumerate(drawn)
     ]
     decided = choose(candidates, SelectConfig(keep=keep))
-    plain, table = split_account(account_counts(decided))
+    plain, table = split_account(account_counts(decided, unvalued(candidates)))
     assert sum(row["candidates"] for row in table) == len(candidates) == plain.get("candidates", 0)
     for row in table:
         assert row["kept"] + row["rejected"] == row["candidates"]
@@ -154,75 +158,149 @@ def test_the_account_adds_up(drawn: list[tuple[str, list[str], float | None]], k
         assert sum(row["objections"].values()) >= row["rejected"]
 
 
-def test_gains_are_paired_over_segments() -> None:
+def unvalued(candidates: list[Candidate]) -> ValuedSegment:
+    return ValuedSegment(candidates=candidates, document="d")
+
+
+def account_of(segments: Sequence[tuple[str, list[Candidate], float]], **config: Any) -> dict[str, Any]:
+    """The account's only row; of each segment the document, candidates, and the null of either kind."""
     totals: Counter[str] = Counter()
-    for best, first in [(5.0, 1.0), (2.0, 2.0), (4.0, 1.0)]:
-        pair = [
-            candidate(0, 0.0, heldout_nats=first, gain_nats=first, control_nats=0.0, hard_gain_nats=0.5),
-            candidate(1, 9.0, heldout_nats=best, gain_nats=best, control_nats=0.0, hard_gain_nats=0.5),
-        ]
-        totals.update(account_counts(choose(pair, SelectConfig())))
+    for document, candidates, null in segments:
+        valued = ValuedSegment(candidates=candidates, document=document, null_first_nats=null, null_nats=2 * null)
+        totals.update(account_counts(choose(candidates, SelectConfig(**config)), valued))
     [row] = split_account(totals)[1]
+    return row
+
+
+def gained(sample: int, value: float, heldout: float, net: float, chance: float = 0.5, **fields: Any) -> Candidate:
+    nats = {"heldout_nats": heldout, "gain_nats": net + 1, "control_nats": 1.0, "hard_gain_nats": net / 2}
+    return candidate(sample, value, chance_value=1.0, chance_heldout_nats=chance, **nats, **fields)
+
+
+def test_the_gains_of_an_account() -> None:
+    segments = [
+        (f"doc-{n}", [gained(0, 0.0, 1.0 + n, 1.0, thought_tokens=10), gained(1, 9.0, 3.0 + n, 3.0)], 0.1)
+        for n in range(10)
+    ]
+    row = account_of(segments)
     gains = row["gains"]
-    assert gains["segments"] == 3
-    assert gains["heldout"]["mean"] == pytest.approx(11 / 3, abs=1e-4)
-    assert gains["heldout_first"]["mean"] == pytest.approx(4 / 3, abs=1e-4)
-    differences = np.array([4.0, 0.0, 3.0])
-    half = 1.96 * differences.std(ddof=1) / np.sqrt(3)
-    mean = differences.mean()
-    assert gains["heldout_difference"]["interval95"] == pytest.approx([mean - half, mean + half], abs=1e-3)
-    assert gains["heldout_nats_per_1000_thought_tokens"] == pytest.approx(1000 * 11 / 30, abs=1e-3)
+    means = {what: found["mean"] for what, found in gains.items()}
+    assert means == {
+        "heldout_first": 2.0,  # the mean of both, over the whole text
+        "heldout": 7.0,  # 3 to 12, less 0.5 by chance
+        "heldout_choice": 0.5,  # half of what the better gains beyond the other, less 0.5 by chance
+        "null_first": 0.1,
+        "null": 0.2,
+        "gain": 4.0,
+        "control": 1.0,
+        "hard_gain": 1.5,
+    }
+    assert {found["segments"] for found in gains.values()} == {found["documents"] for found in gains.values()} == {10}
+    heldout = 2.5 + np.arange(10)
+    half = 2.2622 * heldout.std(ddof=1) / np.sqrt(10)  # t of 9 degrees of freedom
+    assert gains["heldout"]["interval95"] == pytest.approx([7 - half, 7 + half], abs=1e-3)
+    assert row["lengths"] == {
+        "kept": {"candidates": 10, "mean_thought_tokens": 10.0, "nats_per_1000_thought_tokens": 300.0},
+        "rejected": {"candidates": 10, "mean_thought_tokens": 10.0, "nats_per_1000_thought_tokens": 100.0},
+    }
 
 
-def test_a_single_segment_has_no_interval() -> None:
-    assert mean_and_interval(1, 3.0, 9.0) == {"mean": 3.0, "interval95": None}
+def test_a_document_counts_once_however_many_segments_it_has() -> None:
+    one = [gained(0, 0.0, 1.0, 1.0)]
+    gains = account_of([("same", one, 0.0)] * 30)["gains"]
+    assert gains["heldout_first"] == {"mean": 1.0, "interval95": None, "segments": 30, "documents": 1}
+    assert in_words(gains["heldout_first"]) == "+1.00 (too few to say: 1 documents)"
+    many = account_of([(f"doc-{n % 8}", one, 0.0) for n in range(30)])["gains"]
+    assert many["heldout_first"]["documents"] == 8 and many["heldout_first"]["interval95"] == [1.0, 1.0]
+
+
+def test_traces_without_a_value_are_counted_by_the_reason() -> None:
+    candidates = [candidate(0, unvalued="too_long"), candidate(1, unvalued="too_long"), gained(2, 1.0, 1.0, 1.0)]
+    plain, [row] = split_account(
+        account_counts(
+            choose(candidates, SelectConfig()), ValuedSegment(candidates=candidates, document="d", cut_tokens=9)
+        )
+    )
+    assert plain["unvalued.too_long"] == 2 and plain["valued_without_front"] == 1
+    assert row["gains"]["heldout_first"]["segments"] == 1
 
 
 # --- controls ---------------------------------------------------------------------------------------------------------
 
 
-def judged(doc: str, *candidates: Candidate, valued: bool = True) -> JudgedSegment:
-    of_doc = [msgspec.structs.replace(c, doc_id=doc, key=f"{doc}-{c.sample}") for c in candidates]
+def judged(doc: str, *candidates: Candidate, valued: bool = True, text: str = "", document: str = "") -> JudgedSegment:
+    of_doc = [
+        msgspec.structs.replace(c, doc_id=doc, key=f"{doc}-{c.sample}", text=c.text.replace("because", f"why {doc}"))
+        for c in candidates
+    ]
     return JudgedSegment(
-        doc_id=doc, segment_index=0, tier="deep", valued=valued, source_text="s", continuation="c", candidates=of_doc
+        doc_id=doc,
+        segment_index=0,
+        document=document or doc,
+        tier="deep",
+        trace_tokens=64,
+        valued=valued,
+        source_text=text or f"the text of {doc}",
+        continuation="c",
+        candidates=of_doc,
     )
 
 
 def test_controls_are_traces_of_other_documents_about_as_long() -> None:
-    pool = lowest_ranks(
-        (
-            control
-            for n in range(100)
-            for _, control in controls_of(judged(f"doc-{n}", candidate(0, thought_tokens=10 * n)))
-        ),
-        64,
-    )
-    assert len(pool) == 64
+    segments = [judged(f"doc-{n}", candidate(0, thought_tokens=10 * n), candidate(1)) for n in range(100)]
+    [pool] = pools_of(segments, 64).values()
+    assert len(pool) == 64 and all(len(control.traces) == 2 for control in pool)
     segment = judged("doc-3", candidate(0, thought_tokens=500), candidate(1, thought_tokens=520))
     found = controls_for(segment, pool, 4)
-    assert len(found) == 4
-    assert all(control.doc_id != "doc-3" for control in found)
-    spread = np.mean([abs(control.thought_tokens - 510) for control in pool])
-    assert np.mean([abs(control.thought_tokens - 510) for control in found]) < spread / 2
+    assert len({control.document for control in found} - {"doc-3"}) == 4
+    nearest = sorted(abs(control.octave - 9) for control in pool)[3]
+    assert all(abs(control.octave - 9) <= nearest for control in found)
     assert controls_for(segment, pool[::-1], 4) == found
     # Another segment gets others.
     other = judged("doc-4", candidate(0, thought_tokens=500), candidate(1, thought_tokens=520))
     assert controls_for(other, pool, 4) != found
+    assert controls_for(segment, pool[:3], 4) == [], "too few documents: none at all"
+
+
+def test_in_a_corpus_with_copies_no_trace_is_its_own_control() -> None:
+    """Each page four times, under ids of their own; and two segments whose generators wrote the same."""
+    segments = [
+        judged(f"copy-{copy}-of-{page}", candidate(0), text=f"page {page}", document=f"page {page}")
+        for page in range(6)
+        for copy in range(4)
+    ]
+    segments = [
+        msgspec.structs.replace(
+            s, candidates=[msgspec.structs.replace(c, text=f"about {s.document}") for c in s.candidates]
+        )
+        for s in segments
+    ]
+    [pool] = pools_of(segments, 64).values()
+    assert len(pool) == 6
+    for segment in segments:
+        found = controls_for(segment, pool, 5)
+        assert len(found) == 5 and segment.document not in {control.document for control in found}
+    alike = msgspec.structs.replace(
+        segments[0], document="another", source_text="another", candidates=segments[8].candidates
+    )
+    assert segments[8].document not in {control.document for control in controls_for(alike, pool, 5)}
 
 
 @given(st.permutations(range(12)), st.integers(1, 11))
 def test_the_pool_does_not_depend_on_the_order(order: list[int], cut: int) -> None:
     controls = [
-        Control(rank=f"{(7 * n) % 12:02}", doc_id=f"d{n}", segment_index=0, thought_tokens=1, text="t")
+        Control(rank=f"{(7 * n) % 8:02}", document=f"d{n}", segment_id=f"d{n}#0", octave=1, traces=[])
         for n in range(12)
     ]
     shuffled = [controls[n] for n in order]
     merged = lowest_ranks([*lowest_ranks(shuffled[:cut], 5), *lowest_ranks(shuffled[cut:], 5)], 5)
     assert merged == lowest_ranks(controls, 5)
+    assert len({control.rank for control in merged}) == 5, "of equal texts one"
 
 
 def test_a_rejected_or_unvalued_trace_is_no_control() -> None:
-    assert next(iter(controls_of(judged("d", candidate(0, None, ("loop",)), candidate(1)))))[1].text == "because"
+    [(_, control)] = controls_of(judged("d", candidate(0, None, ("loop",)), candidate(1, text="so")))
+    assert [trace.text for trace in control.traces] == ["so"]
     assert list(controls_of(judged("d", candidate(0, None, ("loop",))))) == []
     assert list(controls_of(judged("d", candidate(0), valued=False))) == []
 
@@ -310,6 +388,7 @@ def test_segments_of_one_text_each_get_the_candidates_that_they_share(byte_token
                 prompt_token_ids=np.empty(0, np.uint32),
                 shown_tokens=4,
             ),
+            document=doc_id,
             valued=True,
             source_text=f"of {doc_id}",
             continuation=f"after {doc_id}",

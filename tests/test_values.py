@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -11,11 +12,12 @@ import pytest
 
 from augment.selection.values import needs_continuation, needs_controls, value_class, value_digest
 from augment.selection.values.gain import BLOCK_TOKENS, ContinuationGain, SelfGain, chosen_by, copied_part
-from augment.selection.values.protocol import Trial, Valuation
+from augment.selection.values.protocol import NatsAfter, Trial, Valuation
 from augment.traces import Trace
 from difficulty.config import DifficultyConfig
 from difficulty.scorers import make_scorer
-from difficulty.scorers.protocol import Scorer, first_token_after, nats_after_by_score
+from difficulty.scorers.protocol import Scorer, score_documents
+from difficulty.scorers.reading import MIN_FRONT_TOKENS, SEPARATOR, first_token_after, front_tokens
 from difficulty.scorers.rehearsal import RehearsalScorer
 from sharding.errors import RequestError
 
@@ -34,6 +36,7 @@ def trial(
         continuation=after,
         traces=[trace(text) for text in traces],
         controls=controls,
+        trace_tokens=512,
     )
 
 
@@ -41,10 +44,10 @@ class Table:
     """A scorer that knows the nats of every prefix beforehand."""
 
     def __init__(self, nats: dict[str, list[float]]) -> None:
-        self.nats, self.calls = nats, list[tuple[list[str], str, int]]()
+        self.nats, self.calls = nats, list[tuple[list[str], str, int, int]]()
 
-    def __call__(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
-        self.calls.append((list(prefixes), text, skipped))
+    def __call__(self, prefixes: Sequence[str], text: str, skipped: int, prefix_tokens: int) -> np.ndarray:
+        self.calls.append((list(prefixes), text, skipped, prefix_tokens))
         return np.array([self.nats[prefix] for prefix in prefixes], np.float32)
 
 
@@ -59,7 +62,7 @@ def test_continuation_gain_is_measured_against_the_controls_and_on_tokens_not_ch
         }
     )
     good, bad = ContinuationGain(table, threshold_nats=2.0).valuations(trial(["good", "bad"], ["other", "another"]))
-    assert table.calls == [(["", "good", "bad", "other", "another"], "The segment. Next.", len("The segment."))]
+    assert table.calls == [(["", "good", "bad", "other", "another"], "The segment. Next.", len("The segment."), 512)]
     # The control gains 0.25, 0, 0.5, -0.25. Of four tokens the first two choose, the last two report; each half is
     # scaled up to the whole.
     assert good == Valuation(value=1.5, gain_nats=5.5, control_nats=0.5, hard_gain_nats=4.25, heldout_nats=8.5)
@@ -104,10 +107,19 @@ def test_the_two_halves_share_no_token_and_are_about_equal(num_tokens: int) -> N
 
 
 def test_without_a_continuation_there_is_no_value() -> None:
-    valuations = ContinuationGain(
-        lambda prefixes, text, skipped: np.empty((len(prefixes), 0), np.float32), 2.0
-    ).valuations(trial(["a", "b"], after=""))
-    assert [valuation.value for valuation in valuations] == [None, None]
+    valuations = ContinuationGain(lambda prefixes, *_: np.empty((len(prefixes), 0), np.float32), 2.0).valuations(
+        trial(["a", "b"], after="")
+    )
+    assert [(valuation.value, valuation.unvalued) for valuation in valuations] == [(None, "nothing_follows")] * 2
+
+
+def test_a_trace_too_long_to_be_read_has_no_value_and_the_others_keep_theirs() -> None:
+    nats = {"": [3.0, 1.0], "long": [math.nan] * 2, "short": [2.0, 1.0], "other": [3.0, 0.5], "vast": [math.nan] * 2}
+    value = ContinuationGain(Table(nats), 2.0)
+    long, short = value.valuations(trial(["long", "short"], ["other", "vast"]))
+    [alone] = value.valuations(trial(["short"], ["other", "vast"]))
+    assert (long.value, long.gain_nats, long.unvalued) == (None, None, "too_long")
+    assert short == alone and short.gain_nats == 1.0 and short.control_nats == 0.5
 
 
 # --- a user's own value -----------------------------------------------------------------------------------------------
@@ -175,42 +187,88 @@ def test_the_first_token_after_a_place(skipped: int, first: int) -> None:
 def test_rehearsed_nats_depend_on_the_prefix_alone() -> None:
     scorer: Scorer = RehearsalScorer()
     text = topics["lambda"]
-    nats = scorer.nats_after(["", "one", "two", "one"], text, 200)
+    nats = scorer.nats_after(["", "one", "two", "one"], text, 200, prefix_tokens=8).nats
     [alone] = scorer.score([text])
     assert np.array_equal(nats[0], alone.surprisal_nats[-nats.shape[1] :])
     assert np.array_equal(nats[1], nats[3])
     assert not np.array_equal(nats[1], nats[2])
 
 
+@pytest.mark.parametrize(
+    ("front", "given", "prefix_tokens", "context_tokens", "read"),
+    [
+        (500, 256, 2048, 8192, 500),  # all fits
+        (500, 256, 700, 1024, 68),  # the front of the segment goes, for the longest trace there may be
+        (500, 256, 800, 1024, MIN_FRONT_TOKENS),  # not all of it
+        (40, 256, 800, 1024, 40),
+        (500, 256, 10**6, None, 500),
+    ],
+)
+def test_what_is_read_of_a_segment(
+    front: int, given: int, prefix_tokens: int, context_tokens: int | None, read: int
+) -> None:
+    assert front_tokens(front, given, prefix_tokens, context_tokens) == read
+
+
 @pytest.fixture(scope="module")
 def scorer(small_model: str) -> Scorer:
+    # The window of score is no matter to the values.
     return make_scorer(DifficultyConfig(model=small_model, context_tokens=512, min_context=128))
+
+
+def nats_of_the_whole(scorer: Scorer, prefix: str, text: str, tokens: int) -> np.ndarray:
+    """The last nats of prefix and text, read as one text, cut as the text alone is."""
+    before = f"{prefix}{SEPARATOR}" if prefix else ""
+    [alone] = scorer.score([text])
+    length = len(before.encode())
+    ends = np.concatenate([[length] if length else [], alone.byte_ends + length]).astype(np.int64)
+    [scored] = score_documents(scorer, [before + text], [ends])
+    return scored.surprisal_nats[-tokens:]
 
 
 @pytest.mark.model
 def test_nats_after_are_those_of_the_whole_text(scorer: Scorer) -> None:
     text = topics["lambda"]
     prefixes = ["", "A lambda is a function without a name.", topics["del"][:300]]
-    skipped = 150
-    fast = scorer.nats_after(prefixes, text, skipped)
-    slow = nats_after_by_score(scorer, prefixes, text, skipped)
-    assert fast.shape == slow.shape
+    found = scorer.nats_after(prefixes, text, 150, prefix_tokens=256)
     # The blank line and the text's first characters may be one token in the whole; the tokens given are the same.
-    assert np.abs(fast - slow).max() < 2e-3
-    [alone] = scorer.score([text])
-    assert np.abs(fast[0] - alone.surprisal_nats[-fast.shape[1] :]).max() < 2e-3
-    assert np.abs(fast[1] - fast[0]).max() > 0.1
+    for row, prefix in zip(found.nats, prefixes, strict=True):
+        assert np.abs(row - nats_of_the_whole(scorer, prefix, text, len(row))).max() < 2e-3
+    assert np.abs(found.nats[1] - found.nats[0]).max() > 0.1 and found.cut_tokens == 0
 
 
 @pytest.mark.model
-def test_nats_after_a_prefix_too_long_to_be_read(scorer: Scorer) -> None:
-    text, long = topics["lambda"], topics["strings"] * 3
-    nats = scorer.nats_after(["", long, long[-3000:], "short"], text, 150)
-    assert np.isfinite(nats).all()
-    assert np.abs(nats[1] - nats[2]).max() < 2e-3  # of a long prefix the end is read
-    assert np.abs(nats[1] - nats[0]).max() > 0.1
-    # Whatever the other prefixes are.
-    assert np.abs(scorer.nats_after([long[-3000:]], text, 150)[0] - nats[1]).max() < 2e-3
+def test_long_traces_are_read_whole(scorer: Scorer) -> None:
+    """Traces of 300 and of 700 tokens that differ in their first sentence alone: what they do differs."""
+    segment, after = topics["strings"][:1200], topics["strings"][1200:1500]
+    rest = topics["lambda"] + topics["del"]
+    for size in (1200, 2800):
+        traces = [first + rest[:size] for first in ("String literals are Unicode. ", "Bytes are not text. ")]
+        found = scorer.nats_after(traces, segment + after, len(segment), prefix_tokens=1024)
+        assert np.isfinite(found.nats).all() and found.cut_tokens == 0
+        assert np.abs(found.nats[0] - found.nats[1]).max() > 1e-2
+        # And the segment stands before its continuation whatever the trace's length.
+        assert found.nats.sum(axis=1).max() < scorer.nats_after([""], after, 0, prefix_tokens=0).nats.sum()
+
+
+@pytest.mark.model
+def test_what_does_not_fit_is_shortened_by_one_rule_or_not_valued(scorer: Scorer) -> None:
+    text, skipped = topics["strings"][:2400], 1800
+    short, long, vast = topics["lambda"][:400], topics["del"][:700], topics["strings"] * 2
+    context = {"prefix_tokens": 256, "context_tokens": 512}
+    together = scorer.nats_after(["", short, long, vast], text, skipped, **context)
+    assert np.isnan(together.nats[3]).all() and np.isfinite(together.nats[:3]).all()
+    assert together.cut_tokens > 0
+    for number, prefix in enumerate(("", short, long)):
+        alone = scorer.nats_after([prefix], text, skipped, **context)
+        assert alone.cut_tokens == together.cut_tokens, "whatever its siblings are"
+        assert np.abs(alone.nats[0] - together.nats[number]).max() < 2e-3
+    with pytest.raises(RequestError, match=r"select\.gain\.context_tokens: 1000000"):
+        scorer.nats_after([short], text, skipped, prefix_tokens=256, context_tokens=10**6)
+
+
+def nats_of(scorer: Scorer) -> NatsAfter:
+    return lambda prefixes, text, skipped, size: scorer.nats_after(prefixes, text, skipped, prefix_tokens=size).nats
 
 
 @pytest.mark.model
@@ -218,7 +276,7 @@ def test_a_trace_that_copies_the_segment_gains_nothing_on_what_follows(scorer: S
     """What a copy of the segment gains over a trace about another page, on text it does not show."""
     pages = [text for _, text in sorted(topics.items()) if len(text) > 2500][:10]
     cases = [(page[:400], page[400:700], other[400:800]) for page, other in zip(pages[:5], pages[5:], strict=True)]
-    value = ContinuationGain(scorer.nats_after, 2.0)
+    value = ContinuationGain(nats_of(scorer), 2.0)
     copies, informed = [], []
     for source, after, other in cases:
         knowing = "What comes next: " + after[: len(after) // 2]
@@ -230,6 +288,6 @@ def test_a_trace_that_copies_the_segment_gains_nothing_on_what_follows(scorer: S
     assert all(knows > copy for knows, copy in zip(informed, copies, strict=True))
     # Raw gain on the segment itself rewards the copy with most of the segment's nats; its control takes them back.
     source, after, _ = cases[0]
-    [valuation] = SelfGain(scorer.nats_after, 2.0).valuations(trial([source], source=source, after=after))
+    [valuation] = SelfGain(nats_of(scorer), 2.0).valuations(trial([source], source=source, after=after))
     assert valuation.gain_nats is not None and valuation.value is not None
     assert valuation.gain_nats > 100 and abs(valuation.value) < 0.05 * valuation.gain_nats

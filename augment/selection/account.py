@@ -6,25 +6,49 @@ Each segment adds integers under names, so that they can be added up in any orde
 from __future__ import annotations
 
 import json
-import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from augment.selection.intervals import mean_of_segments
+from augment.selection.valuing import ValuedSegment
+from sharding.hashing import Purpose, hash64
 from sharding.records.types import Candidate
 
 MICRO = 1_000_000
-"""Nats are added up as whole millionths, their squares likewise."""
+"""Nats are added up as whole millionths."""
 
-NORMAL_95 = 1.96
-"""Half the width of a 95% interval in standard errors, for means over many segments."""
+DOCUMENT_GROUPS = 512
+"""Documents are put into so many groups by a hash, and sums are kept of each: what an interval over documents
+needs, however large the corpus. Few documents have a group each, but for collisions, which make an interval wider."""
 
-GAINS = ("heldout", "heldout_first", "heldout_difference", "gain", "control", "hard_gain")
-"""What is averaged over the segments that have a kept candidate with a value, in nats per segment."""
+GAINS = {
+    "heldout_first": "what a trace gains beyond controls, no choice made: the mean of those that passed the gates",
+    "heldout": "what the kept trace gains beyond controls that were chosen in the same way, on tokens not chosen by",
+    "heldout_choice": "what choosing adds to that, beyond what choosing among controls does",
+    "null_first": "heldout_first of a control in place of the segment's traces: 0 but for noise",
+    "null": "heldout likewise",
+    "gain": "the raw gain of the kept trace, over the whole text",
+    "control": "the same of the controls, on average",
+    "hard_gain": "gain less control, over the hard tokens alone",
+}
+"""What is averaged over segments, in nats per segment."""
 
 
-def account_counts(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """What one segment, with all candidates decided, adds to the account and to the stage's counts."""
+SHOWN_GAINS = ("heldout_first", "heldout", "heldout_choice", "null_first", "null")
+"""Those that people are shown, in order."""
+
+
+def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[str, int]:
+    """What one segment adds to the account and to the stage's counts.
+
+    Args:
+        candidates: all of the segment's, decided.
+        valued: what was found out of them before.
+    """
     counts: Counter[str] = Counter()
     for candidate in candidates:
         group = (candidate.tier, candidate.model, candidate.prompt)
@@ -44,37 +68,66 @@ def account_counts(candidates: Sequence[Candidate]) -> dict[str, int]:
             if place == 0:
                 counts[f"rejected.{reason}"] += 1
                 counts[_name(group, "reasons", reason)] += 1
-    counts.update(_gain_counts(candidates))
+    counts.update(_gain_counts(candidates, valued))
     return dict(counts)
 
 
-def stands_for(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate whose gain counts for its segment: the kept one, of several that of most value; None unvalued."""
-    kept = [candidate for candidate in candidates if candidate.kept and candidate.heldout_nats is not None]
-    return max(kept, key=lambda candidate: candidate.value or 0.0, default=None)
+def kept_nats(candidates: Sequence[Candidate]) -> float | None:
+    """What the kept candidates of a segment gain beyond controls chosen in the same way, on average; None unvalued."""
+    nats = [
+        candidate.heldout_nats - candidate.chance_heldout_nats
+        for candidate in candidates
+        if candidate.kept and candidate.heldout_nats is not None and candidate.chance_heldout_nats is not None
+    ]
+    return statistics.fmean(nats) if nats else None
 
 
-def _gain_counts(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Sums of what the candidate kept of a segment gains, what the first that passed would have, and the difference."""
-    chosen = stands_for(candidates)
-    if chosen is None:
-        return {}
-    first = next(candidate for candidate in candidates if candidate.heldout_nats is not None)
-    group = (chosen.tier, chosen.model, chosen.prompt)
-    nats = {
-        "heldout": chosen.heldout_nats,
-        "heldout_first": first.heldout_nats,
-        "heldout_difference": (chosen.heldout_nats or 0.0) - (first.heldout_nats or 0.0),
-        "gain": chosen.gain_nats,
-        "control": chosen.control_nats,
-        "hard_gain": chosen.hard_gain_nats,
-    }
-    counts = {_name(group, "valued_segments"): 1, _name(group, "valued_thought_tokens"): chosen.thought_tokens}
-    for what in GAINS:
-        value = nats[what] or 0.0
-        counts[_name(group, "nats", what)] = round(value * MICRO)
-        counts[_name(group, "squares", what)] = round(value * value * MICRO)
+def _gain_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
+    """Sums of what is averaged of a segment, and of what is shown of the lengths of its valued candidates."""
+    counts: Counter[str] = Counter()
+    with_gain = [candidate for candidate in candidates if candidate.gain_nats is not None]
+    for candidate in candidates:
+        if candidate.unvalued:
+            counts[f"unvalued.{candidate.unvalued}"] += 1
+    if not with_gain:
+        return counts
+    if valued.cut_tokens:
+        counts["valued_without_front"] += 1
+    group = (with_gain[0].tier, with_gain[0].model, with_gain[0].prompt)
+    for candidate in with_gain:
+        outcome = "kept" if candidate.kept else "rejected"
+        counts[_name(group, "valued", outcome)] += 1
+        counts[_name(group, "valued_thought_tokens", outcome)] += candidate.thought_tokens
+        counts[_name(group, "valued_nats", outcome)] += round(_net(candidate) * MICRO)
+    place = hash64(Purpose.DOCUMENT_GROUP, 0, valued.document) % DOCUMENT_GROUPS
+    for what, nats in _averaged(with_gain, valued).items():
+        counts[_name(group, f"sums.{what}.{place}", "segments")] += 1
+        counts[_name(group, f"sums.{what}.{place}", "nats")] += round(nats * MICRO)
     return counts
+
+
+def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[str, float]:
+    """`GAINS` of a segment, from its candidates with a gain; what can't be told is left out."""
+    kept = [candidate for candidate in candidates if candidate.kept]
+    heldout = kept_nats(candidates)
+    found = {
+        # All that passed stand for the first, which is one of them: the same on average, and less noise.
+        "heldout_first": statistics.fmean(map(_net, candidates)),
+        "heldout": heldout,
+        "heldout_choice": None
+        if heldout is None
+        else heldout - statistics.fmean(candidate.heldout_nats or 0.0 for candidate in candidates),
+        "null_first": valued.null_first_nats,
+        "null": valued.null_nats,
+    }
+    if kept:
+        for column in ("gain", "control", "hard_gain"):
+            found[column] = statistics.fmean(getattr(candidate, f"{column}_nats") or 0.0 for candidate in kept)
+    return {what: nats for what, nats in found.items() if nats is not None}
+
+
+def _net(candidate: Candidate) -> float:
+    return (candidate.gain_nats or 0.0) - (candidate.control_nats or 0.0)
 
 
 def _name(group: tuple[str, str, str], *what: str) -> str:
@@ -85,9 +138,10 @@ def split_account(counts: Mapping[str, int]) -> tuple[dict[str, int], list[dict[
     """Sums of `account_counts` as the stage's plain counts, and the table for manifest and card.
 
     A row has tier, model, prompt, candidates, kept, rejected, kept_share, thought_tokens, kept_thought_tokens, reasons
-    (first reason → candidates), objections (any reason → candidates) and, where traces were valued, `gains`: the
-    number of segments, for each of `GAINS` the mean in nats and its 95% interval, and the held-out nats per 1,000
-    thought tokens.
+    (first reason → candidates), objections (any reason → candidates) and, where traces were valued, `gains`: each of
+    `GAINS` with mean, interval95 (None of too few documents), segments and documents; and `lengths`: for kept and
+    rejected candidates with a value how many they are, their mean thought tokens, and their nats beyond controls per
+    1,000 thought tokens (of those kept by their value, too high: they were chosen by it).
     """
     plain = {name: number for name, number in counts.items() if not name.startswith("[")}
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -118,23 +172,49 @@ def _table_row(group: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]
         "reasons": row.get("reasons", {}),
         "objections": row.get("objections", {}),
     }
-    segments = row.get("valued_segments", 0)
-    if segments:
-        sums = {what: (row["nats"][what] / MICRO, row["squares"][what] / MICRO) for what in GAINS}
-        tokens = row["valued_thought_tokens"]
-        table_row["gains"] = {
-            "segments": segments,
-            **{what: mean_and_interval(segments, *sums[what]) for what in GAINS},
-            "heldout_nats_per_1000_thought_tokens": round(1000 * sums["heldout"][0] / tokens, 3) if tokens else None,
+    if gains := {what: found for what in GAINS if (found := _gain(row, what)) is not None}:
+        table_row["gains"] = gains
+        table_row["lengths"] = {
+            outcome: _lengths(number, row["valued_thought_tokens"][outcome], row["valued_nats"][outcome] / MICRO)
+            for outcome, number in row["valued"].items()
         }
     return table_row
 
 
-def mean_and_interval(number: int, total: float, squares: float) -> dict[str, Any]:
-    """The mean of some numbers and its 95% interval (None of a single one), from their sum and sum of squares."""
-    mean = total / number
-    if number < 2:
-        return {"mean": round(mean, 4), "interval95": None}
-    variance = max(squares - number * mean * mean, 0.0) / (number - 1)
-    half = NORMAL_95 * math.sqrt(variance / number)
-    return {"mean": round(mean, 4), "interval95": [round(mean - half, 4), round(mean + half, 4)]}
+def _gain(row: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    sums = [found for name, found in row.items() if name.startswith(f"sums.{what}.")]
+    if not sums:
+        return None
+    segments = np.array([of_group["segments"] for of_group in sums])
+    found = mean_of_segments(segments, np.array([of_group["nats"] / MICRO for of_group in sums]))
+    interval = None if found.low is None or found.high is None else [round(found.low, 4), round(found.high, 4)]
+    return {
+        "mean": round(found.mean, 4),
+        "interval95": interval,
+        "segments": found.segments,
+        "documents": found.documents,
+    }
+
+
+def in_words(gain: Mapping[str, Any]) -> str:
+    """A gain of the account: its mean and interval in nats, or that there are too few documents for one."""
+    interval = gain["interval95"]
+    if interval is None:
+        return f"{gain['mean']:+.2f} (too few to say: {gain['documents']} documents)"
+    return f"{gain['mean']:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
+
+
+def lengths_in_words(lengths: Mapping[str, Any] | None) -> str:
+    """A row of the account's lengths; "" of none."""
+    if lengths is None:
+        return ""
+    rate = lengths["nats_per_1000_thought_tokens"]
+    return f"{lengths['mean_thought_tokens']:,.0f}" + ("" if rate is None else f" ({rate:+.1f})")
+
+
+def _lengths(candidates: int, thought_tokens: int, nats: float) -> dict[str, Any]:
+    return {
+        "candidates": candidates,
+        "mean_thought_tokens": round(thought_tokens / candidates, 1),
+        "nats_per_1000_thought_tokens": round(1000 * nats / thought_tokens, 3) if thought_tokens else None,
+    }

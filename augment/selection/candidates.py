@@ -72,6 +72,7 @@ class AskedSegment(Record, frozen=True, kw_only=True, eq=False):
     """A request with the text that its traces are judged by; never stored.
 
     Attributes:
+        document: a hash of the document's tokens: copies of a document are one to those who compare documents.
         valued: whether its candidates are to be valued.
         source_text: the segment, as much of it as the generator was shown.
         continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does,
@@ -79,6 +80,7 @@ class AskedSegment(Record, frozen=True, kw_only=True, eq=False):
     """
 
     request: Request
+    document: str
     valued: bool
     source_text: str
     continuation: str
@@ -88,6 +90,8 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
     """A segment with all its candidates between the steps of selection; never stored.
 
     Attributes:
+        document: see `AskedSegment`.
+        trace_tokens: cap on the tokens of one of its traces.
         valued: whether its candidates are to be valued.
         source_text: the segment, as much of it as the generator was shown.
         continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
@@ -96,7 +100,9 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
 
     doc_id: str
     segment_index: int
+    document: str
     tier: str
+    trace_tokens: int
     valued: bool
     source_text: str
     continuation: str
@@ -108,15 +114,18 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
 
 
 class Control(Record, frozen=True, kw_only=True, eq=False):
-    """A trace that the traces of other segments are compared with; never stored.
+    """A segment whose traces those of other segments are compared with; never stored.
 
     Attributes:
-        rank: hex digits of a hash; the lowest are picked.
-        doc_id, segment_index: the segment it is about.
+        rank: hex digits of a hash of the segment's text; the lowest are picked.
+        document: see `AskedSegment`.
+        segment_id: the segment.
+        octave: the power of two that its traces' tokens reach.
+        traces: those that passed the gates, in the order of their samples.
     """
 
     rank: str
-    doc_id: str
-    segment_index: int
-    thought_tokens: int
-    text: str
+    document: str
+    segment_id: str
+    octave: int
+    traces: list[Trace]

@@ -1,37 +1,34 @@
 """Controls: traces of other segments, for values that ask what a trace does beyond what any trace of its tier does.
 
-Of every tier a small pool is picked by a hash of the traces' keys, so that it is the same whatever the order in which
-they come; a segment is compared with those of the pool that are about as long as its own.
+Of every tier a small pool of segments is picked by a hash of their text, so that it is the same whatever the order in
+which they come; a segment is compared with those of the pool whose traces are about as long as its own. Each brings all
+its traces: so the best of a segment's traces can be compared with the best of as many that are not about it.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import median
+from statistics import median_low
 
-from augment.selection.candidates import Control, JudgedSegment
+from augment.selection.candidates import Control, JudgedSegment, trace_of
 from sharding.hashing import Purpose, hashed
-
-DRAWN = 4
-"""So many times the controls wanted are drawn by chance; those nearest in length are taken of them."""
 
 
 def controls_of(segment: JudgedSegment) -> Iterator[tuple[str, Control]]:
-    """What a segment offers the pool of its tier: its first trace that passed the gates."""
-    for candidate in segment.candidates:
-        if segment.valued and not candidate.reasons:
-            yield (
-                segment.tier,
-                Control(
-                    rank=_hash(candidate.key),
-                    doc_id=segment.doc_id,
-                    segment_index=segment.segment_index,
-                    thought_tokens=candidate.thought_tokens,
-                    text=candidate.text,
-                ),
-            )
-            return
+    """What a segment offers the pool of its tier: its traces that passed the gates."""
+    passed = [candidate for candidate in segment.candidates if not candidate.reasons]
+    if segment.valued and passed:
+        yield (
+            segment.tier,
+            Control(
+                rank=_rank(segment),
+                document=segment.document,
+                segment_id=segment.segment_id,
+                octave=_octave(segment),
+                traces=[trace_of(candidate) for candidate in passed],
+            ),
+        )
 
 
 def pools_of(segments: Iterable[JudgedSegment], size: int) -> dict[str, list[Control]]:
@@ -43,22 +40,43 @@ def pools_of(segments: Iterable[JudgedSegment], size: int) -> dict[str, list[Con
 
 
 def lowest_ranks(controls: Iterable[Control], size: int) -> list[Control]:
-    """The pool of some controls: the `size` of lowest rank, each segment and text once."""
-    unique = {(control.rank, control.doc_id, control.segment_index): control for control in controls}
-    return [unique[key] for key in heapq.nsmallest(size, unique)]
+    """The pool of some controls: the `size` of lowest rank, of segments of equal text one."""
+    unique: dict[str, Control] = {}
+    for control in controls:
+        held = unique.setdefault(control.rank, control)
+        unique[control.rank] = min(held, control, key=lambda one: one.segment_id)
+    return [unique[rank] for rank in heapq.nsmallest(size, unique)]
 
 
 def controls_for(segment: JudgedSegment, pool: Sequence[Control], number: int) -> list[Control]:
-    """The controls of one segment: of other documents where there are enough, else of other segments.
+    """The controls of one segment, each of another document; none where the pool has too few of them.
 
-    Drawn by a hash of the segment and the control; of those drawn, the nearest in length to the segment's own traces.
+    The nearest in length, by powers of two, to what the segment's own traces have; among those drawn by a hash of the
+    segment and the control. Never of the same text, and never with a trace that the segment has as well: a corpus with
+    copies would compare traces with themselves.
     """
-    others = [control for control in pool if control.doc_id != segment.doc_id]
-    if len(others) < number:
-        others = [c for c in pool if (c.doc_id, c.segment_index) != (segment.doc_id, segment.segment_index)]
-    drawn = heapq.nsmallest(DRAWN * number, others, key=lambda c: (_hash(f"{segment.segment_id}/{c.rank}"), c.rank))
-    own = median(candidate.thought_tokens for candidate in segment.candidates)
-    return sorted(drawn, key=lambda control: (abs(control.thought_tokens - own), control.rank))[:number]
+    own_rank, own_octave = _rank(segment), _octave(segment)
+    own_texts = {candidate.text for candidate in segment.candidates}
+    chosen: dict[str, Control] = {}
+    for control in sorted(
+        pool, key=lambda c: (abs(c.octave - own_octave), _hash(f"{segment.segment_id}/{c.rank}"), c.rank)
+    ):
+        is_own = control.document == segment.document or control.rank == own_rank
+        if is_own or control.document in chosen or own_texts & {trace.text for trace in control.traces}:
+            continue
+        chosen[control.document] = control
+        if len(chosen) == number:
+            return list(chosen.values())
+    return []
+
+
+def _rank(segment: JudgedSegment) -> str:
+    return _hash(segment.source_text)
+
+
+def _octave(segment: JudgedSegment) -> int:
+    """The power of two that the traces written for a segment reach, whether or not they passed."""
+    return median_low(candidate.thought_tokens for candidate in segment.candidates).bit_length()
 
 
 def _hash(key: str) -> str:

@@ -11,6 +11,7 @@ from augment.selection.benchmarks.index import BenchmarkIndex, load_index
 from augment.selection.candidates import AskedSegment, JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
 from augment.selection.gates.gate import Gate, Subject
+from sharding.hashing import fingerprint
 from sharding.models.tokenizer import TextTokenizer
 from sharding.records.types import Candidate, ContaminatedDocument, Request
 
@@ -34,6 +35,11 @@ def judge(
     if benchmarks and remove:
         reasons.append(CONTAMINATED)
     return msgspec.structs.replace(candidate, reasons=reasons, contaminated=list(benchmarks))
+
+
+def document_hash(input_ids: np.ndarray) -> str:
+    """What tells a document from others, but not from its copies; of its (num_tokens,) token ids."""
+    return fingerprint([input_ids.tobytes()], 8)
 
 
 class Judge:
@@ -63,11 +69,12 @@ class Judge:
             return None
         return ContaminatedDocument(doc_id=doc_id, benchmarks=benchmarks, source_tokens=len(input_ids))
 
-    def ask(self, request: Request, input_ids: np.ndarray, segment_start: int) -> AskedSegment:
+    def ask(self, request: Request, document: str, input_ids: np.ndarray, segment_start: int) -> AskedSegment:
         """A request with the text that its traces are judged by.
 
         Args:
             request: of a segment of the document.
+            document: from `document_hash`.
             input_ids: (num_tokens,) of the whole document.
             segment_start: where the segment begins in it.
         """
@@ -76,6 +83,7 @@ class Judge:
         after = input_ids[end : end + self._config.gain.continuation_tokens] if valued else input_ids[:0]
         return AskedSegment(
             request=request,
+            document=document,
             valued=valued,
             source_text=self._tokenizer.decode(input_ids[segment_start:end]),
             # The cut may tear its last character.
@@ -97,7 +105,9 @@ class Judge:
         return JudgedSegment(
             doc_id=asked.request.doc_id,
             segment_index=asked.request.segment_index,
+            document=asked.document,
             tier=asked.request.tier,
+            trace_tokens=asked.request.max_tokens,
             valued=asked.valued,
             source_text=asked.source_text,
             continuation=asked.continuation,

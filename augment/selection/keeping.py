@@ -15,7 +15,7 @@ NOT_CHOSEN = "not_chosen"
 """The reason of a candidate that passed every gate while another one was kept."""
 
 BELOW_THRESHOLD = "below_threshold"
-"""The reason of a candidate that passed every gate and whose value is less than `select.min_value`."""
+"""The reason of a candidate that passed every gate and whose value, less chance's, is under `select.min_value`."""
 
 UNVALUED = "unvalued"
 """The reason of a candidate that passed every gate and has no value, where `select.keep: best_above` asks for one."""
@@ -47,7 +47,7 @@ def _winners(running: Sequence[Candidate], config: SelectConfig) -> Sequence[Can
         return running
     valued = [candidate for candidate in running if candidate.value is not None]
     if config.keep == "best_above":
-        valued = [candidate for candidate in valued if _value(candidate) >= config.min_value]
+        valued = [c for c in valued if _value(c) - (c.chance_value or 0.0) >= config.min_value]
         return [max(valued, key=_value)] if valued else []
     if config.keep == "first" or not valued:
         return running[:1]

@@ -12,10 +12,9 @@ from augment.selection.account import account_counts
 from augment.selection.candidates import AskedSegment, Control, JudgedSegment, make_candidates
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
-from augment.selection.judging import CONTAMINATED, Judge
+from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.keeping import choose
-from augment.selection.values.protocol import NatsAfter
-from augment.selection.valuing import make_value, valued
+from augment.selection.valuing import AskScorer, Valuer
 from sharding import tally
 from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
@@ -62,9 +61,11 @@ class _AskFn(_WithJudgeFn):
         scored = document.scored
         if (contaminated := self._judge.contaminated(scored.doc_id, scored.input_ids)) is not None:
             yield beam.pvalue.TaggedOutput(CONTAMINATED, contaminated)
-        for request in document.beside["requests"]:
+        requests = document.beside["requests"]
+        content = document_hash(scored.input_ids) if requests else ""
+        for request in requests:
             start = int(scored.segment_starts[request.segment_index])
-            yield request.request_key, self._judge.ask(request, scored.input_ids, start)
+            yield request.request_key, self._judge.ask(request, content, scored.input_ids, start)
 
 
 class JudgeCandidates(beam.PTransform):
@@ -141,16 +142,14 @@ class ChooseCandidates(beam.PTransform):
 
     Args:
         config: the `select` section.
-        nats_after: asks the scorer; loads it when first called.
+        ask: asks the scorer; loads it when first called.
         threshold_nats: surprisal above which a token is hard.
         controls: collection of (tier, list of `Control`).
     """
 
-    def __init__(
-        self, config: SelectConfig, nats_after: NatsAfter, threshold_nats: float, controls: beam.PCollection
-    ) -> None:
+    def __init__(self, config: SelectConfig, ask: AskScorer, threshold_nats: float, controls: beam.PCollection) -> None:
         super().__init__()
-        self._choose, self._controls = _ChooseFn(config, nats_after, threshold_nats), controls
+        self._choose, self._controls = _ChooseFn(config, ask, threshold_nats), controls
 
     def expand(self, judged: beam.PCollection) -> Any:
         outputs = judged | beam.ParDo(self._choose, beam.pvalue.AsDict(self._controls)).with_outputs(
@@ -161,15 +160,16 @@ class ChooseCandidates(beam.PTransform):
 
 
 class _ChooseFn(beam.DoFn):
-    def __init__(self, config: SelectConfig, nats_after: NatsAfter, threshold_nats: float) -> None:
-        self._config, self._nats_after, self._threshold_nats = config, nats_after, threshold_nats
+    def __init__(self, config: SelectConfig, ask: AskScorer, threshold_nats: float) -> None:
+        self._config, self._ask, self._threshold_nats = config, ask, threshold_nats
 
     def setup(self) -> None:
-        self._value = make_value(self._config, self._nats_after, self._threshold_nats)
+        self._valuer = Valuer(self._config, self._ask, self._threshold_nats)
 
     def process(self, segment: JudgedSegment, controls: Mapping[str, list[Control]]) -> Iterator[Any]:
-        candidates = choose(valued(segment, self._config, self._value, controls.get(segment.tier, ())), self._config)
+        valued = self._valuer.valued(segment, controls.get(segment.tier, ()))
+        candidates = choose(valued.candidates, self._config)
         tally.add(segments=1, candidates=len(candidates), kept=sum(candidate.kept for candidate in candidates))
         for candidate in candidates:
             yield candidate if candidate.kept else beam.pvalue.TaggedOutput(REJECTED, candidate)
-        yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates))
+        yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates, valued))

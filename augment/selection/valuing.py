@@ -2,51 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
+import numpy as np
 
 from augment.selection.candidates import Control, JudgedSegment, trace_of
+from augment.selection.chance import chance_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for
 from augment.selection.values import value_class
-from augment.selection.values.protocol import NatsAfter, Trial, Value
+from augment.selection.values.protocol import Trial, Value
 from sharding.records.types import Candidate
 
+TOO_FEW_CONTROLS = "too_few_controls"
+"""Why a trace has no value: too few other documents have traces of its tier to compare it with."""
 
-def make_value(config: SelectConfig, nats_after: NatsAfter, threshold_nats: float) -> Value | None:
-    """The value of a config; None for none.
+AskScorer = Callable[[Sequence[str], str, int, int], tuple[np.ndarray, int]]
+"""As `values.protocol.NatsAfter`; beside the nats it gives how many tokens of the text's front were not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuedSegment:
+    """A segment's candidates with their values, and what the estimate says where the truth is nothing.
+
+    Attributes:
+        candidates: all of the segment's.
+        document: see `augment.selection.candidates.AskedSegment`.
+        null_first_nats: what one control's traces gain beyond those of the others, on average; None without controls.
+        null_nats: the same for the one that would be kept, beyond those that would be kept of the others.
+        cut_tokens: of the segment's front, that the scorer had no room for.
+    """
+
+    candidates: list[Candidate]
+    document: str
+    null_first_nats: float | None = None
+    null_nats: float | None = None
+    cut_tokens: int = 0
+
+
+class Valuer:
+    """Values the candidates of segments, one segment at a time.
 
     Args:
-        nats_after: asks the scorer; loads it when first called.
+        config: the `select` section.
+        ask: asks the scorer; loads it when first called.
         threshold_nats: surprisal above which a token is hard.
 
     Raises:
-        RequestError: it can't be loaded.
+        RequestError: the value can't be loaded.
     """
-    name = config.value_name
-    return None if name == "none" else value_class(name)(nats_after, threshold_nats)
+
+    def __init__(self, config: SelectConfig, ask: AskScorer, threshold_nats: float) -> None:
+        name = config.value_name
+        self._config = config
+        self._nats = _Remembered(ask)
+        self._value: Value | None = None if name == "none" else value_class(name)(self._nats, threshold_nats)
+
+    def valued(self, segment: JudgedSegment, pool: Sequence[Control]) -> ValuedSegment:
+        """The candidates, with their valuation those that no gate objected to, where their tier is valued.
+
+        Args:
+            pool: the controls of the segment's tier.
+        """
+        passed = [candidate for candidate in segment.candidates if not candidate.reasons]
+        if self._value is None or not segment.valued or not passed:
+            return ValuedSegment(candidates=segment.candidates, document=segment.document)
+        controls: list[Control] = []
+        if self._value.needs_controls and not (controls := controls_for(segment, pool, self._config.gain.controls)):
+            columns = {candidate.key: {"unvalued": TOO_FEW_CONTROLS} for candidate in passed}
+            return ValuedSegment(candidates=_with(segment.candidates, columns), document=segment.document)
+        trial = Trial(
+            segment_id=segment.segment_id,
+            tier=segment.tier,
+            source_text=segment.source_text,
+            continuation=segment.continuation,
+            traces=[trace_of(candidate) for candidate in passed],
+            controls=[trace.text for control in controls for trace in control.traces],
+            trace_tokens=segment.trace_tokens,
+        )
+        valuations = self._value.valuations(trial)
+        # As if the traces of each control were the segment's own; every row has been read by now.
+        as_own = [self._value.valuations(replace(trial, traces=control.traces)) for control in controls]
+        chance = chance_of(as_own, sum(one.value is not None for one in valuations), self._config)
+        by_chance = {"chance_value": chance.value, "chance_heldout_nats": chance.heldout_nats}
+        columns = {
+            candidate.key: vars(valuation) | (by_chance if valuation.value is not None else {})
+            for candidate, valuation in zip(passed, valuations, strict=True)
+        }
+        return ValuedSegment(
+            candidates=_with(segment.candidates, columns),
+            document=segment.document,
+            null_first_nats=chance.null_first_nats,
+            null_nats=chance.null_nats,
+            cut_tokens=self._nats.cut_tokens,
+        )
 
 
-def valued(
-    segment: JudgedSegment, config: SelectConfig, value: Value | None, pool: Sequence[Control]
-) -> list[Candidate]:
-    """The candidates of a segment, with their valuation those that no gate objected to, where their tier is valued.
+class _Remembered:
+    """The nats of every row of a segment, asked for once."""
 
-    Args:
-        value: from `make_value`.
-        pool: the controls of the segment's tier.
-    """
-    passed = [candidate for candidate in segment.candidates if not candidate.reasons]
-    if value is None or not segment.valued or not passed:
-        return segment.candidates
-    trial = Trial(
-        segment_id=segment.segment_id,
-        tier=segment.tier,
-        source_text=segment.source_text,
-        continuation=segment.continuation,
-        traces=[trace_of(candidate) for candidate in passed],
-        controls=[control.text for control in controls_for(segment, pool, config.gain.controls)],
-    )
-    columns = {c.key: vars(valuation) for c, valuation in zip(passed, value.valuations(trial), strict=True)}
-    return [msgspec.structs.replace(c, **columns.get(c.key, {})) for c in segment.candidates]
+    def __init__(self, ask: AskScorer) -> None:
+        self._ask = ask
+        self._case: tuple[str, int, int] | None = None
+        self._rows: dict[str, np.ndarray] = {}
+        self.cut_tokens = 0
+
+    def __call__(self, prefixes: Sequence[str], text: str, skipped: int, prefix_tokens: int) -> np.ndarray:
+        case = (text, skipped, prefix_tokens)
+        if case != self._case:
+            self._case, self._rows = case, {}
+        if new := [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self._rows]:
+            nats, self.cut_tokens = self._ask(new, *case)
+            self._rows.update(zip(new, nats, strict=True))
+        return np.stack([self._rows[prefix] for prefix in prefixes])
+
+
+def _with(candidates: Sequence[Candidate], columns: Mapping[str, Mapping[str, Any]]) -> list[Candidate]:
+    return [msgspec.structs.replace(candidate, **columns.get(candidate.key, {})) for candidate in candidates]

@@ -13,12 +13,11 @@ import numpy as np
 from difficulty.config import DifficultyConfig
 from difficulty.scorers.causal_model import CausalModel
 from difficulty.scorers.excess import ExcessLossScorer
-from difficulty.scorers.protocol import SEPARATOR, Scorer, TokenScores, first_token_after
+from difficulty.scorers.protocol import Scorer, TokenScores
+from difficulty.scorers.reading import NatsAfter, rows_after, window_of
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
 from sharding.models.store import model_fingerprint, resolve_model
 from sharding.models.tokenizer import load_tokenizer
-
-_NEAR_CHARACTERS = 32  # of what follows: enough to tell how what precedes it is cut
 
 
 def make(config: DifficultyConfig) -> Scorer:
@@ -120,33 +119,19 @@ class CausalLMScorer:
             for ids, s, e in zip(documents, surprisal, entropy, strict=True)
         ]
 
-    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+    def nats_after(
+        self, prefixes: Sequence[str], text: str, skipped: int, *, prefix_tokens: int, context_tokens: int | None = None
+    ) -> NatsAfter:
         """See `Scorer.nats_after`; the head runs over the tokens that are given, and over no others."""
-        ids = self.tokenizer.encode_for_scoring(text)
-        first = first_token_after(self.tokenizer.byte_ends(ids), len(text[:skipped].encode()))
-        before = [self._encode_before(prefix + SEPARATOR, text) if prefix else ids[:0] for prefix in prefixes]
-        longest = max(map(len, before), default=0)
-        room = self._config.context_tokens
-        kept = min(len(ids), max(room - longest, room // 2, min(len(ids) - first, room)))
-        ids, given = ids[len(ids) - kept :], min(len(ids) - first, kept)
-        before = [prefix[max(0, len(prefix) - (room - kept)) :] for prefix in before]
-        rows_of = [np.concatenate([prefix, ids]) for prefix in before]
-        nats = np.empty((len(prefixes), given), np.float32)
-        if not given:
-            return nats
-        lengths = [len(row) for row in rows_of]
-        for batch in batch_by_length(lengths, self._batch_tokens):
-            rows = [_Row(number, Window(0, lengths[number] - given, lengths[number])) for number in batch]
-            nats[batch] = self._nats(rows_of, rows)[0].reshape(len(batch), given)
-        return nats
-
-    def _encode_before(self, prefix: str, text: str) -> np.ndarray:
-        """The prefix as tokens, cut as it is in front of the text: white space is often cut by what follows it."""
-        size_bytes = len(prefix.encode())
-        ids = self.tokenizer.encode_for_scoring(prefix + text[:_NEAR_CHARACTERS])
-        ids = ids[: np.searchsorted(self.tokenizer.byte_ends(ids), size_bytes, side="right")]
-        covered_bytes = int(self.tokenizer.byte_ends(ids)[-1]) if len(ids) else 0
-        return ids if covered_bytes == size_bytes else self.tokenizer.encode_for_scoring(prefix)
+        window = window_of(context_tokens, self.model.longest_tokens, self._config.model)
+        rows = rows_after(self.tokenizer, prefixes, text, skipped, prefix_tokens=prefix_tokens, context_tokens=window)
+        read = [ids for ids in rows.ids if ids is not None]
+        nats = np.empty((len(read), rows.given), np.float32)
+        lengths = [len(ids) for ids in read]
+        for batch in batch_by_length(lengths, self._batch_tokens) if rows.given else ():
+            windows = [_Row(number, Window(0, lengths[number] - rows.given, lengths[number])) for number in batch]
+            nats[batch] = self._nats(read, windows)[0].reshape(len(batch), rows.given)
+        return rows.gathered(nats)
 
     @property
     def _batch_tokens(self) -> int:

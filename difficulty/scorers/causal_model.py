@@ -121,12 +121,18 @@ class CausalModel:
             out.copy_(self._head(hidden))
 
     @property
+    def longest_tokens(self) -> int | None:
+        """The longest window that the model can read; None where its config doesn't say."""
+        longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return longest
+
+    @property
     def chunk_rows(self) -> int:
         """Rows of the [tokens x vocabulary] matrix that exist at once."""
         return max(1, min(_CHUNK_BYTES[self.device] // (4 * self._vocab_size), _MAX_CHUNK_ROWS))
 
     def _check_limits(self, context_tokens: int, num_ids: int) -> None:
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = self.longest_tokens
         if longest is not None and context_tokens > longest:
             raise RequestError(
                 f"difficulty.context_tokens: {context_tokens}: the model {self._where} reads at most {longest} tokens"

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers.protocol import TokenScores, nats_after_by_score
+from difficulty.scorers.protocol import TokenScores
+from difficulty.scorers.reading import NatsAfter, rows_after, window_of
 from difficulty.scorers.windows import Window, cut_windows
 from sharding.errors import MillError, RequestError
 from sharding.models.served import Served
@@ -95,6 +96,7 @@ class EndpointScorer:
         self._served_name = config.served_name or config.model
         self.tokenizer = load_tokenizer(config.model, config.revision)
         self._start_id = self.tokenizer.start_of_text_id
+        self._longest_tokens: int | None = None  # until a server says what it takes
         self._slots = asyncio.Semaphore(config.max_in_flight or IN_FLIGHT_PER_URL * len(config.urls))
         self._pool = EndpointPool(
             config.urls,
@@ -120,15 +122,32 @@ class EndpointScorer:
             MillError: the servers fail, refuse, or report no prompt logprobs.
         """
         documents = [self.tokenizer.encode_for_scoring(text) for text in texts]
-        nats = self._wait_for(self._score_documents(documents))
+        nats = [np.empty((2, len(ids)), np.float32) for ids in documents]
+        places = [
+            (number, window)
+            for number, ids in enumerate(documents)
+            for window in cut_windows(len(ids), self._config.context_tokens, self._config.min_context)
+        ]
+        scored = self._wait_for(self._score_windows([(documents[number], window) for number, window in places]))
+        for (number, window), found in zip(places, scored, strict=True):
+            nats[number][:, window.score_from : window.end] = found
         return [
             TokenScores(self.tokenizer.byte_ends(ids), surprisal, entropy)
             for ids, (surprisal, entropy) in zip(documents, nats, strict=True)
         ]
 
-    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
-        """See `Scorer.nats_after`; texts longer than the window are read in windows, as by `score`."""
-        return nats_after_by_score(self, prefixes, text, skipped)
+    def nats_after(
+        self, prefixes: Sequence[str], text: str, skipped: int, *, prefix_tokens: int, context_tokens: int | None = None
+    ) -> NatsAfter:
+        """See `Scorer.nats_after`; each prefix with the text is one request."""
+        window = window_of(context_tokens, self._longest_tokens, self._config.model)
+        window = window or self._config.context_tokens  # a server that doesn't say what it takes takes that
+        rows = rows_after(self.tokenizer, prefixes, text, skipped, prefix_tokens=prefix_tokens, context_tokens=window)
+        read = [ids for ids in rows.ids if ids is not None]
+        if not rows.given:
+            return rows.gathered([])
+        windows = [(ids, Window(0, len(ids) - rows.given, len(ids))) for ids in read]
+        return rows.gathered([surprisal for surprisal, _ in self._wait_for(self._score_windows(windows))])
 
     def close(self) -> None:
         """End the connections. Safe to call twice."""
@@ -144,24 +163,14 @@ class EndpointScorer:
 
     # --- on the loop --------------------------------------------------------------------------------------------------
 
-    async def _score_documents(self, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Surprisal and entropy of each document, (2, num_tokens) float32."""
-        nats = [np.empty((2, len(ids)), np.float32) for ids in documents]
-
-        async def score(number: int, window: Window) -> None:
-            nats[number][:, window.score_from : window.end] = await self._score_window(documents[number], window)
-
-        tasks = [
-            asyncio.create_task(score(number, window))
-            for number, ids in enumerate(documents)
-            for window in cut_windows(len(ids), self._config.context_tokens, self._config.min_context)
-        ]
+    async def _score_windows(self, windows: Sequence[tuple[np.ndarray, Window]]) -> list[np.ndarray]:
+        """Surprisal and entropy of the scored tokens of each window of some ids, (2, scored tokens) float32."""
+        tasks = [asyncio.create_task(self._score_window(ids, window)) for ids, window in windows]
         try:
-            await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        return nats
 
     async def _score_window(self, ids: np.ndarray, window: Window) -> np.ndarray:
         """(2, scored tokens) float32."""
@@ -204,8 +213,11 @@ class EndpointScorer:
             await asyncio.sleep(pause_s)
 
     def _check_room(self, url: str, served: Served) -> None:
-        room = None if served.max_model_len is None else served.max_model_len - _EXTRA_TOKENS
-        if room is not None and self._config.context_tokens > room:
+        if served.max_model_len is None:
+            return
+        room = served.max_model_len - _EXTRA_TOKENS
+        self._longest_tokens = min(room, self._longest_tokens or room)
+        if self._config.context_tokens > room:
             raise RequestError(
                 f"difficulty.context_tokens: {self._config.context_tokens}: {url} takes {served.max_model_len} tokens "
                 f"at once, which leaves room for windows of {room}"

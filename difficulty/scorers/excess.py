@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from difficulty.scorers.protocol import Scorer, TokenScores
+from difficulty.scorers.reading import NatsAfter
 from difficulty.surprisal import align_nats
 
 
@@ -26,9 +27,13 @@ class ExcessLossScorer:
         pairs = zip(self._scorer.score(texts), self._reference.score(texts), strict=True)
         return [_excess(scores, reference) for scores, reference in pairs]
 
-    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+    def nats_after(
+        self, prefixes: Sequence[str], text: str, skipped: int, *, prefix_tokens: int, context_tokens: int | None = None
+    ) -> NatsAfter:
         """Of the scorer alone: what a trace does for it is no matter of the reference."""
-        return self._scorer.nats_after(prefixes, text, skipped)
+        return self._scorer.nats_after(
+            prefixes, text, skipped, prefix_tokens=prefix_tokens, context_tokens=context_tokens
+        )
 
 
 def _excess(scores: TokenScores, reference: TokenScores) -> TokenScores:

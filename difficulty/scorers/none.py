@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers.protocol import TokenScores, first_token_after
+from difficulty.scorers.protocol import TokenScores
+from difficulty.scorers.reading import NatsAfter, first_token_after
 
 
 def make(config: DifficultyConfig) -> "NoScorer":
@@ -31,10 +32,12 @@ class NoScorer:
     def score(self, texts: Sequence[str]) -> list[TokenScores]:
         return [_nothing(text) for text in texts]
 
-    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+    def nats_after(
+        self, prefixes: Sequence[str], text: str, skipped: int, *, prefix_tokens: int, context_tokens: int | None = None
+    ) -> NatsAfter:
         scores = _nothing(text)
         first = first_token_after(scores.byte_ends, len(text[:skipped].encode()))
-        return np.zeros((len(prefixes), len(scores.byte_ends) - first), np.float32)
+        return NatsAfter(np.zeros((len(prefixes), len(scores.byte_ends) - first), np.float32), cut_tokens=0)
 
 
 def _nothing(text: str) -> TokenScores:

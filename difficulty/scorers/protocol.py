@@ -10,10 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from difficulty.scorers.reading import NatsAfter
 from difficulty.surprisal import align_nats
-
-SEPARATOR = "\n\n"
-"""Between a prefix and a text: blank lines disturb a language model less than any tag it has never seen."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,23 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[str]) -> list[TokenScores]:
         """Scores of each text, independent (to float tolerance) of the other texts and their order."""
 
-    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
-        """What some prefixes do for a text: (prefixes, tokens) float32, surprisal of its tokens after each.
+    def nats_after(
+        self, prefixes: Sequence[str], text: str, skipped: int, *, prefix_tokens: int, context_tokens: int | None = None
+    ) -> NatsAfter:
+        """What some prefixes do for a text: the nats of its tokens after each. Each prefix with the text is one window.
 
         Args:
-            prefixes: read before the text, with a blank line between; "" for nothing at all. Where a prefix and the
-                text are longer than the model reads, the end of the prefix stays, and of the text at least half a
-                window; of the text the same for every prefix.
+            prefixes: read before the text, with a blank line between; "" for nothing at all.
             text: what is read after each prefix.
             skipped: characters at the front of the text whose tokens are read but not given; a token that reaches over
                 that place is not given either.
+            prefix_tokens: the longest that a prefix of this kind may be. Where that, the text and the window don't go
+                together, the front of the skipped tokens is left out, all but `reading.MIN_FRONT_TOKENS`; after every
+                prefix the same. What then is still longer than the window has no nats.
+            context_tokens: the window, in tokens of the scorer; None: as long as the model can read.
+
+        Raises:
+            RequestError: the model can't read so many tokens at once.
         """
 
 
@@ -75,26 +80,6 @@ def score_documents(scorer: Scorer, texts: Sequence[str], target_byte_ends: Sequ
     """
     scored = scorer.score(texts)
     return [_aligned(scores, ends) for scores, ends in zip(scored, target_byte_ends, strict=True)]
-
-
-def nats_after_by_score(scorer: Scorer, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
-    """`Scorer.nats_after` for scorers that can only score whole texts: each prefix with the text, cut by bytes."""
-    [alone] = scorer.score([text])
-    before = [f"{prefix}{SEPARATOR}" if prefix else "" for prefix in prefixes]
-    wholes = [prefix + text for prefix in before]
-    ends = []
-    for prefix in before:
-        length = len(prefix.encode())
-        ends.append(np.concatenate([[length] if length else [], alone.byte_ends + length]).astype(np.int64))
-    scored = score_documents(scorer, wholes, ends)
-    first = first_token_after(alone.byte_ends, len(text[:skipped].encode()))
-    num_tokens = len(alone.byte_ends) - first
-    return np.stack([s.surprisal_nats[len(s.surprisal_nats) - num_tokens :] for s in scored]).astype(np.float32)
-
-
-def first_token_after(byte_ends: np.ndarray, skipped_bytes: int) -> int:
-    """Index of the first token that begins at or after so many bytes."""
-    return int(np.searchsorted(np.concatenate([[0], byte_ends[:-1]]), skipped_bytes)) if len(byte_ends) else 0
 
 
 def score_tokens(scorer: Scorer, text: str, target_byte_ends: np.ndarray) -> TokenScores:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from difficulty.config import DifficultyConfig
-from difficulty.scorers.protocol import TokenScores, first_token_after
+from difficulty.scorers.protocol import TokenScores
+from difficulty.scorers.reading import NatsAfter, first_token_after, front_tokens
 from sharding.hashing import text_number
 
 _VERSION = 1
@@ -58,15 +59,22 @@ class RehearsalScorer:
     def score(self, texts: Sequence[str]) -> list[TokenScores]:
         return [_score(text.encode()) for text in texts]
 
-    def nats_after(self, prefixes: Sequence[str], text: str, skipped: int) -> np.ndarray:
+    def nats_after(
+        self, prefixes: Sequence[str], text: str, skipped: int, *, prefix_tokens: int, context_tokens: int | None = None
+    ) -> NatsAfter:
         """Each token's nats, a little more or less by a hash of the prefix and the token's place."""
         alone = _score(text.encode())
-        nats = alone.surprisal_nats[first_token_after(alone.byte_ends, len(text[:skipped].encode())) :]
-        rows = [nats]
-        for prefix in prefixes:
+        front = first_token_after(alone.byte_ends, len(text[:skipped].encode()))
+        nats = alone.surprisal_nats[front:]
+        read = front_tokens(front, len(nats), prefix_tokens, context_tokens)
+        found = np.empty((len(prefixes), len(nats)), np.float32)
+        for row, prefix in zip(found, prefixes, strict=True):
             noise = np.random.Generator(np.random.PCG64(text_number(prefix))).uniform(0.9, 1.1, len(nats))
-            rows.append(nats * noise if prefix else nats)
-        return np.stack(rows[1:]).astype(np.float32)
+            row[:] = nats * noise if prefix else nats
+            size = len(_score(prefix.encode()).byte_ends) + read + len(nats)
+            if context_tokens is not None and size > context_tokens:
+                row[:] = np.nan
+        return NatsAfter(found, front - read)
 
 
 def _score(text_bytes: bytes) -> TokenScores:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
 from pipelines.card.front_matter import has_loss_mask, splits
 from pipelines.card.markdown import share
 from sharding.storage.manifest import STAGES, Manifest
@@ -211,9 +212,9 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
         ],
         "gains": [
             (
-                *(row["tier"], row["model"], row["prompt"], f"{gains['segments']:,}"),
-                *(_mean(gains[name]) for name in ("heldout", "heldout_first", "gain", "control")),
-                gains.get("heldout_nats_per_1000_thought_tokens"),
+                *(row["tier"], row["model"], row["prompt"], f"{gains['heldout_first']['segments']:,}"),
+                *(in_words(gains[name]) if name in gains else "" for name in SHOWN_GAINS),
+                *(lengths_in_words(row["lengths"].get(outcome)) for outcome in ("kept", "rejected")),
             )
             for row in account
             if (gains := row.get("gains"))
@@ -221,11 +222,6 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
         "candidates_ended": sum(ends.values()),
         "endings": [f"{share(number, sum(ends.values()))} {ENDINGS[name]}" for name, number in ends.items()],
     }
-
-
-def _mean(of: Mapping[str, Any]) -> str:
-    interval = of.get("interval95")
-    return f"{of['mean']:+.2f}" + (f" ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval else "")
 
 
 def _decontamination(selected: Manifest) -> dict[str, Any] | None:

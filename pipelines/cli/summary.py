@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from augment.selection.account import in_words
 from pipelines import report
 from pipelines.card import facts as card_facts
 from pipelines.card.facts import REHEARSAL_NOTICE
@@ -92,15 +93,16 @@ def _reasons(counts: dict[str, int], prefix: str) -> str:
 
 
 def _gains(selected: manifest.Manifest) -> str:
-    """What kept thoughts are worth on text that the choice didn't look at, by tier."""
+    """What thoughts are worth on text that their generators did not see, by tier, with 95% intervals."""
     rows = [row for row in selected.facts.get("account") or [] if row.get("gains")]
-    return "; ".join(f"{row['tier']}: {_nats(row['gains']['heldout'])} beyond control traces" for row in rows)
+    return "; ".join(_tier_gains(row["tier"], row["gains"]) for row in rows)
 
 
-def _nats(found: Mapping[str, Any]) -> str:
-    interval = found["interval95"]
-    sure = f" ({interval[0]:+.2f} to {interval[1]:+.2f} with 95% confidence)" if interval else ""
-    return f"{found['mean']:+.2f} nats per segment{sure}"
+def _tier_gains(tier: str, gains: Mapping[str, Any]) -> str:
+    said = f"{tier}: {in_words(gains['heldout_first'])} nats a segment beyond control traces"
+    if "heldout_choice" in gains:
+        said += f", choosing adds {in_words(gains['heldout_choice'])}"
+    return f"{said}; null {in_words(gains['null_first'])}" if "null_first" in gains else said
 
 
 def _left_out(counts: dict[str, int]) -> str:

@@ -18,13 +18,13 @@ from augment.ledger.parts import ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
-from augment.selection.account import stands_for
+from augment.selection.account import kept_nats
 from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
-from augment.selection.judging import Judge
+from augment.selection.judging import Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
-from augment.selection.valuing import make_value, valued
+from augment.selection.valuing import Valuer
 from augment.transforms import GenerateMissing
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
@@ -129,7 +129,7 @@ def _measured(
             continue  # it failed
         ids = np.concatenate([segment.input_ids for segment in document.segments])
         start = sum(len(segment.input_ids) for segment in document.segments[: request.segment_index])
-        judged.append((request, judge.judge(judge.ask(request, ids, start), candidates)))
+        judged.append((request, judge.judge(judge.ask(request, document_hash(ids), ids, start), candidates)))
     if not judged:
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
     by_tier: dict[str, list[dict[str, Any]]] = {}
@@ -147,16 +147,15 @@ def _measured(
 def _decided(config: MillConfig, segments: Sequence[JudgedSegment]) -> Iterator[list[Candidate]]:
     """The candidates of each segment as the select stage would decide, with the pilot's own traces as controls."""
     select = config.select
-    value = make_value(select, ScorerNats(config.difficulty), config.difficulty.threshold_nats)
+    valuer = Valuer(select, ScorerNats.of(config), config.difficulty.threshold_nats)
     pools = pools_of(segments, select.gain.control_pool) if needs_controls(select.value_name) else {}
     for segment in segments:
-        yield choose(valued(segment, select, value, pools.get(segment.tier, ())), select)
+        yield choose(valuer.valued(segment, pools.get(segment.tier, ())).candidates, select)
 
 
 def _measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:
     """The entries of one segment in the lists of `MeasuredTier`."""
     kept = [candidate for candidate in decided if candidate.kept]
-    chosen = stands_for(decided)
     return {
         "thought_tokens": sum(candidate.thought_tokens for candidate in decided),
         "prompt_tokens": request.prompt_tokens,
@@ -165,7 +164,7 @@ def _measurements(request: Request, judged: JudgedSegment, decided: Sequence[Can
         "cut": sum(candidate.closed != "natural" for candidate in decided),
         "kept": len(kept),
         "kept_tokens": sum(len(candidate.input_ids) for candidate in kept),
-        "heldout_nats": None if chosen is None else chosen.heldout_nats,
+        "heldout_nats": kept_nats(decided),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
 from pipelines.report import charts
 from pipelines.report.charts import Box, Interval, Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
@@ -59,7 +60,7 @@ def lengths(facts: Facts) -> Figure:
 
 
 def gains(facts: Facts) -> Figure:
-    """What the kept traces gain, held out, by tier: means over segments with 95% intervals."""
+    """What traces gain, by tier, beside what the estimate says where the truth is nothing: means with 95% intervals."""
     key, title = "gain", "Gain by tier"
     selected = facts.stages["select"]
     if selected is None:
@@ -77,41 +78,35 @@ def gains(facts: Facts) -> Figure:
         name = row["tier"] if same_tier.count(row["tier"]) == 1 else f"{row['tier']} {row['model']} {row['prompt']}"
         found = row["gains"]
         for what, label, style in (
-            ("heldout", name, facts.style_of(row["tier"])),
-            ("heldout_first", "first that passed", "s0"),
+            ("heldout_first", name, facts.style_of(row["tier"])),
+            ("heldout", f"{name}, chosen", facts.style_of(row["tier"])),
+            ("null_first", "null", "s0"),
         ):
-            low, high = found[what]["interval95"] or (None, None)
-            rows.append(Interval(label, style, found[what]["mean"], low, high))
-        per_thousand = found["heldout_nats_per_1000_thought_tokens"]
+            if what in found:
+                low, high = found[what]["interval95"] or (None, None)
+                rows.append(Interval(label, style, found[what]["mean"], low, high))
         table.append(
             (
                 f"{row['tier']}, {row['model']}, {row['prompt']}",
-                f"{found['segments']:,}",
-                *(
-                    _mean(found[what])
-                    for what in ("heldout", "heldout_first", "heldout_difference", "gain", "control", "hard_gain")
-                ),
-                "" if per_thousand is None else f"{per_thousand:,.2f}",
+                f"{found['heldout_first']['segments']:,}",
+                *(in_words(found[what]) if what in found else "" for what in (*SHOWN_GAINS, "hard_gain")),
+                *(lengths_in_words(row["lengths"].get(outcome)) for outcome in ("kept", "rejected")),
             )
         )
     best = ", ".join(f"{line[0].split(',')[0]} {line[2]}" for line in table)
     return Figure(
         key=key,
         title=title,
-        says=f"Held-out nats that the chosen trace adds to the text after its segment, with 95% intervals: {best}. "
-        "Grey: the first that passed the gates, in its place.",
-        chart=charts.intervals(title, best, rows, x_label="held-out gain, nats per segment"),
+        says="Nats that a trace adds to the text after its segment, which its generator did not see, beyond what "
+        f"traces of other documents add, with 95% intervals over documents: {best}. Chosen: the kept one, beyond "
+        "controls chosen in the same way. Grey: the same of traces of other documents, 0 but for noise.",
+        chart=charts.intervals(title, best, rows, x_label="gain beyond controls, nats per segment"),
         header=(
-            *("tier, model, prompt", "segments", "held out", "first that passed", "difference", "raw gain"),
-            *("control", "on hard tokens", "per 1,000 tokens"),
+            *("tier, model, prompt", "segments", "no choice", "chosen", "choosing adds", "null", "null, chosen"),
+            *("on hard tokens", "tokens, kept (nats per 1,000)", "rejected"),
         ),
         rows=table,
     )
-
-
-def _mean(found: Mapping[str, Any]) -> str:
-    interval = found["interval95"]
-    return f"{found['mean']:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
 
 
 def rejections(facts: Facts) -> Figure:

@@ -219,11 +219,14 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
         input_ids: (num_tokens,) training token ids of `text`, encoded as plain text.
         shown_tokens: how many of the segment's tokens the generator saw: see `Request`.
         value: what candidates are chosen by, in the value's own unit (nats for gains), or None without one.
+        unvalued: why it has none though its tier is valued and no gate objected, in a word or two; "" otherwise.
         gain_nats: for values that are gains: what the trace adds to the log-probability of the text it is tried on.
         control_nats: the same for control traces, on average.
         hard_gain_nats: `gain_nats - control_nats`, over the hard tokens of that text alone.
-        heldout_nats: `gain_nats - control_nats`, over the tokens of that text that `value` was not computed from: what
-            a run reports, since the best of several noisy values is above what it is worth.
+        heldout_nats: `gain_nats - control_nats`, over the tokens of that text that `value` was not computed from.
+        chance_value, chance_heldout_nats: `value` and `heldout_nats` of a control that was chosen among as many as
+            this one was, in the same way, on average over the segments that gave the controls: what choosing brings by
+            chance and by what any trace does for this text.
         contaminated: names of the benchmarks it overlaps with.
         kept: whether it goes into the corpus.
         reasons: every reason against it, the first one first; empty when kept.
@@ -243,10 +246,13 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
     input_ids: TokenIds
     shown_tokens: Int32
     value: float | None = None
+    unvalued: str = ""
     gain_nats: float | None = None
     control_nats: float | None = None
     hard_gain_nats: float | None = None
     heldout_nats: float | None = None
+    chance_value: float | None = None
+    chance_heldout_nats: float | None = None
     contaminated: list[str] = msgspec.field(default_factory=list)
     kept: bool
     reasons: list[str]

@@ -1,11 +1,13 @@
 """Values that ask the scorer: how much more likely does a trace make a text?
 
 Traces are tried in the order trace, segment, text that follows: a trace between segment and continuation costs tens of
-nats for the break alone, whatever it says. What the format, the length and a topic in common cost or gain is the same
-for traces of other segments, so that is subtracted (the control).
+nats for the break alone, whatever it says. What the format and the length of any trace cost or gain is the same for
+traces of other segments, so that is subtracted (the control).
 
-The best of N noisy values is above the truth. So the tokens of the text are dealt out, block by block, to two
-halves: candidates are chosen by the one, and what a run reports is measured on the other.
+The best of N noisy values is above the truth. So the tokens of the text are dealt out, block by block, to two halves:
+candidates are chosen by the one, and what choosing brings is measured on the other. The halves are not independent (a
+trace of the text's topic or style lifts both), so the controls are chosen among in the same way, and what that brings
+is subtracted: see `augment.selection.valuing`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,13 @@ _DECIMALS = 3
 """Values are rounded to so many: what two machines' arithmetic differ by must not choose."""
 
 
+NOTHING_FOLLOWS = "nothing_follows"
+"""Why a trace has no value: no text follows its segment, and no tail was held back."""
+
+TOO_LONG = "too_long"
+"""Why a trace has no value: with it, segment and continuation are longer than the scorer reads at once."""
+
+
 class ContinuationGain:
     """What a trace does for the text after the segment, which its generator was not shown; so that copying can't win.
 
@@ -42,10 +51,12 @@ class ContinuationGain:
 
     def valuations(self, trial: Trial) -> Sequence[Valuation]:
         prefixes = ["", *(trace.text for trace in trial.traces), *trial.controls]
-        nats = self._nats_after(prefixes, trial.source_text + trial.continuation, len(trial.source_text))
+        text = trial.source_text + trial.continuation
+        nats = self._nats_after(prefixes, text, len(trial.source_text), trial.trace_tokens)
         gains = nats[0] - nats[1:]
         of_traces, of_controls = gains[: len(trial.traces)], gains[len(trial.traces) :]
-        control = of_controls.mean(axis=0) if len(of_controls) else np.zeros_like(nats[0])
+        read = of_controls[np.isfinite(of_controls).all(axis=1)]
+        control = read.mean(axis=0) if len(read) else np.zeros_like(nats[0])
         return [_valuation(gain, control, nats[0] > self._threshold_nats) for gain in of_traces]
 
 
@@ -65,7 +76,7 @@ class SelfGain:
     def valuations(self, trial: Trial) -> Sequence[Valuation]:
         copies = [copied_part(trace.text, trial.source_text) for trace in trial.traces]
         prefixes = ["", *(trace.text for trace in trial.traces), *copies]
-        nats = self._nats_after(prefixes, trial.source_text, 0)
+        nats = self._nats_after(prefixes, trial.source_text, 0, trial.trace_tokens)
         gains = nats[0] - nats[1:]
         hard = nats[0] > self._threshold_nats
         return [
@@ -100,7 +111,9 @@ def chosen_by(num_tokens: int) -> np.ndarray:
 def _valuation(gain: np.ndarray, control: np.ndarray, hard: np.ndarray) -> Valuation:
     """Valuation from the gain and control of every token, (num_tokens,) nats; each half scaled up to the whole text."""
     if not len(gain):
-        return Valuation(value=None)
+        return Valuation(value=None, unvalued=NOTHING_FOLLOWS)
+    if not np.isfinite(gain).all():
+        return Valuation(value=None, unvalued=TOO_LONG)
     difference = (gain - control).astype(np.float64)
     choosing = chosen_by(len(gain))
     return Valuation(

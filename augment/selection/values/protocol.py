@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -19,10 +19,10 @@ from pydantic.dataclasses import dataclass
 from augment.traces import Trace
 from sharding.config import STRICT
 
-NatsAfter = Callable[[Sequence[str], str, int], np.ndarray]
-"""(prefixes, text, characters to skip) → (prefixes, tokens) float32: surprisal in nats of every token of the text after
-the skipped characters, when the text is read after each prefix. An empty prefix is none at all. See
-`difficulty.scorers.Scorer.nats_after`."""
+NatsAfter = Callable[[Sequence[str], str, int, int], np.ndarray]
+"""(prefixes, text, characters to skip, tokens of the longest prefix) → (prefixes, tokens) float32: surprisal in nats of
+every token of the text after the skipped characters, when the text is read after each prefix; NaN where both don't fit
+into what the scorer reads at once. An empty prefix is none at all. See `difficulty.scorers.Scorer.nats_after`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -37,8 +37,20 @@ class GainConfig:
         ge=0,
         description="Tail of a document's last segment that its prompt does not show; at most a third of the segment.",
     )
-    controls: int = Field(default=2, ge=1, description="Traces of other segments that each segment is compared with.")
-    control_pool: int = Field(default=64, ge=2, description="Traces per tier that controls are taken from.")
+    controls: int = Field(
+        default=4, ge=2, description="Other segments whose traces each segment is compared with, all they have."
+    )
+    control_pool: int = Field(default=64, ge=2, description="Segments per tier whose traces controls are taken from.")
+    context_tokens: int | None = Field(
+        default=None,
+        ge=256,
+        description="Window in which trace, segment and continuation are read, tokens of the scorer; null: what it can "
+        "read at once.",
+    )
+    scorer: dict[str, Any] | None = Field(
+        default=None,
+        description="Another scorer than that of difficulty: a section with its keys (scorer, model, revision, ...).",
+    )
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,7 @@ class Trial:
         continuation: what follows that in the document and the generator was not shown; "" where nothing does.
         traces: the candidates that passed the gates, in the order of their samples.
         controls: traces of other segments of the same tier; empty unless `Value.needs_controls`.
+        trace_tokens: cap on the tokens of a trace of the tier, in the generator's tokenizer.
     """
 
     segment_id: str
@@ -59,17 +72,23 @@ class Trial:
     continuation: str
     traces: Sequence[Trace]
     controls: Sequence[str]
+    trace_tokens: int
 
 
 @plain_dataclass(frozen=True, kw_only=True)
 class Valuation:
-    """The value of one trace: the columns of `sharding.records.Candidate`, which explains them."""
+    """The value of one trace: the columns of `sharding.records.Candidate`, which explains them.
+
+    Attributes:
+        unvalued: why there is no value, in a word or two; "" where there is one.
+    """
 
     value: float | None
     gain_nats: float | None = None
     control_nats: float | None = None
     hard_gain_nats: float | None = None
     heldout_nats: float | None = None
+    unvalued: str = ""
 
 
 class Value(Protocol):
@@ -85,4 +104,9 @@ class Value(Protocol):
     needs_controls: bool
 
     def valuations(self, trial: Trial) -> Sequence[Valuation]:
-        """The valuation of each trace of the trial, in order; depends on the trial alone."""
+        """The valuation of each trace of the trial, in order.
+
+        That of a trace depends on the trace and on what the trial says of the segment, not on the other traces. The
+        traces of a control are valued as well, in a trial that is otherwise the same: they show what choosing brings
+        among traces that are not about the segment.
+        """
