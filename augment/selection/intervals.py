@@ -5,7 +5,7 @@ spread is itself unsure, and documents of unequal length make it look smaller th
 and McCaffrey (2002) and Imbens and Kolesár (2016, "Robust standard errors in small samples") do for clustered data: the
 CR2 variance, and Student's t at Satterthwaite's degrees of freedom. Resampling documents (the bootstrap's percentiles),
 which was tried first, covers 82% of 5 documents, 88% of 10 and 92% of 30 where it promises 95%; this covers 93 to 97%
-(`benchmarks/intervals.py`).
+(`benchmarks/selection_coverage.py`).
 """
 
 from __future__ import annotations
