@@ -30,7 +30,9 @@ class SelectConfig:
         "if it has a value of at least min_value; one drawn in proportion to exp(value / sample_temperature) (without "
         "a value the first); or all.",
     )
-    min_value: float = Field(default=0.0, description="For keep best_above, in the value's unit (nats for gains).")
+    min_value: float = Field(
+        default=0.0, description="For keep best_above, in the value's unit (nats for gains), beyond chance."
+    )
     sample_temperature: float = Field(default=1.0, gt=0, description="For keep sample, in the value's unit.")
     seed: int = Field(default=0, ge=0, description="Of keep sample.")
     gain: GainConfig = Field(default_factory=GainConfig, description="How values that are gains are measured.")

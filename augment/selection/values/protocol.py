@@ -38,7 +38,7 @@ class GainConfig:
         description="Tail of a document's last segment that its prompt does not show; at most a third of the segment.",
     )
     controls: int = Field(
-        default=4, ge=2, description="Other segments whose traces each segment is compared with, all they have."
+        default=2, ge=2, description="Other segments whose traces each segment is compared with, all they have."
     )
     control_pool: int = Field(default=64, ge=2, description="Segments per tier whose traces controls are taken from.")
     context_tokens: int | None = Field(
