@@ -16,11 +16,12 @@ from markupsafe import Markup, escape
 
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.card.markdown import redacted
-from pipelines.documents.blocks import FULL_COLOUR_NATS, visible
+from pipelines.documents.blocks import FULL_COLOUR_NATS
 from pipelines.report import room
 from pipelines.report.facts import Facts, Figure
 from pipelines.report.funnel import Step
 from pipelines.report.room import Reading
+from pipelines.terminal import visible
 
 
 def render(
