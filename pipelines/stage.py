@@ -142,6 +142,8 @@ class Stage:
             found, revised = self._done(replace)  # another run may have finished it a moment ago
             if found is not None and found == revised and self._is_published():
                 return found, Did.NOTHING
+            for folder in self.at.folders:
+                storage.sweep(folder)
             if revised is None:
                 on_begin()
                 self._withdraw()

@@ -131,6 +131,8 @@ class Progress:
             try:
                 found, now = self.snapshot(), time.monotonic()
                 if found is None:
+                    if self._live is not None and self._warning.message:  # such as what a start waits for
+                        self._live.update(Text(self._warning.message, "yellow"), refresh=True)
                     continue
                 if self._live is not None:
                     self._live.update(render(found), refresh=True)
