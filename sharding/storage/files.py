@@ -26,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError, RequestError
 from sharding.records.base import Record
+from sharding.storage.private import private_folder
 from sharding.storage.retries import patiently
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ def publish(url: str) -> Iterator[IO[bytes]]:
             Path(folder).mkdir(parents=True, exist_ok=True)
             temporary = Path(folder) / f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp"
         else:
-            handle, name = tempfile.mkstemp(prefix="thoughtmill-")
+            folder = str(private_folder())
+            sweep(folder)
+            handle, name = tempfile.mkstemp(prefix=".", suffix=f".{uuid.uuid4().hex}.tmp", dir=folder)
             os.close(handle)
             temporary = Path(name)
         with temporary.open("wb") as out:
@@ -110,7 +113,8 @@ def publish(url: str) -> Iterator[IO[bytes]]:
         else:
             patiently("write", url, fs, lambda: fs.put_file(str(temporary), path))
     except OSError as error:
-        raise MillError(f"cannot write {url}: {error.strerror or error}") from error
+        way = "" if local else f" by way of {folder}, which TMPDIR moves"
+        raise MillError(f"cannot write {url}{way}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             _discard(temporary)
