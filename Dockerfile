@@ -29,9 +29,16 @@ RUN python -m pip install --no-cache-dir -c /wheels/lock.txt --upgrade pip setup
       "${wheel}[endpoint,datasets,s3,gcs,azure,fast]" "apache-beam[gcp]==${BEAM_VERSION}" \
  && rm -r /wheels \
  && python -c "import pipelines.run"
+# No worker needs to be root: Beam makes its environment below /opt/apache/beam-venv. Dataflow mounts its folders as root
+# and wants root: there, build with --build-arg WORKER_USER=0.
+ARG WORKER_USER=10001
+RUN useradd --uid 10001 --create-home mill \
+ && install -d -o mill /opt/apache/beam-venv /models
 # Nothing is fetched while a job runs: bake tokenizers and models in below /models, or name a store that is mounted.
 ENV PYTHONUNBUFFERED=1 \
+    HOME=/home/mill \
     HF_HOME=/models \
     THOUGHTMILL_HOME=/models
+USER ${WORKER_USER}
 # What a runner starts; `docker run --entrypoint thoughtmill IMAGE --help` gives the command line.
 ENTRYPOINT ["/opt/apache/beam/boot"]

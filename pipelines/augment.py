@@ -70,6 +70,7 @@ class Augment(Stage):
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
+        storage.sweep(self.config.ledger_url)
         allocation, began = self.allocation, self.started_at
         plan = plan_of(self.config, allocation, self.planner, began_at=began, rehearsal=self.rehearsal)
         storage.write_json(self.at.plan, plan)  # for `thoughtmill status`

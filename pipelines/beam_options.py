@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from secrets import token_hex
@@ -17,6 +16,7 @@ from sharding import storage
 from sharding.beam.shuffle import LocalShuffleOptions
 from sharding.errors import RequestError
 from sharding.hashing import content_id
+from sharding.storage.private import fresh_folder, private_folder
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """The default: Beam's DirectRunner would first try to download Prism."""
@@ -59,6 +59,7 @@ def local_shuffle(options: PipelineOptions, url: str) -> Iterator[None]:
 
     Raises:
         RequestError: the options name a folder for shuffles, and another runner.
+        MillError: the folder can't be made, or isn't this user's alone.
     """
     chosen = options.view_as(LocalShuffleOptions)
     runner = options.view_as(StandardOptions).runner or ""
@@ -76,15 +77,16 @@ def local_shuffle(options: PipelineOptions, url: str) -> Iterator[None]:
     if chosen.local_shuffle_folder is None and isinstance(fs, LocalFileSystem):
         own = Path(path)
     else:
-        base = Path(chosen.local_shuffle_folder or tempfile.gettempdir())
-        own = base / f"thoughtmill-shuffle-{content_id(url)[:16]}"
+        base = Path(chosen.local_shuffle_folder) if chosen.local_shuffle_folder else None
+        own = private_folder(base) / f"shuffle-{content_id(url)[:16]}"
     # What a run that was killed has left. One that is still at work, and should have stopped, notices.
     shutil.rmtree(own, ignore_errors=True)
-    before, chosen.local_shuffle_folder = chosen.local_shuffle_folder, str(own / token_hex(8))
+    folder = fresh_folder(fresh_folder(own) / token_hex(8))  # a link in its place is not followed
+    before, chosen.local_shuffle_folder = chosen.local_shuffle_folder, str(folder)
     try:
         yield
     finally:
-        shutil.rmtree(chosen.local_shuffle_folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             own.rmdir()
         chosen.local_shuffle_folder = before

@@ -12,10 +12,11 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import card, yaml_config
-from pipelines.card import markdown, versions
+from pipelines.card import versions
 from pipelines.config import MillConfig
 from pipelines.joints import contaminated_urls
 from pipelines.outcome import Built, Outcome
+from pipelines.secrets import without_secrets
 from pipelines.stage import Stage
 from sharding import storage
 from sharding.beam.joins import JoinParts
@@ -73,7 +74,7 @@ class Pack(Stage):
 
     def write_beside(self, made: Manifest) -> None:
         """The config and the card."""
-        resolved = markdown.redacted(yaml_config.dump(self.config))
+        resolved = yaml_config.dump(without_secrets(yaml_config.to_mapping(self.config)))
         storage.write_bytes(self.at.config, resolved.encode())
         card.write(self.output, self.earlier | {"pack": made})
 

@@ -32,6 +32,7 @@ from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import STAGES, Manifest
 from sharding.storage.output import Output
+from sharding.storage.private import temporary_folder
 
 
 class Did(StrEnum):
@@ -134,6 +135,7 @@ class Stage:
                 on it.
             AssertionError: what was made doesn't add up.
         """
+        temporary_folder()  # Beam needs one
         options = beam_options(beam_args)
         found, revised = self._done(replace)
         if found is not None and found == revised and self._is_published():
@@ -142,6 +144,8 @@ class Stage:
             found, revised = self._done(replace)  # another run may have finished it a moment ago
             if found is not None and found == revised and self._is_published():
                 return found, Did.NOTHING
+            for folder in self.at.folders:
+                storage.sweep(folder)
             if revised is None:
                 on_begin()
                 self._withdraw()

@@ -75,9 +75,10 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return json.loads(TypeAdapter(type(config)).dump_json(config))
 
 
-def dump(config: MillConfig) -> str:
-    """The resolved config as YAML that `load` reads back."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+def dump(config: MillConfig | Mapping[str, Any]) -> str:
+    """The resolved config, also as `to_mapping` gives it, as YAML that `load` reads back."""
+    tree = config if isinstance(config, Mapping) else to_mapping(config)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _adapter() -> TypeAdapter[MillConfig]:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = ["Dockerfile", "Dockerfile.gpu"]
-INSTRUCTIONS = {"FROM", "ARG", "RUN", "COPY", "ENV", "WORKDIR", "ENTRYPOINT"}
+INSTRUCTIONS = {"FROM", "ARG", "RUN", "COPY", "ENV", "WORKDIR", "USER", "ENTRYPOINT"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKED = dict(re.findall(r"^([\w-]+)==([^ \n]+)", (ROOT / "requirements" / "lock.txt").read_text(), re.MULTILINE))
 
@@ -49,6 +49,21 @@ def test_every_stage_and_path_exists(name: str) -> None:
                     assert (ROOT / source).exists(), source
     assert stages == ["wheel", "beam", ""]
     assert instructions(name)[-1] == ("ENTRYPOINT", '["/opt/apache/beam/boot"]')
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_worker_is_another_user_than_root_and_has_what_it_writes_to(name: str) -> None:
+    steps = instructions(name)
+    final = steps[max(i for i, (kind, _) in enumerate(steps) if kind == "FROM") :]
+    assert final[-2][0] == "USER"
+    user = filled(name, final[-2][1])
+    assert user.isdigit() and int(user) > 0, "a number: who starts it may demand proof that it isn't root"
+    made = next(value for kind, value in final if kind == "RUN" and "useradd" in value)
+    assert f"--uid {user} --create-home mill" in made and "-o mill /opt/apache/beam-venv /models" in made
+    environment = " ".join(value for kind, value in final if kind == "ENV").split()
+    assert {"HOME=/home/mill", "HF_HOME=/models", "THOUGHTMILL_HOME=/models"} <= set(environment)
+    installs = [i for i, (kind, value) in enumerate(final) if kind in ("RUN", "COPY")]
+    assert max(installs) < len(final) - 2, "what is installed is root's, and no worker changes it"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -20,11 +20,12 @@ from difficulty.budget.histogram import DifficultyHistogram
 from pipelines import report
 from pipelines.cli import summary
 from pipelines.documents import sample
-from pipelines.documents.blocks import DocumentView, Mark, Source, Thought, Unit, visible
+from pipelines.documents.blocks import DocumentView, Mark, Source, Thought, Unit
 from pipelines.documents.reader import Reader
 from pipelines.report import charts, room
 from pipelines.report.charts import Series
 from pipelines.run import mill
+from pipelines.terminal import visible
 from pipelines.yaml_config import from_mapping
 from sharding import records, storage
 from sharding.errors import MillError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -147,9 +148,9 @@ def test_where_the_local_runner_puts_its_shuffles(tmp_path: Path) -> None:
     url = str(tmp_path / "out/stages/.shuffle-score")
     assert str(chosen((), url)).startswith(f"{url}/")
     assert str(chosen((), f"file://{url}")).startswith(f"{url}/")
-    assert "/thoughtmill-shuffle-" in str(chosen((), "memory://bucket/out"))
+    assert f"/thoughtmill-{os.getuid()}/shuffle-" in str(chosen((), "memory://bucket/out"))
     scratch = str(chosen((f"--local_shuffle_folder={tmp_path}/scratch",), url))
-    assert scratch.startswith(f"{tmp_path}/scratch/thoughtmill-shuffle-")
+    assert scratch.startswith(f"{tmp_path}/scratch/thoughtmill-{os.getuid()}/shuffle-")
     assert chosen(("--local_shuffle_folder=",), url) == ""
     other = ("--runner=PortableRunner", "--job_endpoint=localhost:1")
     assert chosen(other, url) is None
@@ -165,7 +166,7 @@ def test_what_a_killed_run_left_goes_and_what_another_makes_stays(tmp_path: Path
         options = beam_options(arguments)
         with local_shuffle(options, url):
             mine = Path(str(options.view_as(LocalShuffleOptions).local_shuffle_folder))
-            mine.mkdir(parents=True)
+            assert mine.stat().st_mode & 0o777 == mine.parent.stat().st_mode & 0o777 == 0o700
             left = mine.parent / "left"
             left.mkdir()
         assert left.exists() and not mine.exists()

@@ -12,11 +12,10 @@ import itertools
 import logging
 import os
 import subprocess
-import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from sharding.errors import PROGRAMMING_ERRORS, MillError, RequestError
 from sharding.models.store import resolve_model
+from sharding.storage.private import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ _SLOTS_BEFORE_START = 256
 LOOP_MIN_TOKENS, LOOP_MAX_TOKENS, LOOP_COUNT = 8, 32, 8
 """A generation is a loop when it ends in one pattern of 8 to 32 tokens, 8 times over: rules and table borders of one
 repeated token stay below that, and a loop costs at most 256 tokens."""
+
+_START_TURN_S = 3600.0
+"""So long an engine waits for others to start. A process that ends gives its turn back, however it ends."""
 
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -266,16 +269,25 @@ def _engine_environment(mark: str, defaults: dict[str, str]) -> Iterator[None]:
 
 @asynccontextmanager
 async def _start_turn() -> AsyncIterator[None]:
-    """Engines start one at a time on a machine: each measures free memory and picks free ports while it starts."""
+    """Engines start one at a time on a machine: each measures free memory and picks free ports while it starts.
+
+    Raises:
+        MillError: another one has been starting for longer than any takes.
+    """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(Path(tempfile.gettempdir()) / f"thoughtmill-engine-start-{os.getuid()}.lock")
+    lock, until = FileLock(private_folder() / "engine-start.turn"), time.monotonic() + _START_TURN_S
     while True:
         try:
             lock.acquire(timeout=0)
             break
         except Timeout:
-            await asyncio.sleep(0.5)
+            if time.monotonic() > until:
+                raise MillError(
+                    f"another engine of this user has been starting for {_START_TURN_S / 60:.0f} min and holds "
+                    f"{lock.lock_file}: end its process"
+                ) from None
+            await asyncio.sleep(min(0.5, _START_TURN_S))
     try:
         yield
     finally:

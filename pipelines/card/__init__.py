@@ -16,7 +16,8 @@ import msgspec
 from pipelines.card import croissant
 from pipelines.card.facts import ABOUT, facts_of
 from pipelines.card.front_matter import front_matter
-from pipelines.card.markdown import listing, redacted, table
+from pipelines.card.markdown import listing, table
+from pipelines.secrets import published
 from sharding import storage
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
@@ -29,16 +30,16 @@ def write(output: str, stages: Mapping[str, Manifest]) -> None:
         MillError: the store refused.
     """
     storage.write_bytes(Output(output).card, render(stages).encode())
-    stored = {name: _as_stored(stage) for name, stage in stages.items()}
-    described = json.dumps(croissant.describe(stored, ABOUT), indent=2, ensure_ascii=False) + "\n"
-    storage.write_bytes(Output(output).croissant, redacted(described).encode())
+    told = {name: published(_as_stored(stage)) for name, stage in stages.items()}
+    described = json.dumps(croissant.describe(told, ABOUT), indent=2, ensure_ascii=False) + "\n"
+    storage.write_bytes(Output(output).croissant, described.encode())
 
 
 def render(stages: Mapping[str, Manifest]) -> str:
     """The card of a run whose four manifests are given: YAML for the hub, then what a trainer needs to know."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    stages = {name: _as_stored(stage) for name, stage in stages.items()}
+    stages = {name: published(_as_stored(stage)) for name, stage in stages.items()}
     # Markdown, not HTML: cells are escaped by `table`.
     environment = Environment(
         loader=PackageLoader("pipelines.card", "template"),
@@ -50,7 +51,7 @@ def render(stages: Mapping[str, Manifest]) -> str:
     environment.filters |= {"table": table, "listing": listing, "commas": "{:,}".format}
     text = environment.get_template("card.md.j2").render(facts_of(stages))
     body = re.sub(r"\n{3,}", "\n\n", text).strip()  # where a paragraph has nothing to say
-    return redacted(f"---\n{front_matter(stages['pack'])}---\n\n{body}\n")
+    return f"---\n{front_matter(stages['pack'])}---\n\n{body}\n"
 
 
 def _as_stored(stage: Manifest) -> Manifest:

@@ -1,29 +1,9 @@
-"""Pieces of Markdown for the card's template, and the redaction of what must not be in a public text."""
+"""Pieces of Markdown for the card's template."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<rest>[^\s'\"`<>|]+)")
-_SECRET_PARAMETER = re.compile(
-    r"(?P<name>[?&;][^=&\s]*(?:key|token|secret|signature|sig|password|credential|auth)[^=&\s]*=)[^&\s#]+",
-    re.IGNORECASE,
-)
-REDACTED = "REDACTED"
-
-
-def redacted(text: str) -> str:
-    """The text with user names, passwords, keys and tokens taken out of its URLs."""
-
-    def clean(match: re.Match[str]) -> str:
-        authority, slash, path = match["rest"].partition("/")
-        if "@" in authority:
-            authority = f"{REDACTED}@{authority.rpartition('@')[2]}"
-        return match["scheme"] + _SECRET_PARAMETER.sub(rf"\g<name>{REDACTED}", authority + slash + path)
-
-    return _URL.sub(clean, text)
 
 
 def table(rows: Sequence[Iterable[object]], *header: str) -> str:

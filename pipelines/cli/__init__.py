@@ -5,26 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
+import traceback
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
 from pipelines.cli import running as running
 from pipelines.cli.application import DEBUG, app, err, out
+from pipelines.cli.logs import set_up_logging as set_up_logging
 from sharding.errors import MillError
-
-NOISY_LOGGERS = ("apache_beam", "vllm", "transformers", "httpx")
-QUIET_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "CRITICAL",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
-"""What keeps the processes of an engine quiet, unless the user has set it."""
 
 # vLLM warns before it looks at this setting. Its processes begin with the main module of the process that starts them.
 if (level := os.environ.get("VLLM_LOGGING_LEVEL")) in logging.getLevelNamesMapping():
@@ -51,24 +43,28 @@ def options(
     set_up_logging(debug)
 
 
-def set_up_logging(debug: bool) -> None:
-    """Logs on standard error: all of them, or what no message of ours tells."""
-    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, stream=sys.stderr)
-    if not debug:
-        # A failure reaches the user as one message; these would tell it as pages of traceback.
-        for name in NOISY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        for name, value in QUIET_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        warnings.simplefilter("ignore")
-
-
 def main(program: str | None = None) -> None:
     """Entry point: our own errors become one message and an exit code."""
     try:
         app(prog_name=program)
-    except MillError as error:
-        if DEBUG["on"]:
-            raise
-        err.print(f"[red bold]error[/red bold] {escape(str(error))}")
-        sys.exit(error.exit_code)
+    except SystemExit as ended:
+        sys.exit(_finished(ended.code))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told here
+        if isinstance(error, MillError) and not DEBUG["on"]:
+            err.print(Text.assemble(("error", "red bold"), f" {error}"))
+        else:  # a mistake of ours keeps its traceback, whose words may be anyone's
+            err.print(traceback.format_exc())
+        _finished(1)
+        sys.exit(error.exit_code if isinstance(error, MillError) else 1)
+
+
+def _finished(code: str | int | None) -> str | int | None:
+    """The exit code, once all is said: an answer that could not be written is none. `| head` is no error."""
+    with out.lasting():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    if out.lost is None:
+        return code
+    out.drop_rest()
+    err.print(Text.assemble(("error", "red bold"), f" standard output can't be written: {out.lost.strerror}"))
+    return code or 1

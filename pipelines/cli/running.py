@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from pipelines.cli.application import (
     DEBUG,
@@ -81,7 +80,7 @@ def _run(
         anything = anything or did != "nothing"
         if not quiet:
             said = "..." if manifest is None else _told(stage, manifest, did)
-            err.print(f"[bold]{stage}[/bold] {said}", style="dim" if manifest is None else "")
+            err.print(Text.assemble((stage, "bold"), f" {said}"), style="dim" if manifest is None else "")
 
     with Progress(config.output, err, quiet=quiet) as progress:
         mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
@@ -90,6 +89,7 @@ def _run(
         out.print(summary.render(config.output))
         if not anything:
             out.print("Everything was done already; nothing was run.")
+        out.lost = None  # the corpus is there, whether or not this could be said
 
 
 def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
@@ -112,8 +112,8 @@ def _write_report(output: str, *, again: bool) -> None:
         # Whatever it is, it is not worth a finished run.
         if DEBUG["on"]:
             logging.exception("the report could not be written")
-        why = escape(str(error) or repr(error))
-        err.print(f"[yellow]warning[/yellow] no report: {why}; `thoughtmill report {escape(output)}` tries again")
+        said = f" no report: {str(error) or repr(error)}; `thoughtmill report {output}` tries again"
+        err.print(Text.assemble(("warning", "yellow"), said))
 
 
 @app.command()
@@ -142,7 +142,7 @@ def plan(
         beam_args=beam_args or (),
     )
     if as_json:
-        print(json.dumps(made))  # noqa: T201
+        out.print_json_line(made)
     else:
         out.print(show.render(made))
 
@@ -163,7 +163,8 @@ def arms(
 
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
         if manifest is not None:
-            err.print(f"[bold]{arm + ': ' if arm else ''}{stage}[/bold] {_told(stage, manifest, did)}")
+            name = f"{arm}: {stage}" if arm else stage
+            err.print(Text.assemble((name, "bold"), f" {_told(stage, manifest, did)}"))
 
     results = arms_module.mill_arms(
         load(config, overrides),
@@ -174,4 +175,5 @@ def arms(
     )
     out.print("", arms_module.render(results))
     if any(arm.rehearsal for arm in results.values()):
-        out.print(f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+        out.print(Text(REHEARSAL_NOTICE, "yellow"))
+    out.lost = None  # all of it is in arms.json

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from augment.selection.account import in_words
 from pipelines import report
@@ -62,9 +63,9 @@ def render(output: str) -> Group:
     )
     facts.add_row("speed", _speed(stages))
     for warning in augmented.facts["warnings"]:
-        facts.add_row("warning", f"[yellow]{warning}[/yellow]")
+        facts.add_row("warning", Text(warning, "yellow"))
     if packed.rehearsal:
-        facts.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+        facts.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))
     pages = [(Output(output).card, "the dataset card")]
     if report.is_there(output):
         pages.insert(0, (report.report_url(output), "figures and documents to read, in a browser"))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from rich.console import RenderableType
 
-from pipelines.documents.blocks import DocumentView, visible
+from pipelines.documents.blocks import DocumentView
 from pipelines.documents.reader import Reader
 from pipelines.documents.sample import Sample, by_hash, look, read_documents
 from pipelines.documents.terminal import document
+from pipelines.terminal import visible
 from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest

@@ -23,8 +23,8 @@ from pipelines.documents.blocks import (
     Thought,
     Unit,
     counted,
-    visible,
 )
+from pipelines.terminal import visible
 from sharding.records.types import Candidate
 
 _DARKEST, _STRONGEST = (40, 30, 18), (190, 76, 20)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.watch.status import UNIT_NAMES
@@ -76,9 +77,9 @@ def render(plan: Mapping[str, Any]) -> Group:
         f"{pack['shards']:,} shards, {_bytes(pack['bytes'])}",
     )
     for warning in plan["warnings"]:
-        costs.add_row("warning", f"[yellow]{warning}[/yellow]")
+        costs.add_row("warning", Text(warning, "yellow"))
     if plan["basis"]["rehearsal"]:
-        costs.add_row("note", f"[yellow]{REHEARSAL_NOTICE}[/yellow]")
+        costs.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))
     return Group(facts, tiers, costs)
 
 

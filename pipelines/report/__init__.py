@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.secrets import published, without_secrets
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage import manifest
@@ -59,14 +60,15 @@ def render(output: str) -> str:
     if scored is None:
         raise MillError(f"{output} holds no scored run: run `thoughtmill score CONFIG` first, or name another output")
     sample = look(output, stages)
-    facts = Facts(stages=stages, allocation=read_allocation(output, scored), prices=_prices(output), sample=sample)
+    told = {name: published(stage) if stage else None for name, stage in stages.items()}
+    facts = Facts(stages=told, allocation=read_allocation(output, scored), prices=_prices(output), sample=sample)
     figures = [
         *(spread.difficulty(facts), spread.spending(facts)),
         *(traces.lengths(facts), traces.gains(facts), traces.rejections(facts)),
         *(shards.packing(facts), shards.cost(facts)),
     ]
     readings, closed = _reading_room(output, stages, sample)
-    return page.render(output, facts, steps(stages), figures, readings, closed)
+    return page.render(output, facts, steps(told), figures, readings, closed)
 
 
 def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: Any) -> tuple[list[Any], str]:
@@ -79,7 +81,7 @@ def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: An
         reader = Reader(output, stages)
     except MillError as error:
         # A machine that has the output need not have the tokenizer; the figures do without.
-        return [], f"The documents can't be shown here: {error}."
+        return [], without_secrets(f"The documents can't be shown here: {error}.")
     readings: list[Any] = []
     size_bytes = 0
     documents = read_documents(output, stages, choose(sample, room.MAX_DOCUMENTS))

@@ -15,12 +15,13 @@ from pathlib import PurePosixPath
 from markupsafe import Markup, escape
 
 from pipelines.card.facts import REHEARSAL_NOTICE
-from pipelines.card.markdown import redacted
-from pipelines.documents.blocks import FULL_COLOUR_NATS, visible
+from pipelines.documents.blocks import FULL_COLOUR_NATS
 from pipelines.report import room
 from pipelines.report.facts import Facts, Figure
 from pipelines.report.funnel import Step
 from pipelines.report.room import Reading
+from pipelines.secrets import without_secrets
+from pipelines.terminal import visible
 
 
 def render(
@@ -54,7 +55,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = environment.get_template("page.html.j2").render(
         title=name,
-        output=redacted(output),
+        output=without_secrets(output),
         stages=stages,
         rehearsal=REHEARSAL_NOTICE if any(stage.rehearsal for stage in stages.values() if stage) else "",
         warnings=list(augmented.facts["warnings"]) if augmented else [],

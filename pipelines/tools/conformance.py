@@ -26,13 +26,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.beam_options import beam_options
 from pipelines.config import MillConfig
 from pipelines.run import mill
+from pipelines.terminal import Terminal
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
@@ -178,12 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="a folder that this machine and the workers reach; default: a temporary one")
     parser.add_argument("--tokenizer", help="a tokenizer that the workers can load; default: one trained here")
     args, beam_args = parser.parse_known_args(arguments)
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
         try:
             result = check(args.output or temporary, args.tokenizer, beam_args)
         except MillError as error:
-            console.print(f"[bold]conformance:[/] {escape(str(error))}")
+            console.print(Text.assemble(("conformance:", "bold"), f" {error}"))
             return 2 if isinstance(error, RequestError) else 1
     runner = next((word.partition("=")[2] for word in beam_args if word.startswith("--runner=")), "the default runner")
     table = Table("run", "seconds", "files", "as the in-process runner", title=f"Conformance of {runner}")
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     console.print(table)
     for file in [*result["different"], *result["missing"]]:
-        console.print(f"differs: {file}", markup=False)
+        console.print(f"differs: {file}")
     print(json.dumps({"name": "conformance", "runner": runner, **result}))  # noqa: T201
     return 0 if result["same"] else 1
 

@@ -45,6 +45,7 @@ from sharding.records.rows import Row
 from sharding.shards.rows import split_named
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.private import private_folder
 
 TEXTS = "texts"
 
@@ -76,7 +77,7 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
         groups = groups_of(*parts_of(output, stages["score"], stages["select"]))
     except MillError as error:
         return Compared([Problem(output, f"cannot be compared: {error}")], {})
-    local = tempfile.mkdtemp(prefix="thoughtmill-verify-")
+    local = tempfile.mkdtemp(prefix="verify-", dir=private_folder())
     folder = options.view_as(GoogleCloudOptions).temp_location or local
     url = storage.join(folder, f"verify-{token_hex(8)}.json")
     try:

@@ -20,6 +20,7 @@ from pipelines.verify.report import Problem, at, limited, shortened
 from sharding import hashing, storage
 from sharding.hashing import fingerprint
 from sharding.shards import rows
+from sharding.storage.private import private_folder
 
 _SEEN = np.dtype([("key", "u8"), ("check", "u4"), ("split", "u4")])
 """A document in a split; 96 bits stand for its id."""
@@ -34,7 +35,7 @@ class SeenDocuments:
     """
 
     def __init__(self, num_buckets: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="thoughtmill-verify-")
+        self._folder = tempfile.TemporaryDirectory(prefix="verify-", dir=private_folder())
         self._locks = [threading.Lock() for _ in range(num_buckets)]
 
     def __enter__(self) -> SeenDocuments:

@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.watch import status
 from sharding import storage, tally
@@ -131,12 +131,14 @@ class Progress:
             try:
                 found, now = self.snapshot(), time.monotonic()
                 if found is None:
+                    if self._live is not None and self._warning.message:  # such as what a start waits for
+                        self._live.update(Text(self._warning.message, "yellow"), refresh=True)
                     continue
                 if self._live is not None:
                     self._live.update(render(found), refresh=True)
                 elif not self._quiet and now >= logged + self._log_s:
                     logged = now
-                    self._console.print(escape(line(found)))
+                    self._console.print(Text(line(found)))
                 if now >= published + PUBLISH_S or found["stage"] != stage:  # what was published says another one
                     published, stage = now, found["stage"]
                     storage.write_json(self._url, found)
@@ -209,9 +211,9 @@ def render(found: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(f"[cyan]{found['stage']}[/cyan]", f"for {duration(found['elapsed_s'])}")
+    table.add_row(Text(found["stage"], "cyan"), f"for {duration(found['elapsed_s'])}")
     for name, text in facts(found):
-        table.add_row(name, f"[yellow]{escape(text)}[/yellow]" if name == "warning" else escape(text))
+        table.add_row(name, Text(text, "yellow" if name == "warning" else ""))
     return table
 
 
@@ -254,7 +256,7 @@ def watch(output: str, console: Console, *, log_s: float = LOG_S) -> None:
                     refresh=True,
                 )
             elif doing is not None:
-                console.print(escape(line(doing)))
+                console.print(Text(line(doing)))
             at_work = doing is not None or (found and found.get("generation", {}).get("processes"))
             if found is not None and (found["complete"] or not at_work):
                 if shown is None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.compute import field, scalar
 from rich.table import Table
+from rich.text import Text
 
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.parts import every_part
@@ -246,7 +247,7 @@ def render(found: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("output", found["output"] + (" (complete)" if found["complete"] else ""))
+    table.add_row("output", Text(found["output"] + (" (complete)" if found["complete"] else "")))
     table.add_row("stages", ", ".join(f"{name}: {state}" for name, state in found["stages"].items()))
     if generation := found.get("generation"):
         table.add_row(
@@ -264,7 +265,7 @@ def render(found: dict[str, Any]) -> Table:
                 table.add_row("rate", f"{generation['tokens_per_second']:,.0f} tokens/s")
                 table.add_row("time left", f"about {generation['seconds_left'] / 60:,.1f} min at this rate")
     for warning in found.get("warnings", []):
-        table.add_row("warning", warning)
+        table.add_row("warning", Text(warning))
     if found["rehearsal"]:
         table.add_row("note", REHEARSAL_NOTICE)
     return table

@@ -59,7 +59,7 @@ class PartitionWriter:
         for partition, values in self._held.items():
             path = self._paths.setdefault(partition, self._folder / f"{partition}-{self._token}")
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with path.open("ab") as file:
                     if file.tell() != self._sizes.get(partition, 0):
                         raise MillError(f"{path} was changed or removed while it was written; run again")

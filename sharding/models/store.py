@@ -33,9 +33,16 @@ _digests: dict[tuple[str, int, int, int], str] = {}
 
 
 def mill_home() -> Path:
-    """The folder for what is kept between runs: $THOUGHTMILL_HOME, or ~/.cache/thoughtmill."""
+    """The folder for what is kept between runs: $THOUGHTMILL_HOME, or ~/.cache/thoughtmill.
+
+    Raises:
+        MillError: the user has no home, and no variable says otherwise.
+    """
     home = os.environ.get(HOME_VARIABLE)
-    return Path(home) if home else Path.home() / ".cache" / "thoughtmill"
+    try:
+        return Path(home) if home else Path.home() / ".cache" / "thoughtmill"
+    except RuntimeError as error:
+        raise MillError(f"this user has no home folder: {HOME_VARIABLE} names a folder for what is kept") from error
 
 
 def model_home() -> Path:
@@ -54,12 +61,15 @@ def resolve_model(name: str) -> str:
     """
     if not name.strip():
         raise MillError("a model has an empty name; name a folder, a fetched model or a Hugging Face hub id")
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        raise MillError(f"model {name!r}: {error}; name the folder itself") from error
     if folder.is_dir():
         return str(folder)
     if name.startswith(("/", ".", "~")):
         raise MillError(f"model {name!r}: there is no such folder")
-    with contextlib.suppress(RuntimeError):  # a user without a home has no store
+    with contextlib.suppress(MillError):  # a user without a home has no store
         stored = model_home() / name
         return str(stored) if stored.is_dir() else name
     return name
@@ -111,7 +121,7 @@ def _content_digest(path: Path) -> str:
         return _digests[seen]
     name = fingerprint(["\0".join(map(str, seen))], _DIGEST_BYTES)
     kept = None
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
+    with contextlib.suppress(OSError, MillError, ValueError):
         kept = mill_home() / "fingerprints" / name
         known = kept.read_text()
         if len(bytes.fromhex(known)) == _DIGEST_BYTES:  # else a crash has damaged it

@@ -17,6 +17,7 @@ from sharding.storage.files import (
     publish,
     read_bytes,
     remove,
+    sweep,
     write_bytes,
     write_json,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "read_records",
     "record_size_bytes",
     "remove",
+    "sweep",
     "write_bytes",
     "write_json",
     "write_part",

@@ -8,11 +8,14 @@ flipped bit in a zstd buffer mostly loads silently wrong, so the sha256 and row 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import posixpath
+import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +26,21 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError, RequestError
 from sharding.records.base import Record
+from sharding.storage.private import private_folder
 from sharding.storage.retries import patiently
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
+
+LEFT_BEHIND_S = 3600.0
+"""What nobody has written to for so long is of a writer that is gone."""
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
+
+_UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""How file systems that sync no folders say so."""
 
 EXTRA_FOR_PROTOCOL = {
     "s3": "s3",
@@ -68,8 +80,9 @@ def join(base: str, *parts: str) -> str:
 def publish(url: str) -> Iterator[IO[bytes]]:
     """A binary file to write; it appears at `url` whole when the block ends, and not at all when the block raises.
 
-    On a local disk the bytes go to a temporary name in the same folder, are synced and renamed. On an object store
-    they go to a local temporary file and are uploaded in one call, which those stores make visible atomically.
+    On a local disk the bytes go to a temporary name in the same folder, are synced and renamed, and so is the folder:
+    a machine that loses power keeps what was said to be there. On an object store they go to a local temporary file
+    and are uploaded in one call, which those stores make visible atomically.
 
     Raises:
         MillError: the store refused (disk full, no permission, ...); names the file.
@@ -80,10 +93,13 @@ def publish(url: str) -> Iterator[IO[bytes]]:
     temporary: Path | None = None
     try:
         if local:
+            new = [each for each in (Path(folder), *Path(folder).parents) if not each.exists()]
             Path(folder).mkdir(parents=True, exist_ok=True)
             temporary = Path(folder) / f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp"
         else:
-            handle, name = tempfile.mkstemp(prefix="thoughtmill-")
+            folder = str(private_folder())
+            sweep(folder)
+            handle, name = tempfile.mkstemp(prefix=".", suffix=f".{uuid.uuid4().hex}.tmp", dir=folder)
             os.close(handle)
             temporary = Path(name)
         with temporary.open("wb") as out:
@@ -92,13 +108,38 @@ def publish(url: str) -> Iterator[IO[bytes]]:
             os.fsync(out.fileno())
         if local:
             temporary.replace(path)
+            for each in (Path(folder), *(made.parent for made in new)):
+                _sync_folder(each)
         else:
             patiently("write", url, fs, lambda: fs.put_file(str(temporary), path))
     except OSError as error:
-        raise MillError(f"cannot write {url}: {error.strerror or error}") from error
+        way = "" if local else f" by way of {folder}, which TMPDIR moves"
+        raise MillError(f"cannot write {url}{way}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             _discard(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSYNCED:
+            raise
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: str) -> None:
+    """Remove what writers that were killed have left half-written in a local folder, an hour ago or longer."""
+    fs, path = filesystem(folder)
+    if not isinstance(fs, LocalFileSystem):
+        return
+    for left in Path(path).glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if _TEMPORARY.search(left.name) and time.time() - left.lstat().st_mtime > LEFT_BEHIND_S:
+                _discard(left)
 
 
 def _discard(temporary: Path) -> None:

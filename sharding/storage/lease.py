@@ -202,7 +202,12 @@ def _create_file(url: str, data: bytes) -> bool:
             if isinstance(fs, LocalFileSystem):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 with Path(path).open("xb") as file:
-                    file.write(data)
+                    try:
+                        file.write(data)
+                        file.flush()
+                    except OSError:  # a lease of nobody would be waited for
+                        Path(path).unlink(missing_ok=True)
+                        raise
             else:
                 fs.pipe_file(path, data, mode="create")
         except FileExistsError:

@@ -54,6 +54,12 @@ class Output:
         return join(self.root, "arms", name)
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of the output in which files are made, without the ledger."""
+        stages = (self.stages, *(self.stage(name) for name in ("score", "augment", "select")))
+        return self.root, self.data, *stages, self.alive
+
+    @property
     def success(self) -> str:
         """An empty file that is there when the corpus is whole."""
         return join(self.root, SUCCESS_NAME)

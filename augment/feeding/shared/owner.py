@@ -13,8 +13,6 @@ import contextlib
 import logging
 import os
 import socket
-import stat
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -31,6 +29,7 @@ from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Broken, Frame, Hell
 from augment.feeding.tickets import Completed, FeederClosed, Job, Result
 from sharding.errors import MillError
 from sharding.hashing import fingerprint
+from sharding.storage.private import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,9 @@ class EngineHost:
 
     def __init__(self, job: str, feeders: Feeders) -> None:
         name = fingerprint([job], 8)
-        folder = _private_folder()
+        folder = private_folder()
+        if len(os.fsencode(folder)) > _MAX_SOCKET_PATH_BYTES - 24:  # names of sockets are short by law
+            folder = private_folder(Path("/tmp"))
         self._lock_path = folder / f"{name}.lock"
         self.address = str(folder / f"{name}.sock")
         self._job, self._feeders = job, feeders
@@ -206,23 +207,6 @@ def _read(stream: IO[bytes]) -> Frame | None:
     size = int.from_bytes(length)
     body = stream.read(size)
     return unpack(body) if len(body) == size else None
-
-
-def _private_folder() -> Path:
-    """A folder for locks and sockets that nobody else can write to.
-
-    Raises:
-        MillError: there is something else in its place.
-    """
-    name = f"thoughtmill-{os.getuid()}"
-    folder = Path(tempfile.gettempdir()) / name
-    if len(os.fsencode(folder)) > _MAX_SOCKET_PATH_BYTES - 24:  # names of sockets are short by law
-        folder = Path("/tmp") / name
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise MillError(f"{folder} must be a folder of yours that nobody else can read: remove it")
-    return folder
 
 
 def _sweep(folder: Path) -> None:
