@@ -73,11 +73,11 @@ def resume(tokenizer: str, *, rows: int, missing: int) -> Resume:
         fresh_s, _, made = _timed(config)
         # What a kill leaves: no manifest, and the ledger without its last parts.
         for file in (manifest.manifest_url(config.output, "augment"), _success(config.output)):
-            storage.remove(file)
+            storage.remove(file, config.output)
         parts = ledger_parts(config.ledger_url)
         gone = max(1, round(missing / (made / len(parts))))
         for url in parts[-gone:]:
-            storage.remove(url)
+            storage.remove(url, config.ledger_url)
         again_s, again_cpu_s, lacked = _timed(config)
     return Resume(made - lacked, len(parts) - gone, lacked, again_s, again_cpu_s, fresh_s)
 

@@ -81,7 +81,7 @@ class Augment(Stage):
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.
             worker.close_all()
-            clear_beats(self.at.alive)
+            clear_beats(self.at.alive, self.output)
 
     def build(self, root: beam.Pipeline) -> Built:
         feeding, ledger, planner = self.config.feeding, self.config.ledger_url, self.planner

@@ -90,5 +90,5 @@ def take_outcome(url: str) -> Outcome:
             "an output that all of them reach"
         )
     outcome = msgspec.json.decode(storage.read_bytes(url), type=Outcome)
-    storage.remove(url)
+    storage.remove(url, url.rpartition("/")[0])
     return outcome

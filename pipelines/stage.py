@@ -140,6 +140,7 @@ class Stage:
         found, revised = self._done(replace)
         if found is not None and found == revised and self._is_published():
             return found, Did.NOTHING
+        self.at.check_links()
         with Lease(self.output, self.name) as lease:
             found, revised = self._done(replace)  # another run may have finished it a moment ago
             if found is not None and found == revised and self._is_published():
@@ -154,7 +155,7 @@ class Stage:
                 made, did = revised, Did.REVISED
             lease.check()
             for stray in manifest.strays(self.output, made):
-                storage.remove(stray)
+                storage.remove(stray, self.output)
             self.write_beside(made)
             lease.check()
             manifest.write(self.output, made)
@@ -192,14 +193,14 @@ class Stage:
         The files that their manifests name go too, unless they are another run's; the ledger is no stage's file and
         stays.
         """
-        storage.remove(self.at.success)
+        storage.remove(self.at.success, self.output)
         for stage in reversed(STAGES[STAGES.index(self.name) :]):
             finished = manifest.read(self.output, stage, any_format=True)
-            storage.remove(self.at.manifest(stage))
+            storage.remove(self.at.manifest(stage), self.output)
             if finished is not None and not finished.folder:
                 for family in finished.files:
                     for url in manifest.file_urls(self.output, finished, family):
-                        storage.remove(url)
+                        storage.remove(url, self.output)
 
     def make(self, options: PipelineOptions) -> Manifest:
         """Run the pipeline, and hold the account of what it made."""
@@ -239,7 +240,7 @@ class Stage:
         url = self.at.outcome(self.name, secrets.token_hex(8))
         for name in storage.list_names(self.at.stages):
             if name.startswith(f".outcome-{self.name}-"):  # of a run that was killed
-                storage.remove(storage.join(self.at.stages, name))
+                storage.remove(storage.join(self.at.stages, name), self.output)
         with local_shuffle(options, self.at.shuffle(self.name)):
             pipeline = beam.Pipeline(options=options)
             self.assemble(pipeline, url)

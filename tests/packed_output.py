@@ -90,7 +90,12 @@ def write_output(
             stage="pack",
             format=manifest.FORMAT,
             fingerprint=FINGERPRINT,
-            config={"tokenizer": "acme/tokenizer", "pack": {"sequence_length": sequence_length, "loss_mask": policy}},
+            config={
+                "tokenizer": "acme/tokenizer",
+                "layout": "after_document",
+                "card": {"name": "packed"},
+                "pack": {"sequence_length": sequence_length, "loss_mask": policy},
+            },
             inputs={},
             files={"shards": entries},
             counts={"rows": sum(entry.rows for entry in entries)},

@@ -511,8 +511,9 @@ def test_an_export_that_names_files_elsewhere_removes_none(output: PackedOutput,
     said = json.loads((target / EXPORT_NAME).read_text())
     said["files"]["train"][0]["name"] = "../secret"
     (target / EXPORT_NAME).write_text(json.dumps(said))
-    export(output.url, "parquet", str(target), replace=True)
-    assert secret.read_text() == "mine" and not list(target.rglob("*.mds"))
+    with pytest.raises(MillError, match=r"'\.\./secret' is no name of a file"):
+        export(output.url, "parquet", str(target), replace=True)
+    assert secret.read_text() == "mine" and list(target.rglob("*.mds"))
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_run_that_was_stopped_does_not_publish_over_another(output: str, other
         if other == "at work":
             holder(output)
         else:
-            storage.remove(Output(output).lease)
+            storage.remove(Output(output).lease, output)
         with pytest.raises(MillError, match="took over"):
             lease.check()
 

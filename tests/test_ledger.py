@@ -398,10 +398,10 @@ def test_a_ledger_s_name_is_no_pattern(tmp_path: Path, name: str) -> None:
         written = parts.write_part(url, [row(1)])
         assert ledger_parts(url) == [written] and finished_keys(url) == {row(1).key}
         storage.write_json(f"{url}/alive/a.json", {"at": 1000.0})
-        assert read_beats(f"{url}/alive", 1000.0) == [{"at": 1000.0}]
-        clear_beats(f"{url}/alive")
+        assert [beat["at"] for beat in read_beats(f"{url}/alive", 1000.0)] == [1000.0]
+        clear_beats(f"{url}/alive", url)
         assert read_beats(f"{url}/alive", 1000.0) == [] and ledger_parts(url) == [written]
-        storage.remove(written)
+        storage.remove(written, url)
 
 
 def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ SNAPSHOT: dict[str, Any] = {
 GENERATION: dict[str, Any] = {
     "generations": 10,
     "generations_planned": 30.0,
+    "thought_tokens": 900,
+    "thought_tokens_planned": 5000.0,
     "unit": "dollars",
     "spent": 0.5,
     "budget": 2.0,
@@ -139,7 +141,8 @@ def test_what_was_published_long_ago_is_of_a_run_that_is_gone(tmp_path: Path) ->
     storage.write_json(url, {**SNAPSHOT, "at": time.time() - 100})
     assert progress.published(str(tmp_path)) is None
     storage.write_bytes(url, b"{half")
-    assert progress.published(str(tmp_path)) is None
+    with pytest.raises(MillError, match=r"progress\.json is not a snapshot of a run"):
+        progress.published(str(tmp_path))
 
 
 def test_the_last_warning_is_shown_and_logging_is_as_before(tmp_path: Path) -> None:

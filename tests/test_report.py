@@ -446,9 +446,9 @@ def test_few_parts_are_read(many_parts: str, monkeypatch: pytest.MonkeyPatch) ->
     opened: set[str] = set()
     read = storage.read_batches
 
-    def spy(url: str, *args: Any) -> Any:
+    def spy(url: str, *args: Any, **named: Any) -> Any:
         opened.add(url)
-        return read(url, *args)
+        return read(url, *args, **named)
 
     monkeypatch.setattr(storage, "read_batches", spy)
     html = report.render(many_parts)

@@ -348,8 +348,8 @@ def test_what_dead_processes_left_is_cleared(tmp_path: Path) -> None:
     (folder / "a.json").write_text(json.dumps({"at": time.time() - 1000}))
     (folder / "b.json").write_text("{half")
     assert read_beats(str(folder), time.time()) == []
-    clear_beats(str(folder))
-    clear_beats(str(folder))
+    clear_beats(str(folder), str(tmp_path))
+    clear_beats(str(folder), str(tmp_path))
     assert not folder.exists()
 
 

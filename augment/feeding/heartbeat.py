@@ -7,8 +7,6 @@ told by its age.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import secrets
@@ -19,11 +17,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
 from augment.feeding import registry
 from sharding import storage
 from sharding.errors import MillError
+from sharding.storage.json_files import Number, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,26 @@ STALE_S = 60.0
 """A heartbeat older than this is of a process that is gone, or whose store no longer listens."""
 
 _RATE_WINDOW_BEATS = 6
+
+MAX_BEAT_BYTES = 1 << 16
+
+
+class AtWork(msgspec.Struct):
+    """What a heartbeat says of one model."""
+
+    in_flight: int
+    waiting: int
+    capacity: int
+    failed: int
+
+
+class Beat(msgspec.Struct):
+    """A heartbeat, as anyone may have written it: what `thoughtmill status` takes from it."""
+
+    at: Number
+    host: str = ""
+    models: dict[str, AtWork] = {}
+    tokens_per_second: Number | None = None
 
 
 class Heartbeat:
@@ -44,6 +64,7 @@ class Heartbeat:
 
     def __init__(self, folder: str, *, beat_s: float = BEAT_S) -> None:
         self._host = socket.gethostname()
+        self._folder = folder
         self._url = storage.join(folder, f"{self._host}-{os.getpid()}-{secrets.token_hex(4)}.json")
         self._beat_s = beat_s
         self._changed = threading.Condition()
@@ -85,7 +106,7 @@ class Heartbeat:
                     self._thread = None
                     break
                 idle = not self._active
-        self._try(lambda: storage.remove(self._url))
+        self._try(lambda: storage.remove(self._url, self._folder))
 
     def _write(self) -> None:
         found = registry.stats()
@@ -117,19 +138,28 @@ def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
     beats = []
     try:
         for name in storage.list_names(folder):
-            if name.endswith(".json"):
-                with contextlib.suppress(ValueError, MillError):  # it has just ended
-                    beats.append(json.loads(storage.read_bytes(storage.join(folder, name))))
+            if name.endswith(".json") and (beat := _read(storage.join(folder, name), now)) is not None:
+                beats.append(beat)
     except MillError as error:
         logger.debug("heartbeats in %s: %s", folder, error)
-    return [beat for beat in beats if abs(now - beat["at"]) <= STALE_S]
+    return beats
 
 
-def clear_beats(folder: str) -> None:
+def _read(url: str, now: float) -> dict[str, Any] | None:
+    try:
+        beat = read_json(url, Beat, "a heartbeat", MAX_BEAT_BYTES)
+    except MillError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):  # it has just ended
+            logger.warning("heartbeat left out: %s", error)
+        return None
+    return msgspec.to_builtins(beat) if abs(now - beat.at) <= STALE_S else None
+
+
+def clear_beats(folder: str, output: str) -> None:
     """Take away what processes that were killed have left; called when a run has ended."""
     try:
-        for name in storage.list_names(folder):
-            storage.remove(storage.join(folder, name))
+        for name in [name for name in storage.list_names(folder) if name.endswith(".json")]:
+            storage.remove(storage.join(folder, name), output)
         fs, path = storage.filesystem(folder)
         if isinstance(fs, LocalFileSystem) and fs.exists(path):
             fs.rmdir(path)  # an object store has no folders

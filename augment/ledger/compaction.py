@@ -49,7 +49,7 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
         write_part(ledger_url, chunk)
         new += 1
     for url in old:
-        remove(url)
+        remove(url, ledger_url)
     return Compaction(len(old), new, rows_before, len(counts))
 
 

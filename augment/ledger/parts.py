@@ -20,7 +20,7 @@ from sharding.hashing import fingerprint
 from sharding.records.arrow import from_batch, to_batch
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
-from sharding.storage.arrow_files import BATCH_BYTES, chunks, new_stream, open_stream, record_size_bytes
+from sharding.storage.arrow_files import BATCH_BYTES, checked_batches, chunks, new_stream, record_size_bytes
 from sharding.storage.files import join, list_names, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -103,11 +103,7 @@ def every_part(ledger_url: str, columns: Sequence[str] | None = None) -> Iterato
 
 
 def _parse(data: bytes, columns: Sequence[str] | None) -> list[pa.RecordBatch]:
-    with open_stream(data, columns) as reader:
-        batches = list(reader)
-    for batch in batches:
-        batch.validate(full=True)
-    return batches
+    return list(checked_batches(data, columns, kind=LedgerRow))
 
 
 def _digest(data: bytes) -> str:

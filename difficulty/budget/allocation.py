@@ -6,11 +6,13 @@ picklable, so it travels to every worker as a side input; a segment's tier depen
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from difficulty.budget.histogram import (
@@ -165,17 +167,27 @@ class Allocation:
             MillError: the content is not what `to_json` writes.
         """
         try:
-            shared_bin = data["shared_bin"]
-            return cls(
-                **{
-                    **{name: value for name, value in data.items() if name != "from_nats"},
-                    **{name: tuple(data[name]) for name in ("choices", "cuts", "warnings")},
-                    "shared_bin": None if shared_bin is None else SharedBin(**shared_bin),
-                    "tiers": tuple(TierPlan(**tier) for tier in data["tiers"]),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise MillError(f"allocation: malformed ({type(error).__name__}: {error})") from error
+            made = msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise MillError(f"allocation: malformed ({error})") from error
+        if set(data) - {field.name for field in fields(cls)} - {"from_nats"} or not made._goes_together():
+            raise MillError("allocation: malformed (it says more, or its choices, cuts and tiers don't go together)")
+        return made
+
+    def _goes_together(self) -> bool:
+        """Whether every place that it names is there."""
+        steps, shared = len(self.choices), self.shared_bin
+        numbers = [number for tier in self.tiers for number in astuple(tier)[1:]]
+        return (
+            steps > 0
+            and all(0 <= choice < len(self.tiers) for choice in self.choices)
+            and len(self.cuts) == (0 if self.axis == "none" else steps - 1)
+            and list(self.cuts) == sorted(self.cuts)
+            and all(0 <= cut <= KEY_LIMIT for cut in self.cuts)
+            and 0 <= self.shift <= KEY_BITS
+            and (shared is None or (0 < shared.step < steps and 0 <= shared.bin < KEY_LIMIT))
+            and all(math.isfinite(number) and abs(number) < 1e24 for number in numbers)
+        )
 
 
 def _nats_of_cut(cut: int, step: int, shared_bin: SharedBin | None, shift: int) -> float:

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from pipelines.cli.application import OutputArgument, app, out
+from sharding.errors import RequestError
 
 models_app = typer.Typer(help="Models that come in Python packages.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -29,14 +30,19 @@ def export(
     splits: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Shards read at the same time.")] = 4,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another export in the target.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--with-report", help="To the hub: report.html too, which shows rejected traces.")
+    ] = False,
 ) -> None:
     """Write the shards in the form another trainer reads, or upload them to the hub."""
     from sharding.shards import export as formats
     from sharding.shards.export import hub
 
     if to == "hub":
-        out.print(f"uploaded to {hub.upload(output, target)}")
+        out.print(f"uploaded to {hub.upload(output, target, report=with_report)}")
         return
+    if with_report:
+        raise RequestError(f"--with-report: {to} has no place for it; it is for --to hub")
     done, ran = formats.export(
         output, to, target, splits=splits or None, loss_mask=cast(Any, loss_mask), workers=workers, replace=replace
     )

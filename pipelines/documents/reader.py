@@ -7,11 +7,11 @@ Both the report's reading room and `thoughtmill inspect` show this.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
@@ -23,11 +23,19 @@ from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.records.rows import Item, TokenType
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
+from sharding.storage.json_files import read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 if TYPE_CHECKING:
     from sharding.packing.layout import Delimiters
+
+
+class _Spending(msgspec.Struct):
+    """`difficulty.json`."""
+
+    histogram: dict[str, Any]
+    allocation: dict[str, Any]
 
 
 class Reader:
@@ -82,7 +90,7 @@ class Reader:
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate], packed: Manifest
     ) -> DocumentView:
         from pipelines.joints import contaminated_urls
-        from sharding.packing.config import config_of
+        from sharding.packing.config import config_of, layout_of
         from sharding.packing.laying_out import encode_delimiters, join_thoughts
         from sharding.packing.layout import lay_out
         from sharding.packing.mixing import share_of
@@ -104,7 +112,7 @@ class Reader:
         items, _ = lay_out(
             document.doc_id,
             joined,
-            packed.config["layout"],
+            layout_of(packed),
             delimiters,
             config.sequence_length,
             self._tokenizer.dtype,
@@ -213,10 +221,7 @@ def read_allocation(output: str, scored: Manifest) -> Allocation | None:
     url = Output(output).difficulty
     if not storage.exists(url):
         return None
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(url))
-    except ValueError as error:
-        raise MillError(f"{url} is no JSON: {error}") from error
-    if found.get("histogram") != scored.facts["histogram"]:
+    found = read_json(url, _Spending, "the plan of a budget")
+    if found.histogram != scored.facts["histogram"]:
         return None
-    return Allocation.from_json(found["allocation"])
+    return Allocation.from_json(found.allocation)

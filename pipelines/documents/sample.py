@@ -121,7 +121,7 @@ def _number(url: str) -> tuple[str, str] | None:
 
 def _rows(url: str, kind: type[R], columns: Sequence[str]) -> Iterator[R]:
     left = MAX_ROWS
-    for batch in storage.read_batches(url, columns):
+    for batch in storage.read_batches(url, columns, kind=kind):
         yield from from_batch(kind, batch.slice(0, left))
         left -= batch.num_rows
         if left <= 0:
@@ -198,7 +198,7 @@ def _of_documents(
     found: dict[str, list[R]] = {}
     for url, here in _places(manifest.file_urls(output, stage, family), doc_ids).items():
         last, values = max(here), pa.array(here)
-        for batch in storage.read_batches(url):
+        for batch in storage.read_batches(url, kind=kind):
             # A part is sorted by document.
             if batch.num_rows and batch.column("doc_id")[0].as_py() > last:
                 break

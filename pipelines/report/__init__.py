@@ -10,7 +10,6 @@ depends on the output alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,8 +96,7 @@ def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: An
 
 def _prices(output: str) -> dict[str, dict[str, Any]]:
     """What the plan says of the price of each model."""
-    url = Output(output).plan
-    if not storage.exists(url):
-        return {}
-    models: dict[str, dict[str, Any]] = json.loads(storage.read_bytes(url)).get("models", {})
-    return models
+    from pipelines.watch.files import read_plan
+
+    plan = read_plan(output)
+    return plan["models"] if plan else {}

@@ -91,7 +91,7 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     finally:
         shutil.rmtree(local, ignore_errors=True)
         with contextlib.suppress(MillError):  # that it stays must not hide what went wrong
-            storage.remove(url)
+            storage.remove(url, folder)
     if not found.problems:  # a document that is wrong makes sums wrong
         found.problems += _wrong_counts(output, stages["pack"], found.counts)
     return found

@@ -19,7 +19,7 @@ from pipelines.verify.thoughts import kept_thoughts, match_run, why_not
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.packing import mixing
-from sharding.packing.config import LAYOUTS, Layout, PackConfig, config_of
+from sharding.packing.config import LAYOUTS, Layout, PackConfig, config_of, layout_of
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import source_of, thoughts_of
 from sharding.records.base import Record
@@ -90,7 +90,7 @@ class Packing:
             folder=manifest.files_url(output, packed),
             shards=tuple(entry.name for entry in packed.files.get("shards", ())),
             config=config_of(packed),
-            layout=packed.config["layout"],
+            layout=layout_of(packed),
             rows_are_left_out=count("rows_left_out", 0) > 0,
             thoughts_are_cut=count("thoughts_cut", 0) > 0,
             thoughts_are_dropped=count("thoughts_dropped", 0) > 0,

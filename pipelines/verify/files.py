@@ -17,7 +17,7 @@ from sharding.errors import MillError
 from sharding.records.families import FAMILIES
 from sharding.records.types import FileEntry
 from sharding.storage import manifest
-from sharding.storage.arrow_files import file_buffer, open_stream
+from sharding.storage.arrow_files import checked_batches, file_buffer, open_stream
 from sharding.storage.manifest import Manifest
 
 
@@ -88,19 +88,9 @@ def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
     return (None, problems) if problems else (buffer, [])
 
 
-def read_buffer(buffer: pa.Buffer, columns: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of an Arrow stream, each checked to be well-formed."""
-    with open_stream(buffer, columns) as reader:
-        for batch in reader:
-            batch.validate(full=True)
-            yield batch
-
-
 def check_schema(task: Task, found: pa.Schema) -> list[Problem]:
     """What is wrong with the columns of a file."""
     expected = expected_schema(task)
-    if expected is None:
-        return []
     problems = []
     for name in dict.fromkeys([*expected.names, *found.names]):
         if name not in found.names:
@@ -117,10 +107,8 @@ def _spelled(column: pa.Field) -> str:
     return str(column.type).replace(" not null", "") + ("" if column.nullable else " not null")
 
 
-def expected_schema(task: Task) -> pa.Schema | None:
-    """The schema of the files of a family; None of one that is not known here."""
-    if task.family not in FAMILIES:
-        return None
+def expected_schema(task: Task) -> pa.Schema:
+    """The schema of the files of a family."""
     pack = task.stage.config.get("pack", {})
     return FAMILIES[task.family].schema(
         vocab_size=task.vocab_size,
@@ -136,7 +124,7 @@ def check_part(task: Task) -> Found:
         return Found(problems)
     found = Found(readable=True)
     num_rows = next_start = 0
-    for batch in read_buffer(buffer, COLUMNS.get(task.family)):
+    for batch in checked_batches(buffer, COLUMNS[task.family], kind=FAMILIES[task.family].kind):
         found.problems += _check_ids(task, batch, num_rows)
         if task.family == "segments" and batch.num_rows:
             starts = batch.column("token_start").to_numpy()

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.verify.files import Found, Task, read_buffer, verified_buffer
+from pipelines.verify.files import Found, Task, verified_buffer
 from pipelines.verify.report import Problem, at, limited
 from pipelines.verify.splits import SeenDocuments, seen_records
-from sharding.records.rows import TokenType
+from sharding.records.rows import MaskedRow, TokenType
 from sharding.shards.rows import loss_mask
+from sharding.storage.arrow_files import checked_batches
 
 HELD_BATCHES = 1 << 10
 """Documents are set aside so many record batches at a time, or the files of 512 buckets would be opened for each."""
@@ -63,7 +64,7 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
     num_rows = 0
     problems = []
     held: list[np.ndarray] = []
-    for arrow in read_buffer(buffer):
+    for arrow in checked_batches(buffer, kind=MaskedRow):
         batch, wrong = open_batch(task.url, arrow, num_rows)
         problems += wrong
         if batch is None:

@@ -19,6 +19,7 @@ from pipelines.verify.files import Task
 from pipelines.verify.report import Problem, at, limited, shortened
 from sharding import hashing, storage
 from sharding.hashing import fingerprint
+from sharding.records.rows import Row
 from sharding.shards import rows
 from sharding.storage.private import private_folder
 
@@ -89,7 +90,7 @@ def _named(output: str, keys: set[int], shards: Sequence[Task]) -> Iterator[Prob
     places: dict[str, dict[str, str]] = {}
     for task in shards:
         first_row = 0
-        for batch in storage.read_batches(task.url, ("doc_ids",)):
+        for batch in storage.read_batches(task.url, ("doc_ids",), kind=Row):
             for row, doc_ids in enumerate(batch.column("doc_ids").to_pylist(), first_row):
                 for doc_id, key in zip(doc_ids, _keys(doc_ids).tolist(), strict=True):
                     if key in keys:

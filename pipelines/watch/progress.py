@@ -11,7 +11,6 @@ goes wrong in it is no reason for a run to fail.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import secrets
 import threading
@@ -25,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.watch import status
+from pipelines.watch.files import read_snapshot
 from sharding import storage, tally
 from sharding.errors import MillError
 from sharding.storage.output import Output
@@ -83,8 +83,8 @@ class Progress:
             self._live.stop()
         self._warning.leave()
         with contextlib.suppress(Exception):
-            if json.loads(storage.read_bytes(self._url)).get("run") == self._run_id:
-                storage.remove(self._url)
+            if read_snapshot(self._output)["run"] == self._run_id:
+                storage.remove(self._url, self._output)
 
     def stage(self, name: str | None) -> None:
         """A stage begins, and this run may write to the output; None: it has ended."""
@@ -230,12 +230,17 @@ def duration(seconds: float) -> str:
 
 
 def published(output: str) -> dict[str, Any] | None:
-    """The last snapshot of a run that is alive, from any machine; None where there is none."""
-    url = Output(output).progress
+    """The last snapshot of a run that is alive, from any machine; None where there is none.
+
+    Raises:
+        MillError: it is no snapshot, or the store can't tell.
+    """
     try:
-        found = json.loads(storage.read_bytes(url)) if storage.exists(url) else None
-    except (MillError, ValueError, OSError):
-        return None
+        found = read_snapshot(output) if storage.exists(Output(output).progress) else None
+    except MillError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # the run has just ended
+        raise
     return found if found is not None and abs(time.time() - found["at"]) <= STALE_S else None
 
 

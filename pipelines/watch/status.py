@@ -5,7 +5,6 @@ The plan tells what is to be generated and what it costs, the ledger what has be
 
 from __future__ import annotations
 
-import json
 import operator
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.config import MillConfig
+from pipelines.watch.files import read_plan
 from sharding import storage
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
@@ -114,8 +114,7 @@ def read(output: str) -> dict[str, Any]:
         MillError: there is no run in `output`.
     """
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
-    plan_url = Output(output).plan
-    plan = json.loads(storage.read_bytes(plan_url)) if storage.exists(plan_url) else None
+    plan = read_plan(output)
     if plan is None and not any(stages.values()):
         raise MillError(f"{output} holds no run: no stage has finished and no generation was planned")
     found: dict[str, Any] = {
@@ -130,7 +129,7 @@ def read(output: str) -> dict[str, Any]:
         beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         found["generation"] = _generation(plan, done, beats, now)
-        found["warnings"] = plan.get("warnings", [])
+        found["warnings"] = plan["warnings"]
     return found
 
 

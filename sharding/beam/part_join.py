@@ -27,7 +27,7 @@ from sharding import hashing, storage
 from sharding.beam.part_names import part_count, part_of
 from sharding.errors import MillError
 from sharding.records.families import SEGMENTS, Family
-from sharding.records.types import ScoredDocument
+from sharding.records.types import ScoredDocument, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -216,7 +216,7 @@ def scored_documents(url: str, columns: Iterable[str] | None = None) -> Iterator
     wanted = SEGMENTS.schema(vocab_size=1).names if columns is None else {*_SEGMENT_KEYS, "input_ids", *columns}
     open_document: list[dict[str, Any]] = []  # pieces of a document that goes on in the next batch
     segments_read = 0
-    for batch in storage.read_batches(url, tuple(wanted)):
+    for batch in storage.read_batches(url, tuple(wanted), kind=ScoredSegment):
         lists = {name: _flat(batch.column(name)) for name in _PER_TOKEN if name in batch.schema.names}
         counts, indices = batch.column("num_segments").to_numpy(), batch.column("segment_index").to_numpy()
         doc_ids = batch.column("doc_id")

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from sharding.errors import MillError
 
-_PART_NAME = re.compile(r"-(\d{5,})-of-(\d{5,})\.arrow$")
+_PART_NAME = re.compile(r"-([0-9]{5,9})-of-([0-9]{5,9})\.arrow$")
+
+MAX_PARTS = 1 << 17
+"""More than a stage ever writes; what is made for each part, also an empty one, stays small."""
 
 
 def part_name(family: str, index: int, num_parts: int) -> str:
@@ -24,7 +27,10 @@ def part_of(url: str) -> tuple[int, int]:
     match = _PART_NAME.search(url)
     if match is None:
         raise MillError(f"{url}: its name doesn't say which part it is, such as segments-00003-of-00016.arrow")
-    return int(match[1]), int(match[2])
+    number, count = int(match[1]), int(match[2])
+    if not number < count <= MAX_PARTS:
+        raise MillError(f"{url}: its name says that it is part {number} of {count}; there are {MAX_PARTS} at most")
+    return number, count
 
 
 def part_count(urls: Sequence[str]) -> int:

@@ -78,3 +78,15 @@ def config_of(packed: Manifest) -> PackConfig:
         return TypeAdapter(PackConfig).validate_json(json.dumps(packed.config["pack"]))
     except (KeyError, ValidationError) as error:
         raise MillError(f"the shards were packed by another version of thoughtmill: {error}") from error
+
+
+def layout_of(packed: Manifest) -> Layout:
+    """Where thoughts stand in a corpus, from its pack manifest.
+
+    Raises:
+        MillError: this version knows no such layout.
+    """
+    layout: Layout = packed.config["layout"]
+    if layout not in LAYOUTS:
+        raise MillError(f"layout: the shards say {layout[:100]!r}, which is not one of {', '.join(LAYOUTS)}")
+    return layout

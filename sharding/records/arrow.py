@@ -10,8 +10,10 @@ from __future__ import annotations
 import types
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -144,6 +146,59 @@ def _column(records: Sequence[Record], field: pa.Field) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(offsets), flat, type=field.type)
     except (pa.ArrowException, OverflowError) as error:
         raise MillError(f"column {field.name}: a value does not fit {field.type}: {error}") from error
+
+
+@cache
+def _declared(kind: type[Record]) -> dict[str, tuple[frozenset[Any], bool]]:
+    """Column → the types that it may have, and whether there may be nulls in it."""
+    narrow, wide = (schema_of(kind, vocab_size=size, sequence_length=1) for size in (1, 1 << 32))
+    return {
+        field.name: (frozenset((_shape(field.type), _shape(wide.field(field.name).type))), field.nullable)
+        for field in narrow
+    }
+
+
+def _shape(kind: pa.DataType) -> Any:
+    """A type without what differs between files of one family: lengths of rows, names within."""
+    if pa.types.is_fixed_size_list(kind):
+        return "row", kind.value_type
+    return ("list", kind.value_type) if pa.types.is_list(kind) else kind
+
+
+def check_schema(kind: type[Record], schema: pa.Schema, wanted: Collection[str] | None = None) -> None:
+    """Whether the columns that are read of a file are those of its records.
+
+    Args:
+        kind: the type of its records.
+        schema: of the file.
+        wanted: the columns that are read; all when None. Those with a default may be absent.
+
+    Raises:
+        pa.ArrowInvalid: one is absent, there twice, or of another type.
+    """
+    defaults = {field.name for field in msgspec.structs.fields(kind) if not field.required}
+    for name, (shapes, _) in _declared(kind).items():
+        if wanted is not None and name not in wanted:
+            continue
+        found = schema.get_all_field_indices(name)
+        if len(found) > 1 or (not found and name not in defaults):
+            raise pa.ArrowInvalid(f"it has {len(found)} columns {name}")
+        if found and _shape(schema.field(found[0]).type) not in shapes:
+            raise pa.ArrowInvalid(f"its column {name} is of the type {str(schema.field(found[0]).type)[:100]}")
+
+
+def check_values(kind: type[Record], batch: pa.RecordBatch) -> None:
+    """Whether every value is there in a batch of checked columns that may be read without harm.
+
+    Raises:
+        pa.ArrowInvalid: one is missing.
+    """
+    for name, (_, nullable) in _declared(kind).items():
+        if nullable or name not in batch.schema.names:
+            continue
+        column = batch.column(name)
+        if column.null_count or (isinstance(_shape(column.type), tuple) and column.flatten().null_count):
+            raise pa.ArrowInvalid(f"its column {name} lacks values")
 
 
 def from_batch(kind: type[R], batch: pa.RecordBatch) -> Iterator[R]:

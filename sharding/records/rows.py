@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from sharding.records.arrow import Int32s, Int64s, RowBools, RowTokenIds, RowUint8s
@@ -64,7 +65,8 @@ class MaskedRow(Row, frozen=True, kw_only=True, eq=False):
     """A row as it is written where `pack.loss_mask` leaves tokens out; between workers it is a `Row`.
 
     Attributes:
-        loss_mask: (sequence_length,) bool, True where the token counts as one to be predicted.
+        loss_mask: (sequence_length,) bool, True where the token counts as one to be predicted; (0,) where no shard of
+            the corpus says.
     """
 
-    loss_mask: RowBools
+    loss_mask: RowBools = msgspec.field(default_factory=lambda: np.empty(0, np.bool_))

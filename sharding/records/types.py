@@ -3,20 +3,21 @@
 A record travels between workers as compact bytes (`encode`/`decode`, registered as a Beam coder in
 `sharding.beam.coders`) and rests on disk as rows of Arrow record batches (`to_batch`/`from_batch`). Per-token data is
 always a numpy array, never a list of Python numbers.
-
-    Document ──► ScoredSegment ──► Request ──► LedgerRow ──► Candidate ──► Item ──► Row
-    (text)       (score)           (augment)   (ledger)      (select)      (pack)   (pack)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
 from sharding.records.arrow import Float16s, Int32, NotStored, TokenIds, Uint32s
 from sharding.records.base import Record
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
+"""Of a file, or a count in it."""
 
 
 class Document(Record, frozen=True, kw_only=True, eq=False):
@@ -263,12 +264,7 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
 
 
 class ContaminatedDocument(Record, frozen=True, kw_only=True, eq=False):
-    """A document that overlaps with benchmarks.
-
-    Attributes:
-        benchmarks: their names.
-        source_tokens: how many training tokens the document has.
-    """
+    """A document that overlaps with benchmarks: their names, and how many training tokens it has."""
 
     doc_id: str
     benchmarks: list[str]
@@ -279,7 +275,7 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
     """What a manifest says of one file.
 
     Attributes:
-        name: path relative to the stage's folder.
+        name: path from the stage's folder, or the export's; checked wherever it is read from, as it may be removed.
         size_bytes: length of the file.
         sha256: hex digest of its bytes.
         rows: number of records.
@@ -287,10 +283,14 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
     """
 
     name: str
-    size_bytes: int
+    size_bytes: Size
     sha256: str
-    rows: int
-    tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    rows: Size
+    tokens: dict[str, Size] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if {"", ".", ".."} & set(self.name.split("/")) or set("\\\0:") & set(self.name):
+            raise ValueError(f"{self.name[:200]!r} is no name of a file below the folder")
 
 
 def segment_id(doc_id: str, segment_index: int) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from sharding.errors import MillError, RequestError
-from sharding.records.rows import TokenType
+from sharding.records.arrow import check_schema, check_values
+from sharding.records.rows import MaskedRow, TokenType
 from sharding.records.types import FileEntry
-from sharding.storage.arrow_files import file_buffer, open_stream
+from sharding.storage.arrow_files import checked_batches, file_buffer, open_stream
 from sharding.storage.manifest import Manifest
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
@@ -19,6 +20,8 @@ LOSS_MASKS: tuple[LossMask, ...] = get_args(LossMask)
 
 IGNORED_LABEL = -100
 """The label that torch.nn.functional.cross_entropy leaves out by default."""
+
+_PER_TOKEN = ("input_ids", "token_type", "loss_mask")
 
 _COUNTED: dict[LossMask, tuple[TokenType, ...]] = {
     "all": (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER),
@@ -77,7 +80,16 @@ class RowBatch:
 
     @classmethod
     def from_arrow(cls, batch: pa.RecordBatch) -> RowBatch:
+        """The rows of a batch whose columns were checked.
+
+        Raises:
+            pa.ArrowInvalid: they don't go together.
+        """
         items_per_row = _items_per_row(batch)
+        per_row = [batch.column(name).value_lengths().to_numpy() for name in ("doc_ids", "source_starts")]
+        widths = {batch.schema.field(name).type.list_size for name in _PER_TOKEN if name in batch.schema.names}
+        if len(widths) > 1 or not all(np.array_equal(items_per_row, others) for others in per_row):
+            raise pa.ArrowInvalid("the columns of its rows are of different lengths")
         if not items_per_row.all():
             batch = batch.filter(pa.array(items_per_row > 0))
             items_per_row = items_per_row[items_per_row > 0]
@@ -133,9 +145,10 @@ class MappedShard:
         try:
             with open_stream(buffer) as reader:
                 self._schema = reader.schema
+            check_schema(MaskedRow, self._schema)
+            lengths = checked_batches(buffer, ("seq_lengths",), kind=MaskedRow)
+            items_per_row = [_items_per_row(batch) for batch in lengths]
             self._messages = list(pa.ipc.MessageReader.open_stream(buffer))[1:]  # the first is the schema
-            with open_stream(buffer, ("seq_lengths",)) as reader:
-                items_per_row = [_items_per_row(batch) for batch in reader]
         except pa.ArrowException as error:
             raise MillError(f"cannot read {url}: {error}") from error
         if (rows := sum(map(len, items_per_row))) != entry.rows:
@@ -146,6 +159,9 @@ class MappedShard:
     def read(self, batch: int) -> RowBatch:
         """Decode a batch. Its arrays stay valid as long as they are held."""
         try:
-            return RowBatch.from_arrow(pa.ipc.read_record_batch(self._messages[batch], self._schema))
+            rows = pa.ipc.read_record_batch(self._messages[batch], self._schema)
+            rows.validate(full=True)
+            check_values(MaskedRow, rows)
+            return RowBatch.from_arrow(rows)
         except pa.ArrowException as error:
             raise MillError(f"cannot read {self._url}, batch {batch}: {error}") from error

@@ -10,10 +10,11 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError
-from sharding.records.arrow import from_batch, to_batch
+from sharding.records.arrow import check_schema, check_values, from_batch, to_batch
 from sharding.records.base import Record
 from sharding.records.types import FileEntry
-from sharding.storage.files import R, T, filesystem, read_bytes
+from sharding.storage.arrow_messages import check_messages
+from sharding.storage.files import R, T, check_regular, filesystem, read_bytes
 from sharding.storage.hashed_file import publish_hashed
 
 BATCH_BYTES = 2 << 20
@@ -68,6 +69,7 @@ def file_buffer(url: str) -> pa.Buffer:
     if not isinstance(fs, LocalFileSystem):
         return pa.py_buffer(read_bytes(url))
     try:
+        check_regular(fs, path)
         return pa.memory_map(path).read_buffer()
     except (OSError, pa.ArrowException) as error:
         raise MillError(f"cannot read {url}: {error}") from error
@@ -123,19 +125,46 @@ def chunks(values: Iterable[T], at_least: int, weigh: Callable[[T], int]) -> Ite
         yield chunk
 
 
-def read_batches(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of one Arrow stream file.
+def checked_batches(
+    data: pa.Buffer | bytes, columns: Sequence[str] | None = None, *, kind: type[Record] | None
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of an Arrow stream that anyone may have written, each checked in full before it is given.
+
+    Args:
+        data: the whole stream.
+        columns: the columns wanted; the others are neither decompressed nor returned.
+        kind: the type of its records; None: any columns, in batches of any size.
+
+    Raises:
+        pa.ArrowException: it is no Arrow stream, or none of such records.
+    """
+    if kind is not None:
+        check_messages(data)
+    with open_stream(data, columns) as reader:
+        if kind is not None:
+            check_schema(kind, reader.schema, columns)
+        for batch in reader:
+            batch.validate(full=True)
+            if kind is not None:
+                check_values(kind, batch)
+            yield batch
+
+
+def read_batches(
+    url: str, columns: Sequence[str] | None = None, *, kind: type[Record] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of one Arrow stream file, checked in full.
 
     Args:
         url: the file.
         columns: the columns wanted; the others are neither decompressed nor returned.
+        kind: the type of its records; None: any columns, in batches of any size.
 
     Raises:
-        MillError: the file is absent, cut short or not an Arrow stream; names it.
+        MillError: the file is absent, cut short, not an Arrow stream or not one of such records; names it.
     """
     try:
-        with open_stream(file_buffer(url), columns) as reader:
-            yield from reader
+        yield from checked_batches(file_buffer(url), columns, kind=kind)
     except (OSError, pa.ArrowException) as error:
         raise MillError(f"cannot read {url}: {error}") from error
 
@@ -148,6 +177,7 @@ def read_schema(url: str) -> pa.Schema:
     """
     fs, path = filesystem(url)
     try:
+        check_regular(fs, path)
         with fs.open(path, "rb", cache_type="readahead", block_size=HEAD_BYTES) as head, pa.ipc.open_stream(head) as r:
             return r.schema
     except (OSError, pa.ArrowException) as error:
@@ -156,5 +186,5 @@ def read_schema(url: str) -> pa.Schema:
 
 def read_records(url: str, kind: type[R], columns: Sequence[str] | None = None) -> Iterator[R]:
     """The records of one file; columns not asked for are left at their type's zero."""
-    for batch in read_batches(url, columns):
+    for batch in read_batches(url, columns, kind=kind):
         yield from from_batch(kind, batch)

@@ -14,6 +14,7 @@ import logging
 import os
 import posixpath
 import re
+import stat
 import tempfile
 import time
 import uuid
@@ -53,15 +54,21 @@ EXTRA_FOR_PROTOCOL = {
     "adl": "azure",
 }
 
+STORES = frozenset({"file", "hf", "memory", *EXTRA_FOR_PROTOCOL})
+"""The protocols of the stores that outputs are kept in: of any other nothing is asked because a file says so."""
+
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path in it. A local path may hold "::", which in fsspec joins stores.
+    """The fsspec filesystem of `url` and the path in it. A local path may hold "::".
 
     Raises:
-        RequestError: the store's protocol is unknown, or its package is not installed.
+        RequestError: the store's protocol is unknown, its package is not installed, or one store is to be read through
+            another ("::"), which can run what a file says.
     """
     if "://" not in url or url.startswith("file://"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
+    if "::" in url:
+        raise RequestError(f"{url}: stores joined by :: are not read: name a folder of one store")
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -69,6 +76,23 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         extra = EXTRA_FOR_PROTOCOL.get(protocol)
         way_out = f"install it with: pip install 'thoughtmill[{extra}]'" if extra else f"({error})"
         raise RequestError(f"{url}: no filesystem for {protocol}://: {way_out}") from error
+
+
+def foreign(url: str, where: str) -> str:
+    """A URL that a file of an output names, when it is one of a store that outputs are kept in.
+
+    Args:
+        url: what the file says; anyone may have written it.
+        where: the file, for the message.
+
+    Raises:
+        MillError: it is of another kind of store, or of several joined.
+    """
+    protocol = url.split("://")[0] if "://" in url else "file"
+    if protocol not in STORES or (protocol != "file" and "::" in url):
+        allowed = ", ".join(sorted(STORES))
+        raise MillError(f"{where} names the folder {url!r}: not a path, or a URL of one store of these: {allowed}")
+    return url
 
 
 def join(base: str, *parts: str) -> str:
@@ -161,14 +185,37 @@ def write_json(url: str, value: Any) -> None:
     write_bytes(url, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
     """The content of `url`.
 
+    Args:
+        max_bytes: refuse more.
+
     Raises:
-        MillError: the file is absent or unreadable; names it.
+        MillError: the file is absent, unreadable or longer than that; names it.
     """
     fs, path = filesystem(url)
-    return patiently("read", url, fs, lambda: fs.cat_file(path))
+
+    def read() -> bytes:
+        check_regular(fs, path)
+        if max_bytes is not None and (size_bytes := fs.size(path)) > max_bytes:
+            raise MillError(f"cannot read {url}: {size_bytes:,} bytes, and such a file has at most {max_bytes:,}")
+        data: bytes = fs.cat_file(path)
+        return data
+
+    return patiently("read", url, fs, read)
+
+
+def check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Refuse a pipe or a device in a file's place: reading it may never end.
+
+    Raises:
+        OSError: it is one, or absent.
+    """
+    if isinstance(fs, LocalFileSystem):
+        mode = os.stat(path).st_mode  # noqa: PTH116 - behind links: folders of the hub's cache consist of them
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(None, "it is a pipe or a device, not a file")
 
 
 def exists(url: str) -> bool:
@@ -211,15 +258,46 @@ def list_names(folder: str) -> list[str]:
     return sorted(posixpath.basename(name.rstrip("/")) for name in patiently("list", folder, fs, ask))
 
 
-def remove(url: str) -> None:
-    """Delete a file if it is there.
+def remove(url: str, below: str) -> None:
+    """Delete a file if it is there. A link is deleted, never what is behind it.
+
+    Args:
+        url: the file.
+        below: the folder that it is removed from: an output, a target, a ledger. Nothing outside of it is removed.
 
     Raises:
-        MillError: the store refused; names the file.
+        MillError: the way from there to the file leads through a link, or the store refused; names the file.
     """
     fs, path = filesystem(url)
+    root = filesystem(below)[1].rstrip("/")
+    *folders, name = path.removeprefix(f"{root}/").split("/")
+    if not path.startswith(f"{root}/") or ".." in folders or name in ("", ".", ".."):
+        raise MillError(f"cannot remove {url}: it is not in {below}")
     # One that was there before a call that failed may be gone at the next: that is what was asked for.
-    patiently("remove", url, fs, lambda: _remove(fs, path))
+    if isinstance(fs, LocalFileSystem):
+        patiently("remove", url, fs, lambda: _unlink(root or "/", folders, name))
+    else:
+        patiently("remove", url, fs, lambda: _remove(fs, path))
+
+
+def _unlink(root: str, folders: list[str], name: str) -> None:
+    """Step by step, so that no link is followed, whoever plants one meanwhile."""
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
+        folder = opened.enter_context(_folder(root))
+        for inner in folders:
+            if stat.S_ISLNK(os.lstat(inner, dir_fd=folder).st_mode):
+                raise OSError(None, f"{inner} is a link, and behind links nothing is removed")
+            folder = opened.enter_context(_folder(inner, os.O_NOFOLLOW, folder))
+        os.unlink(name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _folder(name: str, flags: int = 0, parent: int | None = None) -> Iterator[int]:
+    handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=parent)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:

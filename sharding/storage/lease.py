@@ -88,7 +88,7 @@ class Lease:
             self._thread.join()
         try:
             if (found := self._read()) is not None and found.get("token") == self._token:
-                storage.remove(self.url)
+                storage.remove(self.url, self._output)
         except Exception as refused:  # noqa: BLE001 - it ends by itself, and the stage, or its error, is what counts
             logger.warning("the lease of %s can't be given back: %s", self._output, refused)
 
@@ -155,7 +155,7 @@ class Lease:
             )
         logger.info("the run that held %s is gone; taking over", self.url)
         if self._read() == first:
-            storage.remove(self.url)
+            storage.remove(self.url, self._output)
         self._create()
         time.sleep(min(_SETTLE_S, self._beat_s))
 

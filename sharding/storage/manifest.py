@@ -17,6 +17,8 @@ import msgspec
 from sharding import hashing, storage
 from sharding.errors import MillError, RequestError
 from sharding.records.types import FileEntry
+from sharding.storage.json_files import MAX_BYTES, Number, check_type, decode_json
+from sharding.storage.known import FAMILIES_OF, KNOWN
 from sharding.storage.output import MANIFEST_NAME as MANIFEST_NAME
 from sharding.storage.output import SUCCESS_NAME as SUCCESS_NAME
 from sharding.storage.output import Output
@@ -30,6 +32,7 @@ TOLD = ("card",)
 STAGES = ("score", "augment", "select", "pack")
 
 _PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow(\.[0-9a-f]+\.tmp)?$")
+_NUMBERED = r"-[0-9]{5,9}-of-[0-9]{5,9}\.arrow"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,10 +59,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     inputs: dict[str, str]
     files: dict[str, list[FileEntry]]
-    counts: dict[str, Any]
+    counts: dict[str, int]
     facts: dict[str, Any]
     rehearsal: bool
-    elapsed_s: float
+    elapsed_s: Number
     folder: str = ""
 
 
@@ -111,25 +114,31 @@ def read(output: str, stage: str, *, any_format: bool = False) -> Manifest | Non
     url = manifest_url(output, stage)
     if not storage.exists(url):
         return None
-    data = storage.read_bytes(url)
-    try:
-        version = msgspec.json.decode(data, type=_Format).format
-        if version != FORMAT and not any_format:
-            raise RequestError(
-                f"output: {output} holds the stage {stage} in format {version}, and this version of thoughtmill reads "
-                f"format {FORMAT}: name another output, add --replace to mill it again, or read it with the version "
-                "that wrote it"
-            )
-        found = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MillError(f"{url} is not a manifest of this version: {error}") from error
+    data, otherwise = storage.read_bytes(url, MAX_BYTES), f"{url} is not a manifest of this version"
+    version = decode_json(data, _Format, otherwise).format
+    if version != FORMAT and not any_format:
+        raise RequestError(
+            f"output: {output} holds the stage {stage} in format {version}, and this version of thoughtmill reads "
+            f"format {FORMAT}: name another output, add --replace to mill it again, or read it with the version "
+            "that wrote it"
+        )
+    found = decode_json(data, Manifest, otherwise)
     if problem := _misplaced(found, stage):
         raise MillError(f"{url} is not a manifest of this output: {problem}")
+    if found.folder:
+        storage.foreign(found.folder, url)
+    if version == FORMAT:
+        for part, kind in KNOWN[stage].items():
+            check_type(getattr(found, part), kind, f"{otherwise}: {part}")
+        check_type(found.counts, dict[str, Number], f"{otherwise}: counts")
     return found
 
 
 def _misplaced(manifest: Manifest, stage: str) -> str | None:
-    """What in a manifest points out of its folder; None when nothing does. A manifest may be anyone's."""
+    """What in a manifest points out of its folder, or at what is no file of its stage; None when nothing does.
+
+    A stage that is made again removes what its manifest names: nothing but what the stage writes may be named there.
+    """
     if manifest.stage != stage:
         return f"it is of the stage {manifest.stage!r}, not {stage}"
     folder = manifest.folder
@@ -138,10 +147,12 @@ def _misplaced(manifest: Manifest, stage: str) -> str | None:
     if ".." in folder.split("/"):
         return f"folder is {manifest.folder!r}"
     for family, entries in manifest.files.items():
+        if family not in FAMILIES_OF[stage]:
+            return f"files.{family[:100]!r} is no family of its files"
+        shape = re.compile((r"data/[a-z]+" if stage == "pack" else family) + _NUMBERED)
         for entry in entries:
-            parts = entry.name.split("/")
-            if any(part in ("", ".", "..") for part in parts) or any(mark in entry.name for mark in ("\\", "\0", ":")):
-                return f"a name in files.{family} is {entry.name!r}, which is no name of a file below the folder"
+            if not shape.fullmatch(entry.name):
+                return f"a name in files.{family} is {entry.name[:200]!r}, which is no name of such a file"
     return None
 
 

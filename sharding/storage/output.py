@@ -16,8 +16,12 @@ OUTPUT/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from sharding.storage.files import join
+from fsspec.implementations.local import LocalFileSystem
+
+from sharding.errors import RequestError
+from sharding.storage.files import filesystem, join
 
 MANIFEST_NAME = "MANIFEST.json"
 SUCCESS_NAME = "_SUCCESS"
@@ -28,6 +32,21 @@ class Output:
     """An output folder by its URL, and the URLs of what is in it."""
 
     root: str
+
+    def check_links(self) -> None:
+        """Refuse to run in an output with a link in the place of a folder: what is made and removed would be elsewhere.
+
+        Raises:
+            RequestError: there is one; names it.
+        """
+        folders = (self.data, self.ledger, join(self.root, "arms"), self.stages, self.alive)
+        for folder in (*folders, *map(self.stage, ("score", "augment", "select"))):
+            fs, path = filesystem(folder)
+            if isinstance(fs, LocalFileSystem) and Path(path).is_symlink():
+                raise RequestError(
+                    f"output: {folder} is a link to {Path(path).readlink()}; a run writes and removes within its "
+                    "output alone: replace the link by a folder"
+                )
 
     @property
     def stages(self) -> str:

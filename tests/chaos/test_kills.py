@@ -91,7 +91,7 @@ def kill_at_random(job: Job, folder: Path, stage: str, kills: int, account: Acco
             lease.unlink(missing_ok=True)  # else the next one finds that its holder is gone, which takes a second
         if done.exists():
             # It was through: once more from its beginning.
-            storage.remove(str(done))
+            storage.remove(str(done), str(done.parent))
     account.fault, account.injected = f"SIGKILL in {stage}", met
     finish(job, config, account)
     calls = made.calls()

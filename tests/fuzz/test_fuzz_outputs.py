@@ -71,7 +71,7 @@ def test_a_name_that_leads_elsewhere_is_refused(output: Path, name: str) -> None
     secret.write_text("not yours")
     rewrite(output, lambda tree: tree["files"]["shards"][0].update(name=name))
     for use in (lambda: read(output), lambda: export(str(output), "olmo", str(output.parent / "exported"))):
-        with pytest.raises(MillError, match=r"a name in files\.shards"):
+        with pytest.raises(MillError, match="is no name of a file"):
             use()
     with pytest.raises(MillError, match="is no name of a file"):
         verify(str(output))

@@ -1,11 +1,14 @@
 """The Hugging Face hub: a finished output as a dataset repository. What `thoughtmill export --to hub` calls.
 
 `upload_folder` streams, commits large folders in several parts and goes on where it was interrupted when it is called
-again. Only what the manifest names is uploaded, and what the mill has written beside it: card, config, report.
+again. Only shards that the manifest names are uploaded, when they are what it says, and what the mill has written
+beside it under names of its own: nothing else that lies in the folder, and nothing that a link leads to.
 """
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsspec.implementations.local import LocalFileSystem
@@ -13,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.storage import manifest
+from sharding.storage.arrow_files import file_buffer
 from sharding.storage.output import Output
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ def upload(
     repo_id: str,
     *,
     private: bool = True,
+    report: bool = False,
     revision: str | None = None,
     api: HfApi | None = None,
 ) -> str:
@@ -35,6 +40,7 @@ def upload(
         output: the run's output folder, on a file system.
         repo_id: "name" or "organisation/name"; made if it isn't there.
         private: whether a new repository is private.
+        report: upload report.html too, in which documents stand with the traces that were rejected for them.
         revision: the branch; the main one when absent.
         api: the hub's client; one with the stored token when absent.
 
@@ -43,7 +49,7 @@ def upload(
 
     Raises:
         RequestError: the name is not one the hub allows, or the output is not on a file system.
-        MillError: the run isn't finished, or the hub refused.
+        MillError: the run isn't finished, a file is a link or not what the manifest says, or the hub refused.
     """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
@@ -56,7 +62,7 @@ def upload(
     except HFValidationError as error:
         raise RequestError(f"repo: {error}") from error
     client = api or huggingface_hub.HfApi()
-    names = published_names(output)
+    names = published_names(output, report=report)
     try:
         repo = client.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         client.upload_folder(
@@ -64,7 +70,7 @@ def upload(
             repo_type="dataset",
             folder_path=storage.filesystem(output)[1],
             revision=revision,
-            allow_patterns=names,
+            allow_patterns=names,  # none has a character that means something in a pattern
             delete_patterns=["data/*"],
             commit_message="Upload with thoughtmill",
         )
@@ -73,15 +79,29 @@ def upload(
     return str(repo)
 
 
-def published_names(output: str) -> list[str]:
+def published_names(output: str, *, report: bool = False) -> list[str]:
     """The files of a finished output that make the dataset: its shards, and what the mill wrote beside its manifest.
 
+    Args:
+        output: the run's output folder, on a file system.
+        report: whether report.html is among them.
+
     Raises:
-        MillError: the run isn't finished.
+        MillError: the run isn't finished, or a file isn't the output's own.
     """
     packed, at = manifest.require(output, "pack"), Output(output)
     if not storage.exists(at.success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
-    beside = (at.manifest("pack"), at.success, at.card, at.croissant, at.config, at.difficulty, at.pilot, at.report)
-    names = [url.rsplit("/", 1)[-1] for url in beside if storage.exists(url)]
-    return [*(entry.name for entry in packed.files.get("shards", [])), *names]
+    shards = packed.files.get("shards", [])
+    for entry in shards:
+        url = storage.join(at.root, entry.name)
+        buffer = file_buffer(url)
+        if buffer.size != entry.size_bytes or hashlib.sha256(buffer).hexdigest() != entry.sha256:
+            raise MillError(f"{url}: its bytes are not those of its manifest: run `thoughtmill verify`")
+    beside = [at.manifest("pack"), at.success, at.card, at.croissant, at.config, at.difficulty, at.pilot]
+    there = [url for url in (*beside, at.report) if storage.exists(url) and (report or url != at.report)]
+    for url in there:
+        # What it says is in no manifest, so a link could lead to anything.
+        if Path(storage.filesystem(url)[1]).is_symlink():
+            raise MillError(f"{url} is a link: only files of the output itself are uploaded; replace it by its content")
+    return [*(entry.name for entry in shards), *(url.rsplit("/", 1)[-1] for url in there)]

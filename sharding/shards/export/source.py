@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from sharding.errors import MillError
-from sharding.records.rows import TokenType
+from sharding.records.rows import MaskedRow, TokenType
 from sharding.records.types import FileEntry
 from sharding.shards.rows import LossMask, RowBatch, loss_mask, split_of
-from sharding.storage.arrow_files import file_buffer, open_stream
+from sharding.storage.arrow_files import checked_batches, file_buffer
 
 TOKEN_KINDS = (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER)
 
@@ -71,15 +71,14 @@ class SourceShard:
         rows = 0
         totals = np.zeros(len(TokenType), np.int64)
         try:
-            with open_stream(buffer) as reader:
-                for arrow in reader:
-                    batch = RowBatch.from_arrow(arrow)
-                    if not np.array_equal(batch.token_type != TokenType.PADDING, batch.is_token()):
-                        raise MillError(f"{self.url}: padding is not where seq_lengths end: run `thoughtmill verify`")
-                    rows += arrow.num_rows
-                    totals += np.bincount(batch.token_type.ravel(), minlength=len(TokenType))
-                    if len(batch.items_per_row):
-                        yield batch
+            for arrow in checked_batches(buffer, kind=MaskedRow):
+                batch = RowBatch.from_arrow(arrow)
+                if wrong := self._wrong(batch):
+                    raise MillError(f"{self.url}: {wrong}: run `thoughtmill verify`")
+                rows += arrow.num_rows
+                totals += np.bincount(batch.token_type.ravel(), minlength=len(TokenType))
+                if len(batch.items_per_row):
+                    yield batch
         except pa.ArrowException as error:
             raise MillError(f"cannot read {self.url}: {error}") from error
         if rows != self.entry.rows:
@@ -87,3 +86,17 @@ class SourceShard:
         counts = {kind.name.lower(): int(totals[kind]) for kind in TOKEN_KINDS}
         if counts != self.tokens():
             raise MillError(f"{self.url}: holds tokens {counts}, its manifest says {self.tokens()}")
+
+    def _wrong(self, batch: RowBatch) -> str | None:
+        """What in a batch no format can be made of."""
+        if batch.input_ids.shape[1] != self.sequence_length:
+            return f"rows of {batch.input_ids.shape[1]} tokens, its manifest says {self.sequence_length}"
+        if batch.token_type.max(initial=0) >= len(TokenType):
+            return "a token type is not known"
+        if batch.input_ids.max(initial=0) >= self.vocab_size:
+            return f"a token id is not below the vocabulary size {self.vocab_size}"
+        if batch.item_lengths.min(initial=1) < 1:
+            return "seq_lengths are not all above 0"
+        if not np.array_equal(batch.token_type != TokenType.PADDING, batch.is_token()):
+            return "padding is not where seq_lengths end"
+        return None

@@ -18,7 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
-from sharding.records.types import FileEntry
+from sharding.records.types import FileEntry, Size
+from sharding.storage.json_files import MAX_BYTES, read_json
+from sharding.storage.known import Length
 
 EXPORT_NAME = "EXPORT.json"
 BEGUN_NAME = "EXPORTING.json"
@@ -55,13 +57,13 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     splits: list[str]
     source_fingerprint: str
     source_digest: str
-    sequence_length: int
-    vocab_size: int
+    sequence_length: Length
+    vocab_size: Length
     tokenizer: str
     tokenizer_fingerprint: str
     document_end_ids: list[int]
     rehearsal: bool
-    tokens: dict[str, int] = {}
+    tokens: dict[str, Size] = {}
     files: dict[str, list[FileEntry]] = {}
 
 
@@ -74,10 +76,11 @@ def read(target: str, name: str = EXPORT_NAME) -> Export | None:
     url = storage.join(target, name)
     if not storage.exists(url):
         return None
-    try:
-        return msgspec.json.decode(storage.read_bytes(url), type=Export)
-    except msgspec.MsgspecError as error:
-        raise MillError(f"{url} is not an export of this version: {error}") from error
+    found = read_json(url, Export, "an export", MAX_BYTES)
+    for entry in (entry for entries in found.files.values() for entry in entries):
+        if not _WRITTEN.fullmatch(entry.name):
+            raise MillError(f"{url} is not an export of this version: no export writes a file {entry.name[:200]!r}")
+    return found
 
 
 def begin(output: str, target: str, plan: Export, *, replace: bool) -> Export | None:
@@ -123,19 +126,19 @@ def begin(output: str, target: str, plan: Export, *, replace: bool) -> Export | 
         # From here on whoever is killed leaves a target that the next one clears.
         storage.write_json(storage.join(target, BEGUN_NAME), msgspec.to_builtins(plan))
         leftovers = listed
-        storage.remove(storage.join(target, EXPORT_NAME))
+        storage.remove(storage.join(target, EXPORT_NAME), target)
         finished = None
     for name in leftovers:
-        storage.remove(storage.join(target, name))
+        storage.remove(storage.join(target, name), target)
     if finished is not None:
-        storage.remove(storage.join(target, BEGUN_NAME))
+        storage.remove(storage.join(target, BEGUN_NAME), target)
     return finished
 
 
 def finish(target: str, done: Export) -> None:
     """Publish EXPORT.json, when every file is there."""
     storage.write_json(storage.join(target, EXPORT_NAME), msgspec.to_builtins(done))
-    storage.remove(storage.join(target, BEGUN_NAME))
+    storage.remove(storage.join(target, BEGUN_NAME), target)
 
 
 def _check_apart(output: str, target: str) -> None:

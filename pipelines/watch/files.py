@@ -1,0 +1,111 @@
+"""The small JSON files by which a run tells others of itself: its plan and its progress. Read by status and report.
+
+They lie in outputs, so anyone may have written them: what is in them is declared here and nowhere taken on trust.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from difficulty.budget.tiers import Unit
+from sharding import storage
+from sharding.storage.json_files import Number, read_json
+from sharding.storage.output import Output
+
+MAX_NAMES = 256
+"""Models, prompts and tiers of a plan at most: what is looked for in a ledger is put together of them."""
+
+_FEW = msgspec.Meta(max_length=MAX_NAMES)
+_Above = Annotated[float, msgspec.Meta(gt=0, le=1e24)]
+
+
+class PlannedTier(msgspec.Struct):
+    """A tier that thinks, and what it is expected to ask for."""
+
+    model: str | None
+    generations: Number
+    planned_tokens: Number
+
+
+class PlannedModel(msgspec.Struct):
+    """A model, as the ledger names it, and its price."""
+
+    name: str
+    revision: str
+    engine: str
+    dollars_per_million_tokens: Number | None = None
+    tokens_per_gpu_second: _Above | None = None
+
+
+class Plan(msgspec.Struct):
+    """`plan.json`: what is to be made, by what, at which price."""
+
+    ledger: str
+    generations: Number
+    planned_tokens: Number
+    target: Number
+    unit: Unit
+    tiers: Annotated[dict[str, PlannedTier], _FEW]
+    models: Annotated[dict[str, PlannedModel], _FEW]
+    prompts: Annotated[dict[str, str], _FEW]
+    rehearsal: bool
+    warnings: list[str] = []
+
+
+class Generation(msgspec.Struct):
+    """What `status.read` says of the generations of a run."""
+
+    generations: int
+    generations_planned: Number
+    thought_tokens: Number
+    thought_tokens_planned: Number
+    unit: Unit
+    spent: Number | None
+    budget: Number | None
+    dollars: Number | None
+    gpu_hours: Number | None
+    processes: int
+    in_flight: int
+    waiting: int
+    failed: int
+    tokens_per_second: Number | None
+    seconds_left: Number | None
+    seconds_since_last: Number | None
+
+
+class Snapshot(msgspec.Struct):
+    """`progress.json`: what a run is doing."""
+
+    stage: str
+    at: Number
+    elapsed_s: Number
+    counts: dict[str, int]
+    run: str = ""
+    tokens_per_second: Number | None = None
+    generation: Generation | None = None
+    warning: str | None = None
+
+
+def read_plan(output: str) -> dict[str, Any] | None:
+    """The plan of a run's generations as JSON values, None where there is none.
+
+    Raises:
+        MillError: it is something else, or its ledger is in no store that is read.
+    """
+    url = Output(output).plan
+    if not storage.exists(url):
+        return None
+    plan = read_json(url, Plan, "a plan")
+    storage.foreign(plan.ledger, url)
+    return msgspec.to_builtins(plan)
+
+
+def read_snapshot(output: str) -> dict[str, Any]:
+    """The last snapshot of a run as JSON values.
+
+    Raises:
+        MillError: there is none, or it is something else.
+    """
+    return msgspec.to_builtins(read_json(Output(output).progress, Snapshot, "a snapshot of a run"))

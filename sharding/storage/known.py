@@ -1,0 +1,201 @@
+"""What readers rely on in the manifest of each stage: the types of its config, counts and facts, as far as they go.
+
+`sharding.storage.manifest` holds every manifest against them, since anyone may have written it. What is not here is
+looked at by nobody but the stage that wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from sharding.storage.json_files import Number
+
+Length = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
+"""Of a row, or of a vocabulary: what Arrow and every trainer count in 32 bits."""
+
+Key = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+"""Of a bin, or how much is in it: sums of some thousand fit into 64 bits."""
+
+
+class _Model(msgspec.Struct):
+    name: str
+    revision: str
+    engine: str
+
+
+class _Tier(msgspec.Struct):
+    name: str
+    segments: Number
+    generations: Number
+    planned_tokens: Number
+
+
+class _TierConfig(msgspec.Struct):
+    name: str
+    model: str | None = None
+    prompt: str | None = None
+    max_tokens: Number | None = None
+
+
+class _Budget(msgspec.Struct):
+    tiers: list[_TierConfig]
+    policy: str = ""
+
+
+class _Range(msgspec.Struct):
+    value: Number
+    low: Number
+    high: Number
+
+
+class _Forecast(msgspec.Struct):
+    thought_tokens: _Range
+
+
+class _Mean(msgspec.Struct):
+    mean: Number
+    interval95: tuple[Number, Number] | None
+
+
+class _Gains(msgspec.Struct):
+    segments: Number
+    heldout: _Mean
+    heldout_first: _Mean
+    heldout_difference: _Mean
+    gain: _Mean
+    control: _Mean
+    hard_gain: _Mean
+    heldout_nats_per_1000_thought_tokens: Number | None
+
+
+class _Account(msgspec.Struct):
+    tier: str
+    model: str
+    prompt: str
+    candidates: Number
+    kept: Number
+    rejected: Number
+    thought_tokens: Number
+    reasons: dict[str, Number]
+    objections: dict[str, Number]
+    kept_thought_tokens: Number = 0
+    gains: _Gains | None = None
+
+
+class _Benchmarks(msgspec.Struct):
+    action: str
+    benchmarks: dict[str, dict[str, Number]]
+
+
+class _Bins(msgspec.Struct):
+    bin_steps: list[Key]
+    counts: list[Key]
+    shift: Annotated[int, msgspec.Meta(ge=0, le=62)]
+
+
+class _Histogram(msgspec.Struct):
+    by_difficulty: _Bins
+    by_hash: _Bins
+    quantiles_nats: dict[str, Number] = {}
+
+
+class _Difficulty(msgspec.Struct):
+    threshold_nats: Number
+
+
+class _Card(msgspec.Struct):
+    name: str
+
+
+class _Pack(msgspec.Struct):
+    sequence_length: Length
+    loss_mask: Literal["all", "source_only", "thoughts_only", "no_delimiters"] = "all"
+
+
+class _ScoreConfig(msgspec.Struct):
+    tokenizer: str
+    difficulty: _Difficulty
+
+
+class _ScoreFacts(msgspec.Struct):
+    histogram: _Histogram
+    vocab_size: Length
+
+
+class _ScoreCounts(msgspec.Struct):
+    documents: Number
+    documents_in: Number
+    segments: Number
+    source_tokens: Number
+
+
+class _AugmentConfig(msgspec.Struct):
+    budget: _Budget
+    models: dict[str, dict[str, Any]] = {}
+
+
+class _AugmentFacts(msgspec.Struct):
+    tiers: list[_Tier]
+    models: dict[str, _Model]
+    warnings: list[str]
+    forecast: _Forecast | None = None
+
+
+class _AugmentCounts(msgspec.Struct):
+    requests: Number
+    generations: Number
+    thought_tokens: Number
+
+
+class _SelectConfig(msgspec.Struct):
+    select: dict[str, Any]
+
+
+class _SelectFacts(msgspec.Struct):
+    value: str = "none"
+    account: list[_Account] = []
+    decontamination: _Benchmarks | None = None
+
+
+class _SelectCounts(msgspec.Struct):
+    candidates: Number
+    kept: Number
+    rejected: Number
+    thought_tokens: Number
+
+
+class _PackConfig(msgspec.Struct):
+    tokenizer: str
+    layout: str
+    card: _Card
+    pack: _Pack
+
+
+class _PackFacts(msgspec.Struct):
+    vocab_size: Length
+    tokenizer_fingerprint: str
+    document_end_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]]
+    versions: dict[str, str] = {}
+
+
+class _PackCounts(msgspec.Struct):
+    rows: Number
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "score": {"config": _ScoreConfig, "facts": _ScoreFacts, "counts": _ScoreCounts},
+    "augment": {"config": _AugmentConfig, "facts": _AugmentFacts, "counts": _AugmentCounts},
+    "select": {"config": _SelectConfig, "facts": _SelectFacts, "counts": _SelectCounts},
+    "pack": {"config": _PackConfig, "facts": _PackFacts, "counts": _PackCounts},
+}
+"""Stage → part of its manifest → what is in it at least."""
+
+FAMILIES_OF = {
+    "score": ("segments", "quarantine"),
+    "augment": ("requests", "quarantine"),
+    "select": ("kept", "rejected", "contaminated"),
+    "pack": ("shards",),
+}
+"""Stage → the families of its files."""
