@@ -100,4 +100,6 @@ def join_closing(request: GenerationRequest, first: Generation, second: Generati
         finish_reason=second.finish_reason,
         engine_version=second.engine_version,
         forced=True,
+        unseen_tokens=first.unseen_tokens + second.unseen_tokens,
+        model=second.model or first.model,
     )
