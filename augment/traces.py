@@ -12,16 +12,26 @@ import re
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal, cast
 
+from augment.marks import split_thinking
 from sharding.records.types import LedgerRow
 
 Closed = Literal["natural", "forced", "cut"]
 
-THINK_MARKERS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""Begin and end of thinking in the texts of known models."""
+_CLOSERS = "\"'”’)]*`_"
+_ENDS = (".", "!", "?", "。", "！", "？", "…")
 
-_SENTENCE_END = re.compile(r"(?:[.!?。！？…][\"'”’)\]*`_]*|\n\n|```)\s*\Z")
-_BEGIN = re.compile("|".join(re.escape(begin) for begin, _ in THINK_MARKERS))
-_END = re.compile("|".join(re.escape(end) for _, end in THINK_MARKERS))
+_TAIL_CHARACTERS = 200
+"""The end of a text is told from its last line, as far as it is no longer."""
+
+_GOES_ON = re.compile(
+    r"(?:"
+    r"(?:^[\s>*#-]*|[.!?;] |: (?=1))\(?\d{1,3}[.)]"  # the number of a list's next item
+    r"|^[\s>*#-]*\(?(?:[A-Za-z]|[ivx]{1,5})[.)]"
+    r"|\b(?:e\.\s?g|i\.\s?e|cf|vs|viz|resp|approx|ca|Fig|Eqs?|Secs?|Dr|Mrs?|Prof|z\.\s?B|d\.\s?h|bzw|vgl|Nr)\."
+    r"|(?<!\+)[=+<(\[{,:;&^\\≤≥≈≠→×·∈]"  # an operator, a bracket or a sign that something follows
+    r")\Z"
+)
+_FENCE = re.compile(r"^[ \t]{0,12}(?:```|~~~)", re.MULTILINE)
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -48,25 +58,28 @@ def parse_trace(row: LedgerRow) -> Trace:
     where that is empty, or there is no block, it is what the model wrote as its answer.
     """
     return Trace(
-        text=_thinking(row.text)[0],
+        text=split_thinking(row.text)[0],
         closed=cast(Closed, row.closed),
         finish_reason=row.finish_reason,
         thought_tokens=row.thought_tokens,
     )
 
 
-def _thinking(text: str) -> tuple[str, bool]:
-    """The trace in a text, and whether it is a thinking block whose end is in the text too."""
-    rest = text.strip()
-    while begin := _BEGIN.match(rest):
-        rest = rest[begin.end() :].lstrip()
-    end = _END.search(rest)
-    if end is None:
-        return rest, False
-    inside = rest[: end.start()].rstrip()
-    return (inside, True) if inside else _thinking(rest[end.end() :])
-
-
 def ends_sentence(text: str) -> bool:
-    """Whether a text ends where a sentence, a paragraph or a code block does."""
-    return _SENTENCE_END.search(text) is not None
+    """Whether a text ends where a sentence, a paragraph or a code block does; not if something is to follow."""
+    stripped = text.rstrip()
+    paragraph = bool(stripped) and text.count("\n", len(stripped)) > 1
+    return (paragraph or stripped.rstrip(_CLOSERS).endswith(_ENDS) or stripped.endswith("```")) and not goes_on(text)
+
+
+def goes_on(text: str) -> bool:
+    """Whether a text ends where more must follow: "1. ", "e.g. ", "f(x) =", or within code or a formula."""
+    tail = text.rstrip()[-_TAIL_CHARACTERS:]
+    line = tail[tail.rfind("\n") + 1 :]
+    return bool(
+        _GOES_ON.search(line)
+        or len(_FENCE.findall(text)) % 2
+        or text.count("$$") % 2
+        or text.count("\\[") > text.count("\\]")
+        or text.count("\\begin{") > text.count("\\end{")
+    )

@@ -193,4 +193,4 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
             )
             yield {"failed": 1}
         else:
-            yield {"generated": 1, "thought_tokens_now": len(result.generation.token_ids)}
+            yield {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}

@@ -7,6 +7,7 @@ segments ─► tier ─► prompt ─► request ─┬─► stages/augment/re
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +35,8 @@ from sharding.errors import MillError
 from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
 from sharding.storage import manifest
+
+logger = logging.getLogger(__name__)
 
 
 class Augment(Stage):
@@ -71,6 +74,8 @@ class Augment(Stage):
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         storage.sweep(self.config.ledger_url)
+        for warning in self.planner.unknown_dialects():
+            logger.warning("%s", warning)
         allocation, began = self.allocation, self.started_at
         plan = plan_of(self.config, allocation, self.planner, began_at=began, rehearsal=self.rehearsal)
         storage.write_json(self.at.plan, plan)  # for `thoughtmill status`

@@ -23,12 +23,16 @@ HANG = "hang"
 CUT = "cut"
 
 Act = Any
-"""A mapping (answered as JSON), bytes (sent as they are), (status, headers, mapping), HANG or CUT."""
+"""A mapping (answered as JSON), bytes (sent as they are), (status, headers, mapping), `Raw`, HANG or CUT."""
+
+
+class Raw(bytes):
+    """A whole answer as it goes over the wire, status line and headers included; the connection ends with it."""
 
 
 def completion(body: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """An answer that is right: the words "all is well." for five tokens."""
-    choice = {"index": 0, "text": "all is well.", "token_ids": [1, 2, 3, 4, 5], "finish_reason": "stop", **fields}
+    """An answer that is right: the words "all is well.", without token ids."""
+    choice = {"index": 0, "text": "all is well.", "finish_reason": "stop", **fields}
     return {"choices": [choice], "model": body["model"]}
 
 
@@ -133,6 +137,10 @@ class ScriptedServer:
                     self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"choices": [')
                     self.wfile.flush()
                     self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return
+                if isinstance(act, Raw):
+                    self.wfile.write(act)
                     self.close_connection = True
                     return
                 status, headers, answer = act if isinstance(act, tuple) else (200, {}, act)

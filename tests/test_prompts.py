@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment.engines.config import ModelConfig
-from augment.requests.dialects import Dialect, find_thinking, load_dialect, plain_dialect
+from augment.engines.config import ModelConfig, SamplingConfig
+from augment.requests.closing import ClosingConfig
+from augment.requests.dialects import Dialect, find_thinking, load_dialect, plain_dialect, unknown_marks
+from augment.requests.planner import TierRequest, TracePlanner
 from augment.requests.prompts import Prompt, PromptBuilder, Template, load_template, prompt_builder, template_names
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
@@ -215,10 +218,52 @@ DATED = "{{ strftime_now('%Y-%m-%d') }} {{ date_string }}\n" + CHAT
         ("{% if thinking %}x{% endif %}", (True, ("thinking",))),
         ("{{ message.thinking }} {{ my_thinking }}", (False, ())),
         ("[THINK]", (True, ())),
+        ("<seed:think>", (True, ())),
+        ("<|start|>assistant<|channel|>final", (True, ())),
     ],
 )
 def test_finding_the_thinking_mode(template: str, expected: tuple[bool, tuple[str, ...]]) -> None:
     assert find_thinking(template) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "token", "expected"),
+    [
+        (CHAT, "<think>", ""),
+        (CHAT, "<|other|>", ""),
+        (SWITCH.replace("think>", "x>"), "<think>", ""),
+        (CHAT + "<|channel|>analysis", "<|channel|>", ""),
+        (CHAT + "{{ '<|START_THINKING|>' }}", "<|START_THINKING|>", ""),
+        (SWITCH.replace("think>", "ponder>"), "<|other|>", "enable_thinking"),
+        (CHAT + "<|inner_prefix|>", "<|inner_prefix|>", "<|inner_prefix|>"),
+        (SWITCH.replace("think>", "my_thoughts>"), "<my_thoughts>", "enable_thinking, <my_thoughts>"),
+    ],
+)
+def test_a_dialect_that_is_not_known_is_told(byte_tokenizer: str, template: str, token: str, expected: str) -> None:
+    spec = json.loads((Path(byte_tokenizer) / "tokenizer.json").read_text())
+    names = {"<think>": token, "</think>": "<|another|>"}
+    for added in spec["added_tokens"]:
+        added["content"] = names.get(added["content"], added["content"])
+    assert unknown_marks(template, TextTokenizer(json.dumps(spec).encode())) == expected
+
+
+@pytest.mark.model
+def test_a_dialect_that_is_not_known_is_said_before_the_run(chat_model: Callable[[str | None], str]) -> None:
+    name = chat_model(SWITCH.replace("<think></think>", "<ponder>"))
+    path = Path(name) / "tokenizer.json"
+    path.write_text(path.read_text().replace("<think>", "<ponder>").replace("</think>", "</ponder>"))
+    asked = TierRequest(
+        tier="deep", model="m", prompt="brief", samples=1, max_tokens=64, min_tokens=0, expected_tokens=32.0
+    )
+    made = TracePlanner(
+        tiers=(asked,),
+        models={"m": ModelConfig(engine="vllm", name=name)},
+        sampling=SamplingConfig(),
+        closing=ClosingConfig(),
+        tokenizer=name,
+    )
+    (said,) = made.warnings()
+    assert said == made.unknown_dialects()[0] and "model m" in said and "enable_thinking" in said
 
 
 @pytest.fixture
@@ -249,6 +294,8 @@ def configured(name: str, thinking: bool | None = None) -> Dialect:
         (SWITCH, False, False, "<|im_start|>assistant\n<think></think>", ()),
         (ALWAYS, None, True, "<|im_start|>assistant\n<think>\n", ("</think>",)),
         (None, None, False, "", ()),
+        (CHAT + "{# <|channel|> #}", None, True, "", ("<|end|>",)),
+        (CHAT + "{# <|START_THINKING|> #}", None, True, "", ("<|END_THINKING|>",)),
     ],
 )
 def test_dialects(

@@ -63,6 +63,26 @@ def ledger_row(text: str, **fields: Any) -> LedgerRow:
         ("<think></think>", "stop", "", "natural"),
         # other marks, and marks that are only spoken of
         ("[THINK]Because.[/THINK]Answer.", "stop", "Because.", "natural"),
+        ("<seed:think>\nBecause.</seed:think>Answer.", "length", "Because.", "natural"),
+        ("<|channel|>analysis<|message|>Because.", "stop", "Because.", "natural"),
+        (
+            "<|channel|>analysis<|message|>Because.<|end|><|start|>assistant<|channel|>final<|message|>So.<|return|>",
+            *("stop", "Because.", "natural"),
+        ),
+        ("<|channel|>final<|message|>So.<|return|>", "stop", "So.", "natural"),
+        ("<|channel|>analysis<|message|>It goes on </think>", "length", "It goes on </think>", "cut"),
+        ("<|START_THINKING|>Because.<|END_THINKING|><|START_RESPONSE|>So.", "length", "Because.", "natural"),
+        ("Because.<|END_THINKING|><|START_RESPONSE|>So.<|END_RESPONSE|>", "stop", "Because.", "natural"),
+        ("<|START_THINKING|><|END_THINKING|><|START_RESPONSE|>So.<|END_RESPONSE|>", "stop", "So.", "natural"),
+        ("<|channel>thought\nBecause.<channel|>So.", "length", "Because.", "natural"),
+        ("Here is my thought process:\n\nBecause.\n\nHere is my response:\nSo.", "stop", "Because.", "natural"),
+        ("◁think▷Because.◁/think▷So.", "stop", "Because.", "natural"),
+        (
+            "<think>It says [/THINK] and <|end|> here.</think>So.",
+            "stop",
+            "It says [/THINK] and <|end|> here.",
+            "natural",
+        ),
         ("The tag <think> begins it.", "stop", "The tag <think> begins it.", "natural"),
     ],
 )
@@ -81,6 +101,30 @@ def test_parse(text: str, finish_reason: str, trace: str, closed: str) -> None:
         ("It goes on and ends.", "length", "forced"),
         ("It goes on and on and", "length", "cut"),
         ("<think>It ends.</think>", "stop", "forced"),
+        ("It goes on. 2", "stop", "forced"),
+        ("The tasks are these.\n\n1. ", "stop", "cut"),
+        ("They are as follows: 1. ", "stop", "cut"),
+        ("One is even. 2. ", "stop", "cut"),
+        ("- first\n- a) ", "stop", "cut"),
+        ("Some of them, e.g. ", "stop", "cut"),
+        ("It holds, i. e.\n", "stop", "cut"),
+        ("As shown in Fig. ", "stop", "cut"),
+        ("So we find that\n\nf(x) =\n\n", "stop", "cut"),
+        ("f(x) =", "stop", "cut"),
+        ("These are the cases:\n\n", "stop", "cut"),
+        ("```python\nif x > 1. ", "stop", "cut"),
+        ("Like so:\n```", "stop", "cut"),
+        ("```\ndone.\n```\nIt ends. ", "stop", "forced"),
+        ("In short $$x = 1. ", "stop", "cut"),
+        ("\\[ x = 1. ", "stop", "cut"),
+        ("1. ", "length", "cut"),
+        ("The answer is: 42. ", "stop", "forced"),
+        ("They are x, y, and z. ", "stop", "forced"),
+        ("It is so in step 3. ", "stop", "forced"),
+        ("It was so in 1999. ", "stop", "forced"),
+        ("Is it so? No. ", "stop", "forced"),
+        ("It is written in C++\n\n", "stop", "forced"),
+        ("<think>1. ", "stop", "cut"),
     ],
 )
 def test_forced(text: str, finish_reason: str, closed: str) -> None:
@@ -102,6 +146,11 @@ def test_forced(text: str, finish_reason: str, closed: str) -> None:
         ("It is 3.1", False),
         ("", False),
         ("first. Then", False),
+        ("1. ", False),
+        ("e.g. ", False),
+        ("f(x) =\n\n", False),
+        ("```\ncode.", False),
+        ("It ends." + "\n" * 9, True),
     ],
 )
 def test_ends_sentence(text: str, ends: bool) -> None:
@@ -115,8 +164,9 @@ def test_any_text_parses(text: str, finish_reason: str, forced: bool) -> None:
     assert trace == trace.strip()
     assert trace in text
     assert not trace.startswith("<think>") and "</think>" not in trace
-    if finish_reason == "stop":
-        assert closed == ("forced" if forced else "natural")
+    if finish_reason == "stop" and not forced:
+        assert closed == "natural"
+    assert closed in (("forced", "cut") if forced else ("natural", "cut"))
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------

@@ -147,6 +147,33 @@ def test_a_request_that_does_not_fit_fails_alone(feeder: Feeder, builder: Prompt
     assert feeder.error is None
 
 
+EMOJI = "Write 🙂🙃😉😊😇🥰😍🤩 four times.", "把这句话重复三遍：饕餮龘靐齉爩魑魅魍魉。"
+
+
+@pytest.mark.parametrize("text", EMOJI)
+def test_a_closing_that_begins_within_a_character(feeder: Feeder, builder: PromptBuilder, text: str) -> None:
+    """vLLM 0.32 gives the whole prompt back where a prompt ends within a character; the trace is what its ids say."""
+    tokenizer = builder.dialect.tokenizer
+    prompt = builder.build(text, max_tokens=200).token_ids
+    begun = tokenizer.encode("🙂🙃饕餮🙂🙃饕餮").astype(np.uint32)
+    closing = make_closing(ClosingConfig(reserve_tokens=12), 80, np.empty(0, np.uint32))
+    sampling = SamplingConfig(temperature=0.0, repetition_detection=False)
+    requests = [
+        make_request(
+            f"cut {cap}", np.concatenate([prompt, begun]), sampling=sampling, max_tokens=cap + 12, closing=closing
+        )
+        for cap in range(1, 17)
+    ]
+    results = generate(feeder, requests)
+    within = 0
+    for request in requests:
+        made = done(results[request.key]).generation
+        within += made.unseen_tokens > 0
+        assert made.text == tokenizer.decode(made.token_ids[~np.isin(made.token_ids, sorted(tokenizer.special_ids))])
+        assert "helpful AI assistant" not in made.text and made.paid_tokens <= request.max_tokens
+    assert within, "none of the caps was within a character"
+
+
 def test_a_generation_at_its_cap_is_closed(feeder: Feeder, builder: PromptBuilder) -> None:
     closing = make_closing(ClosingConfig(reserve_tokens=48), 192, builder.encode(""))
     keys = [f"{i}" for i in range(6)]

@@ -53,6 +53,11 @@ class ModelConfig:
         min_length=1,
         description="Environment variable with the key of the servers; null: they need none.",
     )
+    other_model: Literal["warn", "error"] = Field(
+        default="warn",
+        description="Where an answer names another model than the one asked for, as a router's fallback does: warn, "
+        "with rows that name it, or stop.",
+    )
     timeout_s: float = Field(default=1800.0, gt=0, description="For a whole answer of a server, seconds.")
     dollars_per_million_tokens: float | None = Field(
         default=None, gt=0, description="Price of generated tokens, dollars."

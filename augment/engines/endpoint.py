@@ -7,21 +7,23 @@ of a server's own changes the text. Which server gets a request, and what happen
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
+from augment.engines.answers import Answer, AnswerReader
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
-from augment.traces import THINK_MARKERS
+from augment.marks import THINK
 from sharding.errors import RequestError
 from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
 from sharding.models.server_pool import COMPLETIONS, EndpointPool
-from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 IN_FLIGHT_PER_URL = 64
 
@@ -30,6 +32,14 @@ MAX_STOP_TEXTS = 4
 
 PROCESSED_LOGPROBS = "processed_logprobs"
 """vLLM's `--logprobs-mode` whose log probabilities are those of the distribution that was sampled from."""
+
+_MOST_BYTES, _MOST_BYTES_PER_TOKEN = 1 << 20, 1 << 10
+"""Of an answer: a token's text, id, log probability and place, in JSON, take some 100."""
+
+_NAME_CHARACTERS, _SHOWN_OTHERS = 200, 8
+"""Of names that servers give; of models that answered in place of the one that was asked."""
+
+_LEAST_LOGPROB = -1e4
 
 _NOT_SENT = ("tokenizer", "trust_remote_code", "logprobs_mode")
 """Engine arguments for this side of the wire."""
@@ -47,23 +57,23 @@ class _Message(msgspec.Struct):
     reasoning_content: str | None = None
 
 
-class _Logprobs(msgspec.Struct):
-    token_logprobs: list[float | None] = []
-
-
 class _Choice(msgspec.Struct):
     text: str | None = None
     message: _Message | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    finish_reason: str | None = None
-    token_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]] | None = None
-    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+    finish_reason: Any = None
+    logprobs: Any = None
 
 
 class _Completion(msgspec.Struct):
+    """An answer. What a trace can do without is read with care further on, and may be odd."""
+
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
-    system_fingerprint: str | None = None
+    model: Any = None
+    usage: Any = None
+    system_fingerprint: Any = None
 
 
 class EndpointEngine:
@@ -88,6 +98,8 @@ class EndpointEngine:
         self._model = model
         self._served_name = model.served_name or model.name
         self._tokenizer: TextTokenizer | None = None
+        self._reader: AnswerReader | None = None
+        self._others: set[str] = set()
         self._pool: EndpointPool | None = None
 
     def __repr__(self) -> str:
@@ -104,6 +116,7 @@ class EndpointEngine:
     async def start(self) -> None:
         model = self._model
         self._tokenizer = load_tokenizer(str(model.engine_args.get("tokenizer", model.name)), model.revision)
+        self._reader = AnswerReader(self._tokenizer)
         self._pool = EndpointPool(
             model.urls,
             model=self._served_name,
@@ -114,7 +127,7 @@ class EndpointEngine:
         await self._pool.start()
 
     async def generate(self, request: GenerationRequest) -> Generation:
-        if self._pool is None or self._tokenizer is None:
+        if self._pool is None or self._tokenizer is None or self._reader is None:
             raise EngineDead(f"the endpoints of {self._model.name} are closed")
         if len(request.prompt_token_ids) + request.max_tokens > self._model.max_model_len:
             raise RequestRejected(
@@ -122,9 +135,12 @@ class EndpointEngine:
                 f"max_model_len {self._model.max_model_len} of {self._model.name}"
             )
         with_logprobs = self._logprobs_are_of_the_sampled(request)
+        most_tokens = len(request.prompt_token_ids) + request.max_tokens
         try:
             body = self._body(request, self._tokenizer, with_logprobs)
-            completion, served = await self._pool.post(COMPLETIONS, body, _Completion)
+            completion, served = await self._pool.post(
+                COMPLETIONS, body, _Completion, max_bytes=_MOST_BYTES + _MOST_BYTES_PER_TOKEN * most_tokens
+            )
         except EndpointFull as error:
             raise GenerationFailed(str(error), retry_after_s=error.retry_after_s) from error
         except EndpointFailed as error:
@@ -132,18 +148,20 @@ class EndpointEngine:
         except EndpointRefused as error:
             raise RequestRejected(str(error)) from error
         choice = completion.choices[0]
-        if choice.finish_reason not in ("stop", "length", "repetition"):
-            raise GenerationFailed(f"{self._model.name}: the server ended the request with {choice.finish_reason!r}")
-        generation = Generation(
-            text=_text_of(choice),
-            token_ids=self._token_ids(choice, self._tokenizer),
+        text, thinking = _text_of(choice)
+        fingerprint = completion.system_fingerprint
+        answer = Answer(
+            text=text,
+            thinking=thinking,
+            token_ids=choice.token_ids,
+            paid_tokens=_paid_tokens(completion.usage, len(request.prompt_token_ids)),
             sum_logprobs=_sum(choice.logprobs) if with_logprobs else None,
             finish_reason=choice.finish_reason,
-            engine_version=served.software or completion.system_fingerprint or "unknown",
+            engine_version=served.software
+            or (fingerprint[:_NAME_CHARACTERS] if isinstance(fingerprint, str) else "unknown"),
+            model=self._other_model(completion.model),
         )
-        if len(request.stop) > MAX_STOP_TEXTS:
-            return cut_at_stop(generation, request, self._tokenizer)
-        return generation
+        return self._reader.read(request, answer)
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -167,8 +185,10 @@ class EndpointEngine:
             "frequency_penalty": 0.0,
             "return_token_ids": True,
         }
+        if self._reader is not None and self._reader.special_marks:
+            body["skip_special_tokens"] = False
         if request.stop:
-            body["stop"] = list(request.stop[:MAX_STOP_TEXTS])  # for the others, see cut_at_stop
+            body["stop"] = list(request.stop[:MAX_STOP_TEXTS])  # the others: see AnswerReader.read
             # Special tokens never show in the text, so as stop texts they would not be found.
             ids = (tokenizer.token_id(text) for text in request.stop)
             body["stop_token_ids"] = [i for i in ids if i in tokenizer.control_ids]
@@ -196,52 +216,57 @@ class EndpointEngine:
         plain = request.temperature == 1 and request.top_p == 1
         return plain or self._model.engine_args.get("logprobs_mode") == PROCESSED_LOGPROBS
 
-    def _token_ids(self, choice: _Choice, tokenizer: TextTokenizer) -> np.ndarray:
-        """The generated tokens; from the text, special tokens left out, where the server doesn't tell them."""
-        if choice.token_ids is not None:
-            return np.array(choice.token_ids, dtype=np.uint32)
-        try:
-            return tokenizer.encode_for_scoring(_text_of(choice)).astype(np.uint32)
-        except UnencodableText as error:
-            raise GenerationFailed(f"{self._model.name}: the server sent text that has no tokens: {error}") from error
+    def _other_model(self, name: object) -> str | None:
+        """The model that an answer names, if it isn't the one that was asked for; what is no name says nothing.
+
+        Raises:
+            RequestError: it is another one, and the config wants none.
+        """
+        if not isinstance(name, str) or not name or name == self._served_name:
+            return None
+        name = name[:_NAME_CHARACTERS]
+        said = f"{self._model.name}: asked for {self._served_name!r}, {name!r} answered"
+        if self._model.other_model == "error":
+            raise RequestError(f"{said}; set served_name, or other_model: warn")
+        if name not in self._others and len(self._others) < _SHOWN_OTHERS:
+            self._others.add(name)
+            logger.warning("%s; its rows name it", said)
+        return name
 
 
-def cut_at_stop(generation: Generation, request: GenerationRequest, tokenizer: TextTokenizer) -> Generation:
-    """The generation as if the server had stopped at the first of all the request's stop texts.
-
-    For requests with more of them than a server takes. What came after was generated in vain; it is left out of the
-    tokens too. As in a server, a stop text that ends within `min_tokens` is none, and one that ends within a token
-    keeps that token.
-    """
-    ids, text = generation.token_ids, generation.text
-    floor = len(tokenizer.decode_bytes(ids[: request.min_tokens]).decode(errors="ignore"))
-    found = ((text.find(stop, max(0, floor - len(stop) + 1)), stop) for stop in request.stop)
-    first = min(((at + len(stop), at) for at, stop in found if at >= 0), default=None)
-    if first is None:
-        return generation
-    end, start = first
-    kept = int(np.searchsorted(tokenizer.byte_ends(ids), len(text[:end].encode()))) + 1
-    whole = kept >= len(ids)
-    return dataclasses.replace(
-        generation,
-        text=text[: end if request.include_stop else start],
-        token_ids=ids[:kept],
-        sum_logprobs=generation.sum_logprobs if whole else None,
-        finish_reason="stop",
-    )
-
-
-def _text_of(choice: _Choice) -> str:
-    """What was generated. Servers that part the thinking from the answer call it `reasoning` or `reasoning_content`."""
+def _text_of(choice: _Choice) -> tuple[str, str]:
+    """What was generated, and the thinking in it where servers part it: as `reasoning` or `reasoning_content`."""
     parts = choice.message or choice
     thinking = parts.reasoning or parts.reasoning_content or ""
     answer = (choice.text if isinstance(parts, _Choice) else parts.content) or ""
     if not thinking or not answer.strip():
-        return thinking or answer
-    begin, end = THINK_MARKERS[0]
-    return f"{begin}{thinking}{end}{answer}"
+        return thinking or answer, thinking
+    begin, end = THINK.tokens
+    return f"{begin}{thinking}{end}{answer}", thinking
 
 
-def _sum(logprobs: _Logprobs | None) -> float | None:
-    known = [nats for nats in logprobs.token_logprobs if nats is not None] if logprobs is not None else []
-    return float(sum(known)) if known else None
+def _paid_tokens(usage: object, prompt_tokens: int) -> int:
+    """The generated tokens that the usage counts, hidden ones included; 0 where it doesn't say.
+
+    Raises:
+        RequestRejected: it counts another prompt than was sent, so the answer is to something else.
+    """
+    counted = usage if isinstance(usage, dict) else {}
+    read, made = (
+        n if isinstance(n, int) and n > 0 else 0 for n in map(counted.get, ("prompt_tokens", "completion_tokens"))
+    )
+    if read and read != prompt_tokens:
+        raise RequestRejected(
+            f"a prompt of {prompt_tokens:,} tokens was sent, and the server read {read:,}: it cuts prompts, or adds "
+            "tokens to them, such as a second BOS"
+        )
+    return made
+
+
+def _sum(logprobs: object) -> float | None:
+    """The sum of an answer's log probabilities, or None where they are none."""
+    listed = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    known = [nats for nats in listed if nats is not None] if isinstance(listed, list) else []
+    if not known or not all(isinstance(nats, int | float) and _LEAST_LOGPROB < nats <= 0 for nats in known):
+        return None
+    return float(sum(known))

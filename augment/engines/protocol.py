@@ -64,12 +64,15 @@ class Generation:
     """What an engine made of a request.
 
     Attributes:
-        text: the generated text, special tokens and stop text left out.
-        token_ids: (generated_tokens,) uint32, what was paid for, special tokens included.
+        text: the generated text; special tokens and stop text left out, but for the marks of thinking.
+        token_ids: (generated_tokens,) uint32, what the text says, special tokens included; ends with a whole character
+            where the cap cut it.
         sum_logprobs: sum over the tokens of ln p under the sampling distribution, or None.
         finish_reason: "stop" (the model or a stop text), "length" (the cap) or "repetition" (a loop was cut).
         engine_version: of the engine software.
         forced: a closing call was made.
+        unseen_tokens: paid for and not in `token_ids`: hidden reasoning, and what was cut off behind its end.
+        model: that says it wrote it, where that isn't the one that was asked.
     """
 
     text: str
@@ -78,6 +81,13 @@ class Generation:
     finish_reason: str
     engine_version: str
     forced: bool = False
+    unseen_tokens: int = 0
+    model: str | None = None
+
+    @property
+    def paid_tokens(self) -> int:
+        """How many tokens were generated, seen or not."""
+        return len(self.token_ids) + self.unseen_tokens
 
 
 class GenerationFailed(MillError):

@@ -15,17 +15,18 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import Any
 
-import numpy as np
-
 from augment.engines import reaper
+from augment.engines.answers import Answer, AnswerReader
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from sharding.errors import PROGRAMMING_ERRORS, MillError, RequestError
 from sharding.models.store import resolve_model
 from sharding.storage.private import private_folder
+from sharding.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,12 @@ class VllmEngine:
         self._special_ids: dict[str, int] = {}
         self._request_number = itertools.count()
 
+    @cached_property
+    def _reader(self) -> AnswerReader:
+        arguments = engine_arguments(self._model, on_cpu=False)
+        named = str(arguments.get("tokenizer", self._model.name))
+        return AnswerReader(load_tokenizer(named, arguments["tokenizer_revision"]))
+
     @property
     def version(self) -> str:
         return self._version
@@ -152,6 +159,8 @@ class VllmEngine:
         known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
         if unknown := sorted(set(arguments) - known):
             raise RequestError(f"engine_args.{unknown[0]}: vLLM {self._version} has no such engine argument")
+
+        _ = self._reader  # what can't be read shouldn't be generated
 
         resource_tracker.ensure_running()  # outlives the engine, so it must not carry its mark
         self._watcher = reaper.watch(self._mark)
@@ -202,15 +211,14 @@ class VllmEngine:
         if last is None:
             raise GenerationFailed("vLLM ended the request without an answer")
         completion = last.outputs[0]
-        if completion.finish_reason not in ("stop", "length", "repetition"):
-            raise GenerationFailed(f"vLLM ended the request with {completion.finish_reason!r}")
-        return Generation(
+        answer = Answer(
             text=completion.text,
-            token_ids=np.array(completion.token_ids, dtype=np.uint32),
+            token_ids=completion.token_ids,
             sum_logprobs=completion.cumulative_logprob,
             finish_reason=completion.finish_reason,
             engine_version=self._version,
         )
+        return self._reader.read(request, answer)
 
     async def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -211,7 +211,7 @@ class Feeder:
     def _succeed(self, job: Job, generation: Generation) -> None:
         self._keeper.deaths_in_a_row = 0
         self._waiting.succeeded()
-        self._stats.finished(len(generation.token_ids))
+        self._stats.finished(generation.paid_tokens)
         wall_s, finished_at = time.monotonic() - job.started_at, time.time()
         for one in self._finish(job):
             one.ticket.deliver(Completed(one.request, one.context, generation, job.retries, wall_s, finished_at))

@@ -9,14 +9,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.engines.protocol import Closing, Generation, GenerationRequest
-from augment.traces import THINK_MARKERS, Closed, _thinking, ends_sentence
+from augment.marks import DIALECTS, split_thinking
+from augment.traces import Closed, ends_sentence, goes_on
 from sharding.config import STRICT
 from sharding.hashing import seed_of
 
 SENTENCE_STOPS = (
     *(mark + after for mark in ".!?" for after in (" ", "\n")),
     *('."', ".)", "。", "！", "？", "\n\n"),
-    *(end for _, end in THINK_MARKERS),
+    *(stop for marks in DIALECTS for stop in marks.stop),
 )
 """Stop texts of the closing call. A mark counts as the end of a sentence with what follows it: "3.14" is none."""
 
@@ -32,10 +33,12 @@ class ClosingConfig:
 
 def closed_of(generation: Generation) -> Closed:
     """How a generation ended: the `closed` column of its ledger row."""
-    thought, over = _thinking(generation.text)
-    if not (over or generation.finish_reason == "stop" or (generation.forced and ends_sentence(thought))):
-        return "cut"
-    return "forced" if generation.forced else "natural"
+    thought, over = split_thinking(generation.text)
+    if generation.forced:
+        # Whether the model ended or a stop text was found, the answer doesn't say; "1. " and "e.g. " hold stop texts.
+        ended = not goes_on(thought) if generation.finish_reason == "stop" else ends_sentence(thought)
+        return "forced" if over or ended else "cut"
+    return "natural" if over or generation.finish_reason == "stop" else "cut"
 
 
 def make_closing(config: ClosingConfig, max_tokens: int, phrase_token_ids: np.ndarray) -> Closing | None:
@@ -61,7 +64,7 @@ def opening_request(request: GenerationRequest) -> GenerationRequest:
 
 def needs_closing(request: GenerationRequest, first: Generation) -> bool:
     """Whether the request wants a closing and the first call was cut by its cap before the thinking was over."""
-    return request.closing is not None and first.finish_reason == "length" and not _thinking(first.text)[1]
+    return request.closing is not None and first.finish_reason == "length" and not split_thinking(first.text)[1]
 
 
 def close_request(request: GenerationRequest, first: Generation) -> GenerationRequest:
@@ -97,4 +100,6 @@ def join_closing(request: GenerationRequest, first: Generation, second: Generati
         finish_reason=second.finish_reason,
         engine_version=second.engine_version,
         forced=True,
+        unseen_tokens=first.unseen_tokens + second.unseen_tokens,
+        model=second.model or first.model,
     )

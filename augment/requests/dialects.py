@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from augment.engines.config import ModelConfig
-from augment.traces import THINK_MARKERS
+from augment.marks import DIALECTS, MARK_TOKENS, THINK, Marks
 from sharding.errors import MillError
 from sharding.models.store import resolve_model
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
@@ -23,6 +23,9 @@ PROMPT_DATE = datetime.datetime(2025, 1, 1)
 
 _SWITCHES = ("enable_thinking", "thinking")
 """The variables by which chat templates turn the thinking mode on and off."""
+
+_SPEAKS_OF_THINKING = re.compile(r"think|thought|reason|analysis|channel|inner_", re.IGNORECASE)
+_SHOWN_SIGNS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class Dialect:
         has_thinking_mode: None where there is no model. A model without one gains little from more tokens.
         thinks: the thinking mode is on.
         stop: stop texts that end its thinking, for `make_request`.
+        unknown_marks: what speaks of thinking in a model of which it isn't known how it marks it; see `augment.marks`.
     """
 
     model: str
@@ -46,6 +50,7 @@ class Dialect:
     has_thinking_mode: bool | None
     thinks: bool
     stop: tuple[str, ...]
+    unknown_marks: str = ""
 
 
 def plain_dialect(model: str, tokenizer: TextTokenizer) -> Dialect:
@@ -73,10 +78,24 @@ def load_dialect(model: ModelConfig, training_tokenizer: TextTokenizer | None = 
     return _load(name, revision, model.thinking, bool(arguments.get("trust_remote_code", False)))
 
 
+def find_marks(chat_template: str) -> list[Marks]:
+    """The dialects whose marks a chat template has."""
+    return [marks for marks in DIALECTS if marks.tokens[0] in chat_template]
+
+
 def find_thinking(chat_template: str) -> tuple[bool, tuple[str, ...]]:
     """Whether a chat template is one of a model that thinks, and the variables that switch it."""
     switches = tuple(name for name in _SWITCHES if re.search(rf"(?<![\w.]){name}(?!\w)", chat_template))
-    return bool(switches) or any(begin in chat_template for begin, _ in THINK_MARKERS), switches
+    return bool(switches or find_marks(chat_template)), switches
+
+
+def unknown_marks(chat_template: str, tokenizer: TextTokenizer) -> str:
+    """Why it isn't known how a model marks its thinking; empty where it is, or where nothing speaks of thinking."""
+    if find_marks(chat_template) or tokenizer.token_id(THINK.tokens[0]) is not None:
+        return ""
+    control = (tokenizer.decode([token]) for token in sorted(tokenizer.control_ids))
+    signs = [token for token in control if _SPEAKS_OF_THINKING.search(token) and token not in MARK_TOKENS]
+    return ", ".join((*find_thinking(chat_template)[1], *signs[:_SHOWN_SIGNS]))
 
 
 @lru_cache(maxsize=16)
@@ -105,6 +124,7 @@ def _load(name: str, revision: str | None, thinking: bool | None, trust_remote_c
             has_thinking_mode=bool(thinking),
             thinks=bool(thinking),
             stop=_stops(bool(thinking)),
+            unknown_marks=unknown_marks("", tokenizer) if thinking else "",
         )
     template = loaded.get_chat_template()
     has_thinking, switches = find_thinking(template)
@@ -130,10 +150,12 @@ def _load(name: str, revision: str | None, thinking: bool | None, trust_remote_c
         has_thinking_mode=has_thinking or bool(thinking),
         thinks=thinks,
         stop=_stops(thinks, template),
+        unknown_marks=unknown_marks(template, tokenizer) if thinks or not switches else "",
     )
 
 
 def _stops(thinks: bool, template: str = "") -> tuple[str, ...]:
     if not thinks:
         return ()
-    return tuple(end for begin, end in THINK_MARKERS if begin in template) or (THINK_MARKERS[0][1],)
+    found = find_marks(template) or [THINK]
+    return tuple(stop for marks in found for stop in marks.stop)

@@ -17,6 +17,7 @@ import numpy as np
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing, Generation, GenerationRequest
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
+from augment.requests.dialects import Dialect
 from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
 from sharding.models.store import is_commit
@@ -193,14 +194,14 @@ class TracePlanner:
             sample=sample,
             segment_id=request.segment_id,
             tier=request.tier,
-            model=model.name,
+            model=generation.model or model.name,
             revision=self.decides(request.model)["revision"],
             engine=model.engine,
             engine_version=generation.engine_version,
             prompt=request.prompt,
             prompt_version=self._builder(self._tier(request.tier)).template.version,
             text=generation.text,
-            thought_tokens=len(generation.token_ids),
+            thought_tokens=generation.paid_tokens,
             token_ids=generation.token_ids,
             sum_logprobs=generation.sum_logprobs,
             finish_reason=generation.finish_reason,
@@ -243,11 +244,25 @@ class TracePlanner:
 
     def warnings(self) -> list[str]:
         """What the owner of the run should know of its generators."""
-        return [
-            f"model {tier.model} ({self.models[tier.model].name}) has no thinking mode; more tokens don't replace it"
-            for tier in {tier.model: tier for tier in self.tiers if tier is not None}.values()
-            if self._builder(tier).dialect.has_thinking_mode is False
+        return self.unknown_dialects() + [
+            f"{name} has no thinking mode; more tokens don't replace it"
+            for name, dialect in self._dialects()
+            if dialect.has_thinking_mode is False and not dialect.unknown_marks
         ]
+
+    def unknown_dialects(self) -> list[str]:
+        """The generators that mark their thinking in a way that isn't known, to be said before they are paid."""
+        return [
+            f"{name}: how it marks its thinking isn't known ({dialect.unknown_marks} speak of it), so its thoughts "
+            "can't be told from its answers; set `thinking: false` if it can do without, or add its marks to "
+            "augment/marks.py"
+            for name, dialect in self._dialects()
+            if dialect.unknown_marks
+        ]
+
+    def _dialects(self) -> Iterator[tuple[str, Dialect]]:
+        for tier in {tier.model: tier for tier in self.tiers if tier is not None}.values():
+            yield f"model {tier.model} ({self.models[tier.model].name})", self._builder(tier).dialect
 
 
 def first_tokens(segment: ScoredSegment, num_tokens: int) -> ScoredSegment:

@@ -51,8 +51,8 @@ async def ask_what_is_served(client: EndpointClient, model: str) -> Served:
     card = next((card for card in cards if card.id == model), None)
     if card is None:
         names = ", ".join(repr(card.id) for card in cards) or "nothing"
-        raise RequestError(f"{client.url} does not serve {model!r} but {names}; set served_name")
+        raise RequestError(f"{client.url} does not serve {model!r} but {client.shown(names)}; set served_name")
     software = card.owned_by or ""
     with suppress(EndpointFailed, EndpointRefused, RequestError):  # vLLM has this page; others may not
         software += " " + (await client.get("/version", _Version, timeout_s=LOOK_S)).version
-    return Served(software=software.strip(), max_model_len=card.max_model_len)
+    return Served(software=client.shown(software), max_model_len=card.max_model_len)

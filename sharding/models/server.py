@@ -12,7 +12,6 @@ import email.utils
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,13 +20,22 @@ import msgspec
 from pydantic import SecretStr
 
 from sharding.errors import MillError, RequestError
+from sharding.models.bodies import (
+    MAX_ANSWER_BYTES,
+    BodyTooLong,
+    BodyUnreadable,
+    message_of,
+    read_body,
+    read_error,
+    repeats_key,
+    shown,
+)
 
 if TYPE_CHECKING:
     import httpx
 
 _CONNECT_S = 10.0
 _KEEP_IDLE_S = 3.0  # below the 5 s after which uvicorn closes an idle connection, maybe just as it is used again
-_MESSAGE_CHARACTERS = 500
 
 _BAD_REQUEST = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
@@ -85,21 +93,30 @@ class EndpointClient:
 
     async def get(self, path: str, answer_type: type[_Answer], *, timeout_s: float) -> _Answer:
         """Like `post`, without a body."""
-        return await self._exchange("GET", path, None, answer_type, timeout_s)
+        return await self._exchange("GET", path, None, answer_type, timeout_s, MAX_ANSWER_BYTES)
 
-    async def post(self, path: str, body: dict[str, Any], answer_type: type[_Answer], *, timeout_s: float) -> _Answer:
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        answer_type: type[_Answer],
+        *,
+        timeout_s: float,
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> _Answer:
         """Send a request and read its answer.
 
         Args:
             answer_type: a msgspec type; an answer that doesn't fit it is a failure.
             timeout_s: for the whole of it.
+            max_bytes: of the answer; a longer one is refused, since it would be as long the next time.
 
         Raises:
             EndpointFailed: no answer this time.
-            EndpointRefused: the server won't take this request.
+            EndpointRefused: the server won't take this request, or answers it beyond measure.
             RequestError: it won't take any: the key, the model or the URL is wrong.
         """
-        answer = await self._exchange("POST", path, msgspec.json.encode(body), answer_type, timeout_s)
+        answer = await self._exchange("POST", path, msgspec.json.encode(body), answer_type, timeout_s, max_bytes)
         self._proven = True
         return answer
 
@@ -108,30 +125,40 @@ class EndpointClient:
         await self._client.aclose()
 
     async def _exchange(
-        self, method: str, path: str, content: bytes | None, answer_type: type[_Answer], timeout_s: float
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        answer_type: type[_Answer],
+        timeout_s: float,
+        max_bytes: int,
     ) -> _Answer:
         import httpx
 
         where = self.url + path
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._client.request(method, where, content=content)
+            async with asyncio.timeout(timeout_s), self._client.stream(method, where, content=content) as response:
+                if response.status_code != HTTPStatus.OK:
+                    raise self._error_of(where, response, await read_error(response))
+                body = await read_body(response, max_bytes)
         except TimeoutError as error:
             raise EndpointFailed(f"{where}: no answer within {timeout_s:g} s") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise EndpointUnreachable(f"{where}: no connection ({_said(error)})") from error
-        except httpx.HTTPError as error:
-            raise EndpointFailed(f"{where}: {_said(error)}") from error
-        if response.status_code != HTTPStatus.OK:
-            raise self._error_of(where, response)
+            raise EndpointUnreachable(f"{where}: no connection ({self.shown(_said(error))})") from error
+        except (httpx.HTTPError, BodyUnreadable) as error:
+            raise EndpointFailed(f"{where}: {self.shown(_said(error))}") from error
+        except BodyTooLong as error:
+            raise EndpointRefused(f"{where}: {error}") from error
+        if repeats_key(body, self._key):
+            raise EndpointFailed(f"{where}: the answer repeats the key that it was asked with")
         try:
-            return msgspec.json.decode(response.content, type=answer_type)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise EndpointFailed(f"{where}: the answer makes no sense: {error}") from error
+            return msgspec.json.decode(body, type=answer_type)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise EndpointFailed(f"{where}: the answer makes no sense: {self.shown(str(error))}") from error
 
-    def _error_of(self, where: str, response: httpx.Response) -> MillError:
+    def _error_of(self, where: str, response: httpx.Response, body: bytes) -> MillError:
         status = response.status_code
-        said = f"{where} answered {status}: {self._message_of(response)}"
+        said = f"{where} answered {status}: {self.shown(message_of(body)) or self.shown(response.reason_phrase)}"
         wait_s = retry_after_s(response.headers.get("retry-after"))
         if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait_s is not None):
             return EndpointFull(said, wait_s)
@@ -144,17 +171,9 @@ class EndpointClient:
             return RequestError(f"{said} (asked for model {self._model!r}: check the URL and the name it is served by)")
         return EndpointFailed(said)
 
-    def _message_of(self, response: httpx.Response) -> str:
-        """What an error answer says, in whichever way, without the key should it repeat it."""
-        text = response.text
-        with suppress(msgspec.MsgspecError):
-            told = msgspec.json.decode(text)
-            for name in ("error", "message", "detail"):
-                told = told.get(name, told) if isinstance(told, dict) else told
-            text = told if isinstance(told, str) else text
-        if self._key is not None:
-            text = text.replace(self._key.get_secret_value(), "***")
-        return " ".join(text.split())[:_MESSAGE_CHARACTERS] or response.reason_phrase
+    def shown(self, said: str) -> str:
+        """A server's words as a message may show them; see `sharding.models.bodies`."""
+        return shown(said, self._key)
 
 
 def check_urls(urls: Sequence[str]) -> None:
@@ -220,7 +239,7 @@ def _connections(url: str, key: SecretStr | None) -> httpx.AsyncClient:
     for name in ("httpx", "httpcore"):  # a line per request would bury the log
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(logging.WARNING)
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key.get_secret_value()}"
     return httpx.AsyncClient(

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from sharding.errors import MillError
+from sharding.models.bodies import MAX_ANSWER_BYTES
 from sharding.models.served import Served, ask_what_is_served
 from sharding.models.server import (
     EndpointClient,
@@ -120,11 +121,14 @@ class EndpointPool:
                 raise error
         await self._open_endpoint(START_WAIT_S)
 
-    async def post(self, path: str, body: dict[str, Any], answer_type: type[_Answer]) -> tuple[_Answer, Served]:
+    async def post(
+        self, path: str, body: dict[str, Any], answer_type: type[_Answer], *, max_bytes: int = MAX_ANSWER_BYTES
+    ) -> tuple[_Answer, Served]:
         """Send a request to the open endpoint with the fewest; waits while none is open.
 
         Args:
             answer_type: a msgspec type; an answer that doesn't fit it is a failure.
+            max_bytes: of the answer.
 
         Returns:
             The answer, and who gave it.
@@ -132,7 +136,7 @@ class EndpointPool:
         Raises:
             EndpointFull: the endpoint has no room; says for how long.
             EndpointFailed: no answer this time.
-            EndpointRefused: the endpoint won't take this request.
+            EndpointRefused: the endpoint won't take this request, or answers it beyond measure.
             RequestError: it won't take any: the key, the model or the URL is wrong.
             MillError: no endpoint took a request for too long.
         """
@@ -141,7 +145,9 @@ class EndpointPool:
             endpoint.outstanding += 1
             endpoint.used_at = _now()
             try:
-                answer = await endpoint.client.post(path, body, answer_type, timeout_s=self._timeout_s)
+                answer = await endpoint.client.post(
+                    path, body, answer_type, timeout_s=self._timeout_s, max_bytes=max_bytes
+                )
             except EndpointUnreachable as error:  # it wasn't sent: another endpoint may have it, or this one later
                 self._rest(endpoint, error)
             except EndpointFull as error:

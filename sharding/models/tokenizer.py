@@ -58,6 +58,7 @@ class TextTokenizer:
         dtype: uint16 or uint32, the type of all ids returned.
         control_ids: ids of the added tokens ("<|im_end|>", "<think>", ...), special or not. Runs of white space, which
             some vocabularies keep among them, are ordinary text and not in it.
+        special_ids: those that decoders leave out of a text unless asked not to.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TextTokenizer:
         self._trusted, self._plain = (Tokenizer.from_buffer(msgspec.json.encode(s)) for s in (trusted, plain))
         added = self._trusted.get_added_tokens_decoder()
         self.control_ids = frozenset(i for i, token in added.items() if is_control(token.content, token.special))
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._added_ids = {token.content: i for i, token in added.items()}
         self._bytes_of = byte_table(spec, self._trusted, name)
         self.vocab_size = len(self._bytes_of)

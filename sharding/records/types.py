@@ -174,12 +174,12 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
     Attributes:
         key: `sample_key(request_key, sample)`.
         segment_id: the segment it was first made for.
-        model, revision, engine, engine_version: what generated it; `model` is the name from the config's model, and
-            `engine` the engine family ("vllm", "rehearsal", ...).
+        model, revision, engine, engine_version: what generated it; `model` is the name from the config's model, or the
+            one that answered in its place, and `engine` the engine family ("vllm", "rehearsal", ...).
         prompt, prompt_version: the prompt template.
-        text: the generated text, special tokens left out.
-        thought_tokens: how many tokens were generated.
-        token_ids: (thought_tokens,) uint32, generator token ids.
+        text: the generated text; special tokens left out, but for the marks of thinking.
+        thought_tokens: how many tokens were generated and paid for, those that nobody saw included.
+        token_ids: (at most thought_tokens,) uint32, generator token ids.
         sum_logprobs: sum of ln p of the generated tokens under the generator's sampling distribution, or None.
         finish_reason: as the engine said: "stop" or "length".
         closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither).

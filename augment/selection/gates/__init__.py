@@ -15,6 +15,7 @@ from augment.selection.gates.loop import Loop
 from augment.selection.gates.refusal import Refusal
 from augment.selection.gates.too_short import TooShort
 from augment.selection.gates.unclosed import Unclosed
+from augment.selection.gates.unprintable import Unprintable
 from augment.selection.gates.verbatim import Verbatim
 from sharding.config import STRICT
 
@@ -26,6 +27,7 @@ class GatesConfig:
     # In the order in which they give reasons: what is cut or empty first.
     unclosed: Unclosed = Unclosed()
     too_short: TooShort = TooShort()
+    unprintable: Unprintable = Unprintable()
     refusal: Refusal = Refusal()
     leakage: Leakage = Leakage()
     loop: Loop = Loop()
