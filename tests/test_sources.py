@@ -1,5 +1,7 @@
 """Listing a source: which files, which format, what is refused before any work, and how files are cut."""
 
+import bz2
+import gzip
 import itertools
 import json
 import os
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sharding import sources, storage
@@ -28,11 +31,11 @@ def names(folder: Path, **keys: Any) -> list[str]:
     ("name", "data", "found"),
     [
         ("x.jsonl", as_jsonl(RECORDS), "jsonl"),
-        ("x.ndjson.gz", b"", "jsonl"),
+        ("x.ndjson.gz", gzip.compress(as_jsonl(RECORDS)), "jsonl"),
         ("x.PARQUET", as_parquet(RECORDS), "parquet"),
         ("x.arrow", as_arrow(RECORDS), "arrow"),
         ("x.feather", as_arrow(RECORDS, file=True), "arrow"),
-        ("x.txt.zst", b"", "text"),
+        ("x.txt.zst", zstandard.compress(b"text"), "text"),
         ("x.md", b"# x", "text"),
     ],
 )
@@ -62,8 +65,8 @@ def test_a_file_that_tells_no_format_is_named(tmp_path: Path, name: str) -> None
 
 
 def test_another_compression_is_not_taken_for_text(tmp_path: Path) -> None:
-    put(str(tmp_path / "x.jsonl.bz2"), b"")
-    with pytest.raises(RequestError, match=r"x\.jsonl\.bz2.*\.gz or \.zst"):
+    put(str(tmp_path / "x.jsonl.bz2"), bz2.compress(as_jsonl(RECORDS)))
+    with pytest.raises(RequestError, match=r"x\.jsonl\.bz2 is compressed by bzip2.*\.gz or \.zst"):
         resolved(SourceConfig(path=str(tmp_path), format="jsonl"))
 
 
@@ -71,7 +74,7 @@ def test_what_other_writers_leave_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "_temporary" / "0").mkdir(parents=True)
     (tmp_path / "deep").mkdir()
     for name in ("b.jsonl", "deep/a.jsonl", "_SUCCESS", ".b.jsonl.crc", "_temporary/0/c.jsonl"):
-        put(str(tmp_path / name), b"")
+        put(str(tmp_path / name), as_jsonl(RECORDS))
     assert names(tmp_path) == ["b.jsonl", "deep/a.jsonl"]
     _, files = resolved(SourceConfig(path=str(tmp_path / "**" / "*.jsonl")))
     assert [Path(file.url).name for file in files] == ["b.jsonl", "a.jsonl"]
@@ -149,7 +152,7 @@ def test_a_later_file_without_the_column_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_what_is_no_such_file_is_named(tmp_path: Path, ending: str) -> None:
-    for data in (b"", b"no such thing at all, but longer than any header might be" * 9):
+    for data in (b"x", b"no such thing at all, but longer than any header might be" * 9):
         path = put(str(tmp_path / f"x.{ending}"), data)
         with pytest.raises(MillError, match=rf"cannot read .*x\.{ending}"):
             resolved(SourceConfig(path=path))
@@ -177,12 +180,12 @@ def test_large_files_are_cut_where_they_can_be(name: str, keys: dict[str, Any], 
     units = list(sources.units_of(SourceFile(url=name, size_bytes=BIG, version="v"), config, 7))
     assert len(units) == pieces and all(unit.source == 7 and unit.url == name for unit in units)
     if pieces == 1:
-        assert units == [ReadUnit(url=name, source=7)]
+        assert units == [ReadUnit(url=name, source=7, version="v")]
     else:
         assert units[0].start == 0 and (units[-1].end or 0) >= BIG
         assert all(before.end == after.start for before, after in itertools.pairwise(units))
     [small] = sources.units_of(SourceFile(url=name, size_bytes=UNIT_BYTES, version="v"), config)
-    assert small == ReadUnit(url=name)
+    assert small == ReadUnit(url=name, version="v")
 
 
 def test_a_listing_travels_in_small_pieces_and_comes_back() -> None:

@@ -353,3 +353,21 @@ def test_a_long_text_that_every_row_repeats_is_not_written_out(tmp_path: Path) -
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
     count, reason, grown_mib = read_alone(tmp_path / "a.parquet", "parquet", 1000)
     assert (count, reason) == (1000, "too_long") and grown_mib < 150
+
+
+DISAGREEING: list[tuple[str, list[dict[str, Any]], str]] = [
+    ("jsonl", [{"id": "x", "text": "b"}], "the column 'id' is string there, and int64 in the dataset"),
+    ("jsonl", [{"id": 2, "text": ["b"]}], "the column 'text' is .* there, and string in the dataset"),
+    ("parquet", [{"id": 2, "body": "b"}], "the column 'text' is missing there, and string in the dataset"),
+]
+
+
+@pytest.mark.parametrize(("ending", "second", "said"), DISAGREEING, ids=[said[:24] for _, _, said in DISAGREEING])
+def test_a_dataset_whose_files_disagree_names_file_and_column(
+    tmp_path: Path, ending: str, second: list[dict[str, Any]], said: str
+) -> None:
+    write = as_jsonl if ending == "jsonl" else as_parquet
+    for number, records in enumerate(([{"id": 1, "text": "a"}], second)):
+        put(str(tmp_path / f"train-{number}.{ending}"), write(records))
+    with pytest.raises(MillError, match=rf"train-1\.{ending}: {said}"):
+        read_all(SourceConfig(path=str(tmp_path), format="huggingface", id_field="id"))

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from sharding import storage
 from sharding.errors import MillError
 from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, is_text, wanted_columns
 from sharding.sources.config import Source
+from sharding.sources.places import locate
 from sharding.sources.units import ReadUnit
 
 FILE_MAGIC = b"ARROW1"
@@ -91,7 +91,7 @@ def _validate(column: pa.Array) -> None:
 
 @contextlib.contextmanager
 def _open(url: str) -> Iterator[Any]:
-    fs, path = storage.filesystem(url)
+    fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
         with pa.memory_map(path) as mapped:
             yield mapped

@@ -56,8 +56,8 @@ class SourceConfig:
     )
     format: Format | None = Field(
         default=None,
-        description="jsonl, parquet, arrow, text or huggingface; null: by the files' endings. jsonl and text may be "
-        "plain, .gz or .zst.",
+        description="jsonl, parquet, arrow, text or huggingface; null: by the files' first bytes and endings. jsonl "
+        "and text may be plain, or compressed by gzip or zstd.",
     )
     path: str = Field(
         min_length=1,
@@ -77,6 +77,12 @@ class SourceConfig:
     )
     max_document_bytes: int = Field(
         default=64 << 20, gt=0, description="A longer record is quarantined; bounds a worker's memory, in bytes."
+    )
+    max_quarantined: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="The share of the source's files, and of its records, that may come to nothing; more is an error.",
     )
 
 

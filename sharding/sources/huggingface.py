@@ -50,10 +50,11 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     source = Source(source.key, config)
     where = _where(config)
     try:
-        for table in dataset.take(1).with_format("arrow").iter(1):
+        # Of the first shard alone: to fill a batch `datasets` would look into the next, and not say where it failed.
+        for table in dataset.shard(dataset.num_shards, 0).take(1).with_format("arrow").iter(1):
             check_columns(table.schema, source, where)
     except (OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        raise MillError(f"cannot read {where}: {error}") from error
+        raise MillError(f"cannot read {where}: {_in_words(error, config, 0)}") from error
     facts = (dataset.info.splits or {}).get(config.split)
     size_bytes = facts.num_bytes if facts is not None and facts.num_bytes else size_bytes
     shards = range(dataset.num_shards)
@@ -86,7 +87,7 @@ def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
                 yield from documents_of(batch, source, origin)
                 row += batch.num_rows
     except (OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        raise MillError(f"cannot read {where} after row {row}: {error}") from error
+        raise MillError(f"cannot read {where} after row {row}: {_in_words(error, config, unit.shard or 0)}") from error
 
 
 def _datasets(source: Source) -> Any:
@@ -105,6 +106,43 @@ def _open(path: str, subset: str | None, split: str, revision: str | None) -> An
     import datasets
 
     return datasets.load_dataset(path, subset, revision=revision, split=split, streaming=True)
+
+
+def _in_words(error: Exception, config: SourceConfig, shard: int) -> str:
+    """What is wrong with a shard: its file, and the columns that are others there, which `datasets` keeps to itself."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    try:
+        dataset = _open(config.path, config.subset, config.split or DEFAULT_SPLIT, config.revision)
+        files = _files_of(dataset, shard)
+        differences = _differences(dataset, files[0]) if len(files) == 1 else []
+    except Exception:  # noqa: BLE001  what is already an error must not become another
+        return said
+    named = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''}: " if files else ""
+    return f"{named}{'; '.join([*differences, said])}"
+
+
+def _files_of(dataset: Any, shard: int) -> list[str]:
+    """The files of a shard; none where they can't be told, as of a dataset with a script of its own."""
+    # No public way leads to them.
+    keywords = dataset.shard(dataset.num_shards, shard)._ex_iterable.kwargs
+    named = [member for value in keywords.values() if isinstance(value, list) for member in value]
+    return list(dict.fromkeys(member for member in named if isinstance(member, str)))
+
+
+def _differences(dataset: Any, file: str) -> list[str]:
+    """What its columns are in one file and what in the dataset, where the two differ."""
+    import datasets
+
+    alone = datasets.load_dataset(dataset.info.builder_name, data_files=file, split="train", streaming=True)
+    here, whole = (
+        {name: str(features[name].dtype if hasattr(features[name], "dtype") else features[name]) for name in features}
+        for features in (alone.features or {}, dataset.features or {})
+    )
+    return [
+        f"the column {name!r} is {here.get(name, 'missing')} there, and {whole.get(name, 'missing')} in the dataset"
+        for name in dict.fromkeys([*whole, *here])
+        if here.get(name) != whole.get(name)
+    ]
 
 
 def _where(config: SourceConfig) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from sharding import storage
-from sharding.sources.units import ReadUnit, compression_of
+from sharding.errors import RequestError
+from sharding.sources.looks import (
+    BYTE_ORDER_MARK,
+    HEAD_BYTES,
+    MAX_WRAPPINGS,
+    compression_in,
+    has_cr_line_ends,
+    kind_of,
+    refusal,
+)
+from sharding.sources.places import locate
+from sharding.sources.units import ReadUnit
 
 READ_BLOCK_BYTES = 1 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
@@ -31,20 +41,44 @@ class Line(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_text(url: str) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file."""
-    fs, path = storage.filesystem(url)
-    codec = compression_of(url)
+def open_text(url: str, format: str = "jsonl", *, in_lines: bool = True) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file, compressed or not whatever its name.
+
+    Args:
+        url: the file.
+        format: what its reader takes.
+        in_lines: whether it is read line by line.
+
+    Raises:
+        RequestError: its first bytes say that it is something else; names it and the way out.
+    """
+    fs, path = locate(url)
     with fs.open(path, "rb", block_size=READ_BLOCK_BYTES) as raw:
-        # Arrow's decompressor: the zstandard package takes a stream cut short for a complete one.
-        yield raw if codec is None else pa.CompressedInputStream(raw, codec)
+        stream: Any = raw
+        head = raw.read(HEAD_BYTES)
+        raw.seek(0)
+        for _ in range(MAX_WRAPPINGS):
+            if (codec := compression_in(head)) is None:
+                break
+            # Arrow's zstd: the zstandard package takes a stream cut short for a complete one. Python's gzip: it takes
+            # the zero bytes behind a stream for the padding they are.
+            inner = gzip.GzipFile(fileobj=stream) if codec == "gzip" else pa.CompressedInputStream(stream, codec)
+            stream = io.BufferedReader(inner, READ_BLOCK_BYTES)
+            head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+        if compression_in(head) is not None:
+            raise RequestError(f"{url} is compressed more than {MAX_WRAPPINGS} times over: unpack it")
+        if refused := refusal(kind_of(head), url, format):
+            raise RequestError(refused)
+        if format == "text" and in_lines and has_cr_line_ends(head):
+            raise RequestError(f"{url} has CR line ends, so that it is one line: convert it: tr '\\r' '\\n'")
+        yield stream
 
 
 def lines(stream: IO[bytes], start: int, end: int | None, max_bytes: int) -> Iterator[Line]:
     """The lines that begin at byte `start` or later; one over `max_bytes` comes without its data.
 
     They go on past `end`, for the caller to stop; but where no line begins in [start, end) there are none. A byte order
-    mark at the beginning of the file is left out.
+    mark at the beginning of a line is left out: it was that of a file which was joined to others.
     """
     position = 0
     if start:
@@ -65,7 +99,14 @@ def lines(stream: IO[bytes], start: int, end: int | None, max_bytes: int) -> Ite
             position += _skip_line(reader, None)
             yield Line(begin, number, None)
         else:
-            yield Line(begin, number, data.removeprefix(BYTE_ORDER_MARK) if begin == 0 else data)
+            yield Line(begin, number, without_mark(data))
+
+
+def without_mark(data: bytes) -> bytes:
+    """A line without the byte order marks before it."""
+    while data.startswith(BYTE_ORDER_MARK):
+        data = data.removeprefix(BYTE_ORDER_MARK)
+    return data
 
 
 def origin_of(unit: ReadUnit, line: Line) -> str:

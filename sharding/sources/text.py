@@ -8,14 +8,16 @@ from typing import IO
 from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.documents import document_of, refuse, too_long
-from sharding.sources.lines import BYTE_ORDER_MARK, READ_BLOCK_BYTES, Line, lines, open_text, origin_of
+from sharding.sources.lines import READ_BLOCK_BYTES, Line, lines, open_text, origin_of, without_mark
+from sharding.sources.looks import BYTE_ORDER_MARK
 from sharding.sources.units import ReadUnit
 
 
 def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
     """The documents of the unit, as `source.document` says: blank lines and blank space between paragraphs are none."""
-    with open_text(unit.url) as stream:
-        if source.config.document in (None, "file"):
+    is_whole = source.config.document in (None, "file")
+    with open_text(unit.url, "text", in_lines=not is_whole) as stream:
+        if is_whole:
             yield _file(stream, unit, source)
         elif source.config.document == "line":
             yield from _lines(stream, unit, source)
@@ -38,7 +40,8 @@ def _file(stream: IO[bytes], unit: ReadUnit, source: Source) -> Document | Quara
         data += block
     if len(data) > limit:
         return too_long(unit.url, source)
-    return _document(bytes(data).removeprefix(BYTE_ORDER_MARK), unit.url, source)
+    # Within the file a mark at the beginning of a line was that of a file which was joined to others.
+    return _document(without_mark(bytes(data)).replace(b"\n" + BYTE_ORDER_MARK, b"\n"), unit.url, source)
 
 
 def _lines(stream: IO[bytes], unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:

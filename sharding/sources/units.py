@@ -15,6 +15,7 @@ import msgspec
 
 from sharding.hashing import fingerprint
 from sharding.sources.config import FORMATS, SourceConfig
+from sharding.sources.places import name_of
 
 UNIT_BYTES = 64 << 20
 """A file is read in ranges of this size by different workers."""
@@ -22,7 +23,7 @@ UNIT_BYTES = 64 << 20
 CHUNK_FILES = 2_000
 """So many files travel to the workers together: a listing compresses well, and the job's description stays small."""
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 TEXT_PER_BYTE = {"parquet": 4, "gzip": 4, "zstd": 4}
 """What a compressed byte is taken to hold of text when the size of a corpus is estimated."""
@@ -36,12 +37,14 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         size_bytes: its length; about its share of the text for the shard of a dataset.
         version: changes when the content does: see `sharding.sources.versions`.
         shard: the number of the shard of a dataset, None for a file.
+        compression: of the whole file, as its first bytes tell; None where they tell none, or nobody looked.
     """
 
     url: str
     size_bytes: int
     version: str
     shard: int | None = None
+    compression: str | None = None
 
 
 class ReadUnit(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -52,6 +55,7 @@ class ReadUnit(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         start, end: the byte range whose records are meant: those that begin in [start, end); None for the whole file.
         shard: the number of the shard of a dataset, None for a file.
         source: which of several sources.
+        version: that of the file as it was listed; "" where it is nobody's business.
     """
 
     url: str
@@ -59,17 +63,22 @@ class ReadUnit(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     end: int | None = None
     shard: int | None = None
     source: int = 0
+    version: str = ""
 
 
 def compression_of(url: str) -> str | None:
     """The compression a file name tells of, as Arrow calls it."""
-    return COMPRESSIONS.get(posixpath.splitext(url)[1])
+    return COMPRESSIONS.get(posixpath.splitext(name_of(url))[1].lower())
+
+
+def _compression(file: SourceFile) -> str | None:
+    return file.compression or compression_of(file.url)
 
 
 def text_bytes(files: Sequence[SourceFile], config: SourceConfig) -> int:
     """About how many bytes of text the files hold."""
     ratio = TEXT_PER_BYTE.get(config.format or "", 1)
-    return sum(file.size_bytes * TEXT_PER_BYTE.get(compression_of(file.url) or "", ratio) for file in files)
+    return sum(file.size_bytes * TEXT_PER_BYTE.get(_compression(file) or "", ratio) for file in files)
 
 
 def is_read_whole(file: SourceFile, config: SourceConfig) -> bool:
@@ -77,17 +86,17 @@ def is_read_whole(file: SourceFile, config: SourceConfig) -> bool:
     assert config.format is not None  # `resolve` has seen to it
     kind = FORMATS[config.format]
     is_one_document = config.format == "text" and config.document in (None, "file")
-    is_compressed = kind.in_lines and compression_of(file.url) is not None
+    is_compressed = kind.in_lines and _compression(file) is not None
     return file.shard is not None or not kind.in_ranges or is_one_document or is_compressed
 
 
 def units_of(file: SourceFile, config: SourceConfig, source: int = 0) -> Iterator[ReadUnit]:
     """The pieces of one file, in order; together they are the file."""
     if file.size_bytes <= UNIT_BYTES or is_read_whole(file, config):
-        yield ReadUnit(url=file.url, shard=file.shard, source=source)
+        yield ReadUnit(url=file.url, shard=file.shard, source=source, version=file.version)
     else:
         for start in range(0, file.size_bytes, UNIT_BYTES):
-            yield ReadUnit(url=file.url, start=start, end=start + UNIT_BYTES, source=source)
+            yield ReadUnit(url=file.url, start=start, end=start + UNIT_BYTES, source=source, version=file.version)
 
 
 def pack_listing(files: Sequence[SourceFile], source: int) -> list[bytes]:

@@ -13,8 +13,11 @@ from functools import partial
 from typing import Any
 
 from fsspec import AbstractFileSystem
+from fsspec.archive import AbstractArchiveFileSystem
 
+from sharding.errors import MillError
 from sharding.hashing import fingerprint
+from sharding.sources.places import locate
 from sharding.storage.retries import patiently
 
 CHECKSUMS = ("md5Hash", "crc32c", "ETag", "etag", "blob_id")
@@ -44,13 +47,53 @@ def versions_of(fs: AbstractFileSystem, files: Sequence[tuple[str, Mapping[str, 
 
     def version(file: tuple[str, Mapping[str, Any]]) -> str:
         path, info = file
-        mark = next((info[name] for name in CHECKSUMS if info.get(name)), None)
-        if mark is None:
-            mark = f"{info.get('mtime') or info.get('created')}-{_ends(fs, path, int(info['size']), glance)}"
-        return f"{info['size']}-{mark}"
+        ends = "" if has_checksum(info) else f"-{_ends(fs, path, int(info['size']), glance)}"
+        return f"{_facts(info)}{ends}"
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads(fs)) as pool:
         return list(pool.map(version, files))
+
+
+def has_checksum(info: Mapping[str, Any]) -> bool:
+    """Whether the store's facts about a file change with its content."""
+    return any(info.get(name) for name in CHECKSUMS)
+
+
+def num_threads(fs: AbstractFileSystem) -> int:
+    """How many may read from a store at a time: an archive's members are found by one reader that all would move."""
+    return 1 if isinstance(fs, AbstractArchiveFileSystem) else _THREADS
+
+
+def check_unchanged(url: str, version: str) -> None:
+    """Compare a file with what was listed of it, without reading it again.
+
+    Args:
+        url: the file.
+        version: as `versions_of` told it; "" for a file that wasn't listed.
+
+    Raises:
+        MillError: it is another by now; names it.
+    """
+    if not version:
+        return
+    fs, path = locate(url)
+
+    def ask() -> str:
+        fs.invalidate_cache()
+        return _facts(fs.info(path))
+
+    now = patiently("look up", url, fs, ask)
+    if version != now and not version.startswith(f"{now}-"):
+        raise MillError(
+            f"{url} changed while it was read (size and time or checksum were {version!r}, and are {now!r}): run again "
+            "when nothing writes to it"
+        )
+
+
+def _facts(info: Mapping[str, Any]) -> str:
+    """What a store tells without reading: the size, and a checksum or else a time."""
+    mark = next((info[name] for name in CHECKSUMS if info.get(name)), None)
+    return f"{info['size']}-{mark or info.get('mtime') or info.get('created')}"
 
 
 def _ends(fs: AbstractFileSystem, path: str, size_bytes: int, glance: int) -> str:

@@ -1,0 +1,181 @@
+"""The files below a local folder, links followed: each folder once, and what can't be followed by name.
+
+Listings of `fsspec` leave out what is neither a file nor a folder by itself, so a folder of links is an empty one to
+them. A link to what is read under its own name anyway adds nothing, and a circle of links is one of those.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from sharding.sources.tables import MARKS
+from sharding.storage import EXTRA_FOR_PROTOCOL
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What is below a folder.
+
+    Attributes:
+        files: path → the store's facts.
+        unreadable: path → why it can't be followed or read.
+        marks: paths of folders that tell a table, whose files are not all its own: see `sharding.sources.tables`.
+    """
+
+    files: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    marks: list[str] = field(default_factory=list)
+
+
+def walk(folder: str, is_wanted: Callable[[str], bool], depth: int | None = None) -> Found:
+    """The files below a local folder.
+
+    Args:
+        folder: where to begin.
+        is_wanted: whether what has this path is meant, be it a file or a folder; what isn't is not looked at.
+        depth: levels of folders, 1 for the files of the folder itself; None for all.
+    """
+    found = Found()
+    own: set[tuple[int, int]] = set()
+    linked: list[tuple[str, os.stat_result]] = []
+    listed: set[tuple[int, int]] = set()
+    # What stands in folders themselves goes before what links lead to: then a link to it is known to add nothing.
+    waiting, through_links = deque([(folder, 1)]), deque[tuple[str, int]]()
+    while waiting or through_links:
+        here, level = waiting.popleft() if waiting else through_links.popleft()
+        try:
+            status = Path(here).stat()
+            if (status.st_dev, status.st_ino) in listed:
+                logger.warning("%s leads to a folder that is read already: left out", here)
+                continue
+            listed.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            found.unreadable[here] = _reason(error)
+            continue
+        for entry in entries:
+            if entry.name in MARKS:
+                found.marks.append(entry.path + "/")
+            try:
+                status = entry.stat()
+            except OSError as error:
+                # Nobody knows whether it would be a file or a folder on the way to one.
+                if is_wanted(entry.path) or (depth is not None and level < depth and is_wanted(entry.path + "/")):
+                    found.unreadable[entry.path] = _reason(error, entry.path)
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if is_wanted(entry.path + "/") and (depth is None or level < depth):
+                    (through_links if entry.is_symlink() else waiting).append((entry.path, level + 1))
+            elif not is_wanted(entry.path):
+                continue
+            elif not stat.S_ISREG(status.st_mode):
+                found.unreadable[entry.path] = f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a file"
+            elif entry.is_symlink():
+                linked.append((entry.path, status))
+            else:
+                own.add((status.st_dev, status.st_ino))
+                found.files[entry.path] = _facts(status)
+    for path, status in linked:
+        if (status.st_dev, status.st_ino) in own:
+            logger.warning("%s links to a file that is read under its own name: left out", path)
+        else:
+            found.files[path] = _facts(status)
+    return found
+
+
+def below(fs: AbstractFileSystem, folder: str, is_wanted: Callable[[str], bool]) -> Found:
+    """The files below a folder of any store; see `walk`."""
+    return walk(folder, is_wanted) if isinstance(fs, LocalFileSystem) else Found(files=fs.find(folder, detail=True))
+
+
+def files_at(fs: AbstractFileSystem, path: str) -> Found | None:
+    """The file that a path names, or why it is none; None for a folder.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return _local_file(path)
+    info = fs.info(path)
+    if info["type"] == "directory":
+        return None
+    if not EXTRA_FOR_PROTOCOL.keys().isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+        # To an object store a name may be a file's and that of a folder as well.
+        deeper = fs.find(path.rstrip("/") + "/", detail=True)
+        return Found(files={path: info} | deeper) if info.get("size") else Found(files=deeper or {path: info})
+    return Found(files={path: info})
+
+
+def _local_file(path: str) -> Found | None:
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError as error:
+        if Path(path).is_symlink():
+            return Found(unreadable={path: _reason(error, path)})
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.EINVAL):
+            raise FileNotFoundError(path) from None
+        return Found(unreadable={path: _reason(error, path)})
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return Found(unreadable={path: f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a file"})
+    return Found(files={path: _facts(status)})
+
+
+def matching(fs: AbstractFileSystem, pattern: str, root: str, is_wanted: Callable[[str], bool]) -> Found:
+    """The files that a glob names; local ones through links.
+
+    Args:
+        fs: the store.
+        pattern: the glob.
+        root: the folders of the glob before its first wildcard.
+        is_wanted: see `walk`.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        return Found(files=fs.glob(pattern, detail=True))
+    if not Path(root or "/").is_dir():
+        return Found()
+    fits = re.compile(glob_translate(pattern)).match
+    parts = pattern.split("/")
+    leads_on = [re.compile(glob_translate("/".join(parts[:number]) or "/")).match for number in range(len(parts) + 1)]
+    any_depth = "**" in pattern
+
+    def is_meant(path: str) -> bool:
+        if not is_wanted(path) or not path.endswith("/"):
+            return is_wanted(path) and fits(path) is not None
+        folder = path.rstrip("/")
+        return any_depth or leads_on[folder.count("/") + 1](folder) is not None
+
+    return walk(root or "/", is_meant, None if any_depth else len(parts) - len(root.split("/")))
+
+
+def _facts(status: os.stat_result) -> dict[str, Any]:
+    return {"size": status.st_size, "mtime": status.st_mtime, "type": "file"}
+
+
+def _reason(error: OSError, link: str | None = None) -> str:
+    why = (error.strerror or str(error)).lower()
+    if link is None or not Path(link).is_symlink():
+        return f"can't be read: {why}"
+    if error.errno == errno.ELOOP:
+        return "is a link in a circle"
+    return f"is a link to {str(Path(link).readlink())!r}, which can't be read: {why}"
