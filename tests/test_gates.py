@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from augment.selection.gates import GatesConfig
 from augment.selection.gates.gate import Subject
-from augment.selection.gates.loop import Loop, compression_ratio, repeated_share
+from augment.selection.gates.loop import Loop, compression_ratios, repeated_shares
 from augment.selection.gates.too_short import TooShort
 from augment.selection.gates.unclosed import Unclosed
 from augment.traces import Trace
@@ -131,8 +131,8 @@ def test_each_gate_can_be_switched_off(config: GatesConfig, subject: Trace) -> N
 
 @given(st.text(max_size=3000))
 def test_measures_are_shares(text: str) -> None:
-    assert 0 <= repeated_share(text) < 1
-    assert compression_ratio(text) > 0
+    assert all(0 <= share < 1 for share in repeated_shares(text))
+    assert all(ratio > 0 for ratio in compression_ratios(text))
 
 
 @given(st.integers(2, 60), st.integers(0, 2000))

@@ -27,9 +27,12 @@ PIECE_CHARACTERS = 1 << 20
 """`blocks_of` works on pieces of about this size, which bounds its memory: about 100 bytes a character."""
 
 _MAX_KNOWN = 1 << 18
-"""Words whose hashes are remembered, about 40 MB."""
+_MAX_KNOWN_CHARACTERS = 40
+"""Words whose hashes are remembered, about 40 MB: so many, and none that is longer than words are."""
 
-_SPACE = re.compile(r"\s")
+_CUT = re.compile(r"\s|[\u4e00-\u9fff]")
+"""Where a text may be cut without tearing a word: a Chinese character is one, and combines with nothing before it."""
+
 _UNSPACED = re.compile(rf"[{UNSPACED}]")
 
 
@@ -40,7 +43,9 @@ class _HashOfWord(dict[str, int]):
         if len(self) >= _MAX_KNOWN:
             self.clear()
         bits = int.from_bytes(text_hash(word), "little")
-        self[word] = bits = bits | 1 if _UNSPACED.match(word) else bits & ~1
+        bits = bits | 1 if _UNSPACED.match(word) else bits & ~1
+        if len(word) <= _MAX_KNOWN_CHARACTERS:
+            self[word] = bits
         return bits
 
 
@@ -112,11 +117,11 @@ def blocks_of(text: str, max_words: int) -> Iterator[Runs]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text cut at white space; a piece that has none is as long as it is."""
+    """The text cut at white space or before a Chinese character; a piece that has neither is as long as it is."""
     begin = 0
     while begin < len(text):
-        space = _SPACE.search(text, begin + PIECE_CHARACTERS)
-        end = space.start() if space else len(text)
+        cut = _CUT.search(text, begin + PIECE_CHARACTERS)
+        end = cut.start() if cut else len(text)
         yield text[begin:end]
         begin = end
 

@@ -112,15 +112,20 @@ class Leakage(Gate):
 
 
 def _says_so(subject: Subject) -> bool:
-    line = subject.words.line
+    said = _signs(subject.words.line)
+    return bool(said) and not said <= _signs(subject.source_words.line)
+
+
+def _signs(line: str) -> set[str]:
+    """The sentences' beginnings in a line of words that are signs."""
+    found = set()
     for beginning, rest in _FOLLOWED_BY:
         at = line.find(beginning)
         while at >= 0:
-            match = rest.match(line, at + len(beginning))
-            if match and line[at : match.end()] not in subject.source_words.line:
-                return True
+            if match := rest.match(line, at + len(beginning)):
+                found.add(line[at : match.end()])
             at = line.find(beginning, at + 1)
-    return False
+    return found
 
 
 def _has_markup(subject: Subject) -> bool:

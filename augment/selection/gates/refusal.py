@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.selection.gates.gate import Gate, Subject
+from augment.selection.gates.quotations import plain, without_quotations
 from sharding.config import STRICT
 
 _CANT = r"(?:can(?:no|')?t|can not|won't|am (?:not able|unable)|'m (?:not able|unable)|must decline|will not)"
@@ -37,17 +38,12 @@ _PATTERNS = (
     r"(?:sinto muito|desculpe),? (?:mas )?não posso\b",
     r"(?:к сожалению|извините|простите),? (?:но )?(?:я )?не могу\b",
     # Chinese, Japanese, Korean
-    r"(?:很?抱歉|对不起|對不起)[，,、]?\s*(?:但)?我?(?:不能|无法|無法|没有办法)",
+    r"(?:很?抱歉|对不起|對不起)[，,、]?\s?(?:但)?我?(?:不能|无法|無法|没有办法)",
     r"(?:大変)?(?:申し訳(?:ありません|ございません)|すみません)(?:が|けれども)?、[^。\n]{0,40}?(?:できません|できかねます|お答えでき)",
     r"죄송하지만[^.\n]{0,40}?(?:없습니다|어렵습니다)",
 )
-_FILLER = r"(?:(?:okay|ok|well|hmm|alright|oh|no|hello|hi)[,.!]+\s+){0,2}(?:but |so |and )?"
-_REFUSAL = re.compile(rf"(?:^|[.!?…\n。！？][\"*_)\]]*)\s*[\"*_>#-]*\s*{_FILLER}({'|'.join(_PATTERNS)})")
-_QUOTED = re.compile(
-    r'"[^"\n]{1,300}"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|`[^`\n]{1,300}`'
-    r"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){1,300}'(?!\w)|^>.*$",
-    re.MULTILINE,
-)
+_FILLER = r"(?:(?:okay|ok|well|hmm|alright|oh|no|hello|hi)[,.!]++ ?){0,2}(?:but |so |and )?"
+_REFUSAL = re.compile(rf"(?:^|[.!?…\n。！？][\"*_)\]]*+)\s?[\"*_>#-]*+\s?{_FILLER}({'|'.join(_PATTERNS)})")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -62,16 +58,9 @@ class Refusal(Gate):
     )
 
     def objects(self, subject: Subject) -> bool:
-        said = _plain(_QUOTED.sub('""', _plain(subject.trace.text)))
-        whole = len(said) <= self.whole_characters
-        end = len(said) if whole else self.within_characters
+        said = plain(without_quotations(plain(subject.trace.text)))
+        end = len(said) if len(said) <= self.whole_characters else self.within_characters
         # A match that begins within the limit may end after it.
-        for match in _REFUSAL.finditer(said[: end + 200]):
-            if match.start(1) < end and match[1] not in _plain(subject.source_text):
-                return True
-        return False
-
-
-def _plain(text: str) -> str:
-    """Lower case, and one apostrophe."""
-    return text.lower().replace("’", "'")
+        found = {match[1] for match in _REFUSAL.finditer(said[: end + 200]) if match.start(1) < end}
+        source = plain(subject.source_text) if found else ""
+        return any(refusal not in source for refusal in found)
