@@ -17,7 +17,7 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`", re.DOTA
 
 def without_quotations(text: str) -> str:
     """The text with every quotation, and all code, as empty quotation marks; quoted lines too."""
-    return _QUOTED.sub('""', without_code(text))
+    return _QUOTED.sub('""', without_code(text).replace("‘", "'").replace("’", "'"))
 
 
 def without_code(text: str) -> str:
