@@ -29,6 +29,7 @@ Judged = list[tuple[LabelledTrace, list[str]]]
 HALVES: dict[str, Callable[[LabelledTrace], bool]] = {
     "tuned": lambda trace: not trace.held_out,
     "held_out": lambda trace: trace.held_out,
+    "second": lambda trace: trace.second,
     "all": lambda trace: True,
 }
 

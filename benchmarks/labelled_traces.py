@@ -3,7 +3,7 @@
 A line is a segment, `{"segment": name, "text": ...}`, or a trace about one: `{"about": name, "class": ..., "kind": ...,
 "gate": ..., "trace": ...}`. The class is good, bait (good, and looks like what a gate looks for: its kind) or failure;
 the gate is the one that has to object, null where none may. A trace is a text, or a list of texts and of
-`[text, times]`, so that a loop can be read.
+`[text, times]`, so that a loop can be read. Those in `second` were written once the gates had been mended by the first.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class LabelledTrace:
     class_: str
     kind: str
     expected: str | None
+    second: bool
     segment: str
     text: str
 
@@ -46,7 +47,7 @@ class LabelledTrace:
 
 def labelled_traces() -> list[LabelledTrace]:
     """All of them, language by language."""
-    return [trace for path in sorted(FOLDER.glob("*.jsonl")) for trace in _read(path)]
+    return [trace for path in sorted(FOLDER.rglob("*.jsonl")) for trace in _read(path)]
 
 
 def _read(path: Path) -> list[LabelledTrace]:
@@ -58,6 +59,7 @@ def _read(path: Path) -> list[LabelledTrace]:
             class_=record["class"],
             kind=record["kind"],
             expected=record["gate"],
+            second=path.parent != FOLDER,
             segment=segments[record["about"]],
             text=_text(record["trace"]),
         )
