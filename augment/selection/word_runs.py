@@ -84,17 +84,19 @@ class Runs:
         starts, ends = self.spans(size_halves)
         return (self.sums[ends] - self.sums[starts]) * _powers(-1, _capacity(len(self.sums)))[starts]
 
-    def share_in(self, numbers: np.ndarray, size_halves: int) -> float:
-        """The share of the text that lies in runs of this size with one of these numbers; 0 to 1."""
+    def covered(self, numbers: np.ndarray, size_halves: int) -> np.ndarray:
+        """Whether each word lies in a run of this size with one of these numbers, (num_words,) bool."""
         starts, ends = self.spans(size_halves)
         found = np.isin(self.numbers(size_halves), numbers)
-        if not found.any():
-            return 0.0
         depth = np.zeros(len(self.ends), np.int64)
         np.add.at(depth, starts[found], 1)
         np.add.at(depth, ends[found], -1)
-        covered = np.cumsum(depth[:-1]) > 0
-        return float(np.diff(self.ends)[covered].sum() / self.size_halves)
+        return np.cumsum(depth[:-1]) > 0
+
+    def share_in(self, numbers: np.ndarray, size_halves: int) -> float:
+        """The share of the text that lies in runs of this size with one of these numbers; 0 to 1."""
+        covered = self.covered(numbers, size_halves)
+        return float(np.diff(self.ends)[covered].sum() / self.size_halves) if covered.any() else 0.0
 
 
 def runs_of(text: str) -> Runs:

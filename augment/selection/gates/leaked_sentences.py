@@ -46,7 +46,8 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     # English: who asks
     (
         ("the user", "this user"),
-        rf" (?:{_ASKS} me | {_ASKS} us to {_MAKES} {_UP_TO_8}{_EXPERT} "
+        rf" (?:{_ASKS} me (?:to|for|not|that|if|about|in|with|whether|an?|the|my|this) "
+        rf"|{_ASKS} us to {_MAKES} {_UP_TO_8}{_EXPERT} "
         rf"|{_ASKS} (?:for )?{_UP_TO_8}(?:expert|monologue|thought process|thoughts|passage) "
         rf"|{_GIVEN} (?:me |us |(?:an?|the|this) (?:\w+ ){{0,3}}?(?:passage|excerpt|snippet|text (?:about|on|from)) ))",
     ),
@@ -169,7 +170,19 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
         rf"(?:不?应该?|需要|要|得|不能|必须|将|会){_ANY_16}(?:专家|复述|原文|段落|文字|文本|扮演|模拟|内心|思考|总结)",
     ),
     (
-        ("我需要", "我要", "我应该", "我得", "我必须", "我被要求", "我的任务是", "我将", "任务是", "题目要求我"),
+        (
+            "我需要",
+            "我要",
+            "我应该",
+            "我得",
+            "我必须",
+            "我被要求",
+            "我的任务是",
+            "我将",
+            "任务要求我",
+            "任务是",
+            "题目要求我",
+        ),
         rf"{_ANY_8}(?:扮演|模拟|充当|写出|撰写|改写|复述|总结|思考){_ANY_16}{_ZH_TEXT}",
     ),
     (
@@ -187,8 +200,8 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("希望",), rf"(?:以上|这些|这个|我的|这段)?{_ANY_8}(?:对你|对您|能帮)(?:有所|有|能有|到)?"),
     # Japanese
     (
-        ("ユーザーは", "ユーザーが", "利用者は", "ユーザーから"),
-        rf"(?:私に(?!対)|{_ANY_30}{_JA_TEXT}{_ANY_16}よう(?:に|と)?(?:求めて|依頼して|指示して|言って|頼んで|望んで))",
+        ("ユーザーは", "ユーザーが", "ユーザーから"),
+        rf"(?:私に(?!対)|渡された(?:文章|テキスト)|提供された(?:文章|テキスト)|{_ANY_30}{_JA_TEXT}{_ANY_16}よう(?:に|と)?(?:求めて|依頼して|指示して|言って|頼んで|望んで))",
     ),
     (
         (

@@ -52,6 +52,11 @@ _ENGLISH = (
     r"| (?:providing|writing|continuing|creating|generating|answering|engaging|discussing|assisting|helping)\b)",
     rf"(?:as|being|since i(?:'m| am)) an? {_MODEL}\b{_WITHIN}{{0,80}}?\bi ?(?:{_CANT}|(?:do not|don't) have\b)",
     rf"(?:this|that|your|the) (?:{_REQUEST}|question) {_VIOLATES} (?:my|our|the|usage|openai|content|safety)\b",
+    rf"(?:sorry|i apologi[sz]e)[,.!]? (?:but )?i ?{_CANT}(?: to)? (?:reproduce|analy[sz]e|simulate|generate|create"
+    r"|write|discuss|engage|respond|answer|share|continue|role-?play|pretend)\b",
+    rf"(?:i|we) ?{_CANT}(?: to)? (?:share|reveal|generate|produce|simulate) (?:an? |my |any |the )?(?:\w+ )?"
+    r"(?:monologue|chain-of-thought|chain of thought|reasoning process|thought process|thoughts)\b",
+    rf"(?:it (?:looks like|seems|appears)(?: that)? )?(?:this|that|your) {_REQUEST} (?:is|falls) (?:outside|beyond)\b",
     r"my (?:\w+ )?(?:guidelines|polic(?:y|ies)|programming)"
     r" (?:do not|don't|does not|doesn't|prevents?|prohibits?|forbids?)\b",
     r"i(?:'m| am) (?:designed|programmed) (?:not )?to (?:avoid|refuse|decline|provide|help|assist|be)\b",
@@ -63,8 +68,8 @@ _DE_NOT = (
     r"|frage|bitte|aufgabe|fall|das|jedoch|daher) ){0,8}nicht"
 )
 _DE_SERVE = (
-    r"(?:(?:weiter)?helfen|behilflich|unterstützen|beantworten|erfüllen|nachkommen|entsprechen|bearbeiten|bereitstellen"
-    r"|dienen|\w*(?:beratung|auskunft|auskünfte|ratschläge|empfehlungen|diagnosen?)|informationen|inhalte)"
+    r"(?:(?:weiter)?helfen|behilflich|unterstützen|beantworten|erfüllen|nachkommen|entsprechen|bearbeiten|bereitstellen|dienen"
+    r"|erfinden|simulieren|nachahmen|\w*(?:beratung|auskunft|auskünfte|ratschläge|empfehlungen|diagnosen?)|informationen|inhalte)"
 )
 _DE_SORRY = r"(?:entschuldig\w+|verzeih\w+|leider|bedauerlicherweise|ich bedaure|ich bitte um verständnis)"
 _GERMAN = (
