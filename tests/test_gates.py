@@ -6,6 +6,7 @@ import inspect
 import random
 import string
 import textwrap
+from collections.abc import Callable
 from pydoc_data.topics import topics
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from augment.selection.gates import GatesConfig
 from augment.selection.gates.gate import Subject
-from augment.selection.gates.loop import Loop, compression_ratio, repeated_share
+from augment.selection.gates.loop import Loop, compression_ratios, repeated_shares
 from augment.selection.gates.too_short import TooShort
 from augment.selection.gates.unclosed import Unclosed
 from augment.traces import Trace
@@ -84,6 +85,50 @@ def test_every_page_of_the_documentation_passes() -> None:
     assert all(r == ["too_short"] for r in rejected.values()), rejected
 
 
+SIZE = 16
+MATRICES = {
+    "identity": [[int(row == column) for column in range(SIZE)] for row in range(SIZE)],
+    "zeros": [[0] * SIZE for _ in range(SIZE)],
+    "chessboard": [[(row + column) % 2 for column in range(SIZE)] for row in range(SIZE)],
+    "signs": [["-+"[(row & column).bit_count() % 2] for column in range(SIZE)] for row in range(SIZE)],
+    "sums modulo 16": [[(row + column) % SIZE for column in range(SIZE)] for row in range(SIZE)],
+    "decimals": [[f"{0.25 * (abs(row - column) < 2):.2f}" for column in range(SIZE)] for row in range(SIZE)],
+}
+WAYS: dict[str, Callable[[list[str]], str]] = {
+    "lines": lambda rows: "\n".join(row.replace(",", " ") for row in rows),
+    "a list": lambda rows: "[[" + "], [".join(rows) + "]]",
+    "LaTeX": lambda rows: (
+        "\\begin{pmatrix}" + " \\\\ ".join(row.replace(",", " & ") for row in rows) + "\\end{pmatrix}"
+    ),
+    "a table": lambda rows: "\n".join("| " + row.replace(",", " | ") + " |" for row in rows),
+    "MATLAB": lambda rows: "A = [" + "; ".join(row.replace(",", " ") for row in rows) + "];",
+    "C": lambda rows: "int a[16][16] = {" + ",".join("{" + row + "}" for row in rows) + "};",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_matrix_is_no_loop(name: str, way: str) -> None:
+    written = WAYS[way]([",".join(map(str, row)) for row in MATRICES[name]])
+    assert "loop" not in reasons(trace(written))
+    assert "loop" not in reasons(trace(f"The matrix is\n\n{written}\n\nand its structure is plain to see."))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "2 -1 0 0 0 0 0 0\n" * 120,
+        "1 0 0 1\n" * 40,
+        ("1 0 0\n0 1 0\n0 0 1\n\nThe next is\n" * 40),
+        "[0, 1, 0, -1], " * 60,
+        "0 1 " * 100,
+        ("a | b | c\n1 | 2 | 3\nx | y | z\nand so on\n" * 30),
+    ],
+)
+def test_rows_without_end_are_a_loop(loop: str) -> None:
+    assert "loop" in reasons(trace(GOOD + "\n" + loop))
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_are_found(name: str) -> None:
     assert reasons(trace(LOOPS[name])) == ["loop"]
@@ -131,8 +176,8 @@ def test_each_gate_can_be_switched_off(config: GatesConfig, subject: Trace) -> N
 
 @given(st.text(max_size=3000))
 def test_measures_are_shares(text: str) -> None:
-    assert 0 <= repeated_share(text) < 1
-    assert compression_ratio(text) > 0
+    assert all(0 <= share < 1 for share in repeated_shares(text))
+    assert all(ratio > 0 for ratio in compression_ratios(text))
 
 
 @given(st.integers(2, 60), st.integers(0, 2000))

@@ -27,9 +27,12 @@ PIECE_CHARACTERS = 1 << 20
 """`blocks_of` works on pieces of about this size, which bounds its memory: about 100 bytes a character."""
 
 _MAX_KNOWN = 1 << 18
-"""Words whose hashes are remembered, about 40 MB."""
+_MAX_KNOWN_CHARACTERS = 40
+"""Words whose hashes are remembered, about 40 MB: so many, and none that is longer than words are."""
 
-_SPACE = re.compile(r"\s")
+_CUT = re.compile(r"\s|[\u4e00-\u9fff]")
+"""Where a text may be cut without tearing a word: a Chinese character is one, and combines with nothing before it."""
+
 _UNSPACED = re.compile(rf"[{UNSPACED}]")
 
 
@@ -40,7 +43,9 @@ class _HashOfWord(dict[str, int]):
         if len(self) >= _MAX_KNOWN:
             self.clear()
         bits = int.from_bytes(text_hash(word), "little")
-        self[word] = bits = bits | 1 if _UNSPACED.match(word) else bits & ~1
+        bits = bits | 1 if _UNSPACED.match(word) else bits & ~1
+        if len(word) <= _MAX_KNOWN_CHARACTERS:
+            self[word] = bits
         return bits
 
 
@@ -79,17 +84,19 @@ class Runs:
         starts, ends = self.spans(size_halves)
         return (self.sums[ends] - self.sums[starts]) * _powers(-1, _capacity(len(self.sums)))[starts]
 
-    def share_in(self, numbers: np.ndarray, size_halves: int) -> float:
-        """The share of the text that lies in runs of this size with one of these numbers; 0 to 1."""
+    def covered(self, numbers: np.ndarray, size_halves: int) -> np.ndarray:
+        """Whether each word lies in a run of this size with one of these numbers, (num_words,) bool."""
         starts, ends = self.spans(size_halves)
         found = np.isin(self.numbers(size_halves), numbers)
-        if not found.any():
-            return 0.0
         depth = np.zeros(len(self.ends), np.int64)
         np.add.at(depth, starts[found], 1)
         np.add.at(depth, ends[found], -1)
-        covered = np.cumsum(depth[:-1]) > 0
-        return float(np.diff(self.ends)[covered].sum() / self.size_halves)
+        return np.cumsum(depth[:-1]) > 0
+
+    def share_in(self, numbers: np.ndarray, size_halves: int) -> float:
+        """The share of the text that lies in runs of this size with one of these numbers; 0 to 1."""
+        covered = self.covered(numbers, size_halves)
+        return float(np.diff(self.ends)[covered].sum() / self.size_halves) if covered.any() else 0.0
 
 
 def runs_of(text: str) -> Runs:
@@ -112,11 +119,11 @@ def blocks_of(text: str, max_words: int) -> Iterator[Runs]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text cut at white space; a piece that has none is as long as it is."""
+    """The text cut at white space or before a Chinese character; a piece that has neither is as long as it is."""
     begin = 0
     while begin < len(text):
-        space = _SPACE.search(text, begin + PIECE_CHARACTERS)
-        end = space.start() if space else len(text)
+        cut = _CUT.search(text, begin + PIECE_CHARACTERS)
+        end = cut.start() if cut else len(text)
         yield text[begin:end]
         begin = end
 

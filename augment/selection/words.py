@@ -19,9 +19,14 @@ UNSPACED = (
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0980-\u0dff"
 """Vowel signs and accents, which Python's \\w leaves out, of Latin, Hebrew, Arabic and Indic scripts."""
 
-WORD = re.compile(rf"[^\W{UNSPACED}]+(?:[{_MARKS}]+[^\W{UNSPACED}]*)*|[{UNSPACED}]")
-"""A word, in a text as it is; for its positions."""
+WORD = re.compile(rf"[^\W{UNSPACED}]++(?:[{_MARKS}]++[^\W{UNSPACED}]*+)*+|[{UNSPACED}]")
+"""A word, in a text as it is; for its positions. Possessive, so that a word of a megabyte leaves no way back."""
 
+MAX_MARKS = 30
+"""Of the marks on one letter so many count, as in Unicode's stream-safe text: to order n of them takes n² steps."""
+
+_ORDERED = "".join(re.escape(chr(code)) for code in range(0x300, 0x1F000) if unicodedata.combining(chr(code)))
+_TOO_MANY_MARKS = re.compile(rf"([{_ORDERED}]{{{MAX_MARKS}}})[{_ORDERED}]++")
 _ASCII_WORD = re.compile("[a-z0-9]+")
 
 
@@ -32,4 +37,5 @@ def words_of(text: str) -> list[str]:
     """
     if text.isascii():
         return _ASCII_WORD.findall(text.casefold())
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))
+    composed = unicodedata.normalize("NFKC", _TOO_MANY_MARKS.sub(r"\1", text))
+    return WORD.findall(composed.casefold().replace("_", " "))

@@ -3,7 +3,7 @@
 The select stage asks about every document and every trace. The benchmarks' texts are kept as the 64-bit numbers of
 their runs of 13 words (the size of GPT-3's filter, arXiv 2005.14165, appendix C), sorted: 8 bytes a run, 2 for whose it
 is, and 2 to 4 for a filter that answers most look-ups with one bit. A text that is too short for a run of that size is
-looked for as a whole if it has 8 words.
+looked for as a whole if it has 8 words. Lists of numbers and licences are not looked for (`telling`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from augment.selection.benchmarks.files import digest_of, read_benchmarks
-from augment.selection.word_runs import HALVES, blocks_of, runs_of
+from augment.selection.benchmarks.telling import telling_runs
+from augment.selection.word_runs import HALVES, blocks_of
 from sharding.config import STRICT
 
 __all__ = ["BenchmarkIndex", "DecontaminationConfig", "index_digest", "load_index"]
@@ -98,7 +99,8 @@ class BenchmarkIndex:
         return [self._names[owner] for owner in sorted(found)]
 
     def describe(self) -> dict[str, dict[str, int]]:
-        """For every benchmark `records`, `texts`, `ngrams` (different ones) and `too_short` (texts not looked for)."""
+        """For every benchmark `records`, `texts`, `ngrams` (different ones) and `too_short` (texts
+        that are not looked for, since they are short or tell nothing)."""
         return {name: dict(counts) for name, counts in self._counts.items()}
 
     @property
@@ -149,13 +151,10 @@ class _Builder:
     def add(self, record: int, text: str) -> None:
         self._records.add(record)
         self._texts += 1
-        runs = runs_of(text)
-        if runs.size_halves < self._min_halves:
-            self._too_short += 1
-            return
-        size_halves = min(self._size_halves, runs.size_halves)
-        self.sizes_halves.add(size_halves)
-        self._found.append(runs.numbers(size_halves))
+        found = telling_runs(text, self._size_halves, self._min_halves)
+        self._too_short += not found
+        self.sizes_halves.update(found)
+        self._found += found.values()
 
     def numbers(self) -> np.ndarray:
         return np.unique(np.concatenate([np.empty(0, np.uint64), *self._found]))

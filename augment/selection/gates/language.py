@@ -62,11 +62,13 @@ _KIN = [
 """Languages that are mistaken for each other in short texts: not told apart."""
 
 _NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``[^`]+``|`[^`\n]+`|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]{1,200}\$"
-    r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|https?://\S+|</?[a-zA-Z][^<>\n]{0,200}>",
-    re.DOTALL,
+    r"(?P<opener>```|~~~|\$\$|\\\[|\\\(|\\begin\{(?P<name>\w+\*?)\})|``[^`]+``|`[^`\n]+`|\$[^$\n]{1,200}\$|https?://\S+"
+    r"|</?[a-zA-Z][^<>\n]{0,200}>"
 )
-_IDENTIFIER = re.compile(r"\S*(?:[\d_\\/@#=<>{}|^~+*\[\]]|\w\.\w|\w\(|[a-z][A-Z]|[A-Z]{3})\S*")
+_CLOSER = {"```": "```", "~~~": "~~~", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
+_FENCES = ("```", "~~~")
+_ENVIRONMENT_END = re.compile(r"\\end\{(\w+\*?)\}")
+_IDENTIFIER = re.compile(r"[\d_\\/@#=<>{}|^~+*\[\]]|\w\.\w|\w\(|[a-z][A-Z]|[A-Z]{3}")
 _PROSE_SIGN = re.compile(
     r"[^\W\d_]|[\s.,;:'\"!?()\u2010-\u201f\u3001-\u303f\uff01-\uff1f-]|[\u0300-\u036f\u0900-\u0eff]"
 )
@@ -131,12 +133,34 @@ def _sure_language(piece: str) -> str | None:
 
 def prose(text: str) -> str:
     """What of a text is sentences, as far as signs tell: no code, formulae, tables, links or identifiers."""
-    lines = []
-    for line in _NO_PROSE.sub(" ", text).splitlines():
+    words: list[str] = []
+    for line in _without_markup(text).splitlines():
         signs = len(line) - len(_PROSE_SIGN.sub("", line))
         if signs >= _MIN_PROSE_SHARE * len(line):
-            lines.append(_IDENTIFIER.sub(" ", line))
-    return " ".join(" ".join(lines).split())
+            words += (word for word in line.split() if not _IDENTIFIER.search(word))
+    return " ".join(words)
+
+
+def _without_markup(text: str) -> str:
+    """The text without code, formulae, links and tags; an opener that nothing closes is looked for only once."""
+    last = {closer: text.rfind(closer) for closer in _CLOSER.values()}
+    last |= {match[0]: match.start() for match in _ENVIRONMENT_END.finditer(text)}
+    kept, at = [], 0
+    while match := _NO_PROSE.search(text, at):
+        begin, end = match.span()
+        if opener := match["opener"]:
+            closer = f"\\end{{{match['name']}}}" if match["name"] else _CLOSER[opener]
+            if last.get(closer, -1) >= end:
+                end = text.index(closer, end) + len(closer)
+            elif opener in _FENCES:
+                end = len(text)
+            else:
+                kept.append(text[at : begin + 1])
+                at = begin + 1
+                continue
+        kept += text[at:begin], " "
+        at = end
+    return "".join([*kept, text[at:]])
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Two measures, each over windows, so that good text before or after a loop doesn't hide it. Repeated word n-grams catch
 loops of phrases and paragraphs; markup and punctuation don't count, or every table border would be a loop. The
-compression ratio catches what is no words: runs of characters, of digits, of the same line.
+compression ratio catches what is no words: runs of characters, of digits, of the same line. A matrix is left out
+first: sixteen rows of zeros and ones repeat themselves, and are none.
 
 The thresholds lie between what was measured (windows of 8,000-character texts): 1,321 modules of Python's library have
 repeated shares up to 0.42 and ratios from 0.15, its documentation up to 0.20 and from 0.16; loops have shares from 0.45
@@ -12,13 +13,14 @@ up and, where they fill a window, ratios below 0.09.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.selection.gates.gate import Gate, Subject
+from augment.selection.gates.matrices import without_matrices
 from augment.selection.words import WORD
 from sharding.config import STRICT
 
@@ -28,7 +30,8 @@ _MIN_WORDS = 4 * _NGRAM
 _WINDOW_BYTES = 2000
 _MIN_BYTES = 300
 
-S = TypeVar("S", bound=Sequence[object])
+_MULTIPLIER = 0x9E3779B97F4A7C15
+"""Of the polynomial over an n-gram's words, modulo 2^64."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -45,37 +48,49 @@ class Loop(Gate):
     def objects(self, subject: Subject) -> bool:
         if subject.trace.finish_reason == "repetition":
             return True
-        if repeated_share(subject.trace.text) > self.max_repeated_share:
+        text = without_matrices(subject.trace.text)
+        # A text has thousands of windows: the first that is too much is enough.
+        if any(share > self.max_repeated_share for share in repeated_shares(text)):
             return True
-        return compression_ratio(subject.trace.text) < self.min_compression_ratio
+        return any(ratio < self.min_compression_ratio for ratio in compression_ratios(text))
 
 
-def repeated_share(text: str) -> float:
-    """The share of word 8-grams that occurred before in the same window, in the worst window of any size; 0 to 1."""
+def repeated_shares(text: str) -> Iterator[float]:
+    """The share of word 8-grams that occurred before in the same window, for every window of any size; 0 to 1."""
     words = WORD.findall(text)
     if len(words) < _MIN_WORDS:
-        return 0.0
-    return max(_share(window) for size in _WINDOWS_WORDS for window in _windows(words, size))
-
-
-def compression_ratio(text: str) -> float:
-    """Compressed by uncompressed size of the window that compresses best; 1 for texts too short to tell."""
-    data = text.encode("utf-8", errors="surrogatepass")
-    if len(data) < _MIN_BYTES:
-        return 1.0
-    return min(len(zlib.compress(window)) / len(window) for window in _windows(data, _WINDOW_BYTES))
-
-
-def _share(words: Sequence[str]) -> float:
-    ngrams = [tuple(words[at : at + _NGRAM]) for at in range(len(words) - _NGRAM + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams)
-
-
-def _windows(items: S, size: int) -> Iterator[S]:
-    """Windows that overlap by half, the last one at the end; all of it where it is shorter."""
-    if len(items) <= size:
-        yield items
         return
-    for at in range(0, len(items) - size, size // 2):
-        yield items[at : at + size]  # type: ignore[misc]
-    yield items[-size:]  # type: ignore[misc]
+    before = _seen_before(words)
+    for size in _WINDOWS_WORDS:
+        for begin, end in _windows(len(words), size):
+            yield float(np.mean(before[begin : end - _NGRAM + 1] >= begin))
+
+
+def compression_ratios(text: str) -> Iterator[float]:
+    """Compressed by uncompressed size of every window; none of texts too short to tell."""
+    data = text.encode("utf-8", errors="surrogatepass")
+    if len(data) >= _MIN_BYTES:
+        for begin, end in _windows(len(data), _WINDOW_BYTES):
+            yield len(zlib.compress(data[begin:end])) / (end - begin)
+
+
+def _seen_before(words: list[str]) -> np.ndarray:
+    """Where each n-gram stood the last time before, -1 for the first time: (num_ngrams,) int64."""
+    known: dict[str, int] = {}
+    ids = np.array([known.setdefault(word, len(known)) for word in words], np.uint64)
+    num_ngrams = len(words) - _NGRAM + 1
+    ngrams = np.zeros(num_ngrams, np.uint64)
+    for at in range(_NGRAM):
+        ngrams = ngrams * np.uint64(_MULTIPLIER) + ids[at : at + num_ngrams]
+    order = np.argsort(ngrams, kind="stable")
+    again = np.flatnonzero(ngrams[order[1:]] == ngrams[order[:-1]])
+    before = np.full(num_ngrams, -1)
+    before[order[again + 1]] = order[again]
+    return before
+
+
+def _windows(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of windows that overlap by half, the last one at the end; all of it where it is shorter."""
+    for begin in range(0, length - size, size // 2):
+        yield begin, begin + size
+    yield max(0, length - size), length

@@ -1,0 +1,74 @@
+"""The labelled traces that gates are measured on: `gate_traces/LANGUAGE.jsonl`, written by hand for this project.
+
+A line is a segment, `{"segment": name, "text": ...}`, or a trace about one: `{"about": name, "class": ..., "kind": ...,
+"gate": ..., "trace": ...}`. The class is good, bait (good, and looks like what a gate looks for: its kind) or failure;
+the gate is the one that has to object, null where none may. A trace is a text, or a list of texts and of
+`[text, times]`, so that a loop can be read. Those in `second` were written once the gates had been mended by the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from augment.selection.gates import GatesConfig
+from augment.selection.gates.gate import Subject
+from augment.traces import Trace
+from sharding.hashing import fraction_of
+
+FOLDER = Path(__file__).parent / "gate_traces"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTrace:
+    """A trace with what is right to do with it; `expected` is the gate that has to object, if any."""
+
+    language: str
+    class_: str
+    kind: str
+    expected: str | None
+    second: bool
+    segment: str
+    text: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether gates may not be tuned on it: half of all, by the text's hash."""
+        return fraction_of(self.text) >= 0.5
+
+    def objections(self, config: GatesConfig) -> list[str]:
+        """The gates that object, in their order."""
+        trace = Trace(text=self.text, closed="natural", finish_reason="stop", thought_tokens=100)
+        subject = Subject(trace=trace, source_text=self.segment, prompt="expert")
+        return [name for name, gate in config.enabled().items() if gate.objects(subject)]
+
+
+def labelled_traces() -> list[LabelledTrace]:
+    """All of them, language by language."""
+    return [trace for path in sorted(FOLDER.rglob("*.jsonl")) for trace in _read(path)]
+
+
+def _read(path: Path) -> list[LabelledTrace]:
+    records = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    segments = {record["segment"]: record["text"] for record in records if "segment" in record}
+    return [
+        LabelledTrace(
+            language=path.stem,
+            class_=record["class"],
+            kind=record["kind"],
+            expected=record["gate"],
+            second=path.parent != FOLDER,
+            segment=segments[record["about"]],
+            text=_text(record["trace"]),
+        )
+        for record in records
+        if "about" in record
+    ]
+
+
+def _text(written: str | list[str | list[str | int]]) -> str:
+    if isinstance(written, str):
+        return written
+    return "".join(part if isinstance(part, str) else part[0] * part[1] for part in written)  # type: ignore[operator,misc]
