@@ -25,8 +25,8 @@ from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from sharding.errors import PROGRAMMING_ERRORS, MillError, RequestError
 from sharding.models.store import resolve_model
-from sharding.storage.private import private_folder
 from sharding.models.tokenizer import load_tokenizer
+from sharding.storage.private import private_folder
 
 logger = logging.getLogger(__name__)
 

