@@ -57,17 +57,25 @@ class _Forecast(msgspec.Struct):
 class _Mean(msgspec.Struct):
     mean: Number
     interval95: tuple[Number, Number] | None
+    segments: Number
+    documents: Number
 
 
 class _Gains(msgspec.Struct):
-    segments: Number
-    heldout: _Mean
     heldout_first: _Mean
-    heldout_difference: _Mean
-    gain: _Mean
-    control: _Mean
-    hard_gain: _Mean
-    heldout_nats_per_1000_thought_tokens: Number | None
+    heldout: _Mean | None = None
+    heldout_choice: _Mean | None = None
+    null_first: _Mean | None = None
+    null: _Mean | None = None
+    gain: _Mean | None = None
+    control: _Mean | None = None
+    hard_gain: _Mean | None = None
+
+
+class _Lengths(msgspec.Struct):
+    candidates: Number
+    mean_thought_tokens: Number
+    nats_per_1000_thought_tokens: Number | None
 
 
 class _Account(msgspec.Struct):
@@ -82,6 +90,7 @@ class _Account(msgspec.Struct):
     objections: dict[str, Number]
     kept_thought_tokens: Number = 0
     gains: _Gains | None = None
+    lengths: dict[str, _Lengths] = {}
 
 
 class _Benchmarks(msgspec.Struct):
