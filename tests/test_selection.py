@@ -459,7 +459,7 @@ def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
             assert best.gain_nats is not None and best.control_nats is not None
     assert compared > 3
     table = {row["tier"]: row for row in selected.facts["account"]}
-    assert table["deep"]["gains"]["segments"] >= compared
+    assert table["deep"]["gains"]["heldout_first"]["segments"] >= compared
     assert "gains" not in table["brief"]
     assert sum(row["candidates"] for row in table.values()) == len(candidates) == selected.counts["candidates"]
 

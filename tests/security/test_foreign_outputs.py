@@ -278,7 +278,7 @@ MANIFEST_PLACES = {
     ),
     "augment": ("facts/tiers", "facts/tiers/0/segments", "facts/models", "facts/warnings/0", "config/budget/tiers"),
     "select": (
-        *("facts/account/0/reasons", "facts/account/1/gains/heldout", "facts/account/0/thought_tokens"),
+        *("facts/account/0/reasons", "facts/account/1/reasons", "facts/account/0/thought_tokens"),
         *("counts/kept", "counts/candidates"),
     ),
 }
