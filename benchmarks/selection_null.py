@@ -8,6 +8,7 @@ thought.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -41,7 +42,7 @@ NUMBERS = (1, 2, 4)
 
 def nulls(console: Console, config: MillConfig, candidates: Sequence[Candidate], num_passages: int) -> dict[str, Any]:
     """The figures; `candidates` are the traces that the run selected from."""
-    ask = _Cached(ScorerNats.of(config))
+    ask = _Cached(ScorerNats(dataclasses.replace(config.difficulty, dtype="bfloat16"), None))
     figures: dict[str, Any] = {}
     for number in NUMBERS:
         row = account_of(passages(num_passages, number), ask, config.select.gain)
