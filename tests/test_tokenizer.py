@@ -2,8 +2,9 @@
 
 import json
 import pickle
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,37 @@ def test_the_quick_way_forgets_what_it_has_seen(monkeypatch: pytest.MonkeyPatch)
         if tokenizer._quick._quick not in made:
             made.append(tokenizer._quick._quick)
     assert 5 <= len(made) <= 10
+
+
+def test_a_text_of_new_characters_is_tried_in_bounded_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(SPECS["byte level"], eos_token="</s>")
+    tried: list[int] = []
+    differences = quick_tokenizer.QuickEncoder._differences
+
+    def counted(self: Any, texts: Sequence[str]) -> Iterator[str]:
+        tried.append(len(texts))
+        return differences(self, texts)
+
+    left = tokenizer._quick._left
+    monkeypatch.setattr(quick_tokenizer.QuickEncoder, "_differences", counted)
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 3 * quick_tokenizer.NEW_PER_TEXT - 5)))
+    for _ in range(4):
+        np.testing.assert_array_equal(tokenizer.encode(text), EXACT["byte level"].encode(text))
+    assert tried == [512, 512, 507], "and then all are known"
+    assert left - tokenizer._quick._left > quick_tokenizer.NEW_COUNT_AS * sum(tried), "so that what it keeps goes"
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_new_characters_take_little_memory(byte_tokenizer: str) -> None:
+    code = (
+        "import resource, sys; from sharding.models.tokenizer import load_tokenizer; "
+        "tokenizer = load_tokenizer(sys.argv[1]); assert tokenizer.is_quick; tokenizer.encode('warm'); "
+        "text = ''.join(chr(c) for c in range(256, 0x1A000) if not 0xD800 <= c < 0xE000)[:100_000]; "
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = used(); "
+        "tokenizer.encode(text); print(used() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, byte_tokenizer], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300_000, "kilobytes; all at once they took 3.6 GB"
 
 
 def test_a_gigatoken_that_tokenizes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

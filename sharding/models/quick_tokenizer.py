@@ -3,7 +3,8 @@
 gigatoken splits text by tables and code of its own. So that its being installed never shows in a corpus, it is held
 against `tokenizers` when a tokenizer is loaded, on how characters of all kinds meet, and a character beyond ASCII once
 more when it is first seen, between characters of each kind: what Unicode version a library follows decides whether a
-new one is a letter. A text with a character that the two take differently is left to `tokenizers`.
+new one is a letter. A text with a character that the two take differently is left to `tokenizers`, and so is one with
+more new characters than are tried for one text.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ KINDS = "aZ7 \n.'"
 """A character of each kind that the usual patterns tell apart."""
 
 PROBE_LENGTH = 3
+
+NEW_PER_TEXT = 512
+"""So many new characters are tried for one text, which takes 0.3 s and 20 MB; the others when they come again."""
+
+NEW_COUNT_AS = 4096
+"""Characters of text that a new one counts as: it is tried in some 40 words, all of which gigatoken keeps."""
 
 RENEWED_AFTER_CHARACTERS = 64 << 20
 """gigatoken 0.10 keeps every word it has seen, some 80 bytes each, for good; so it is made anew after so much text."""
@@ -87,16 +94,19 @@ class QuickEncoder:
             return self._quick
 
     def _agree(self, characters: set[str]) -> bool:
-        """Whether all characters are taken alike; those not seen before are tried."""
+        """Whether all characters are taken alike, as far as is known; of those not seen before some are tried."""
         if not self._refused.isdisjoint(characters):
             return False
+        unknown = sorted(characters - self._agreed)
         tried = {
             "".join(f"{before}{new}{behind}" for before in KINDS for behind in KINDS + new): new
-            for new in sorted(characters - self._agreed)
+            for new in unknown[:NEW_PER_TEXT]
         }
-        self._refused.update(tried[text] for text in self._differences(list(tried)))
-        self._agreed.update(characters - self._refused)
-        return self._refused.isdisjoint(characters)
+        self._left -= NEW_COUNT_AS * len(tried)
+        refused = {tried[text] for text in self._differences(list(tried))}
+        self._refused |= refused
+        self._agreed.update(set(tried.values()) - refused)
+        return not refused and len(unknown) <= NEW_PER_TEXT
 
     def _differences(self, texts: Sequence[str]) -> Iterator[str]:
         encodings = self._exact.encode_batch_fast(texts, add_special_tokens=False)
