@@ -3,8 +3,8 @@
 A line is a segment, `{"segment": name, "text": ...}`, or a trace about one: `{"about": name, "class": ..., "kind": ...,
 "gate": ..., "trace": ...}`. The class is good, bait (good, and looks like what a gate looks for: its kind) or failure;
 the gate is the one that has to object, null where none may. A trace is a text, or a list of texts and of
-`[text, times]`, so that a loop can be read. Those in `second` and `third` were written once the gates had been mended by the earlier
-ones, and judged before anything was changed.
+`[text, times]`, so that a loop can be read. Those in the folders `second` and `third` were written once the gates had
+been mended by the earlier ones, and judged before anything was changed.
 """
 
 from __future__ import annotations
