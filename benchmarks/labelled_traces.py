@@ -3,7 +3,8 @@
 A line is a segment, `{"segment": name, "text": ...}`, or a trace about one: `{"about": name, "class": ..., "kind": ...,
 "gate": ..., "trace": ...}`. The class is good, bait (good, and looks like what a gate looks for: its kind) or failure;
 the gate is the one that has to object, null where none may. A trace is a text, or a list of texts and of
-`[text, times]`, so that a loop can be read. Those in `second` were written once the gates had been mended by the first.
+`[text, times]`, so that a loop can be read. Those in the folders `second` and `third` were written once the gates had
+been mended by the earlier ones, and judged before anything was changed.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ FOLDER = Path(__file__).parent / "gate_traces"
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTrace:
-    """A trace with what is right to do with it; `expected` is the gate that has to object, if any."""
+    """A trace with what is right to do with it.
+
+    Attributes:
+        expected: the gate that has to object, if any.
+        written: the set it belongs to: "first", "second" or "third".
+    """
 
     language: str
     class_: str
     kind: str
     expected: str | None
-    second: bool
+    written: str
     segment: str
     text: str
 
@@ -59,7 +65,7 @@ def _read(path: Path) -> list[LabelledTrace]:
             class_=record["class"],
             kind=record["kind"],
             expected=record["gate"],
-            second=path.parent != FOLDER,
+            written="first" if path.parent == FOLDER else path.parent.name,
             segment=segments[record["about"]],
             text=_text(record["trace"]),
         )

@@ -15,7 +15,7 @@ _WRITER = r"(?:me|that i|i (?:should|must|need|have to|m not|am not))"
 _MAKES = (
     r"(?:write|rewrite|rephrase|explain|simulate|think (?:aloud|about the|about this|through|like|as|step)|summari[sz]e"
     r"|produce|provide|respond|answer|imagine|pretend|act|analy[sz]e|generate|reflect|dwell|describe|create|give|play"
-    r"|go through|avoid|be)"
+    r"|go through|avoid|be|retell|mention|greet|skip|focus|read|continue)"
 )
 _UP_TO_8 = r"(?:\w+ ){0,8}?"
 _EXPERT = (
@@ -46,8 +46,8 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     # English: who asks
     (
         ("the user", "this user"),
-        rf" (?:{_ASKS} me (?:to|for|not|that|if|about|in|with|whether|an?|the|my|this) "
-        rf"|{_ASKS} us to {_MAKES} {_UP_TO_8}{_EXPERT} "
+        rf" (?:{_ASKS} me (?:to|not|that|if|about|in|with|whether|an?|the|my|this) "
+        rf"|{_ASKS} me for {_UP_TO_8}{_EXPERT} |{_ASKS} us to {_MAKES} {_UP_TO_8}{_EXPERT} "
         rf"|{_ASKS} (?:for )?{_UP_TO_8}(?:expert|monologue|thought process|thoughts|passage) "
         rf"|{_GIVEN} (?:me |us |(?:an?|the|this) (?:\w+ ){{0,3}}?(?:passage|excerpt|snippet|text (?:about|on|from)) ))",
     ),
@@ -63,7 +63,12 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         tuple(f"{by} {what}" for by in ("per", "according to", "following", "given") for what in _FROM_PROMPT[:4]),
         r" (?:i|we) (?:should|must|need to|have to|am to|m to|shouldn t|mustn t|will|ll|can t)"
-        rf" (?:not )?(?:{_MAKES}|retell|mention|greet) ",
+        rf" (?:not )?{_MAKES} ",
+    ),
+    (("my instructions",), r" (?:are|were) (?:not )?to "),
+    (
+        ("i am given", "i m given", "we are given", "i was given"),
+        r" (?:an?|the|this) (?:\w+ ){0,2}?(?:passage|excerpt) ",
     ),
     (
         ("my task", "my job", "my goal", "my role", "the task", "the task here", "the goal", "the assignment"),
@@ -87,7 +92,8 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("i need to", "i have to", "i want to", "i should", "i must", "i ll", "we need to", "we have to", "we should"),
-        r" (?:now |also )?(?:write|rewrite|rephrase|simulate|produce|respond with|act as|pretend|think like|think as)"
+        r" (?:now |also )?(?:write|rewrite|rephrase|simulate|produce|respond with|act as|pretend|think like"
+        r"|think as|think through this|think this through)"
         r"(?: down| aloud| out)? (?:\w+ ){0,4}?(?:experts?|the passage|this passage|short paragraph|thought process"
         r"|monologue|new version of the|response as) ",
     ),
@@ -108,6 +114,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
         r"|(?:the|an?|my) (?:\w+ ){0,3}?(?:thought process|inner monologue) )",
     ),
     (("i hope this helps", "feel free to ask", "is there anything else i"), r" "),
+    (("would you like me",), r" to (?:continue|go|elaborate|explain|expand|help|provide) "),
     (("let me know if you",), r" (?:have any|d like|would like|need|want) "),
     # German
     (
@@ -156,6 +163,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
         r" hier (?:ist|sind|kommt|folgt) (?:eine?|der|die|das|meine?) (?:\w+ ){0,3}?"
         r"(?:analyse|version|fassung|überlegung|überlegungen|erklärung|zusammenfassung|gedanken|gedankengang|text) ",
     ),
+    (("im prompt", "in der anweisung", "in den anweisungen"), r" (?:steht|heisst es|wird verlangt)(?: dass)? ich "),
     (("ich hoffe das hilft", "ich hoffe dies hilft", "lass mich wissen", "lassen sie mich wissen"), r" "),
     # Chinese
     (
@@ -167,7 +175,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("根据", "按照", "依照", "遵照"),
         r"(?:用户的?)?(?:提示词?|提示语|指令|指示|要求|任务要求|系统提示)(?:的要求|的指示)?我(?!们)"
-        rf"(?:不?应该?|需要|要|得|不能|必须|将|会){_ANY_16}(?:专家|复述|原文|段落|文字|文本|扮演|模拟|内心|思考|总结)",
+        rf"(?:不?应(?:该|当)?|需要|要|得|不能|必须|将|会){_ANY_16}(?:专家|复述|原文|段落|文字|文本|扮演|模拟|内心|思考|总结|指出)",
     ),
     (
         (
@@ -201,7 +209,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     # Japanese
     (
         ("ユーザーは", "ユーザーが", "ユーザーから"),
-        rf"(?:私に(?!対)|渡された(?:文章|テキスト)|提供された(?:文章|テキスト)|{_ANY_30}{_JA_TEXT}{_ANY_16}よう(?:に|と)?(?:求めて|依頼して|指示して|言って|頼んで|望んで))",
+        rf"(?:私に(?!対)|求めてい{_ANY_8}(?:専門家|思考|要約)|渡された(?:文章|テキスト)|提供された(?:文章|テキスト)|{_ANY_30}{_JA_TEXT}{_ANY_16}よう(?:に|と)?(?:求めて|依頼して|指示して|言って|頼んで|望んで))",
     ),
     (
         (
@@ -213,7 +221,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
             "プロンプトによれば",
             "指示に従い",
         ),
-        rf"{_ANY_30}{_JA_TEXT}",
+        rf"{_ANY_16}{_JA_TEXT}",
     ),
     (("与えられた文章", "与えられたテキスト", "与えられた文"), rf"{_ANY_30}(?:専門家|求められ|言われ|指示され|依頼)"),
     (

@@ -18,7 +18,10 @@ _CANT = (
     r"(?:can(?:no|')?t|can not|(?:won't|will not)(?: be able to)?|must decline"
     r"|(?:am|'m) (?:not able|unable|not allowed|not permitted))"
 )
-_REQUEST = r"(?:request|prompt|query|task|conversation|instruction|demand|message|topic|subject|content|material)s?"
+_REQUEST = (
+    r"(?:request|prompt|query|task|conversation|instruction|demand|message|topic|subject|content|material"
+    r"|discussion|role-?play)s?"
+)
 _PRODUCE = r"(?:provide|generate|create|produce|(?<!will not )(?<!won't )(?:give|write|share|offer))"
 _STUFF = r"(?:explicit|harmful|assistance|help|guidance|advice|instructions|content|information|material|opinions?)"
 _SERVE = (
@@ -36,17 +39,36 @@ _THINKING = (
     r"(?! (?:to )?(?:see|find|tell|follow|remember|recall|believe|agree|derive|prove|spot|make|think|resist|say|get"
     r"|read|decide|restore|come|stay|be)\b)"
 )
-_MODEL = r"(?:ai|artificial intelligence|large language model|language model)(?: language)?(?: model| assistant)?"
-_VIOLATES = r"(?:goes against|violates|is against|conflicts with|falls outside)"
+_MODEL = r"(?:[\w-]+ ){0,2}?(?:ai|artificial intelligence|language model|chatbot)(?: language)?(?: model| assistant)?"
+_DO = (
+    r"(?:help|assist|answer|respond|continue|provide|engage|write|create|produce|generate|participate|discuss|speculate"
+    r"|support|simulate|pretend|role-?play|impersonate|fulfil|process|share)"
+)
+_VIOLATES = (
+    r"(?:goes against|violates|is against|conflicts with|falls outside"
+    r"|(?:may|might|could|appears to|seems to) (?:go against|violate|breach|conflict with))"
+)
 _ENGLISH = (
     r"(?:i'm|i am|we are|we're) (?:really |very |truly |so )?sorry\b"
     rf"{_WITHIN}{{0,40}}?\b(?:i|we) ?{_CANT}{_THINKING}\b",
     r"(?:i'm afraid|i am afraid|sorry|unfortunately|regrettably|(?:my |i (?:must |do )?)?apolog\w+)\b"
     rf"{_WITHIN}{{0,60}}?\b(?:i|we) ?{_CANT}(?: to)? (?:{_SERVE}|do (?:this|that|it){_OVER})",
     rf"(?:i|we) ?{_CANT}(?: to)? {_SERVE}",
-    r"i (?:must |have to |need to |would have to |will |'ll )?(?:\w+ly )?decline"
-    rf"(?:{_NEARLY_OVER}|(?: this| your| that) {_REQUEST}\b"
-    r"| to (?:help|assist|answer|respond|continue|provide|engage|write|create|produce|generate|participate)\b)",
+    r"i (?:must |have to |need to |would have to |will |'ll )?(?:\w+ly )?(?:decline|refuse)"
+    rf"(?:{_NEARLY_OVER}|(?: this| your| that) {_REQUEST}\b| to {_DO}\b)",
+    rf"i(?:'d| would) (?:rather|prefer) not (?:to )?{_DO}\b",
+    rf"i (?:do not|don't) (?:think|believe) (?:that )?i can {_SERVE}",
+    r"it (?:would|is|wouldn't|isn't)(?: not)?(?: be)? (?:in|not )?(?:appropriate|ethical|right|possible) for me"
+    rf" to {_DO}\b",
+    r"(?:this|that)(?:'s not|'s| is not| isn't| is) something (?:that )?i (?:can|can't|cannot|would|am able to|won't) "
+    rf"(?:not )?{_DO}\b",
+    r"i (?:do not have|don't have|lack) the (?:ability|capability|capacity)"
+    rf" to (?:think aloud|access|browse|view|experience|{_DO})\b",
+    r"i (?:do not|don't) have (?:any )?(?:personal|my own|private)"
+    r" (?:opinion|feeling|experience|belief|thought|emotion)s?\b",
+    r"(?:please|could you|can you|kindly)(?: please)? (?:provide|share|paste|send|upload)(?: me)?(?: with)?"
+    r" (?:the|a|your|more|some) (?:\w+ )?(?:passage|text|document|context|details|question)\b",
+    rf"(?:i|we) ?{_CANT}(?: to)? (?:pretend|role-?play|impersonate|act as)\b",
     r"i(?:(?:'m| am) not| do not feel| don't feel) comfortable"
     rf"(?: with (?:this|that|your) {_REQUEST}\b"
     r"| (?:providing|writing|continuing|creating|generating|answering|engaging|discussing|assisting|helping)\b)",
@@ -81,6 +103,14 @@ _GERMAN = (
     r"als (?:eine? )?(?:ki|künstliche intelligenz|(?:großes )?sprachmodell)[\w-]*+[\w ]{0,20}?"
     rf" (?:kann|darf|bin|habe) ich\b{_WITHIN}{{0,80}}?\b(?:nicht|keine?n?)\b",
     r"(?:diese|ihre|deine) anfrage (?:verstößt|widerspricht)\b",
+    r"(?:dazu|hierzu|darüber|das|dies) (?:kann|darf|werde|möchte) ich (?:leider |ihnen |dir |hier )*+"
+    r"(?:(?:nichts|nicht) (?:sagen|tun|machen|beitragen)\b(?=[.,!]|$)|keine auskunft\b)",
+    r"ich bin (?:leider |hier )?nicht (?:in der lage|befugt|berechtigt)"
+    rf"{_WITHIN}{{0,60}}?\bzu (?:{_DE_SERVE}|geben|erstellen|verfassen|schreiben|simulieren)\b",
+    r"(?:leider ist es mir|es ist mir leider) nicht (?:möglich|erlaubt|gestattet)\b",
+    rf"(?:(?:es )?tut mir leid, (?:aber|doch) )?(?:diese|ihre|deine) (?:anfrage|aufgabe|bitte|frage) {_WITHIN}{{0,20}}?"
+    r"(?:übersteigt meine|liegt außerhalb meiner|muss ich (?:leider )?ablehnen|möchte ich (?:lieber )?nicht)\b",
+    r"ich muss (?:diese|ihre|deine) (?:\w+ )?(?:anfrage|bitte|aufgabe) (?:leider )?ablehnen\b",
 )
 
 _ROMANCE_AND_RUSSIAN = (
@@ -94,8 +124,8 @@ _ROMANCE_AND_RUSSIAN = (
 _ZH_SORRY = r"(?:很|非常|十分|实在|真的)?(?:抱歉|对不起|對不起|不好意思)"
 _ZH_CANT = r"(?:不能|无法|無法|不便|不可以|没有办法|没办法|不会|恐怕不能|恐怕无法|暂时无法|不方便|拒绝)"
 _ZH_SERVE = (
-    r"(?:继续|為您|为您|为你|直接)?(?:提供|回答|回应|协助|協助|帮助|帮您|帮你|帮到|满足|滿足|完成|处理|参与|讨论|生成"
-    r"|创作|执行|扮演|模拟|配合|给出建议|给您|进行)"
+    r"(?:继续|真正|为您|為您|为您|为你|直接)?(?:提供|回答|回应|协助|協助|帮助|帮您|帮你|帮到|满足|滿足|完成|处理|参与|讨论|生成"
+    r"|创作|执行|扮演|模拟|配合|给出|给您|进行|解答|为您解答|为你解答|分享|透露|评论)"
 )
 _ZH_WITHIN = r"[^。！？\n]"
 _CHINESE = (
@@ -105,6 +135,8 @@ _CHINESE = (
     r"(?:请求|要求|任务|内容|信息|建议|服务|帮助|话题|对话|这个问题[，。])",
     r"作为(?:一个|一名|一款|一种)?(?:ai|人工智能|大?型?语言模型|智能助手)"
     rf"{_ZH_WITHIN}{{0,40}}?(?:不能|无法|没有|不具备|不会)",
+    rf"(?:{_ZH_SORRY}[，,]?)?我(?:只|仅仅?)?是(?:一个|一款|一名)?(?:ai|人工智能|大?型?语言模型|聊天机器人|智能助手)",
+    rf"{_ZH_WITHIN}{{0,16}}?(?:超出了?|不在)我的(?:能力|知识|服务|回答)范围",
     rf"(?:这个|该|您的|你的|此)(?:请求|要求|内容|话题){_ZH_WITHIN}{{0,20}}?(?:违反|不符合|我{_ZH_CANT})",
 )
 
@@ -113,7 +145,7 @@ _JA_SORRY = (
     r"|恐れ入りますが|恐縮ですが)(?:が|けれども?|けど)?"
 )
 _JA_CANT = (
-    r"(?:でき(?:ません|かね)|いたしかね|致しかね|しかねます|かねます|控えさせて|お断り|差し控え|お受けでき|難しいです"
+    r"(?:でき(?:ません|かね)|いたしかね|致しかね|しかねます|かねます|控えさせて|お断り|差し控え|ご?遠慮させ|お受けでき|お力になれ|お役に立てません|わかりかね|対応しておりません|難しいです"
     r"|お答えでき)"
 )
 _JA_SERVE = r"(?:お答え|お応え|お手伝い|回答|対応|ご依頼|ご要望|ご質問|リクエスト|提供|お役に立)"
@@ -123,7 +155,7 @@ _JAPANESE = (
     rf"(?:残念ながら|あいにく)、?{_JA_WITHIN}{{0,40}}?{_JA_SERVE}{_JA_WITHIN}{{0,20}}?{_JA_CANT}",
     rf"(?:その|この|そのような|ご){_JA_WITHIN}{{0,20}}?(?:依頼|要望|要求|リクエスト|質問)"
     rf"{_JA_WITHIN}{{0,12}}?{_JA_SERVE}{_JA_WITHIN}{{0,8}}?{_JA_CANT}",
-    r"(?:私は)?(?:ai|人工知能|(?:大規模)?言語モデル)(?:アシスタント|モデル)?(?:である|です|な|として|の)"
+    r"(?:私は)?(?:ai|人工知能|(?:大規模)?言語モデル)(?:アシスタント|モデル)?(?:である|であり|です|な|として|の)"
     rf"{_JA_WITHIN}{{0,60}}?(?:{_JA_CANT}|ありません|行え)",
 )
 
@@ -131,7 +163,8 @@ _KOREAN = (r"죄송하지만[^.\n]{0,40}?(?:없습니다|어렵습니다)",)
 
 _FILLER = (
     r"(?:(?:okay|ok|well|hmm|alright|oh|no|hello|hi)[,.!]++ ?){0,2}"
-    r"(?:(?:but|so|and|however|therefore|as such|for this reason),? )?"
+    r"(?:(?:thank you|i (?:appreciate|understand|see|know|realize)|while i)\b[^.!?\n]{0,80}?, )?"
+    r"(?:(?:but|so|and|however|therefore|as such|for this reason),? )?(?:您好|你好)?[，！]?"
 )
 _SENTENCES = "|".join((*_ENGLISH, *_GERMAN, *_ROMANCE_AND_RUSSIAN, *_CHINESE, *_JAPANESE, *_KOREAN))
 
