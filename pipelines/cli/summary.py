@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines import report
 from pipelines.card import facts as card_facts
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.documents.quarantine import barren_files
 from sharding.storage import manifest
 from sharding.storage.output import Output
 
@@ -25,6 +27,8 @@ def render(output: str) -> Group:
     facts.add_column(overflow="fold")
     counts = scored.counts
     facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
+    for warning in barren_files(scored):
+        facts.add_row("warning", f"[yellow]{escape(warning)}[/yellow]")
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
         "difficulty",
@@ -71,6 +75,8 @@ def render(output: str) -> Group:
         facts.add_row("" if number else "look at", f"{url} ({about})")
     facts.add_row("", f'load_dataset("{output}", split="train")')
     facts.add_row("", f"thoughtmill verify {output}")
+    if counts["quarantined"]:
+        facts.add_row("", f"thoughtmill inspect {output} --quarantined")
     return Group("", facts)
 
 
