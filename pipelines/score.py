@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.memory.table import describe_memory
@@ -19,11 +20,13 @@ from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
 from pipelines.outcome import Built, Outcome
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
-from pipelines.stage import Stage
+from pipelines.stage import Did, Stage
 from sharding import sources
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import QUARANTINE, SEGMENTS
+from sharding.sources.shares import SourceTally, check_scored
 from sharding.sources.transforms import ReadDocuments
+from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 PART_SOURCE_BYTES = 16 << 20
@@ -64,6 +67,18 @@ class Score(Stage):
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
 
+    def run(self, **options: Any) -> tuple[Manifest, Did]:
+        """See `Stage.run`. What was scored is published before it is found to be too little of the source.
+
+        Raises:
+            MillError: more of a source went to quarantine than it allows.
+        """
+        made, did = super().run(**options)
+        if "sources" in made.facts:  # else an earlier version scored it
+            tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
+            check_scored(self.sources, tallies, made.counts, f"{self.folder}/quarantine-*.arrow")
+        return made, did
+
     def build(self, root: beam.Pipeline) -> Built:
         difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
         read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts)
@@ -75,7 +90,10 @@ class Score(Stage):
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
             counts=(*read["counts"], documents, refused | "Count refused" >> beam.Map(quarantine_counts)),
-            facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json)},
+            facts={
+                "histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json),
+                "sources": read["tallies"],
+            },
         )
 
     def _memory(self) -> beam.PTransform:

@@ -27,10 +27,12 @@ def difficulty_section(difficulty: DifficultyConfig) -> dict[str, Any]:
 
 
 def source_sections(config: MillConfig) -> dict[str, Any]:
-    """The parts of the config that say what the documents are."""
-    if config.source is not None:
-        return {"source": yaml_config.to_mapping(config.source), "duplicates": config.duplicates}
-    return {"sources": [yaml_config.to_mapping(source) for source in config.sources], "duplicates": config.duplicates}
+    """The parts of the config that say what the documents are; how many may be missing is none of them."""
+    plain = [yaml_config.to_mapping(source.config) for source in config.all_sources]
+    for section in plain:
+        del section["max_quarantined"]
+    named = {"source": plain[0]} if config.source is not None else {"sources": plain}
+    return {**named, "duplicates": config.duplicates}
 
 
 def model_inputs(difficulty: DifficultyConfig) -> dict[str, str]:

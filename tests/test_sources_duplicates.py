@@ -99,7 +99,7 @@ def test_copies_are_counted_and_dropped_over_all_sources(tmp_path: Path, duplica
     table = pa.Table.from_pylist([{"id": "0", "text": "three"}, {"id": "9", "text": "four"}])
     pq.write_table(table, tmp_path / "books.parquet")
     configs = [
-        SourceConfig(name="web", path=web, id_field=id_field),
+        SourceConfig(name="web", path=web, id_field=id_field, max_quarantined=0.2),
         SourceConfig(name="books", path=str(tmp_path / "books.parquet"), id_field=id_field),
     ]
     found, listings = zip(*(resolved(config) for config in configs), strict=True)
@@ -172,7 +172,7 @@ def test_several_sources_are_told_apart_and_the_account_holds(run: Callable[...,
         str(tmp_path / "book.txt"), b"A paragraph.\nOf two lines.\n\nAnother one.\n\nA paragraph.\nOf two lines.\n"
     )
     entries = [
-        {"name": "web", "path": web, "id_field": "id"},
+        {"name": "web", "path": web, "id_field": "id", "max_quarantined": 0.2},
         {"name": "books", "path": books, "document": "paragraph"},
     ]
     output = run("out", None, ["score"], sources=entries, duplicates="drop")

@@ -255,7 +255,8 @@ def test_bad_records_go_to_quarantine_with_their_reason(
         b'{"id": "x", "text": "\xff"}',
         b'{"id": "y", "text": "\\ud800"}',
     ]
-    config = from_mapping(rehearsal_config(write_jsonl(bad)))
+    source = {"path": write_jsonl(bad), "id_field": "id", "max_quarantined": 0.9}
+    config = from_mapping(rehearsal_config("") | {"source": source})
     done = mill(config, stages=["score"])["score"]
     refused = list(_records(config.output, done, "quarantine", Quarantined))
     assert Counter(r.reason for r in refused) == {

@@ -78,13 +78,24 @@ def inspect(
     rejected: Annotated[
         str | None, typer.Option("--rejected", metavar="REASON", help="Segments with a trace rejected for this reason.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Documents at most.")] = 3,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="Files and records that became no document, with their reasons.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Documents at most; of each reason with --quarantined.")] = 3,
     plain: Annotated[bool, typer.Option("--plain", help="Text without colours and boxes.")] = False,
 ) -> None:
     """Read documents with their nats, thoughts and candidates in the terminal."""
     from pipelines.documents import inspect as inspect_module
 
     plain = plain or not out.is_terminal or out.no_color
+    if quarantined:
+        from pipelines.documents.quarantine import quarantine
+
+        for line in quarantine(output, limit):
+            out.print(line, soft_wrap=True)
+            if out.is_unread:
+                return
+        return
     wanted = inspect_module.Wanted(doc_id=doc, segment_id=segment, tier=tier, rejected=rejected, limit=limit)
     for document in inspect_module.inspect(output, wanted, plain=plain):
         out.print(document, soft_wrap=plain)

@@ -68,6 +68,7 @@ def _run(
     quiet: bool,
 ) -> None:
     from pipelines.cli import summary
+    from pipelines.documents.quarantine import barren_files
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
 
@@ -81,6 +82,8 @@ def _run(
         if not quiet:
             said = "..." if manifest is None else _told(stage, manifest, did)
             err.print(Text.assemble((stage, "bold"), f" {said}"), style="dim" if manifest is None else "")
+            for warning in barren_files(manifest) if manifest is not None and stage == "score" else ():
+                err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
 
     with Progress(config.output, err, quiet=quiet) as progress:
         mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from augment.selection.account import in_words
 from pipelines import report
 from pipelines.card import facts as card_facts
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.documents.quarantine import barren_files
 from sharding.storage import manifest
 from sharding.storage.output import Output
 
@@ -27,6 +29,8 @@ def render(output: str) -> Group:
     facts.add_column(overflow="fold")
     counts = scored.counts
     facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
+    for warning in barren_files(scored):
+        facts.add_row("warning", f"[yellow]{escape(warning)}[/yellow]")
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
         "difficulty",
@@ -73,6 +77,8 @@ def render(output: str) -> Group:
         facts.add_row("" if number else "look at", f"{url} ({about})")
     facts.add_row("", f'load_dataset("{output}", split="train")')
     facts.add_row("", f"thoughtmill verify {output}")
+    if counts["quarantined"]:
+        facts.add_row("", f"thoughtmill inspect {output} --quarantined")
     return Group("", facts)
 
 

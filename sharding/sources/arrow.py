@@ -17,7 +17,7 @@ from sharding.errors import MillError
 from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, is_text, wanted_columns
 from sharding.sources.config import Source
-from sharding.sources.places import locate
+from sharding.sources.places import locate, open_file
 from sharding.sources.units import ReadUnit
 
 FILE_MAGIC = b"ARROW1"
@@ -96,7 +96,7 @@ def _open(url: str) -> Iterator[Any]:
         with pa.memory_map(path) as mapped:
             yield mapped
     else:
-        with fs.open(path, "rb") as file, pa.PythonFile(file, mode="r") as remote:
+        with open_file(url) as file, pa.PythonFile(file, mode="r") as remote:
             yield remote
 
 

@@ -20,7 +20,7 @@ from sharding.sources.looks import (
     kind_of,
     refusal,
 )
-from sharding.sources.places import locate
+from sharding.sources.places import open_file
 from sharding.sources.units import ReadUnit
 
 READ_BLOCK_BYTES = 1 << 20
@@ -52,8 +52,7 @@ def open_text(url: str, format: str = "jsonl", *, in_lines: bool = True) -> Iter
     Raises:
         RequestError: its first bytes say that it is something else; names it and the way out.
     """
-    fs, path = locate(url)
-    with fs.open(path, "rb", block_size=READ_BLOCK_BYTES) as raw:
+    with open_file(url, block_size=READ_BLOCK_BYTES) as raw:
         stream: Any = raw
         head = raw.read(HEAD_BYTES)
         raw.seek(0)

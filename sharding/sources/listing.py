@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import posixpath
 from collections.abc import Sequence
 
@@ -19,7 +20,11 @@ from sharding.sources.shares import MAX_SHOWN, BarrenFile, check_files
 from sharding.sources.units import COMPRESSIONS, SourceFile
 from sharding.sources.versions import versions_of
 
+logger = logging.getLogger(__name__)
+
 ENDINGS = {ending: name for name, kind in FORMATS.items() for ending in kind.endings}
+COMPRESSED_OTHERWISE = (".bz2", ".xz", ".lz4", ".br", ".zip", ".7z", ".tar", ".tgz")
+"""Not all of them say so in their first bytes."""
 
 
 def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
@@ -69,6 +74,10 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     for url, glance in zip(urls, glances, strict=True):
         if refused := refusal(glance.kind, url, config.format):
             raise RequestError(f"{source.key}.path: {refused}")
+        is_readable = glance.compression is not None or glance.is_json_lines
+        if FORMATS[config.format].in_lines and not is_readable and url.lower().endswith(COMPRESSED_OTHERWISE):
+            known = " or ".join(COMPRESSIONS)
+            raise RequestError(f"{source.key}.path: {url} is not plain, {known}: recompress it or leave it out")
     _refuse_barren(source, files, glances)
     if FORMATS[config.format].has_schema:
         first = next(file for file in files if file.size_bytes)
@@ -88,6 +97,8 @@ def _refuse_barren(source: Source, files: Sequence[SourceFile], glances: Sequenc
         if not file.size_bytes or (is_jsonl and glance.is_json_array)
     ]
     shown = [BarrenFile(file=url, why=f"it looks like {description(url)}") for url in barren[:MAX_SHOWN]]
+    for found in shown:
+        logger.warning("%s: none of it will become a document; %s", found.file, found.why)
     check_files(source, len(barren), len(files), shown)
 
 

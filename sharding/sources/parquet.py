@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, is_text, wanted_columns
 from sharding.sources.config import Source
-from sharding.sources.places import locate
+from sharding.sources.places import open_file
 from sharding.sources.units import ReadUnit
 
 BATCH_BYTES = 4 << 20
@@ -28,15 +28,13 @@ READ_BUFFER_BYTES = 1 << 20
 
 def schema(url: str) -> pa.Schema:
     """The file's columns, from its footer."""
-    fs, path = locate(url)
-    with fs.open(path, "rb") as file:
+    with open_file(url) as file:
         return pq.ParquetFile(file).schema_arrow
 
 
 def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
     """The rows of the row groups that begin in the unit."""
-    fs, path = locate(unit.url)
-    with fs.open(path, "rb") as file:
+    with open_file(unit.url) as file:
         size_bytes = file.seek(0, 2)
         file.seek(0)
         parquet = _open(file)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from fsspec import AbstractFileSystem
@@ -42,6 +45,22 @@ def locate(url: str) -> tuple[AbstractFileSystem, str]:
         raise
     except Exception as error:  # what a store needs to be opened at all fails in ways of its own
         raise MillError(f"{url}: its store can't be opened: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def open_file(url: str, **options: Any) -> Iterator[Any]:
+    """A file to read from its store, as it is there now.
+
+    Raises:
+        MillError: see `locate`.
+        OSError: it can't be opened.
+    """
+    fs, path = locate(url)
+    # To a listing that a store remembers, a file may be the folder of its name: empty.
+    fs.invalidate_cache()
+    # Not the file alone: an archive is closed with the last that knows its store.
+    with fs.open(path, "rb", **options) as file:
+        yield file
 
 
 def first_line(error: BaseException) -> str:

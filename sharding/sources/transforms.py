@@ -1,30 +1,40 @@
 """The first step of the score stage: every document of the sources, once or as often as it is there, under its own id.
 
 files ─► units ─► documents ─► by id ────────────────────► one id each ─► documents
-              └► quarantine └► hash, id, origin ─► copies ─┘ dropped
+              │             └► hash, id, origin ─► copies ─┘ dropped
+              └► quarantine, tallies ─► not too much? ─────┘ else an error
 
 Texts go through one shuffle. Exact copies are found among hashes, whatever the order of reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import apache_beam as beam
+import msgspec
 from apache_beam.typehints import KV
 
 from sharding import records, sources
 from sharding.beam.shuffle import GroupBytes
 from sharding.records.types import Document, Quarantined
-from sharding.sources import ReadUnit, Source, SourceFile
+from sharding.sources import ReadUnit, Source, SourceFile, shares
 from sharding.sources.duplicates import DOCUMENT, distinct_documents, later_copies, text_key
 
 Duplicates = Literal["keep", "drop"]
 
+TALLY = "tally"
+"""The tag of what became of the records of each piece of a file."""
+
+_tally_decoder = msgspec.msgpack.Decoder(shares.FileTally)
+
 
 class ReadDocuments(beam.PTransform):
-    """The documents of the sources with ids of their own; `quarantined`, and `counts`, a tuple, beside them.
+    """The documents of the sources with ids of their own; `quarantined`, `counts` and `tallies` beside them.
+
+    `counts` is a tuple of collections, `tallies` a singleton of what became of each source, as JSON values. No document
+    comes out before all is read, and none when more of a source than its `max_quarantined` came to nothing.
 
     Args:
         resolved: the sources as `sources.resolve` gives them.
@@ -47,12 +57,20 @@ class ReadDocuments(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> dict[str, Any]:
         resolved, drop = self._sources, self._duplicates == "drop"
         ranks = {source.config.name: i for i, source in enumerate(resolved)}
-        raw = (
+        read = (
             pipeline
             | "Files" >> beam.Create(self._listing, reshuffle=False)
             | "Cut" >> beam.FlatMap(_units, resolved)
             | "To workers" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(_read, resolved)
+            | "Read" >> beam.FlatMap(_read, resolved).with_outputs(TALLY, main="records")
+        )
+        raw = read["records"]
+        read[TALLY].element_type = KV[str, bytes]
+        tallies = (
+            read[TALLY]
+            | "By file" >> beam.CombinePerKey(_of_file)
+            | "By source" >> beam.CombineGlobally(_SourceTalliesCombineFn(len(resolved)))
+            | "Shares" >> beam.Map(_checked, resolved)
         )
         good = raw | "Good" >> beam.Filter(lambda r: isinstance(r, Document)).with_output_types(Document)
         bad = raw | "Bad" >> beam.Filter(lambda r: isinstance(r, Quarantined)).with_output_types(Quarantined)
@@ -68,14 +86,15 @@ class ReadDocuments(beam.PTransform):
         documents = (
             ((keyed, copies) if drop else (keyed,))
             | "Group" >> GroupBytes(self._num_partitions)
-            | "One id each" >> beam.FlatMap(distinct_documents, ranks).with_output_types(Document)
+            | "One id each"
+            >> beam.FlatMap(_distinct_once_checked, ranks, beam.pvalue.AsSingleton(tallies)).with_output_types(Document)
         )
         names = ("documents_duplicate", *(("duplicates_dropped",) if drop else ()))
         counts = (
             raw | "Count read" >> beam.Map(lambda _: {"documents_in": 1}),
             copies | "Count copies" >> beam.Map(lambda _: dict.fromkeys(names, 1)),
         )
-        return {"documents": documents, "quarantined": bad, "counts": counts}
+        return {"documents": documents, "quarantined": bad, "counts": counts, "tallies": tallies}
 
 
 def _units(piece: bytes, resolved: Sequence[Source]) -> Iterator[ReadUnit]:
@@ -84,5 +103,58 @@ def _units(piece: bytes, resolved: Sequence[Source]) -> Iterator[ReadUnit]:
         yield from sources.units_of(file, resolved[number].config, number)
 
 
-def _read(unit: ReadUnit, resolved: Sequence[Source]) -> Iterator[Document | Quarantined]:
-    return sources.read_documents(unit, resolved[unit.source])
+def _read(unit: ReadUnit, resolved: Sequence[Source]) -> Iterator[Document | Quarantined | beam.pvalue.TaggedOutput]:
+    name = unit.url if unit.shard is None else f"{unit.url}#{unit.shard}"
+    tally = shares.FileTally(source=unit.source, file=name)
+    documents = 0
+    for record in sources.read_documents(unit, resolved[unit.source]):
+        if isinstance(record, Document):
+            documents += 1
+        else:
+            tally = shares.with_refused(tally, record)
+        yield record
+    tally = msgspec.structs.replace(tally, documents=documents)
+    yield beam.pvalue.TaggedOutput(TALLY, (f"{unit.source} {name}", msgspec.msgpack.encode(tally)))
+
+
+def _of_file(pieces: Iterable[bytes]) -> bytes:
+    return msgspec.msgpack.encode(shares.of_file(map(_tally_decoder.decode, pieces)))
+
+
+class _SourceTalliesCombineFn(beam.CombineFn):
+    """(file, its tally) to the tallies of all sources, in their order."""
+
+    def __init__(self, num_sources: int) -> None:
+        self._num_sources = num_sources
+
+    def create_accumulator(self) -> list[shares.SourceTally]:
+        return [shares.SourceTally() for _ in range(self._num_sources)]
+
+    def add_input(self, tallies: list[shares.SourceTally], file: tuple[str, bytes]) -> list[shares.SourceTally]:
+        tally = _tally_decoder.decode(file[1])
+        shares.add_file(tallies[tally.source], tally)
+        return tallies
+
+    def merge_accumulators(self, parts: Iterable[list[shares.SourceTally]]) -> list[shares.SourceTally]:
+        merged = self.create_accumulator()
+        for part in parts:
+            for total, more in zip(merged, part, strict=True):
+                shares.add_up(total, more)
+        return merged
+
+    def extract_output(self, tallies: list[shares.SourceTally]) -> list[shares.SourceTally]:
+        return tallies
+
+
+def _checked(tallies: Sequence[shares.SourceTally], resolved: Sequence[Source]) -> list[dict[str, Any]]:
+    told = [shares.described(tally) for tally in tallies]
+    for source, tally in zip(resolved, told, strict=True):
+        shares.check_read(source, tally)
+    return [msgspec.to_builtins(tally) for tally in told]
+
+
+def _distinct_once_checked(
+    group: tuple[str, Iterable[bytes]], ranks: Mapping[str, int], checked: Sequence[Any]
+) -> Iterator[Document]:
+    """See `distinct_documents`; what is `checked` is only waited for."""
+    return distinct_documents(group, ranks)

@@ -14,6 +14,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.archive import AbstractArchiveFileSystem
+from fsspec.implementations.cached import CachingFileSystem
 
 from sharding.errors import MillError
 from sharding.hashing import fingerprint
@@ -77,16 +78,21 @@ def check_unchanged(url: str, version: str) -> None:
     if not version:
         return
     fs, path = locate(url)
+    if isinstance(fs, CachingFileSystem):
+        return  # what is read is its copy
 
     def ask() -> str:
         fs.invalidate_cache()
-        return _facts(fs.info(path))
+        try:
+            return _facts(fs.info(path))
+        except FileNotFoundError:
+            return "gone"
 
     now = patiently("look up", url, fs, ask)
     if version != now and not version.startswith(f"{now}-"):
         raise MillError(
-            f"{url} changed while it was read (size and time or checksum were {version!r}, and are {now!r}): run again "
-            "when nothing writes to it"
+            f"{url} changed while it was read (its size and time, or checksum, were {version}, and are {now}): run "
+            "again when nothing writes to it"
         )
 
 

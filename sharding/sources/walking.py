@@ -44,28 +44,32 @@ class Found:
     marks: list[str] = field(default_factory=list)
 
 
-def walk(folder: str, is_wanted: Callable[[str], bool], depth: int | None = None) -> Found:
+def walk(folder: str, is_wanted: Callable[[str], bool], glob: Glob | None = None) -> Found:
     """The files below a local folder.
 
     Args:
         folder: where to begin.
-        is_wanted: whether what has this path is meant, be it a file or a folder; what isn't is not looked at.
-        depth: levels of folders, 1 for the files of the folder itself; None for all.
+        is_wanted: whether what has this path may be meant; what isn't is not looked at.
+        glob: what the files have to match.
     """
     found = Found()
     own: set[tuple[int, int]] = set()
     linked: list[tuple[str, os.stat_result]] = []
-    listed: set[tuple[int, int]] = set()
+    # Of two ways into a folder on which the same names below it are meant one is enough: so circles end.
+    listed: set[tuple[int, int, frozenset[int]]] = set()
     # What stands in folders themselves goes before what links lead to: then a link to it is known to add nothing.
-    waiting, through_links = deque([(folder, 1)]), deque[tuple[str, int]]()
+    waiting, through_links = deque([folder]), deque[str]()
     while waiting or through_links:
-        here, level = waiting.popleft() if waiting else through_links.popleft()
+        is_own = bool(waiting)
+        here = waiting.popleft() if is_own else through_links.popleft()
+        state = glob.state(here) if glob else frozenset({0})
         try:
             status = Path(here).stat()
-            if (status.st_dev, status.st_ino) in listed:
+            key = (status.st_dev, status.st_ino, state)
+            if key in listed:
                 logger.warning("%s leads to a folder that is read already: left out", here)
                 continue
-            listed.add((status.st_dev, status.st_ino))
+            listed.add(key)
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
             found.unreadable[here] = _reason(error)
@@ -73,31 +77,74 @@ def walk(folder: str, is_wanted: Callable[[str], bool], depth: int | None = None
         for entry in entries:
             if entry.name in MARKS:
                 found.marks.append(entry.path + "/")
+            leads_on = is_wanted(entry.path) and (glob is None or bool(glob.state(entry.path)))
+            is_meant = is_wanted(entry.path) and (glob is None or glob.matches(entry.path))
             try:
                 status = entry.stat()
             except OSError as error:
                 # Nobody knows whether it would be a file or a folder on the way to one.
-                if is_wanted(entry.path) or (depth is not None and level < depth and is_wanted(entry.path + "/")):
+                if is_meant or (leads_on and glob is not None and not glob.any_depth):
                     found.unreadable[entry.path] = _reason(error, entry.path)
                 continue
             if stat.S_ISDIR(status.st_mode):
-                if is_wanted(entry.path + "/") and (depth is None or level < depth):
-                    (through_links if entry.is_symlink() else waiting).append((entry.path, level + 1))
-            elif not is_wanted(entry.path):
+                if leads_on:
+                    (waiting if is_own and not entry.is_symlink() else through_links).append(entry.path)
+            elif not is_meant:
                 continue
             elif not stat.S_ISREG(status.st_mode):
                 found.unreadable[entry.path] = f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a file"
-            elif entry.is_symlink():
+            elif not is_own or entry.is_symlink():
                 linked.append((entry.path, status))
             else:
                 own.add((status.st_dev, status.st_ino))
                 found.files[entry.path] = _facts(status)
     for path, status in linked:
         if (status.st_dev, status.st_ino) in own:
-            logger.warning("%s links to a file that is read under its own name: left out", path)
+            logger.warning("%s leads to a file that is read under its own name: left out", path)
         else:
             found.files[path] = _facts(status)
     return found
+
+
+class Glob:
+    """A pattern, and how far a path leads into it.
+
+    Args:
+        pattern: the glob.
+        root: the folders of it before its first wildcard.
+    """
+
+    def __init__(self, pattern: str, root: str) -> None:
+        self.any_depth = "**" in pattern
+        self._matches = re.compile(glob_translate(pattern)).match
+        self._root = root
+        parts = pattern[len(root) :].strip("/").split("/")
+        self._parts = [part if part == "**" else re.compile(glob_translate(part)) for part in parts]
+
+    def matches(self, path: str) -> bool:
+        """Whether it is one that the pattern names."""
+        return self._matches(path) is not None
+
+    def state(self, folder: str) -> frozenset[int]:
+        """Which parts of the pattern may come below a folder; none where nothing below it can match."""
+        here = self._closed({0})
+        for name in folder[len(self._root) :].strip("/").split("/") if len(folder) > len(self._root) else ():
+            here = self._closed(
+                {
+                    number if part == "**" else number + 1
+                    for number, part in ((n, self._parts[n]) for n in here if n < len(self._parts))
+                    if isinstance(part, str) or part.match(name)
+                }
+            )
+        return frozenset(number for number in here if number < len(self._parts))
+
+    def _closed(self, numbers: set[int]) -> set[int]:
+        # "**" may stand for no folder at all.
+        for number in sorted(numbers):
+            while number < len(self._parts) and self._parts[number] == "**":
+                number += 1
+                numbers = numbers | {number}
+        return numbers
 
 
 def below(fs: AbstractFileSystem, folder: str, is_wanted: Callable[[str], bool]) -> Found:
@@ -116,7 +163,7 @@ def files_at(fs: AbstractFileSystem, path: str) -> Found | None:
     info = fs.info(path)
     if info["type"] == "directory":
         return None
-    if not EXTRA_FOR_PROTOCOL.keys().isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+    if _is_object_store(fs):
         # To an object store a name may be a file's and that of a folder as well.
         deeper = fs.find(path.rstrip("/") + "/", detail=True)
         return Found(files={path: info} | deeper) if info.get("size") else Found(files=deeper or {path: info})
@@ -150,22 +197,21 @@ def matching(fs: AbstractFileSystem, pattern: str, root: str, is_wanted: Callabl
         root: the folders of the glob before its first wildcard.
         is_wanted: see `walk`.
     """
-    if not isinstance(fs, LocalFileSystem):
+    if isinstance(fs, LocalFileSystem):
+        return walk(root or "/", is_wanted, Glob(pattern, root)) if Path(root or "/").is_dir() else Found()
+    if not _is_object_store(fs):
         return Found(files=fs.glob(pattern, detail=True))
-    if not Path(root or "/").is_dir():
-        return Found()
-    fits = re.compile(glob_translate(pattern)).match
-    parts = pattern.split("/")
-    leads_on = [re.compile(glob_translate("/".join(parts[:number]) or "/")).match for number in range(len(parts) + 1)]
-    any_depth = "**" in pattern
+    if "**" in pattern:
+        fits = Glob(pattern, root).matches
+        return Found(files={name: info for name, info in fs.find(root, detail=True).items() if fits(name)})
+    found = fs.glob(pattern, detail=True)
+    # A name that is a file's and that of a folder as well is listed as the folder.
+    folders = [name for name, info in found.items() if info["type"] == "directory"]
+    return Found(files=found | {name: fs.info(name) for name in folders})
 
-    def is_meant(path: str) -> bool:
-        if not is_wanted(path) or not path.endswith("/"):
-            return is_wanted(path) and fits(path) is not None
-        folder = path.rstrip("/")
-        return any_depth or leads_on[folder.count("/") + 1](folder) is not None
 
-    return walk(root or "/", is_meant, None if any_depth else len(parts) - len(root.split("/")))
+def _is_object_store(fs: AbstractFileSystem) -> bool:
+    return not EXTRA_FOR_PROTOCOL.keys().isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def _facts(status: os.stat_result) -> dict[str, Any]:

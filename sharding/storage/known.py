@@ -128,9 +128,20 @@ class _ScoreConfig(msgspec.Struct):
     difficulty: _Difficulty
 
 
+class _BarrenFile(msgspec.Struct):
+    file: str
+    why: str
+
+
+class _SourceTally(msgspec.Struct):
+    shown: list[_BarrenFile]
+    barren: Number
+
+
 class _ScoreFacts(msgspec.Struct):
     histogram: _Histogram
     vocab_size: Length
+    sources: list[_SourceTally] = []
 
 
 class _ScoreCounts(msgspec.Struct):

@@ -44,6 +44,7 @@ def test_ten_thousand_lines_through_the_mill(
     source = tmp_path / "source.jsonl"
     source.write_bytes(b"\n".join(lines))
     section = {"path": str(source), "id_field": "id", "metadata_fields": ["kind"], "max_document_bytes": 60_000}
+    section["max_quarantined"] = 1
     tiers = [{"name": "skip"}, {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 48}]
     budget = {"thinking_tokens_per_source_token": 0.05, "tiers": tiers}
     config = from_mapping({**rehearsal_config(str(source), budget=budget), "source": section})
