@@ -20,6 +20,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from sharding.errors import MillError
+from sharding.memory_kills import kills_for_memory
 
 _KILLED = re.compile(r"return code (?:137|-9)\b")
 _MINDER = "run_worker"
@@ -51,11 +52,11 @@ def run_with_processes(pipeline: beam.Pipeline) -> Any:
 
     def heard(failed: threading.ExceptHookArgs) -> None:
         if failed.thread is not None and failed.thread.name == _MINDER:
-            ended.put((None, _told(str(failed.exc_value), _kills_for_memory() > kills)))
+            ended.put((None, _told(str(failed.exc_value), kills_for_memory() > kills)))
         else:
             before(failed)
 
-    kills, before, threading.excepthook = _kills_for_memory(), threading.excepthook, heard
+    kills, before, threading.excepthook = kills_for_memory(), threading.excepthook, heard
     try:
         threading.Thread(target=run, name="thoughtmill-pipeline", daemon=True).start()
         state, error = ended.get()
@@ -76,15 +77,6 @@ def _told(said: str, for_memory: bool) -> MillError:
         "difficulty.batch_tokens or source.max_document_bytes, or take a machine with more memory, and run again; what "
         "was generated is in the ledger"
     )
-
-
-def _kills_for_memory() -> int:
-    """How many processes the system has killed for memory since its start, as far as it says."""
-    for path, name in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
-        with contextlib.suppress(OSError, ValueError):
-            counts = dict(line.split() for line in Path(path).read_text().splitlines())
-            return int(counts.get(name, 0))
-    return 0
 
 
 def _end_workers() -> None:

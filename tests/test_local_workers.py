@@ -7,13 +7,18 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from augment.feeding import keeper
+from augment.feeding.config import FeedingConfig
+from augment.feeding.stats import FeederStats
 from pipelines import local_workers
 from pipelines.beam_options import beam_options
 from pipelines.local_workers import has_processes, run_with_processes
 from pipelines.running import run_pipeline
+from sharding import memory_kills
 from sharding.errors import MillError
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +53,7 @@ def test_one_that_ends_otherwise_is_told_as_that() -> None:
 
 def test_where_the_system_has_killed_for_memory_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([1, 2])
-    monkeypatch.setattr(local_workers, "_kills_for_memory", lambda: next(counts))
+    monkeypatch.setattr(local_workers, "kills_for_memory", lambda: next(counts))
     with pytest.raises(MillError, match="was killed, because memory ran out"):
         run_with_processes(Waits(*TWO, said="return code 137"))  # type: ignore[arg-type]
 
@@ -94,8 +99,27 @@ def test_which_pipelines_have_processes(options: tuple[str, ...], expected: bool
     assert has_processes(Waits(*options)) == expected  # type: ignore[arg-type]
 
 
-def test_the_systems_count_is_read() -> None:
-    assert local_workers._kills_for_memory() >= 0
+@pytest.mark.parametrize(
+    ("told", "kills"), [({"vmstat": "pgfault 9\noom_kill 2\n", "events": "oom 7\noom_kill 3\n"}, 5), ({}, 0)]
+)
+def test_the_systems_counts_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], kills: int
+) -> None:
+    for name, text in told.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory_kills, "_COUNTS", (tmp_path / "vmstat", tmp_path / "events"))
+    assert memory_kills.kills_for_memory() == kills
+
+
+@pytest.mark.parametrize("kills", [0, 1])
+def test_an_engine_that_was_killed_for_memory_is_told_as_that(monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    counts = iter([4, 4 + kills])
+    monkeypatch.setattr(keeper, "kills_for_memory", lambda: next(counts))
+    kept = keeper.EngineKeeper(Mock(), Mock(), FeedingConfig(max_restarts=0), FeederStats("small"))
+    kept._holder.name = "small"
+    with pytest.raises(MillError, match=r"the engine of model small died 1 times.*: it went") as died:
+        kept._count_death("it went")
+    assert ("memory ran out on this machine: lower models.small.engine_args" in str(died.value)) == bool(kills)
 
 
 def die(number: int) -> int:
