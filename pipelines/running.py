@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
+from pipelines.local_workers import has_processes, run_with_processes
 from sharding.errors import MillError, restated
 
 PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
@@ -28,7 +29,7 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
         RequestError: a step found that the request was wrong.
     """
     try:
-        state = pipeline.run().wait_until_finish()
+        state = run_with_processes(pipeline) if has_processes(pipeline) else pipeline.run().wait_until_finish()
     except MillError as error:
         raise _located(error, name) from error
     except Exception as error:  # every runner has a class of its own for what a worker sends back as text

@@ -19,6 +19,7 @@ from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramC
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
 from pipelines.outcome import Built, Outcome
+from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
 from sharding import sources
@@ -44,6 +45,7 @@ class Score(Stage):
 
     def __init__(self, config: MillConfig) -> None:
         self.config = config
+        refuse_own_files(config)
         self.sources, self.listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
         self.size_bytes = sum(sources.text_bytes(f, s.config) for s, f in zip(self.sources, self.listings, strict=True))
         self.num_parts = min(MAX_PARTS, max(1, math.ceil(self.size_bytes / PART_SOURCE_BYTES)))

@@ -13,6 +13,7 @@ from augment.engines.protocol import Engine, EngineDead
 from augment.feeding.config import FeedingConfig
 from augment.feeding.stats import FeederStats
 from sharding.errors import MillError
+from sharding.memory_kills import kills_for_memory
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class EngineKeeper:
         self._stats = stats
         self.engine: Engine | None = None
         self.deaths_in_a_row = 0
+        self._kills = kills_for_memory()
 
     async def start(self) -> Engine:
         """Start an engine, after a pause where the last ones have died. One that dies while it starts is replaced.
@@ -108,7 +110,11 @@ class EngineKeeper:
         self._stats.restarts += 1
         if self.deaths_in_a_row > self._config.max_restarts:
             died = f"the engine of model {self._holder.name} died {self.deaths_in_a_row} times"
-            raise MillError(f"{died}, the last time with nothing finished in between: {error}")
+            why = f"{died}, the last time with nothing finished in between: {error}"
+            if kills_for_memory() > self._kills:
+                lower = "kv_cache_memory_bytes, max_num_seqs or max_model_len"
+                why += f"; memory ran out on this machine: lower models.{self._holder.name}.engine_args ({lower})"
+            raise MillError(why)
 
     async def _end(self, engine: Engine) -> None:
         """End an engine, to its end even if the feeder is closed meanwhile."""
