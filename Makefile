@@ -12,7 +12,7 @@ UV := $(VENV)-uv/bin/uv
 PRISM := $(VENV)/prism-$(BEAM_VERSION)/prism
 FAST := -m "not model and not slow and not chaos_long" --timeout=60 -n auto --dist loadfile
 
-.PHONY: install lock model demo browser prism test test-fast test-lowest test-newest chaos lint format clean
+.PHONY: install lock model demo browser prism test test-fast test-lowest test-newest chaos fuzz lint format clean
 
 install: $(VENV)/installed
 
@@ -74,6 +74,11 @@ test-lowest test-newest: test-%: $(UV)
 # Kills, full disks and damaged ledgers, many of each.
 chaos: install
 	$(BIN)/python -m pytest tests/chaos -m "slow or chaos_long"
+
+# Random inputs for FUZZ_S seconds a case, new ones every time; a failure tells the seed that brings it back.
+FUZZ_S ?= 300
+fuzz: install
+	FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest tests/fuzz --timeout=0
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -64,8 +64,11 @@ class Reader:
         """The document as the corpus has it; as selection left it, thoughts behind their segments, before it is packed.
 
         Raises:
-            MillError: the output's config is of another version.
+            MillError: the output's config is of another version, or its token ids are of another tokenizer.
         """
+        ids = [*(scored.input_ids for scored in document.segments), *(c.input_ids for c in document.candidates)]
+        if max(part.max(initial=0) for part in ids) >= self._tokenizer.vocab_size:
+            raise MillError(f"document {document.doc_id!r} has token ids that its tokenizer doesn't know")
         segments = [
             Segment(
                 index=scored.segment_index,

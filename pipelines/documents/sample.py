@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharding import hashing, storage
+from sharding.errors import MillError
 from sharding.records.arrow import from_batch
 from sharding.records.base import Record
 from sharding.records.types import Candidate, ContaminatedDocument, ScoredSegment
@@ -73,6 +74,19 @@ class DocumentRecords:
     segments: list[ScoredSegment]
     candidates: list[Candidate]
     contaminated: ContaminatedDocument | None
+
+    def goes_together(self) -> bool:
+        """Whether it has all its segments once, each with numbers for all its tokens, and traces of no others."""
+        count = len(self.segments)
+        return (
+            all(s.num_segments == count and s.segment_index == i for i, s in enumerate(self.segments))
+            and all(len(s.input_ids) == len(s.surprisal_nats) == len(s.entropy_nats) for s in self.segments)
+            and all(len(s.memory_nats) in (0, len(s.input_ids)) for s in self.segments)
+            and all(
+                0 <= c.segment_index < count and 0 <= c.shown_tokens <= len(self.segments[c.segment_index].input_ids)
+                for c in self.candidates
+            )
+        )
 
 
 def by_hash(name: str) -> bytes:
@@ -176,7 +190,7 @@ def read_documents(
     kept = _of_documents(output, selected, "kept", Candidate, wanted)
     rejected = _of_documents(output, selected, "rejected", Candidate, wanted)
     contaminated = _of_documents(output, selected, "contaminated", ContaminatedDocument, wanted)
-    return {
+    found = {
         doc_id: DocumentRecords(
             doc_id=doc_id,
             segments=sorted(segments[doc_id], key=lambda segment: segment.segment_index),
@@ -188,6 +202,10 @@ def read_documents(
         for doc_id in wanted
         if doc_id in segments
     }
+    for document in found.values():
+        if not document.goes_together():
+            raise MillError(f"{output}: the records of document {document.doc_id!r} don't go together: run `verify`")
+    return found
 
 
 def _of_documents(

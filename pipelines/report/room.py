@@ -182,7 +182,7 @@ def _cut(text: str) -> tuple[str, bool]:
 
 def level(nats: float) -> int:
     """The strength of a token's colour, 0 to LEVELS - 1."""
-    return min(LEVELS - 1, int(LEVELS * max(0.0, nats) / FULL_COLOUR_NATS))
+    return min(LEVELS - 1, int(LEVELS * min(FULL_COLOUR_NATS, max(0.0, nats)) / FULL_COLOUR_NATS))
 
 
 def coloured(units: Sequence[Unit]) -> Markup:

@@ -177,7 +177,7 @@ def check_schema(kind: type[Record], schema: pa.Schema, wanted: Collection[str] 
         pa.ArrowInvalid: one is absent, there twice, or of another type.
     """
     defaults = {field.name for field in msgspec.structs.fields(kind) if not field.required}
-    for name, (shapes, _) in _declared(kind).items():
+    for name, (shapes, nullable) in _declared(kind).items():
         if wanted is not None and name not in wanted:
             continue
         found = schema.get_all_field_indices(name)
@@ -185,6 +185,8 @@ def check_schema(kind: type[Record], schema: pa.Schema, wanted: Collection[str] 
             raise pa.ArrowInvalid(f"it has {len(found)} columns {name}")
         if found and _shape(schema.field(found[0]).type) not in shapes:
             raise pa.ArrowInvalid(f"its column {name} is of the type {str(schema.field(found[0]).type)[:100]}")
+        if found and schema.field(found[0]).nullable != nullable:
+            raise pa.ArrowInvalid(f"its column {name} may {'not ' * nullable}lack values")
 
 
 def check_values(kind: type[Record], batch: pa.RecordBatch) -> None:

@@ -13,6 +13,7 @@ from sharding.records.arrow import check_schema, check_values
 from sharding.records.rows import MaskedRow, TokenType
 from sharding.records.types import FileEntry
 from sharding.storage.arrow_files import checked_batches, file_buffer, open_stream
+from sharding.storage.arrow_messages import arrow_errors
 from sharding.storage.manifest import Manifest
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
@@ -143,7 +144,7 @@ class MappedShard:
         self._url = url
         buffer = file_buffer(url)
         try:
-            with open_stream(buffer) as reader:
+            with arrow_errors(), open_stream(buffer) as reader:
                 self._schema = reader.schema
             check_schema(MaskedRow, self._schema)
             lengths = checked_batches(buffer, ("seq_lengths",), kind=MaskedRow)

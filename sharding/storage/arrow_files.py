@@ -13,7 +13,7 @@ from sharding.errors import MillError
 from sharding.records.arrow import check_schema, check_values, from_batch, to_batch
 from sharding.records.base import Record
 from sharding.records.types import FileEntry
-from sharding.storage.arrow_messages import check_messages
+from sharding.storage.arrow_messages import arrow_errors, check_messages
 from sharding.storage.files import R, T, check_regular, filesystem, read_bytes
 from sharding.storage.hashed_file import publish_hashed
 
@@ -140,7 +140,7 @@ def checked_batches(
     """
     if kind is not None:
         check_messages(data)
-    with open_stream(data, columns) as reader:
+    with arrow_errors(), open_stream(data, columns) as reader:
         if kind is not None:
             check_schema(kind, reader.schema, columns)
         for batch in reader:

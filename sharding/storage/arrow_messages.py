@@ -6,7 +6,9 @@ The sizes stand in the messages' flatbuffers; which fields they are is in Arrow'
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,15 @@ MAX_BATCH_ROWS = 1 << 20
 
 _HEADER = 2  # of Message
 _LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3  # of RecordBatch
+
+
+@contextlib.contextmanager
+def arrow_errors() -> Iterator[None]:
+    """What a stream can raise beside Arrow's own errors, such as for names of columns that are no UTF-8, as one."""
+    try:
+        yield
+    except (UnicodeDecodeError, OverflowError, MemoryError) as error:
+        raise pa.ArrowInvalid(f"it is no stream of records: {error}") from error
 
 
 def check_messages(data: pa.Buffer | bytes) -> None:

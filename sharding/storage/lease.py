@@ -29,6 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.storage.json_files import SMALL_BYTES
 from sharding.storage.output import Output
 from sharding.storage.retries import patiently
 
@@ -181,14 +182,14 @@ class Lease:
         try:
             if not storage.exists(self.url):
                 return None
-            data = storage.read_bytes(self.url)
+            data = storage.read_bytes(self.url, SMALL_BYTES)
         except MillError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
         try:
             found = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         return found if isinstance(found, dict) else {"unreadable": data.hex()}
 

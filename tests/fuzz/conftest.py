@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 PROPERTY = "bad input"
 Tally = Callable[[str, Mapping[str, int]], None]
+
+
+def rounds(count: int) -> Iterator[tuple[int, random.Random]]:
+    """Random generators with their seeds: the same few every time, or new ones for FUZZ_S seconds (`make fuzz`)."""
+    if "FUZZ_S" in os.environ:
+        until, seed = time.monotonic() + float(os.environ["FUZZ_S"]), time.time_ns()
+        while time.monotonic() < until:
+            yield seed, random.Random(seed)
+            seed += 1
+    else:
+        yield from ((seed, random.Random(seed)) for seed in range(count))
 
 
 @pytest.fixture
