@@ -206,7 +206,6 @@ WRAPPINGS: list[Callable[[bytes], bytes]] = [
     gzip.compress,
     zstandard.ZstdCompressor().compress,
     lambda data: gzip.compress(data) + bytes(300),
-    lambda data: b"\xef\xbb\xbf" + data,
     lambda data: zstandard.ZstdCompressor().compress(gzip.compress(data)),
 ]
 DISGUISES: list[Callable[[bytes], bytes]] = [
@@ -230,7 +229,8 @@ def test_any_wrapping_under_any_name_is_read_or_refused_by_name(tmp_path: Path, 
         records = [{"id": str(i), "text": f"text {i}"} for i in range(rng.randrange(1, 9))]
         plain = b"".join(json.dumps(record).encode() + b"\n" for record in records)
         is_disguised = rng.random() < 0.5
-        data = rng.choice(WRAPPINGS)(rng.choice(DISGUISES)(plain) if is_disguised else plain)
+        wrap = rng.choice([*WRAPPINGS, *([] if is_disguised else [lambda data: b"\xef\xbb\xbf" + data])])
+        data = wrap(rng.choice(DISGUISES)(plain) if is_disguised else plain)
         (tmp_path / str(number)).mkdir()
         path = put(str(tmp_path / str(number) / rng.choice(FILE_NAMES)), data)
         config = SourceConfig(path=path, format="jsonl", id_field="id")
