@@ -92,10 +92,7 @@ class Score(Stage):
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
             counts=(*read["counts"], documents, refused | "Count refused" >> beam.Map(quarantine_counts)),
-            facts={
-                "histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json),
-                "sources": read["tallies"],
-            },
+            facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json), **read["facts"]},
         )
 
     def _memory(self) -> beam.PTransform:

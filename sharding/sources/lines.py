@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -24,6 +25,8 @@ from sharding.sources.places import open_file
 from sharding.sources.units import ReadUnit
 
 READ_BLOCK_BYTES = 1 << 20
+
+_MARKS = re.compile(rb"^(?:" + BYTE_ORDER_MARK + rb")+", re.MULTILINE)
 
 
 class Line(NamedTuple):
@@ -61,7 +64,9 @@ def open_text(url: str, format: str = "jsonl", *, in_lines: bool = True) -> Iter
                 break
             # Arrow's zstd: the zstandard package takes a stream cut short for a complete one. Python's gzip: it takes
             # the zero bytes behind a stream for the padding they are.
-            inner = gzip.GzipFile(fileobj=stream) if codec == "gzip" else pa.CompressedInputStream(stream, codec)
+            inner = (
+                gzip.GzipFile(fileobj=stream, mode="rb") if codec == "gzip" else pa.CompressedInputStream(stream, codec)
+            )
             stream = io.BufferedReader(inner, READ_BLOCK_BYTES)
             head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
         if compression_in(head) is not None:
@@ -98,14 +103,12 @@ def lines(stream: IO[bytes], start: int, end: int | None, max_bytes: int) -> Ite
             position += _skip_line(reader, None)
             yield Line(begin, number, None)
         else:
-            yield Line(begin, number, without_mark(data))
+            yield Line(begin, number, without_marks(data))
 
 
-def without_mark(data: bytes) -> bytes:
-    """A line without the byte order marks before it."""
-    while data.startswith(BYTE_ORDER_MARK):
-        data = data.removeprefix(BYTE_ORDER_MARK)
-    return data
+def without_marks(data: bytes) -> bytes:
+    """Lines without the byte order marks before them."""
+    return _MARKS.sub(b"", data) if BYTE_ORDER_MARK in data else data
 
 
 def origin_of(unit: ReadUnit, line: Line) -> str:

@@ -8,8 +8,7 @@ from typing import IO
 from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.documents import document_of, refuse, too_long
-from sharding.sources.lines import READ_BLOCK_BYTES, Line, lines, open_text, origin_of, without_mark
-from sharding.sources.looks import BYTE_ORDER_MARK
+from sharding.sources.lines import READ_BLOCK_BYTES, Line, lines, open_text, origin_of, without_marks
 from sharding.sources.units import ReadUnit
 
 
@@ -40,8 +39,7 @@ def _file(stream: IO[bytes], unit: ReadUnit, source: Source) -> Document | Quara
         data += block
     if len(data) > limit:
         return too_long(unit.url, source)
-    # Within the file a mark at the beginning of a line was that of a file which was joined to others.
-    return _document(without_mark(bytes(data)).replace(b"\n" + BYTE_ORDER_MARK, b"\n"), unit.url, source)
+    return _document(without_marks(bytes(data)), unit.url, source)
 
 
 def _lines(stream: IO[bytes], unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:

@@ -31,10 +31,10 @@ _tally_decoder = msgspec.msgpack.Decoder(shares.FileTally)
 
 
 class ReadDocuments(beam.PTransform):
-    """The documents of the sources with ids of their own; `quarantined`, `counts` and `tallies` beside them.
+    """The documents of the sources with ids of their own; `quarantined`, `counts` and `facts` beside them.
 
-    `counts` is a tuple of collections, `tallies` a singleton of what became of each source, as JSON values. No document
-    comes out before all is read, and none when more of a source than its `max_quarantined` came to nothing.
+    `counts` is a tuple of collections; of the facts, `sources` is what became of the files and records of each. No
+    document comes out before all is read, and none when more of a source than its `max_quarantined` came to nothing.
 
     Args:
         resolved: the sources as `sources.resolve` gives them.
@@ -94,7 +94,7 @@ class ReadDocuments(beam.PTransform):
             raw | "Count read" >> beam.Map(lambda _: {"documents_in": 1}),
             copies | "Count copies" >> beam.Map(lambda _: dict.fromkeys(names, 1)),
         )
-        return {"documents": documents, "quarantined": bad, "counts": counts, "tallies": tallies}
+        return {"documents": documents, "quarantined": bad, "counts": counts, "facts": {"sources": tallies}}
 
 
 def _units(piece: bytes, resolved: Sequence[Source]) -> Iterator[ReadUnit]:

@@ -1,9 +1,13 @@
 """Thousands of damaged inputs: every record becomes a document or goes to quarantine, every file is read or named."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import os
 import random
+import re
 import string
 import subprocess
 import sys
@@ -23,6 +27,7 @@ from sharding.records.base import decode, encode
 from sharding.records.types import Document, Quarantined
 from sharding.sources import Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
+from sharding.sources.looks import kind_of, looks_like, unpacked
 from tests.fuzz.conftest import Tally
 from tests.source_files import put, read_all
 
@@ -192,6 +197,99 @@ def test_damaged_files_are_read_or_named(tmp_path: Path, tally: Tally) -> None:
             refused += 1
     assert 100 < refused < 500
     tally("damaged files", {"read": 600 - refused, "refused by name": refused})
+
+
+# --- links, first bytes, encodings ------------------------------------------------------------------------------------
+
+WRAPPINGS: list[Callable[[bytes], bytes]] = [
+    bytes,
+    gzip.compress,
+    zstandard.ZstdCompressor().compress,
+    lambda data: gzip.compress(data) + bytes(300),
+    lambda data: zstandard.ZstdCompressor().compress(gzip.compress(data)),
+]
+DISGUISES: list[Callable[[bytes], bytes]] = [
+    lambda data: data.decode().encode("utf-16"),
+    lambda data: data.decode().encode("utf-16-be"),
+    lambda data: data.decode().encode("utf-32-le"),
+    bz2.compress,
+    lzma.compress,
+    lambda data: b"<!doctype html><title>" + data,
+    lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64,
+    lambda data: parquet_bytes(random.Random(1)),
+    lambda data: arrow_bytes(random.Random(2)),
+]
+FILE_NAMES = ["a.jsonl", "A.JSONL", "a.jsonl.gz", "a.ndjson.zstd", "a.JSONL.Gzip"]
+
+
+def test_any_wrapping_under_any_name_is_read_or_refused_by_name(tmp_path: Path, tally: Tally) -> None:
+    rng = random.Random(11)
+    outcomes = {"read": 0, "refused by name": 0}
+    for number in range(300):
+        records = [{"id": str(i), "text": f"text {i}"} for i in range(rng.randrange(1, 9))]
+        plain = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        is_disguised = rng.random() < 0.5
+        wrap = rng.choice([*WRAPPINGS, *([] if is_disguised else [lambda data: b"\xef\xbb\xbf" + data])])
+        data = wrap(rng.choice(DISGUISES)(plain) if is_disguised else plain)
+        (tmp_path / str(number)).mkdir()
+        path = put(str(tmp_path / str(number) / rng.choice(FILE_NAMES)), data)
+        config = SourceConfig(path=path, format="jsonl", id_field="id")
+        if is_disguised:
+            with pytest.raises(MillError, match=re.escape(Path(path).name)):
+                read_all(config)
+        else:
+            found = [(r.doc_id, r.text) for r in read_all(config) if isinstance(r, Document)]
+            assert found == [(record["id"], record["text"]) for record in records]
+        outcomes["refused by name" if is_disguised else "read"] += 1
+    assert min(outcomes.values()) > 100
+    tally("first bytes", outcomes)
+
+
+def test_any_tangle_of_links_gives_every_file_once(tmp_path: Path, tally: Tally) -> None:
+    rng = random.Random(5)
+    outcomes = {"read": 0, "refused by name": 0}
+    for number in range(60):
+        root, outside = tmp_path / str(number) / "raw", tmp_path / str(number) / "outside"
+        folders = [root, outside]
+        for place in (root, outside):
+            place.mkdir(parents=True)
+            for _ in range(rng.randrange(3)):
+                folder = rng.choice([f for f in folders if f.is_relative_to(place)]) / f"d{len(folders)}"
+                folder.mkdir()
+                folders.append(folder)
+        files = []
+        for n in range(rng.randrange(1, 6)):
+            files.append(rng.choice(folders) / f"f{n}.jsonl")
+            put(str(files[-1]), json.dumps({"id": str(files[-1]), "text": "x"}).encode())
+        reached = {file for file in files if file.is_relative_to(root)}
+        for n in range(rng.randrange(6)):
+            link = rng.choice([f for f in folders if f.is_relative_to(root)]) / f"l{n}"
+            target = rng.choice(folders)
+            link.symlink_to(os.path.relpath(target, link.parent))
+            reached |= {file for file in files if file.is_relative_to(target)}
+        is_broken = rng.random() < 0.2
+        if is_broken:
+            (root / "broken.jsonl").symlink_to("nowhere")
+        config = SourceConfig(path=str(root), id_field="id")
+        if is_broken or not reached:
+            with pytest.raises(RequestError, match="broken" if is_broken else "nothing matches"):
+                read_all(config)
+        else:
+            found = [record.doc_id for record in read_all(config) if isinstance(record, Document)]
+            assert sorted(found) == sorted(map(str, reached))
+        outcomes["refused by name" if is_broken or not reached else "read"] += 1
+    tally("tangles of links", outcomes)
+
+
+@settings(max_examples=200)
+@given(head=st.binary(max_size=600), text=st.text(max_size=600))
+def test_a_look_at_anything_never_fails(head: bytes, text: str) -> None:
+    for data in (head, text.encode(), text.encode("utf-16"), gzip.compress(head)[: len(head)]):
+        kind_of(unpacked(data))
+        looks_like(unpacked(data))
+    if len(text) > 1 and not text.startswith(("\ufeff", "\x00")) and text.isprintable():
+        kind = kind_of(text.encode())
+        assert kind is None or kind.name in ("markup", "pointer", "pdf", "rtf", "image", "warc", "feather")
 
 
 def test_a_parquet_without_the_column(tmp_path: Path) -> None:
