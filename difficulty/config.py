@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from difficulty.memory.counting import MemoryConfig
 from sharding.config import STRICT
-from sharding.models.server import check_urls
+from sharding.models.connections import check_urls
 
 
 @plain_dataclass(frozen=True)
@@ -65,6 +65,11 @@ class DifficultyConfig:
         description="Environment variable with the key of the servers; null: they need none.",
     )
     timeout_s: float = Field(default=600.0, gt=0, description="For a whole answer of a server, seconds.")
+    max_wait_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="How long no server may take a request (loading, full, away) before the run stops, seconds.",
+    )
     max_in_flight: int | None = Field(default=None, gt=0, description="Windows at the servers at once; null: 16 each.")
     top_logprobs: int = Field(
         default=0, ge=0, description="Most likely tokens that servers report, for the entropy; 0: the token itself."

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
-from sharding.models.server import check_urls
+from sharding.models.connections import check_urls
 
 ENGINES = {
     "vllm": "augment.engines.vllm:VllmEngine",
@@ -54,6 +54,11 @@ class ModelConfig:
         description="Environment variable with the key of the servers; null: they need none.",
     )
     timeout_s: float = Field(default=1800.0, gt=0, description="For a whole answer of a server, seconds.")
+    max_wait_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="How long no server may take a request (loading, full, away) before the run stops, seconds.",
+    )
     dollars_per_million_tokens: float | None = Field(
         default=None, gt=0, description="Price of generated tokens, dollars."
     )

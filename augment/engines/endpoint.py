@@ -109,6 +109,7 @@ class EndpointEngine:
             model=self._served_name,
             api_key_env=model.api_key_env,
             timeout_s=model.timeout_s,
+            max_wait_s=model.max_wait_s,
             check=self._check_room,
         )
         await self._pool.start()

@@ -101,6 +101,7 @@ class EndpointScorer:
             model=self._served_name,
             api_key_env=config.api_key_env,
             timeout_s=config.timeout_s,
+            max_wait_s=config.max_wait_s,
             check=self._check_room,
         )
         self._loop = asyncio.new_event_loop()
