@@ -40,6 +40,9 @@ _ASKED_ELSEWHERE = frozenset(
 )
 """What the request, its key and the reading of the answer depend on."""
 
+_NEVER_LEFT_OUT = ("model", "prompt", "max_tokens", "temperature", "top_p")
+"""Without these, an answer is not of what the config and the ledger say was asked; the others may be null."""
+
 
 class _Message(msgspec.Struct):
     content: str | None = None
@@ -69,10 +72,11 @@ class _Completion(msgspec.Struct):
 class EndpointEngine:
     """Completions of the model's `urls`.
 
-    `engine_args` are sent with each request, on top of what is sent anyway; null takes a field out, for a server that
-    doesn't know it. `tokenizer` and `trust_remote_code` are about the prompt and stay here. So does `logprobs_mode`:
-    what a server's log probabilities are of, it doesn't say, so `Generation.sum_logprobs` is None unless the sampling
-    leaves the distribution as it is, or this says that the server runs with "processed_logprobs".
+    `engine_args` are sent with each request, on top of what is sent anyway; null leaves a field out, for a server that
+    doesn't know it, and decides the text like any other value. `tokenizer` and `trust_remote_code` are about the prompt
+    and stay here. So does `logprobs_mode`: what a server's log probabilities are of, it doesn't say, so
+    `Generation.sum_logprobs` is None unless the sampling leaves the distribution as it is, or this says that the server
+    runs with "processed_logprobs".
 
     Raises:
         RequestError: `engine_args` has a key that another field of the config sets.
@@ -82,9 +86,10 @@ class EndpointEngine:
     memory_share = 0.0
 
     def __init__(self, model: ModelConfig) -> None:
-        for name in model.engine_args:
-            if name in _ASKED_ELSEWHERE:
-                raise RequestError(f"engine_args.{name} of {model.name}: is set by the config's other sections")
+        for name, value in model.engine_args.items():
+            if name in _ASKED_ELSEWHERE and (value is not None or name in _NEVER_LEFT_OUT):
+                may_be = "" if name in _NEVER_LEFT_OUT else "; it can only be null, which leaves it out"
+                raise RequestError(f"engine_args.{name} of {model.name}: is set by the config's other sections{may_be}")
         self._model = model
         self._served_name = model.served_name or model.name
         self._tokenizer: TextTokenizer | None = None
@@ -131,6 +136,8 @@ class EndpointEngine:
         except EndpointFailed as error:
             raise GenerationFailed(str(error)) from error
         except EndpointRefused as error:
+            if error.unknown_fields:
+                raise self._unknown_to_server(error) from error
             raise RequestRejected(str(error)) from error
         choice = completion.choices[0]
         if choice.finish_reason not in ("stop", "length", "repetition"):
@@ -142,7 +149,7 @@ class EndpointEngine:
             finish_reason=choice.finish_reason,
             engine_version=served.software or completion.system_fingerprint or "unknown",
         )
-        if len(request.stop) > MAX_STOP_TEXTS:
+        if len(request.stop) > len(body.get("stop", ())):
             return cut_at_stop(generation, request, self._tokenizer)
         return generation
 
@@ -185,6 +192,17 @@ class EndpointEngine:
             body["logprobs"] = 0  # of the sampled tokens only
         body |= {name: value for name, value in self._model.engine_args.items() if name not in _NOT_SENT}
         return {name: value for name, value in body.items() if value is not None}
+
+    def _unknown_to_server(self, error: EndpointRefused) -> RequestError:
+        """What to do about fields that a server doesn't know; it would refuse every request for them."""
+        fields = [name for name in error.unknown_fields if name not in _NEVER_LEFT_OUT]
+        if not fields:
+            return RequestError(f"{error} (it can't be asked without {', '.join(error.unknown_fields)}: take another)")
+        nulls = ", ".join(f"{name}: null" for name in fields)
+        return RequestError(
+            f"{error} (the model {self._model.name!r} is asked without {', '.join(fields)} where its section has "
+            f"engine_args: {{{nulls}}})"
+        )
 
     def _check_room(self, url: str, served: Served) -> None:
         if served.max_model_len is not None and served.max_model_len < self._model.max_model_len:

@@ -194,6 +194,9 @@ class EndpointScorer:
                 async with self._slots:
                     return (await self._pool.post(COMPLETIONS, body, _Completion))[0]
             except EndpointRefused as error:
+                if error.unknown_fields:
+                    needs = f"doesn't know {', '.join(error.unknown_fields)}: scorer endpoint needs vLLM"
+                    raise RequestError(f"{error} (the server {needs}, or use scorer causal_lm)") from error
                 raise MillError(f"a window of {len(prompt)} tokens can't be scored: {error}") from error
             except EndpointFull as error:
                 pause_s = error.retry_after_s or BACKOFF_S

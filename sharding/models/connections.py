@@ -223,14 +223,14 @@ def new_client(url: str, key: SecretStr | None) -> tuple[httpx.AsyncClient, Prox
     if key is not None:
         headers["Authorization"] = f"Bearer {key.get_secret_value()}"
     proxy = proxy_for(url)
-    secure = url.startswith("https:") or (proxy is not None and proxy.url.startswith("https:"))
-    certificates = _certificates() if secure else None  # they take long to load
+    secure_proxy = proxy is not None and proxy.url.startswith("https:")
+    certificates = _certificates() if secure_proxy or url.startswith("https:") else None  # they take long to load
     client = httpx.AsyncClient(
         headers=headers,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_IDLE_S),
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
         verify=certificates or False,
-        proxy=None if proxy is None else httpx.Proxy(proxy.url, ssl_context=certificates),
+        proxy=None if proxy is None else httpx.Proxy(proxy.url, ssl_context=certificates if secure_proxy else None),
         trust_env=False,  # it would make every proxy of the environment, also those that NO_PROXY leaves out
     )
     return client, proxy
