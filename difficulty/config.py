@@ -20,17 +20,22 @@ class ScorerKind:
         needs_model: it scores with the model that `difficulty.model` names.
         asks_servers: that model is on the servers of `difficulty.urls`.
         has_reference: it can score against a `difficulty.reference_model`.
+        packages, extra: what it needs beyond the core, and the extra that brings it.
     """
 
     module: str
     needs_model: bool = True
     asks_servers: bool = False
     has_reference: bool = False
+    packages: tuple[str, ...] = ()
+    extra: str = ""
 
 
 SCORERS = {
-    "causal_lm": ScorerKind("difficulty.scorers.causal_lm", has_reference=True),
-    "endpoint": ScorerKind("difficulty.scorers.endpoint", asks_servers=True),
+    "causal_lm": ScorerKind(
+        "difficulty.scorers.causal_lm", has_reference=True, packages=("torch", "transformers"), extra="score"
+    ),
+    "endpoint": ScorerKind("difficulty.scorers.endpoint", asks_servers=True, packages=("httpx",), extra="endpoint"),
     "rehearsal": ScorerKind("difficulty.scorers.rehearsal", needs_model=False),
     "none": ScorerKind("difficulty.scorers.none", needs_model=False),
 }

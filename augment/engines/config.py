@@ -17,6 +17,9 @@ ENGINES = {
 }
 """The engine families by the names they have in a config, and where they are."""
 
+PACKAGES = {"vllm": (("vllm",), "vllm"), "endpoint": (("httpx",), "endpoint")}
+"""What an engine needs beyond the core, and the extra that brings it."""
+
 if TYPE_CHECKING:
     EngineFamily = str
 else:

@@ -17,7 +17,8 @@ from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
 from augment.traces import THINK_MARKERS
-from sharding.errors import RequestError
+from sharding.errors import MillError, RequestError
+from sharding.models.first_look import look_at
 from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
 from sharding.models.server_pool import COMPLETIONS, EndpointPool
@@ -105,6 +106,11 @@ class EndpointEngine:
     @property
     def capacity(self) -> int:
         return IN_FLIGHT_PER_URL * len(self._model.urls)
+
+    def look(self) -> list[MillError]:
+        """What keeps this process from asking the servers for good, as far as it can be told before they are needed."""
+        model = self._model
+        return look_at(model.urls, model=self._served_name, api_key_env=model.api_key_env, check=self._check_room)
 
     async def start(self) -> None:
         model = self._model

@@ -192,7 +192,7 @@ def _is_reached_directly(parts: SplitResult, no_proxy: str) -> bool:
             if address is not None and address in ipaddress.ip_network(entry.strip("[]"), strict=False):
                 return True
         name, colon, of_port = entry.rpartition(":")
-        if colon and of_port.isdecimal() and not name.endswith(":") and "::" not in name:
+        if colon and of_port.isdecimal() and (":" not in name or name.endswith("]")):
             if int(of_port) != port:
                 continue
             entry = name.strip("[]")
