@@ -191,6 +191,6 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
                     detail=f"model {request.model}, segment {request.segment_id}: {result.error}",
                 ),
             )
-            yield {"failed": 1}
+            yield {"failed": 1, "failed_for_good": int(not result.may_pass)}
         else:
             yield {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}

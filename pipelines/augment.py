@@ -109,8 +109,8 @@ class Augment(Stage):
         if counts["failed"] > allowed * counts["generations"]:
             raise MillError(
                 f"{counts['failed']} of {counts['generations']} generations failed, more than "
-                f"ledger.max_failed_fraction={allowed}: see {self.folder}/quarantine-*.arrow; what was generated is in "
-                "the ledger, run again to try the rest"
+                f"ledger.max_failed_fraction={allowed}: see {self.folder}/quarantine-*.arrow; "
+                f"{worker.way_out(counts['failed'], counts.get('failed_for_good', 0))}"
             )
         return counts, {
             "models": planner.describe(),

@@ -22,7 +22,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from augment.feeding import registry
-from sharding import storage
+from sharding import storage, waits
 from sharding.errors import MillError
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class Heartbeat:
             "host": self._host,
             "pid": os.getpid(),
             "models": models,
+            "waits": waits.current(),
             "tokens_per_second": max(0, tokens - before) / (now - since) if now > since else None,
         }
         storage.write_json(self._url, beat)

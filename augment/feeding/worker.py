@@ -31,6 +31,13 @@ class TooManyFailures(MillError):
     """The run is stopped before it pays for more of what fails."""
 
 
+def way_out(failed: int, hopeless: int) -> str:
+    """What to do after failures, of which `hopeless` would be the same in another run."""
+    if hopeless == failed:
+        return "what was generated is in the ledger; the same requests would fail again: change what they failed for"
+    return "what was generated is in the ledger, run again to try the rest"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkOrder:
     """A run as its worker processes know it.
@@ -68,7 +75,7 @@ class Worker:
         self._writer = LedgerWriter(order.ledger_url, flush_rows=order.flush_rows, flush_seconds=order.flush_seconds)
         self._heartbeat = Heartbeat(order.beats_url) if order.beats_url else None
         self._lock = threading.Lock()
-        self._failed: set[str] = set()
+        self._failed: dict[str, bool] = {}  # by key: whether it may pass in another run
         self._completed = 0
         self._last_failure = ""
         self.bundles = 0
@@ -102,7 +109,7 @@ class Worker:
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""
         with self._lock:
-            self._failed.add(failure.key)
+            self._failed[failure.key] = failure.may_pass
             self._last_failure = failure.error
 
     def check_failures(self) -> None:
@@ -120,11 +127,10 @@ class Worker:
             certain = planned is not None and failed > limit * planned
             if not certain and (failed < MIN_FAILURES or failed <= limit * ended):
                 return
-            reason = self._last_failure
+            reason, hopeless = self._last_failure, failed - sum(self._failed.values())
         raise TooManyFailures(
             f"{failed} of the first {ended} generations of a worker failed, more than "
-            f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; what was generated is in the ledger, "
-            "run again to try the rest"
+            f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; {way_out(failed, hopeless)}"
         )
 
     def flush(self) -> None:

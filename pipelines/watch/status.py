@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.compute import field, scalar
+from rich.markup import escape
 from rich.table import Table
 
 from augment.feeding.heartbeat import read_beats
@@ -26,7 +27,7 @@ from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.config import MillConfig
-from sharding import storage
+from sharding import storage, waits
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
@@ -199,6 +200,7 @@ def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, 
         "gpu_hours": gpu_hours,
         "processes": len(beats),
         **{what: sum(model[what] for model in at_work) for what in ("in_flight", "waiting", "failed")},
+        "waits": [wait for beat in beats for wait in beat.get("waits", ())],
         "tokens_per_second": rate,
         "seconds_left": left / rate if rate else None,
         "seconds_since_last": now - float(done.finished_at.max()) if len(done.tokens) else None,
@@ -260,7 +262,9 @@ def render(found: dict[str, Any]) -> Table:
         table.add_row("spent", spent(generation))
         if found["stages"]["augment"] != "done":
             table.add_row("under way", under_way(generation))
-            if generation["tokens_per_second"]:
+            for wait in what_is_waited_for(generation["waits"]):
+                table.add_row("waiting", escape(wait))
+            if generation["tokens_per_second"] and not generation["waits"]:
                 table.add_row("rate", f"{generation['tokens_per_second']:,.0f} tokens/s")
                 table.add_row("time left", f"about {generation['seconds_left'] / 60:,.1f} min at this rate")
     for warning in found.get("warnings", []):
@@ -284,6 +288,14 @@ def _amount(number: float | None) -> str:
     if number is None:
         return "?"
     return f"{number:,.0f}" if number >= 1000 or number == int(number) else f"{number:,.4g}"
+
+
+def what_is_waited_for(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The waits of all processes in words, each once: the longest of those that are for one thing."""
+    now, longest = time.time(), {}
+    for wait in sorted(found, key=lambda wait: -wait["since"]):
+        longest[wait["who"], wait["reason"]] = wait
+    return [waits.told(wait, now) for wait in longest.values()]
 
 
 def under_way(generation: Mapping[str, Any]) -> str:
