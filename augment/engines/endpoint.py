@@ -18,6 +18,7 @@ from augment.engines.protocol import EngineDead, Generation, GenerationFailed, G
 from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
 from augment.marks import THINK
 from sharding.errors import MillError, RequestError
+from sharding.models.bodies import shown
 from sharding.models.first_look import look_at
 from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
@@ -172,7 +173,7 @@ class EndpointEngine:
             sum_logprobs=_sum(choice.logprobs) if with_logprobs else None,
             finish_reason=choice.finish_reason,
             engine_version=served.software
-            or (fingerprint[:_NAME_CHARACTERS] if isinstance(fingerprint, str) else "unknown"),
+            or (shown(fingerprint, None)[:_NAME_CHARACTERS] if isinstance(fingerprint, str) else "unknown"),
             model=self._other_model(completion.model),
         )
         return self._reader.read(request, answer)
@@ -249,7 +250,7 @@ class EndpointEngine:
         """
         if not isinstance(name, str) or not name or name == self._served_name:
             return None
-        name = name[:_NAME_CHARACTERS]
+        name = shown(name, None)[:_NAME_CHARACTERS]
         said = f"{self._model.name}: asked for {self._served_name!r}, {name!r} answered"
         if self._model.other_model == "error":
             raise RequestError(f"{said}; set served_name, or other_model: warn")
