@@ -119,7 +119,7 @@ class _GenerateFn(beam.DoFn):
                 key = sample_key(request.request_key, sample)
                 tokens = self._worker.finished.tokens(key)
                 if tokens is not None:
-                    yield {"found": 1, "thought_tokens_found": tokens}
+                    yield {"found": 1, "thought_tokens_found": tokens, "empty": int(self._worker.is_empty(key))}
                     continue
                 self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
             yield from _outcomes(self._bundle.take())
@@ -193,4 +193,6 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
             )
             yield {"failed": 1, "failed_for_good": int(not result.may_pass)}
         else:
-            yield {"generated": 1, "thought_tokens_now": len(result.generation.token_ids)}
+            generation = result.generation
+            empty = int(not generation.text.strip())
+            yield {"generated": 1, "thought_tokens_now": len(generation.token_ids), "empty": empty}
