@@ -99,4 +99,5 @@ def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
         yield request, missing
     tokens = sum(row.thought_tokens for row in rows)
     counts = {"generations": samples, "found": len(rows), "thought_tokens_found": tokens}
-    yield beam.pvalue.TaggedOutput(COUNTS, counts | {"empty": sum(not row.text for row in rows)})
+    empty = sum(not row.text for row in rows)
+    yield beam.pvalue.TaggedOutput(COUNTS, counts | ({"empty": empty} if empty else {}))
