@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _lock = threading.Lock()
@@ -45,6 +46,14 @@ def told(wait: Mapping[str, Any], now: float) -> str:
         f"{wait['who']} for {_duration(now - wait['since'])}, given up after {_duration(wait['until'] - wait['since'])}"
         f": {wait['reason']}"
     )
+
+
+def all_told(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The waits of several processes in words, each once: the longest of those that are for one thing."""
+    now, longest = time.time(), {}
+    for wait in sorted(found, key=lambda wait: -wait["since"]):
+        longest[wait["who"], wait["reason"]] = wait
+    return [told(wait, now) for wait in longest.values()]
 
 
 def _duration(seconds: float) -> str:

@@ -305,7 +305,7 @@ def test_status_and_progress_show_it_from_elsewhere(tmp_path: Path) -> None:
         waits.end(waiter)
     (wait,) = beats[0]["waits"]
     told = "small for 4 min, given up after 15 min: http://a answered 503: [red]Loading"
-    assert status.what_is_waited_for([wait, {**wait, "since": now - 100}]) == [told]
+    assert waits.all_told([wait, {**wait, "since": now - 100}]) == [told]
     generation = {
         **dict.fromkeys(("generations", "generations_planned", "in_flight", "waiting", "failed", "processes"), 1),
         "unit": "tokens",

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
 from pipelines.cli import running as running

@@ -189,7 +189,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
     generation = found["generation"]
     waiting = [*found.get("waits", ()), *(generation or {}).get("waits", ())]
-    for wait in status.what_is_waited_for(waiting):
+    for wait in waits.all_told(waiting):
         yield "waiting", wait
     if generation:
         yield "generations", f"{generation['generations']:,} of about {generation['generations_planned']:,.0f}"
