@@ -119,7 +119,7 @@ class _GenerateFn(beam.DoFn):
                 key = sample_key(request.request_key, sample)
                 tokens = self._worker.finished.tokens(key)
                 if tokens is not None:
-                    yield {"found": 1, "thought_tokens_found": tokens}
+                    yield {"found": 1, "thought_tokens_found": tokens} | _count_if("empty", self._worker.is_empty(key))
                     continue
                 self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
             yield from _outcomes(self._bundle.take())
@@ -191,6 +191,11 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
                     detail=f"model {request.model}, segment {request.segment_id}: {result.error}",
                 ),
             )
-            yield {"failed": 1}
+            yield {"failed": 1} | _count_if("failed_for_good", not result.may_pass)
         else:
-            yield {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}
+            made = {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}
+            yield made | _count_if("empty", not result.generation.text.strip())
+
+
+def _count_if(name: str, holds: bool) -> dict[str, int]:
+    return {name: 1} if holds else {}

@@ -33,11 +33,9 @@ from benchmarks.selection_coverage import intervals_cover
 from benchmarks.selection_null import nulls
 from benchmarks.selection_rate import ratio_to_bare_forward
 from benchmarks.selection_text import write_source
-from pipelines.augment import Augment
 from pipelines.cli import set_up_logging
 from pipelines.config import MillConfig
-from pipelines.score import Score
-from pipelines.select import Select
+from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.records.types import Candidate
@@ -103,8 +101,7 @@ def config_of(
 
 def selected(config: MillConfig) -> Manifest:
     """The manifest of the select stage, once the config is milled up to it."""
-    for stage in (Score, Augment, Select) if config.scored is None else (Augment, Select):
-        stage(config).run()
+    mill(config, stages=("score", "augment", "select"))
     return manifest.require(config.output, "select")
 
 
@@ -137,8 +134,8 @@ def gain(config: MillConfig) -> dict[str, Any]:
     stage = selected(config)
     [row] = stage.facts["account"]
     table = Table("nats per segment", "mean (95% interval over documents)", "what it is")
-    for what, found in row["gains"].items():
-        table.add_row(what, in_words(found), GAINS[what])
+    for what, meaning in GAINS.items():
+        table.add_row(what, in_words(row["gains"][what]), meaning)
     console.print(table)
     needed, deviation = segments_for_one_nat(candidates_of(config, stage))
     unvalued = {name: n for name, n in stage.counts.items() if name.startswith("unvalued.")}

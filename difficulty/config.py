@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from difficulty.memory.counting import MemoryConfig
 from sharding.config import STRICT
-from sharding.models.server import check_urls
+from sharding.models.connections import check_urls
 
 
 @plain_dataclass(frozen=True)
@@ -20,17 +20,22 @@ class ScorerKind:
         needs_model: it scores with the model that `difficulty.model` names.
         asks_servers: that model is on the servers of `difficulty.urls`.
         has_reference: it can score against a `difficulty.reference_model`.
+        packages, extra: what it needs beyond the core, and the extra that brings it.
     """
 
     module: str
     needs_model: bool = True
     asks_servers: bool = False
     has_reference: bool = False
+    packages: tuple[str, ...] = ()
+    extra: str = ""
 
 
 SCORERS = {
-    "causal_lm": ScorerKind("difficulty.scorers.causal_lm", has_reference=True),
-    "endpoint": ScorerKind("difficulty.scorers.endpoint", asks_servers=True),
+    "causal_lm": ScorerKind(
+        "difficulty.scorers.causal_lm", has_reference=True, packages=("torch", "transformers"), extra="score"
+    ),
+    "endpoint": ScorerKind("difficulty.scorers.endpoint", asks_servers=True, packages=("httpx",), extra="endpoint"),
     "rehearsal": ScorerKind("difficulty.scorers.rehearsal", needs_model=False),
     "none": ScorerKind("difficulty.scorers.none", needs_model=False),
 }
@@ -65,6 +70,11 @@ class DifficultyConfig:
         description="Environment variable with the key of the servers; null: they need none.",
     )
     timeout_s: float = Field(default=600.0, gt=0, description="For a whole answer of a server, seconds.")
+    max_wait_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="How long no server may take a request (loading, full, away) before the run stops, seconds.",
+    )
     max_in_flight: int | None = Field(default=None, gt=0, description="Windows at the servers at once; null: 16 each.")
     top_logprobs: int = Field(
         default=0, ge=0, description="Most likely tokens that servers report, for the entropy; 0: the token itself."

@@ -22,7 +22,7 @@ ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
     ),
     "augment": (
         *("requests", "generations", "found", "generated", "failed"),
-        *("thought_tokens_found", "thought_tokens_now"),
+        *("empty", "thought_tokens_found", "thought_tokens_now"),
     ),
     "select": ("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens"),
     "pack": (*mixing.COUNTS, *(count.name for count in fields(LayoutCounts))),

@@ -17,6 +17,7 @@ import msgspec
 
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
+from augment.ledger.dropping import dropped_rows, drops
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
@@ -26,7 +27,7 @@ from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, w
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.measured import forecast_for
 from pipelines.stage import Stage
-from pipelines.watch.status import plan_of, planned_generations
+from pipelines.watch.planned import plan_of, planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
@@ -35,6 +36,7 @@ from sharding.errors import MillError
 from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
 from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Augment(Stage):
         self.segments = Parts.of(config.output, self.scored, SEGMENTS, SEGMENT_COLUMNS)
         self.num_parts = part_count(self.segments.urls)
         self.choices = Choices(self.allocation, self.holdback)
+        self.drops = drops(config.ledger_url)  # before its parts are listed
         prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
@@ -70,6 +73,16 @@ class Augment(Stage):
         )
         generations = math.ceil(sum(planned_generations(config, self.allocation).values()))
         self.order = work_order(config, self.started_at, planned_generations=generations, beats_url=self.at.alive)
+
+    def revised(self, found: Manifest) -> Manifest | None:
+        """None where generations that this stage asked for were dropped from the ledger since it was made."""
+        fresh = set(self.drops) - set(found.facts.get("drops", ()))
+        gone = set(dropped_rows(self.config.ledger_url, fresh, "request_key")) if fresh else set()
+        asked = manifest.file_urls(self.output, found, REQUESTS.name) if gone else []
+        for url in asked:
+            if any(request.request_key in gone for request in storage.read_records(url, Request, ["request_key"])):
+                return None
+        return super().revised(found)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -110,9 +123,13 @@ class Augment(Stage):
         if counts["failed"] > allowed * counts["generations"]:
             raise MillError(
                 f"{counts['failed']} of {counts['generations']} generations failed, more than "
-                f"ledger.max_failed_fraction={allowed}: see {self.folder}/quarantine-*.arrow; what was generated is in "
-                "the ledger, run again to try the rest"
+                f"ledger.max_failed_fraction={allowed}: see {self.folder}/quarantine-*.arrow; "
+                f"{worker.way_out(counts['failed'], counts.get('failed_for_good', 0))}"
             )
+        empty_allowed = self.config.ledger.max_empty_fraction
+        if counts["empty"] > empty_allowed * counts["generations"]:
+            ledger = self.config.ledger_url
+            raise worker.too_many_empty(counts["empty"], counts["generations"], empty_allowed, ledger)
         return counts, {
             "models": planner.describe(),
             "prompts": planner.prompt_versions(),
@@ -124,6 +141,7 @@ class Augment(Stage):
             "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
             "forecast": forecast_for(self.output, self.sections["budget"]),
             "warnings": list(allocation.warnings) + planner.warnings(),
+            **({"drops": self.drops} if self.drops else {}),
         }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from secrets import token_hex
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
@@ -48,6 +48,12 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     if standard.runner is None or standard.runner == "DirectRunner":
         standard.runner = IN_PROCESS_RUNNER
     return options
+
+
+def works_here(options: PipelineOptions) -> bool:
+    """Whether a pipeline's steps run on this machine, with its packages and its environment."""
+    runner = options.view_as(StandardOptions).runner or ""
+    return runner.endswith("FnApiRunner") or options.view_as(PortableOptions).environment_type == "LOOPBACK"
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ class LedgerConfig:
     max_failed_fraction: float = Field(
         default=0.01, ge=0, le=1, description="More failed requests than this share stop the run."
     )
+    max_empty_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="More generations without any text than this share stop the run."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

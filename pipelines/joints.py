@@ -106,6 +106,7 @@ def work_order(
         flush_seconds=config.ledger.flush_seconds,
         planned_generations=planned_generations,
         max_failed_fraction=config.ledger.max_failed_fraction,
+        max_empty_fraction=config.ledger.max_empty_fraction,
         beats_url=beats_url,
     )
 

@@ -38,10 +38,12 @@ def mill(
 
     Raises:
         RequestError: the request was wrong.
-        MillError: a stage failed.
+        MillError: a stage failed, or the preflight found that one would.
     """
     # Imported here: Beam takes a second, and `--help` and `verify` do without.
+    from pipelines import preflight
     from pipelines.augment import Augment
+    from pipelines.beam_options import beam_options, works_here
     from pipelines.borrowed_scores import BorrowedScores
     from pipelines.pack import Pack
     from pipelines.score import Score
@@ -51,9 +53,18 @@ def mill(
     kinds: dict[str, Callable[[MillConfig], Stage]] = {
         "score": scores, "augment": Augment, "select": Select, "pack": Pack,
     }  # fmt: skip
-    manifests = {}
+    manifests: dict[str, Manifest] = {}
+
+    def begin(name: str) -> None:
+        """A stage is to be made, and so are those after it."""
+        if not begun and works_here(beam_options(beam_args)):
+            preflight.check(config, stages[stages.index(name) :])
+        begun.append(name)
+        on_stage(name, None, None)
+
+    begun: list[str] = []
     for name in stages:
-        begin = partial(on_stage, name, None, None)
-        manifests[name], did = kinds[name](config).run(beam_args=beam_args, replace=replace, on_begin=begin)
+        on_begin = partial(begin, name)
+        manifests[name], did = kinds[name](config).run(beam_args=beam_args, replace=replace, on_begin=on_begin)
         on_stage(name, manifests[name], did)
     return manifests

@@ -16,7 +16,7 @@ from sharding.hashing import file_fingerprint
 from sharding.models.store import model_fingerprint, resolve_model
 from sharding.storage.retries import patiently
 
-_CANT_CHANGE_A_SCORE = ("urls", "api_key_env", "timeout_s", "max_in_flight")
+_CANT_CHANGE_A_SCORE = ("urls", "api_key_env", "timeout_s", "max_wait_s", "max_in_flight")
 """Where servers are, and how they are asked."""
 
 

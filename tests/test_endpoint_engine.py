@@ -31,8 +31,9 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.hashing import fraction_of
-from sharding.models import server_pool
-from sharding.models.server import read_key, retry_after_s
+from sharding.models import server_patience, server_pool
+from sharding.models.connections import read_key
+from sharding.models.server import retry_after_s
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import LedgerRow
 from sharding.storage.manifest import Manifest
@@ -279,7 +280,7 @@ def test_logprobs_only_where_they_are_of_what_was_sampled(
 
 ONCE = {
     "500": ((500, {}, {"error": {"message": "boom"}}), "answered 500: boom"),
-    "503 without Retry-After": ((503, {}, b"<html>no backend</html>"), "answered 503: <html>no backend"),
+    "502": ((502, {}, b"<html>no backend</html>"), "answered 502: no backend"),
     "hang": (HANG, "no answer within 0.6 s"),
     "cut": (CUT, "RemoteProtocolError"),
     "malformed": (b'{"choices": [{"text": "a', "makes no sense"),
@@ -495,13 +496,11 @@ def test_a_server_that_fails_fast_is_no_black_hole(
 
 
 def test_a_server_that_fails_again_is_tried_with_one_request_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
     serve: Callable[..., ScriptedServer],
     config: Callable[..., ModelConfig],
     feed: Callable[..., Feeder],
 ) -> None:
     """It looks well each time: so this is no outage, but only the first two rounds cost tries of all requests."""
-    monkeypatch.setattr(server_pool, "OUTAGE_S", 0.3)
     lock, running, together = threading.Lock(), 0, []
 
     def script(number: int, body: dict[str, Any]) -> Any:
@@ -515,7 +514,8 @@ def test_a_server_that_fails_again_is_tried_with_one_request_at_a_time(
         return (500, {}, {}) if number < 40 else completion(body)
 
     server = serve(script)
-    results = run_all(feed(config(server, max_in_flight=16), FeedingConfig(max_attempts=8, backoff_s=0.001)), many(16))
+    model = config(server, max_in_flight=16, max_wait_s=0.3)
+    results = run_all(feed(model, FeedingConfig(max_attempts=8, backoff_s=0.001)), many(16))
     assert all(isinstance(result, Completed) for result in results.values())
     assert {at_once for number, at_once in together if 35 <= number < 40} == {1}
     assert max(at_once for _, at_once in together) > 8
@@ -540,14 +540,13 @@ def test_an_outage_that_lasts_stops_the_run(
     config: Callable[..., ModelConfig],
     feed: Callable[..., Feeder],
 ) -> None:
-    monkeypatch.setattr(server_pool, "START_WAIT_S", 0.2)
-    monkeypatch.setattr(server_pool, "OUTAGE_S", 0.3)
+    monkeypatch.setattr(server_patience, "START_WAIT_S", 0.2)
     server = serve()
     server.stop()
     with pytest.raises(MillError, match=rf"took a request for 0.2 s: {server.url}/v1/models: no connection"):
         run_all(feed(config(server)), many(3))
     server.start()
-    feeder = feed(config(server))
+    feeder = feed(config(server, max_wait_s=0.3))
     run_all(feeder, many(3))
     server.stop()
     with pytest.raises(MillError, match=rf"took a request for 0.3 s: {server.url}/v1/.*: no connection"):
@@ -555,17 +554,15 @@ def test_an_outage_that_lasts_stops_the_run(
 
     always_full = serve(lambda number, body: (429, {"Retry-After": "0"}, {"message": "quota is used up"}))
     with pytest.raises(MillError, match=r"took a request for 0.3 s: .*quota is used up"):
-        run_all(feed(config(always_full)), many(3))
+        run_all(feed(config(always_full, max_wait_s=0.3)), many(3))
 
 
 def test_a_slow_generation_is_no_outage(
-    monkeypatch: pytest.MonkeyPatch,
     serve: Callable[..., ScriptedServer],
     config: Callable[..., ModelConfig],
     feed: Callable[..., Feeder],
 ) -> None:
     """The server is full and at work for longer than an outage may take."""
-    monkeypatch.setattr(server_pool, "OUTAGE_S", 0.2)
 
     def script(number: int, body: dict[str, Any]) -> Any:
         if number == 0:
@@ -573,7 +570,7 @@ def test_a_slow_generation_is_no_outage(
         return (429, {}, {}) if number > 0 and time.monotonic() < server.times[0] + 0.4 else completion(body)
 
     server = serve(script)
-    results = run_all(feed(config(server)), many(4))
+    results = run_all(feed(config(server, max_wait_s=0.2)), many(4))
     assert all(isinstance(result, Completed) for result in results.values())
 
 

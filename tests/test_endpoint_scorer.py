@@ -25,7 +25,7 @@ from difficulty.scorers.protocol import TokenScores
 from difficulty.scorers.windows import cut_windows
 from difficulty.scoring import score_texts
 from sharding.errors import MillError, RequestError
-from sharding.models import server_pool
+from sharding.models import server_patience, server_pool
 from sharding.models.tokenizer import UnencodableText, load_tokenizer
 from tests.endpoint_server import CUT, SERVED, ScriptedServer
 
@@ -285,7 +285,7 @@ def test_what_the_servers_are_is_looked_at_first(
         with pytest.raises(RequestError, match=message):
             scorer(server, **fields)
     scorer(server, context_tokens=4094)
-    monkeypatch.setattr(server_pool, "START_WAIT_S", 0.1)
+    monkeypatch.setattr(server_patience, "START_WAIT_S", 0.1)
     server.stop()
     with pytest.raises(MillError, match="no connection"):
         scorer(server)

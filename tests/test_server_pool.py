@@ -22,7 +22,7 @@ def test_looking_after_a_server_goes_on_after_an_error_of_any_kind(monkeypatch: 
             raise ValueError("no error of ours")
 
     async def use() -> None:
-        pool = EndpointPool([server.url], model=SERVED, timeout_s=5, check=check)
+        pool = EndpointPool([server.url], model=SERVED, timeout_s=5, max_wait_s=900, check=check)
         await pool.start()
         server.stop()
         asking = asyncio.create_task(pool.post(COMPLETIONS, {"model": SERVED}, dict))

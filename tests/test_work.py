@@ -217,8 +217,10 @@ def test_a_run_that_fails_too_much_ends_with_the_reason(
     stage.refuse = lambda key: key[0] in "01234567"
     source = write_jsonl([{"id": str(i), "text": f"text {i} and {i * 7} " * 40} for i in range(8)])
     config = from_mapping(rehearsal_config(source))
-    with pytest.raises(MillError, match=r"^augment \(.*Generate with pretend.*max_failed_fraction=0\.01.*not this one"):
+    told = r"^augment \(.*Generate with pretend.*max_failed_fraction=0\.01.*not this one"
+    with pytest.raises(MillError, match=told) as caught:
         mill(config, stages=["score", "augment"])
+    assert "run again" not in str(caught.value) and "change what they failed for" in str(caught.value)
     assert manifest.read(config.output, "augment") is None
     assert not Path(config.output, "stages", "augment", "alive").exists()
     paid_for = len(finished_keys(config.ledger_url))

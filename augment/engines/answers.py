@@ -189,8 +189,8 @@ class AnswerReader:
                 "neither token ids came nor special tokens, so the thinking can't be told from the answer: the server "
                 "has to know return_token_ids or skip_special_tokens"
             )
-        said = self._tokenizer.decode(request.prompt_token_ids[~np.isin(request.prompt_token_ids, self._control)])
-        if len(said.strip()) >= _ECHO_CHARACTERS and said.strip() in text:
+        said = self._bare(self._tokenizer.decode(request.prompt_token_ids))
+        if len(said) >= _ECHO_CHARACTERS and said in self._bare(text):
             raise GenerationFailed("the prompt came back, within the answer")
         try:
             pieces = [

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
-from sharding.models.server import check_urls
+from sharding.models.connections import check_urls
 
 ENGINES = {
     "vllm": "augment.engines.vllm:VllmEngine",
@@ -16,6 +16,9 @@ ENGINES = {
     "rehearsal": "augment.engines.rehearsal:RehearsalEngine",
 }
 """The engine families by the names they have in a config, and where they are."""
+
+PACKAGES = {"vllm": (("vllm",), "vllm"), "endpoint": (("httpx",), "endpoint")}
+"""What an engine needs beyond the core, and the extra that brings it."""
 
 if TYPE_CHECKING:
     EngineFamily = str
@@ -59,6 +62,11 @@ class ModelConfig:
         "with rows that name it, or stop.",
     )
     timeout_s: float = Field(default=1800.0, gt=0, description="For a whole answer of a server, seconds.")
+    max_wait_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="How long no server may take a request (loading, full, away) before the run stops, seconds.",
+    )
     dollars_per_million_tokens: float | None = Field(
         default=None, gt=0, description="Price of generated tokens, dollars."
     )

@@ -17,7 +17,9 @@ from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
 from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
 from augment.marks import THINK
-from sharding.errors import RequestError
+from sharding.errors import MillError, RequestError
+from sharding.models.bodies import shown
+from sharding.models.first_look import look_at
 from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
 from sharding.models.server_pool import COMPLETIONS, EndpointPool
@@ -50,6 +52,9 @@ _ASKED_ELSEWHERE = frozenset(
 )
 """What the request, its key and the reading of the answer depend on."""
 
+_NEVER_LEFT_OUT = ("model", "prompt", "max_tokens", "temperature", "top_p")
+"""Without these, an answer is not of what the config and the ledger say was asked; the others may be null."""
+
 
 class _Message(msgspec.Struct):
     content: str | None = None
@@ -79,10 +84,11 @@ class _Completion(msgspec.Struct):
 class EndpointEngine:
     """Completions of the model's `urls`.
 
-    `engine_args` are sent with each request, on top of what is sent anyway; null takes a field out, for a server that
-    doesn't know it. `tokenizer` and `trust_remote_code` are about the prompt and stay here. So does `logprobs_mode`:
-    what a server's log probabilities are of, it doesn't say, so `Generation.sum_logprobs` is None unless the sampling
-    leaves the distribution as it is, or this says that the server runs with "processed_logprobs".
+    `engine_args` are sent with each request, on top of what is sent anyway; null leaves a field out, for a server that
+    doesn't know it, and decides the text like any other value. `tokenizer` and `trust_remote_code` are about the prompt
+    and stay here. So does `logprobs_mode`: what a server's log probabilities are of, it doesn't say, so
+    `Generation.sum_logprobs` is None unless the sampling leaves the distribution as it is, or this says that the server
+    runs with "processed_logprobs".
 
     Raises:
         RequestError: `engine_args` has a key that another field of the config sets.
@@ -92,9 +98,10 @@ class EndpointEngine:
     memory_share = 0.0
 
     def __init__(self, model: ModelConfig) -> None:
-        for name in model.engine_args:
-            if name in _ASKED_ELSEWHERE:
-                raise RequestError(f"engine_args.{name} of {model.name}: is set by the config's other sections")
+        for name, value in model.engine_args.items():
+            if name in _ASKED_ELSEWHERE and (value is not None or name in _NEVER_LEFT_OUT):
+                may_be = "" if name in _NEVER_LEFT_OUT else "; it can only be null, which leaves it out"
+                raise RequestError(f"engine_args.{name} of {model.name}: is set by the config's other sections{may_be}")
         self._model = model
         self._served_name = model.served_name or model.name
         self._tokenizer: TextTokenizer | None = None
@@ -113,6 +120,11 @@ class EndpointEngine:
     def capacity(self) -> int:
         return IN_FLIGHT_PER_URL * len(self._model.urls)
 
+    def look(self) -> list[MillError]:
+        """What keeps this process from asking the servers for good, as far as it can be told before they are needed."""
+        model = self._model
+        return look_at(model.urls, model=self._served_name, api_key_env=model.api_key_env, check=self._check_room)
+
     async def start(self) -> None:
         model = self._model
         self._tokenizer = load_tokenizer(str(model.engine_args.get("tokenizer", model.name)), model.revision)
@@ -122,6 +134,7 @@ class EndpointEngine:
             model=self._served_name,
             api_key_env=model.api_key_env,
             timeout_s=model.timeout_s,
+            max_wait_s=model.max_wait_s,
             check=self._check_room,
         )
         await self._pool.start()
@@ -146,6 +159,8 @@ class EndpointEngine:
         except EndpointFailed as error:
             raise GenerationFailed(str(error)) from error
         except EndpointRefused as error:
+            if error.unknown_fields:
+                raise self._unknown_to_server(error) from error
             raise RequestRejected(str(error)) from error
         choice = completion.choices[0]
         text, thinking = _text_of(choice)
@@ -158,7 +173,7 @@ class EndpointEngine:
             sum_logprobs=_sum(choice.logprobs) if with_logprobs else None,
             finish_reason=choice.finish_reason,
             engine_version=served.software
-            or (fingerprint[:_NAME_CHARACTERS] if isinstance(fingerprint, str) else "unknown"),
+            or (shown(fingerprint, None)[:_NAME_CHARACTERS] if isinstance(fingerprint, str) else "unknown"),
             model=self._other_model(completion.model),
         )
         return self._reader.read(request, answer)
@@ -205,6 +220,17 @@ class EndpointEngine:
         body |= {name: value for name, value in self._model.engine_args.items() if name not in _NOT_SENT}
         return {name: value for name, value in body.items() if value is not None}
 
+    def _unknown_to_server(self, error: EndpointRefused) -> RequestError:
+        """What to do about fields that a server doesn't know; it would refuse every request for them."""
+        fields = [name for name in error.unknown_fields if name not in _NEVER_LEFT_OUT]
+        if not fields:
+            return RequestError(f"{error} (it can't be asked without {', '.join(error.unknown_fields)}: take another)")
+        nulls = ", ".join(f"{name}: null" for name in fields)
+        return RequestError(
+            f"{error} (the model {self._model.name!r} is asked without {', '.join(fields)} where its section has "
+            f"engine_args: {{{nulls}}})"
+        )
+
     def _check_room(self, url: str, served: Served) -> None:
         if served.max_model_len is not None and served.max_model_len < self._model.max_model_len:
             raise RequestError(
@@ -224,7 +250,7 @@ class EndpointEngine:
         """
         if not isinstance(name, str) or not name or name == self._served_name:
             return None
-        name = name[:_NAME_CHARACTERS]
+        name = shown(name, None)[:_NAME_CHARACTERS]
         said = f"{self._model.name}: asked for {self._served_name!r}, {name!r} answered"
         if self._model.other_model == "error":
             raise RequestError(f"{said}; set served_name, or other_model: warn")

@@ -104,7 +104,15 @@ class GenerationFailed(MillError):
 
 
 class RequestRejected(MillError):
-    """The engine will never take this request, such as one too long for the model."""
+    """The engine will not take this request, such as one too long for the model.
+
+    Attributes:
+        may_pass: another run may have more luck; else it would be refused again.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class EngineDead(MillError):

@@ -1,16 +1,15 @@
 """The feeder: the loop that keeps one engine full from many bundles. The heart of the augment stage.
 
 A `Feeder` owns an engine and runs it on an event loop of its own. Bundles (threads) submit requests through tickets;
-submitted requests wait in a bounded heap, the longest expected first, and move on to the engine as slots fall free.
-There is no barrier: what one bundle leaves of the engine, the next one uses. Every request that comes in goes out
-exactly once, to its ticket: as completed, as a failure of its own, or with the error that stopped everything.
+they wait in a bounded heap, the longest expected first, and move on to the engine as slots fall free. There is no
+barrier: what one bundle leaves of the engine, the next one uses. Every request that comes in goes out exactly once, to
+its ticket: completed, as a failure of its own, or with the error that stopped everything.
 
     ticket.submit ──► waiting (bounded) ──► in flight (capacity) ──► ledger, then ticket.take / ticket.drain
                           ▲                      │ failed: after a backoff that holds no slot
                           └──────────────────────┘ engine died: at once, ahead of the others, on a new engine
 
-`Feeder._feed` is the whole of it. `feeding.keeper` has the engine, `feeding.tickets` what bundles hold, and
-`feeding.registry` gives a worker process one feeder per model.
+`Feeder._feed` is all of it. Beside it, `keeper` has the engine, `tickets` what bundles hold, `registry` one per model.
 """
 
 from __future__ import annotations
@@ -193,7 +192,7 @@ class Feeder:
         elif isinstance(outcome, GenerationFailed):
             self._retry(job, outcome)
         else:
-            self._fail(job, str(outcome))
+            self._fail(job, str(outcome), may_pass=outcome.may_pass)
 
     # --- what becomes of a job ----------------------------------------------------------------------------------------
 
@@ -219,7 +218,7 @@ class Feeder:
     def _retry(self, job: Job, error: GenerationFailed) -> None:
         if error.retry_after_s is None:
             if job.retries + 1 >= self._config.max_attempts:
-                self._fail(job, str(error))
+                self._fail(job, str(error), may_pass=True)
                 return
             job.retries += 1
             self._stats.retries += 1
@@ -231,10 +230,11 @@ class Feeder:
         self._waiting.push(job)
         self._intake.changed.set()
 
-    def _fail(self, job: Job, error: str) -> None:
+    def _fail(self, job: Job, error: str, *, may_pass: bool) -> None:
         self._stats.finished(None)
         for one in self._finish(job):
-            one.ticket.deliver(Failure(one.request, one.context, one.request.key, self.name, error, job.retries))
+            key = one.request.key
+            one.ticket.deliver(Failure(one.request, one.context, key, self.name, error, job.retries, may_pass))
 
     def _finish(self, job: Job) -> list[Job]:
         """A job that has its outcome, with its copies: all that are to be told."""
@@ -250,7 +250,7 @@ class Feeder:
         # One that is elsewhere may have been killed with its process.
         killer = self._waiting.take_back(jobs, blamed=not self._stats.elsewhere)
         if killer is not None:
-            self._fail(killer, f"the engine died with this request alone in flight: {error}")
+            self._fail(killer, f"the engine died with this request alone in flight: {error}", may_pass=False)
 
     def _cancel_in_flight(self) -> None:
         for task in self._in_flight.values():

@@ -21,7 +21,7 @@ import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
 from augment.feeding import registry
-from sharding import storage
+from sharding import storage, waits
 from sharding.errors import MillError
 from sharding.storage.json_files import Number, read_json
 
@@ -122,6 +122,7 @@ class Heartbeat:
             "host": self._host,
             "pid": os.getpid(),
             "models": models,
+            "waits": waits.current(),
             "tokens_per_second": max(0, tokens - before) / (now - since) if now > since else None,
         }
         storage.write_json(self._url, beat)

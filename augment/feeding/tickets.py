@@ -44,6 +44,7 @@ class Failure:
         context: as given to `submit`.
         key, model, error: what failed, where and why.
         retries: tries after the first.
+        may_pass: whether the same request may have more luck in another run.
     """
 
     request: GenerationRequest
@@ -52,6 +53,7 @@ class Failure:
     model: str
     error: str
     retries: int
+    may_pass: bool = True
 
 
 Result = Completed | Failure

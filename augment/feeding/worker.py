@@ -31,6 +31,21 @@ class TooManyFailures(MillError):
     """The run is stopped before it pays for more of what fails."""
 
 
+def way_out(failed: int, hopeless: int) -> str:
+    """What to do after failures, of which `hopeless` would be the same in another run."""
+    if hopeless == failed:
+        return "what was generated is in the ledger; the same requests would fail again: change what they failed for"
+    return "what was generated is in the ledger, run again to try the rest"
+
+
+def too_many_empty(empty: int, ended: int, limit: float, ledger_url: str) -> TooManyFailures:
+    """What to say where generations have no text: they are in the ledger, and would be found there for good."""
+    return TooManyFailures(
+        f"{empty} of {ended} generations have no text, more than ledger.max_empty_fraction={limit} allows: mend what "
+        f"answers, take them out with `thoughtmill ledger drop {ledger_url} --where reason=empty`, and run again"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkOrder:
     """A run as its worker processes know it.
@@ -40,7 +55,7 @@ class WorkOrder:
         began_ms: when it began, Unix time in milliseconds.
         ledger_url, flush_rows, flush_seconds: where finished generations go, and when: see `LedgerWriter`.
         planned_generations: of the whole run, at most; None: not known.
-        max_failed_fraction: of them; more stop the run.
+        max_failed_fraction, max_empty_fraction: of them; more that fail, or have no text, stop the run.
         beats_url: folder of the heartbeats; None: there are none.
     """
 
@@ -51,6 +66,7 @@ class WorkOrder:
     flush_seconds: float = 10.0
     planned_generations: int | None = None
     max_failed_fraction: float = 1.0
+    max_empty_fraction: float = 1.0
     beats_url: str | None = None
 
 
@@ -68,7 +84,8 @@ class Worker:
         self._writer = LedgerWriter(order.ledger_url, flush_rows=order.flush_rows, flush_seconds=order.flush_seconds)
         self._heartbeat = Heartbeat(order.beats_url) if order.beats_url else None
         self._lock = threading.Lock()
-        self._failed: set[str] = set()
+        self._failed: dict[str, bool] = {}  # by key: whether it may pass in another run
+        self._empty: set[str] = set()
         self._completed = 0
         self._last_failure = ""
         self.bundles = 0
@@ -95,6 +112,8 @@ class Worker:
         """
         with self._lock:
             self._completed += 1
+            if not row.text.strip():
+                self._empty.add(row.key)
         if self.finished.tokens(row.key) is None:  # two bundles may have asked for it
             self._writer.add(row)
             self.finished.add(row)
@@ -102,30 +121,39 @@ class Worker:
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""
         with self._lock:
-            self._failed.add(failure.key)
+            self._failed[failure.key] = failure.may_pass
             self._last_failure = failure.error
+
+    def is_empty(self, key: str) -> bool:
+        """Whether a generation of this process has no text."""
+        return key in self._empty
 
     def check_failures(self) -> None:
         """Stop a run that can't end well, before it has paid for the rest.
 
         It can't when more has failed here than may fail in the whole run, or, as far as one process can tell, when
-        after `MIN_FAILURES` failures their share is over the limit.
+        after `MIN_FAILURES` failures their share is over the limit; the same goes for generations without text.
 
         Raises:
-            TooManyFailures: says how much failed, and the last reason.
+            TooManyFailures: says how much failed, and the last reason; or how much is empty.
         """
-        limit, planned = self.order.max_failed_fraction, self.order.planned_generations
+        limit, empty_limit = self.order.max_failed_fraction, self.order.max_empty_fraction
         with self._lock:
-            failed, ended = len(self._failed), len(self._failed) + self._completed
-            certain = planned is not None and failed > limit * planned
-            if not certain and (failed < MIN_FAILURES or failed <= limit * ended):
+            failed, empty, ended = len(self._failed), len(self._empty), len(self._failed) + self._completed
+            if self._is_too_much(empty, empty_limit, ended):
+                raise too_many_empty(empty, ended, empty_limit, self.order.ledger_url)
+            if not self._is_too_much(failed, limit, ended):
                 return
-            reason = self._last_failure
+            reason, hopeless = self._last_failure, failed - sum(self._failed.values())
         raise TooManyFailures(
             f"{failed} of the first {ended} generations of a worker failed, more than "
-            f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; what was generated is in the ledger, "
-            "run again to try the rest"
+            f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; {way_out(failed, hopeless)}"
         )
+
+    def _is_too_much(self, bad: int, limit: float, ended: int) -> bool:
+        planned = self.order.planned_generations
+        certain = planned is not None and bad > limit * planned
+        return certain or (bad >= MIN_FAILURES and bad > limit * ended)
 
     def flush(self) -> None:
         """Return when everything kept so far is durable.

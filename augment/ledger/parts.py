@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -26,7 +26,10 @@ from sharding.storage.files import join, list_names, read_bytes, write_bytes
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 16
-_NAME = re.compile(r"part-(?P<written_ms>\d+)-(?P<digest>[0-9a-f]+)\.arrow")
+PART, DROPPED = "part", "dropped"
+"""What a file of a ledger begins with: rows that count, and rows that were taken out (see `ledger.dropping`)."""
+
+_NAME = re.compile(r"(part|dropped)-(?P<written_ms>\d+)-(?P<digest>[0-9a-f]+)\.arrow")
 
 
 def write_part(ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = LEDGER_SCHEMA) -> str:
@@ -35,26 +38,47 @@ def write_part(ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = L
     Raises:
         MillError: the store refused.
     """
+    batches = (to_batch(chunk, schema) for chunk in chunks(rows, BATCH_BYTES, record_size_bytes))
+    return _write(ledger_url, batches, schema, PART, time.time_ns() // 1_000_000)
+
+
+def write_table(ledger_url: str, rows: pa.Table, *, like: str, kind: str = PART) -> str:
+    """Write some rows of a part that is there as a file of its own, dated like it; its URL follows from the rows.
+
+    Args:
+        like: the part.
+        kind: `PART` or `DROPPED`.
+
+    Raises:
+        MillError: the store refused.
+    """
+    rows = rows.combine_chunks()
+    size = max(1, len(rows) * BATCH_BYTES // max(1, rows.nbytes))
+    return _write(ledger_url, rows.to_batches(size), rows.schema, kind, _written_ms(like.rsplit("/", 1)[-1]))
+
+
+def _write(ledger_url: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, kind: str, written_ms: int) -> str:
     sink = pa.BufferOutputStream()
     with new_stream(sink, schema) as writer:
-        for chunk in chunks(rows, BATCH_BYTES, record_size_bytes):
-            writer.write_batch(to_batch(chunk, schema))
+        for batch in batches:
+            writer.write_batch(batch)
     data = sink.getvalue().to_pybytes()
-    url = join(ledger_url, f"part-{time.time_ns() // 1_000_000}-{_digest(data)}.arrow")
+    url = join(ledger_url, f"{kind}-{written_ms}-{_digest(data)}.arrow")
     write_bytes(url, data)
     return url
 
 
-def ledger_parts(ledger_url: str, since_ms: int = 0) -> list[str]:
+def ledger_parts(ledger_url: str, since_ms: int = 0, kind: str = PART) -> list[str]:
     """The URLs of the ledger's parts as the store has them now, oldest first; none where there is no ledger.
 
     Args:
+        kind: `PART`, or `DROPPED` for those that were taken out.
         since_ms: leave out those written before this Unix time in milliseconds, by the clock of who wrote them.
 
     Raises:
         MillError: the store can't be listed.
     """
-    names = [name for name in list_names(ledger_url) if name.startswith("part-") and name.endswith(".arrow")]
+    names = [name for name in list_names(ledger_url) if name.startswith(f"{kind}-") and name.endswith(".arrow")]
     return [join(ledger_url, name) for name in names if since_ms == 0 or _written_ms(name) >= since_ms]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 from apache_beam.typehints import KV, List, Tuple
 
 from augment.ledger.parts import read_part
@@ -14,7 +15,7 @@ from sharding.beam.counts import COUNTS
 from sharding.beam.joins import GroupRecords
 from sharding.records.types import LedgerRow, Request
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "thought_tokens", "finished_at")
+FOUND_COLUMNS = ("key", "request_key", "sample", "text", "thought_tokens", "finished_at")
 """What `FindMissing` looks at."""
 
 MissingSamples = Tuple[Request, List[int]]
@@ -64,12 +65,21 @@ class FindMissing(beam.PTransform):
     def expand(self, pcolls: dict[str, beam.PCollection]) -> Any:
         requests = pcolls["requests"] | "By key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request])
         outputs = (
-            {"requests": requests, "rows": pcolls["rows"]}
+            {
+                "requests": requests,
+                "rows": pcolls["rows"]
+                | "Without text" >> beam.Map(_with_first_letter).with_output_types(KV[str, LedgerRow]),
+            }
             | "Join" >> GroupRecords(self._num_partitions, requests=Request, rows=LedgerRow)
             | "Missing" >> beam.FlatMap(missing_samples).with_outputs(COUNTS, main="requests")
         )
         outputs["requests"].element_type = MissingSamples
         return outputs
+
+
+def _with_first_letter(row: tuple[str, LedgerRow]) -> tuple[str, LedgerRow]:
+    """A row of which it is only asked whether there is text; the text is most of it, and would be shuffled."""
+    return row[0], msgspec.structs.replace(row[1], text=row[1].text.lstrip()[:1])
 
 
 def _request_key(request: Request) -> str:
@@ -88,4 +98,6 @@ def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
     if missing:
         yield request, missing
     tokens = sum(row.thought_tokens for row in rows)
-    yield beam.pvalue.TaggedOutput(COUNTS, {"generations": samples, "found": len(rows), "thought_tokens_found": tokens})
+    counts = {"generations": samples, "found": len(rows), "thought_tokens_found": tokens}
+    empty = sum(not row.text for row in rows)
+    yield beam.pvalue.TaggedOutput(COUNTS, counts | ({"empty": empty} if empty else {}))

@@ -21,7 +21,7 @@ from sharding.records.types import Candidate
 MICRO = 1_000_000
 """Nats are added up as whole millionths."""
 
-DOCUMENT_GROUPS = 512
+DOCUMENT_GROUPS = 2048
 """Documents are put into so many groups by a hash, and sums are kept of each: what an interval over documents
 needs, however large the corpus. Few documents have a group each, but for collisions, which make an interval wider."""
 

@@ -11,6 +11,7 @@ import math
 import threading
 import uuid
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from difficulty.scorers.protocol import TokenScores
 from difficulty.scorers.reading import NatsAfter, rows_after, window_of
 from difficulty.scorers.windows import Window, cut_windows
 from sharding.errors import MillError, RequestError
+from sharding.models.first_look import look_at
 from sharding.models.served import Served
 from sharding.models.server import EndpointFailed, EndpointFull, EndpointRefused
 from sharding.models.server_pool import COMPLETIONS, EndpointPool
@@ -53,6 +55,12 @@ class _Completion(msgspec.Struct):
 def make(config: DifficultyConfig) -> EndpointScorer:
     """The scorer that the config asks for, its servers reached."""
     return EndpointScorer(config)
+
+
+def look(config: DifficultyConfig) -> list[MillError]:
+    """What keeps this process from asking the servers for good, as far as it can be told before they are needed."""
+    check, name = partial(_check_room, config), config.served_name or str(config.model)
+    return look_at(config.urls, model=name, api_key_env=config.api_key_env, check=check)
 
 
 def describe(config: DifficultyConfig) -> dict[str, Any]:
@@ -103,7 +111,8 @@ class EndpointScorer:
             model=self._served_name,
             api_key_env=config.api_key_env,
             timeout_s=config.timeout_s,
-            check=self._check_room,
+            max_wait_s=config.max_wait_s,
+            check=self._look_at,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint-scorer", daemon=True)
@@ -202,6 +211,9 @@ class EndpointScorer:
                 async with self._slots:
                     return (await self._pool.post(COMPLETIONS, body, _Completion))[0]
             except EndpointRefused as error:
+                if error.unknown_fields:
+                    needs = f"doesn't know {', '.join(error.unknown_fields)}: scorer endpoint needs vLLM"
+                    raise RequestError(f"{error} (the server {needs}, or use scorer causal_lm)") from error
                 raise MillError(f"a window of {len(prompt)} tokens can't be scored: {error}") from error
             except EndpointFull as error:
                 pause_s = error.retry_after_s or BACKOFF_S
@@ -212,16 +224,20 @@ class EndpointScorer:
                 pause_s = BACKOFF_S * 2.0 ** (failures - 1)
             await asyncio.sleep(pause_s)
 
-    def _check_room(self, url: str, served: Served) -> None:
-        if served.max_model_len is None:
-            return
-        room = served.max_model_len - _EXTRA_TOKENS
-        self._longest_tokens = min(room, self._longest_tokens or room)
-        if self._config.context_tokens > room:
-            raise RequestError(
-                f"difficulty.context_tokens: {self._config.context_tokens}: {url} takes {served.max_model_len} tokens "
-                f"at once, which leaves room for windows of {room}"
-            )
+    def _look_at(self, url: str, served: Served) -> None:
+        _check_room(self._config, url, served)
+        if served.max_model_len is not None:
+            room = served.max_model_len - _EXTRA_TOKENS
+            self._longest_tokens = min(room, self._longest_tokens or room)
+
+
+def _check_room(config: DifficultyConfig, url: str, served: Served) -> None:
+    room = None if served.max_model_len is None else served.max_model_len - _EXTRA_TOKENS
+    if room is not None and config.context_tokens > room:
+        raise RequestError(
+            f"difficulty.context_tokens: {config.context_tokens}: {url} takes {served.max_model_len} tokens at once, "
+            f"which leaves room for windows of {room}"
+        )
 
 
 def _nats(token: int, reported: dict[int, _TokenLogprob]) -> tuple[float, float]:

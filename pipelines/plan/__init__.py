@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines import preflight
 from pipelines.config import MillConfig
 from pipelines.plan import measured
 from pipelines.plan.evidence import Evidence, gather
@@ -20,6 +21,7 @@ from pipelines.plan.forecast import Forecast, TierForecast, allocation_for, esti
 from pipelines.plan.measured import Pilot
 from sharding.errors import RequestError
 from sharding.models.store import resolve_model
+from sharding.storage import manifest
 
 __all__ = ["make_plan"]
 
@@ -51,6 +53,8 @@ def make_plan(
         RequestError: the budget can't be met, or a pilot is asked for before the corpus is scored.
         MillError: the source can't be read, the scorer can't be loaded, or the pilot failed.
     """
+    if manifest.read(config.output, "score") is None:
+        preflight.check(config, ["score"])  # a sample of the source is scored here
     evidence = gather(config, max(sample_documents, pilot))
     if pilot and evidence.scored is None:
         raise RequestError(
@@ -58,8 +62,11 @@ def make_plan(
             "buys would be bought twice: run `thoughtmill score` first, or plan without --pilot"
         )
     if pilot:
+        from pipelines.beam_options import beam_options, works_here
         from pipelines.plan.pilot import measure
 
+        if works_here(beam_options(beam_args)):
+            preflight.check(config, ["augment", "select"])
         found: Pilot | None = measure(config, evidence, allocation_for(config, evidence), pilot, beam_args)
         notes: list[str] = []
     else:

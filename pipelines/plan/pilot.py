@@ -57,6 +57,9 @@ def measure(
     _generate(config, planner, requests, beam_args)
     wanted = {request.request_key for _, request in requests}
     rows = collapse_duplicates(row for row in read_ledger(config.ledger_url) if row.request_key in wanted)
+    empty, allowed = sum(not row.text.strip() for row in rows), config.ledger.max_empty_fraction
+    if empty > allowed * len(rows):
+        raise worker.too_many_empty(empty, len(rows), allowed, config.ledger_url)
     return _measured(config, requests, rows)
 
 

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from pipelines.watch import status
 from pipelines.watch.files import read_snapshot
-from sharding import storage, tally
+from sharding import storage, tally, waits
 from sharding.errors import MillError
 from sharding.storage.output import Output
 
@@ -112,6 +112,7 @@ class Progress:
             "counts": counts,
             "tokens_per_second": counts["tokens"] / elapsed_s if counts.get("tokens") and elapsed_s > 0 else None,
             "generation": self._generation,
+            "waits": waits.current(),
             "warning": self._warning.message,
         }
 
@@ -188,14 +189,19 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "rate", f"{found['tokens_per_second']:,.0f} tokens/s"
     if decided := counts.get("candidates"):
         yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
-    if generation := found["generation"]:
+    generation = found["generation"]
+    waiting = [*found.get("waits", ()), *(generation or {}).get("waits", ())]
+    for wait in waits.all_told(waiting):
+        yield "waiting", wait
+    if generation:
         yield "generations", f"{generation['generations']:,} of about {generation['generations_planned']:,.0f}"
         if generation["processes"]:
             yield "under way", status.under_way(generation)
         yield "spent", status.spent(generation)
         if generation["tokens_per_second"]:
             yield "rate", f"{generation['tokens_per_second']:,.0f} tokens/s"
-            yield "time left", f"about {duration(generation['seconds_left'])}"
+            if not waiting:
+                yield "time left", f"about {duration(generation['seconds_left'])}"
     if found["warning"]:
         yield "warning", found["warning"]
 

@@ -20,14 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from augment.feeding.heartbeat import read_beats
+from augment.ledger.dropping import dropped_rows, drops
 from augment.ledger.parts import every_part
 from augment.ledger.reading import RANK
-from augment.requests.planner import TracePlanner
-from difficulty.budget.allocation import Allocation
 from pipelines.card.facts import REHEARSAL_NOTICE
-from pipelines.config import MillConfig
 from pipelines.watch.files import read_plan
-from sharding import storage
+from sharding import storage, waits
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
@@ -42,50 +40,6 @@ _MODEL_COLUMNS = {"model": "name", "revision": "revision", "engine": "engine"}
 _COLUMNS = (*_WANTED, *_MODEL_COLUMNS, "prompt", "prompt_version")
 
 UNIT_NAMES = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def planned_generations(config: MillConfig, allocation: Allocation) -> dict[str, float]:
-    """Name of each tier that thinks → how many generations it is expected to ask for."""
-    tiers = zip(allocation.tiers, config.budget.tiers, strict=True)
-    return {tier.name: plan.segments * tier.samples for plan, tier in tiers if tier.model is not None}
-
-
-def plan_of(
-    config: MillConfig, allocation: Allocation, planner: TracePlanner, *, began_at: float, rehearsal: bool
-) -> dict[str, Any]:
-    """What status needs to know of a run, as JSON values: what is to be made, by what, at which price."""
-    generations = planned_generations(config, allocation)
-    models = planner.describe()
-    model_of = {tier.name: tier.model for tier in config.budget.tiers}
-    for name, model in planner.models.items():
-        models[name] |= {
-            "dollars_per_million_tokens": model.dollars_per_million_tokens,
-            "tokens_per_gpu_second": model.tokens_per_gpu_second,
-        }
-    return {
-        "ledger": config.ledger_url,
-        "began_at": began_at,
-        "generations": sum(generations.values()),
-        "planned_tokens": allocation.planned_tokens,
-        "target": allocation.target_spend,
-        "unit": allocation.unit,
-        "tiers": {
-            plan.name: {
-                "model": model_of[plan.name],
-                "generations": generations[plan.name],
-                "planned_tokens": plan.tokens,
-            }
-            for plan in allocation.tiers
-            if plan.name in generations
-        },
-        "models": models,
-        "prompts": planner.prompt_versions(),
-        "warnings": [*allocation.warnings, *planner.warnings()],
-        "rehearsal": rehearsal,
-    }
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
@@ -129,6 +83,9 @@ def read(output: str) -> dict[str, Any]:
         beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         found["generation"] = _generation(plan, done, beats, now)
+        if names := drops(plan["ledger"]):
+            tokens = dropped_rows(plan["ledger"], names, "thought_tokens")
+            found["dropped"] = {"generations": len(tokens), "thought_tokens": sum(tokens)}
         found["warnings"] = plan["warnings"]
     return found
 
@@ -199,6 +156,7 @@ def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, 
         "gpu_hours": gpu_hours,
         "processes": len(beats),
         **{what: sum(model[what] for model in at_work) for what in ("in_flight", "waiting", "failed")},
+        "waits": [wait for beat in beats for wait in beat.get("waits", ())],
         "tokens_per_second": rate,
         "seconds_left": left / rate if rate else None,
         "seconds_since_last": now - float(done.finished_at.max()) if len(done.tokens) else None,
@@ -258,9 +216,14 @@ def render(found: dict[str, Any]) -> Table:
             f"{generation['thought_tokens']:,} of at most {generation['thought_tokens_planned']:,.0f} planned",
         )
         table.add_row("spent", spent(generation))
+        if dropped := found.get("dropped"):
+            said = f"{dropped['generations']:,} generations of {dropped['thought_tokens']:,} tokens"
+            table.add_row("dropped", f"{said} were paid for besides, and taken out of this ledger")
         if found["stages"]["augment"] != "done":
             table.add_row("under way", under_way(generation))
-            if generation["tokens_per_second"]:
+            for wait in waits.all_told(generation["waits"]):
+                table.add_row("waiting", Text(wait))
+            if generation["tokens_per_second"] and not generation["waits"]:
                 table.add_row("rate", f"{generation['tokens_per_second']:,.0f} tokens/s")
                 table.add_row("time left", f"about {generation['seconds_left'] / 60:,.1f} min at this rate")
     for warning in found.get("warnings", []):

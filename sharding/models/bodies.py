@@ -7,10 +7,8 @@ limit, whatever it says of them, and what is shown of it steers no terminal and 
 from __future__ import annotations
 
 import zlib
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import msgspec
 from pydantic import SecretStr
 
 from sharding.errors import MillError
@@ -98,15 +96,9 @@ def repeats_key(body: bytes, key: SecretStr | None) -> bool:
     return len(secret) >= _PROVEN_SECRET_CHARACTERS and secret.encode() in body
 
 
-def message_of(body: bytes) -> str:
-    """What an error's body says, in whichever way. Its charset is never looked up: names of codecs are no charsets."""
-    text = body.decode(errors="replace")
-    with suppress(msgspec.MsgspecError, RecursionError):
-        told = msgspec.json.decode(text)
-        for name in ("error", "message", "detail"):
-            told = told.get(name, told) if isinstance(told, dict) else told
-        text = told if isinstance(told, str) else text
-    return text
+def text_of(body: bytes) -> str:
+    """What is looked at of a body for its words. Its charset is never looked up: names of codecs are no charsets."""
+    return body[:MAX_ERROR_BYTES].decode(errors="replace")
 
 
 def shown(text: str, key: SecretStr | None) -> str:

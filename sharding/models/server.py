@@ -1,7 +1,8 @@
 """One OpenAI-compatible server over HTTP: requests, answers, and what its errors mean.
 
-`sharding.models.server_pool` puts several of these together; generation and scoring go through that. Keys come from an
-environment variable, named in the config, and stay out of every message.
+`sharding.models.server_pool` puts several of these together; generation and scoring go through that. How a server is
+reached is in `connections`, how its bodies are read in `bodies`, what its refusals mean in `refusals`. Keys come from
+an environment variable, named in the config, and stay out of every message.
 """
 
 from __future__ import annotations
@@ -9,36 +10,35 @@ from __future__ import annotations
 import asyncio
 import datetime
 import email.utils
-import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
-from pydantic import SecretStr
 
 from sharding.errors import MillError, RequestError
+from sharding.models import refusals
 from sharding.models.bodies import (
     MAX_ANSWER_BYTES,
     BodyTooLong,
     BodyUnreadable,
-    message_of,
     read_body,
     read_error,
     repeats_key,
     shown,
+    text_of,
 )
+from sharding.models.connections import base_url, new_client, read_key
 
 if TYPE_CHECKING:
     import httpx
 
-_CONNECT_S = 10.0
-_KEEP_IDLE_S = 3.0  # below the 5 s after which uvicorn closes an idle connection, maybe just as it is used again
+BELIEVABLE_S = 30 * 86400.0
+"""A server that wants no requests for longer doesn't mean it: its Retry-After says nothing."""
 
 _BAD_REQUEST = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
+_OF_THE_KEY = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PAYMENT_REQUIRED})
 
 _Answer = TypeVar("_Answer")
 
@@ -63,8 +63,20 @@ class EndpointFull(EndpointFailed):
         self.retry_after_s = retry_after_s
 
 
+class EndpointLoading(EndpointFull):
+    """The server, or what is behind it, says that it is not ready: it loads its model, or is started again."""
+
+
 class EndpointRefused(MillError):
-    """The server will never take this request."""
+    """The server will never take this request.
+
+    Attributes:
+        unknown_fields: those that it names as unknown to it; none where it has taken requests before.
+    """
+
+    def __init__(self, message: str, unknown_fields: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.unknown_fields = tuple(unknown_fields)
 
 
 class EndpointClient:
@@ -76,7 +88,7 @@ class EndpointClient:
         api_key_env: the environment variable that holds its key; None: it needs none.
 
     Raises:
-        RequestError: the variable is not set.
+        RequestError: the variable is not set, or the environment names a proxy or certificates that can't be used.
         MillError: httpx is absent.
     """
 
@@ -85,7 +97,7 @@ class EndpointClient:
         self._model = model
         self._api_key_env = api_key_env
         self._key = read_key(api_key_env)
-        self._client = _connections(self.url, self._key)
+        self._client, self._proxy = new_client(self.url, self._key)
         self._proven = False  # has answered: an odd answer is then a fault of the moment and not of the config
 
     def __repr__(self) -> str:
@@ -116,7 +128,8 @@ class EndpointClient:
             EndpointRefused: the server won't take this request, or answers it beyond measure.
             RequestError: it won't take any: the key, the model or the URL is wrong.
         """
-        answer = await self._exchange("POST", path, msgspec.json.encode(body), answer_type, timeout_s, max_bytes)
+        content, sent = msgspec.json.encode(body), tuple(body)
+        answer = await self._exchange("POST", path, content, answer_type, timeout_s, max_bytes, sent)
         self._proven = True
         return answer
 
@@ -132,122 +145,119 @@ class EndpointClient:
         answer_type: type[_Answer],
         timeout_s: float,
         max_bytes: int,
+        sent: Collection[str] = (),
     ) -> _Answer:
         import httpx
 
         where = self.url + path
+        through = f" through the proxy {self._proxy}" if self._proxy else ""
         try:
             async with asyncio.timeout(timeout_s), self._client.stream(method, where, content=content) as response:
                 if response.status_code != HTTPStatus.OK:
-                    raise self._error_of(where, response, await read_error(response))
+                    raise self._error_of(where, response, text_of(await read_error(response)), sent)
                 body = await read_body(response, max_bytes)
         except TimeoutError as error:
-            raise EndpointFailed(f"{where}: no answer within {timeout_s:g} s") from error
+            raise EndpointFailed(f"{where}: no answer within {timeout_s:g} s{through}") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise EndpointUnreachable(f"{where}: no connection ({self.shown(_said(error))})") from error
+            raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(_said(error))})") from error
+        except httpx.ProxyError as error:
+            if str(error)[:1] == "4" and not self._proven:
+                raise self._refused_by_proxy(f"{where}: {self.shown(str(error))}") from error
+            raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(_said(error))})") from error
         except (httpx.HTTPError, BodyUnreadable) as error:
-            raise EndpointFailed(f"{where}: {self.shown(_said(error))}") from error
+            raise EndpointFailed(f"{where}: {self.shown(_said(error))}{through}") from error
         except BodyTooLong as error:
             raise EndpointRefused(f"{where}: {error}") from error
+        try:
+            answer = msgspec.json.decode(body, type=answer_type)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            own = _own_fields(answer_type) if method == "POST" else ()
+            wait_s = retry_after_s(response.headers.get("retry-after"))
+            raise self._no_answer(where, text_of(body), own, wait_s, error) from error
         if repeats_key(body, self._key):
             raise EndpointFailed(f"{where}: the answer repeats the key that it was asked with")
-        try:
-            return msgspec.json.decode(body, type=answer_type)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise EndpointFailed(f"{where}: the answer makes no sense: {self.shown(str(error))}") from error
+        return answer
 
-    def _error_of(self, where: str, response: httpx.Response, body: bytes) -> MillError:
+    def _no_answer(
+        self, where: str, text: str, own: Collection[str], wait_s: float | None, error: Exception
+    ) -> MillError:
+        """What an answer is that has the status of a good one and isn't."""
+        inside = refusals.error_inside(text)
+        if inside is not None:
+            status, words = inside
+            said = f"{where} answered 200 with an error: {self.shown(words)}"
+            return EndpointFailed(said) if status is None else self._by_status(status, said, text, wait_s)
+        wrong = refusals.what_it_is(text, own)
+        if self._proven or wrong is None:
+            return EndpointFailed(f"{where}: the answer makes no sense: {self.shown(str(error))}")
+        return RequestError(
+            f"{where} answered {self.shown(wrong)}, and no server of OpenAI's API does: check the URL, and whether "
+            "something that wants a login is in between"
+        )
+
+    def _error_of(self, where: str, response: httpx.Response, text: str, sent: Collection[str]) -> MillError:
         status = response.status_code
-        said = f"{where} answered {status}: {self.shown(message_of(body)) or self.shown(response.reason_phrase)}"
-        wait_s = retry_after_s(response.headers.get("retry-after"))
-        if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait_s is not None):
+        through = f", through the proxy {self._proxy}," if self._proxy else ""
+        words = self.shown(refusals.words_of(text)) or self.shown(response.reason_phrase)
+        said = f"{where}{through} answered {status}: {words}"
+        if response.has_redirect_location:
+            said += f" (it leads to {self.shown(refusals.target_of(response.headers['location']))}: name that in urls)"
+        return self._by_status(status, said, text, retry_after_s(response.headers.get("retry-after")), sent)
+
+    def _by_status(
+        self, status: int, said: str, text: str, wait_s: float | None, sent: Collection[str] = ()
+    ) -> MillError:
+        """What a status means, of an answer that says `text` and wants no requests for `wait_s`."""
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and wait_s is None:
+            return EndpointLoading(said, None)
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             return EndpointFull(said, wait_s)
         if status in _BAD_REQUEST:
-            return EndpointRefused(said)
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return EndpointRefused(said, () if self._proven else refusals.unknown_fields(text, sent))
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return self._refused_by_proxy(said)
+        if status in _OF_THE_KEY:
+            if refusals.is_page(text) or (self._proxy and not refusals.is_json(text)):
+                return self._refused_by_proxy(said)
             key = f"the key in ${self._api_key_env}" if self._api_key_env else "no key: api_key_env names its variable"
             return RequestError(f"{said} (it was given {key})")
         if status < 500 and status not in _PASSING and not self._proven:
             return RequestError(f"{said} (asked for model {self._model!r}: check the URL and the name it is served by)")
         return EndpointFailed(said)
 
+    def _refused_by_proxy(self, said: str) -> RequestError:
+        who = f"the proxy {self._proxy}" if self._proxy else "a proxy or login page before the server"
+        way_out = (
+            "name the server's host in NO_PROXY, or have the proxy let it through"
+            if self._proxy
+            else "ask where that is kept, or name an address behind it"
+        )
+        return RequestError(f"{said} (by the look of it from {who}, not about the key: {way_out})")
+
     def shown(self, said: str) -> str:
         """A server's words as a message may show them; see `sharding.models.bodies`."""
         return shown(said, self._key)
 
 
-def check_urls(urls: Sequence[str]) -> None:
-    """Refuses what is no base URL of a server, for the validators of config sections.
-
-    Raises:
-        ValueError: names the URL and what is wrong with it, but no password.
-    """
-    for url in urls:
-        parts = urlsplit(url)
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise ValueError(
-                f"urls: the one at {parts.hostname} holds a password, query or fragment; leave it out, put the key "
-                "into an environment variable and name that in api_key_env"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"urls: {url!r} is no URL of a server, such as http://localhost:8000")
-    if len(set(map(base_url, urls))) < len(urls):
-        raise ValueError("urls: one of them is there twice")
-
-
-def base_url(url: str) -> str:
-    """A URL without the "/v1" that paths begin with."""
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def read_key(api_key_env: str | None) -> SecretStr | None:
-    """The key in an environment variable, masked wherever it is shown.
-
-    Raises:
-        RequestError: the variable is not set, or what it holds can't be a key.
-    """
-    if api_key_env is None:
-        return None
-    key = os.environ.get(api_key_env, "").strip()
-    if not key:
-        raise RequestError(f"api_key_env: the environment variable {api_key_env} is not set in the process that asks")
-    if not (key.isascii() and key.isprintable()):
-        raise RequestError(f"api_key_env: {api_key_env} holds characters that no key can have")
-    return SecretStr(key)
-
-
 def retry_after_s(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it is neither."""
-    if header is None:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where nobody can mean it."""
+    text = (header or "").strip()
     try:
-        at = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+        if text.isdecimal():
+            seconds = float(text)
+        else:
+            at = email.utils.parsedate_to_datetime(text)
+            at = at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)
+            seconds = max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds())
+    except (ValueError, OverflowError, TypeError):
         return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=datetime.UTC)
-    return max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return seconds if seconds <= BELIEVABLE_S else None
 
 
-def _connections(url: str, key: SecretStr | None) -> httpx.AsyncClient:
-    try:
-        import httpx
-    except ImportError as error:
-        raise MillError("endpoints need httpx; install it with: pip install 'thoughtmill[endpoint]'") from error
-    for name in ("httpx", "httpcore"):  # a line per request would bury the log
-        if logging.getLogger(name).level == logging.NOTSET:
-            logging.getLogger(name).setLevel(logging.WARNING)
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    if key is not None:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-    return httpx.AsyncClient(
-        headers=headers,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_IDLE_S),
-        timeout=httpx.Timeout(None, connect=_CONNECT_S),
-        verify=url.startswith("https:"),  # certificates take long to load
-    )
+def _own_fields(answer_type: type) -> list[str]:
+    """Those that an answer is known by: an odd generation fails alone, and what has none of them isn't one."""
+    fields = msgspec.structs.fields(answer_type) if issubclass(answer_type, msgspec.Struct) else ()
+    return [field.encode_name for field in fields if field.required]
 
 
 def _said(error: Exception) -> str:

@@ -258,10 +258,10 @@ def test_hidden_reasoning_is_counted(serve: Serve, config: Config, feed: Feed, c
 def test_a_model_that_answers_in_place_of_another_is_named(
     serve: Serve, config: Config, feed: Feed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = serve(lambda number, body: {**completion(body), "model": f"fallback-{number % 2}"})
+    server = serve(lambda number, body: {**completion(body), "model": f"fallback-{number % 2}\x1b"})
     results = run_all(feed(config(server)), many(6)).values()
     assert {result.generation.model for result in results if isinstance(result, Completed)} == {
-        *("fallback-0", "fallback-1"),
+        *("fallback-0\\x1b", "fallback-1\\x1b"),
     }
     warned = [record.getMessage() for record in caplog.records if "answered" in record.getMessage()]
     assert len(warned) == 2 and "asked for 'small'" in warned[0] and "fallback-" in warned[0]
@@ -325,6 +325,7 @@ def test_a_text_that_its_ids_do_not_say(
     [
         {"text": PROMPT + " The sky."},
         {"text": "So: " + PROMPT},
+        {"text": "user " + PROMPT.replace(" ", "  ") + "<|im_end|> assistant"},
         {"text": PROMPT + " So.", "ids": PROMPT + " So."},
     ],
 )

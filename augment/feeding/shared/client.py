@@ -91,7 +91,7 @@ class ElsewhereEngine:
                     if isinstance(frame, Made):
                         answer.set_result(frame.generation)
                     else:
-                        answer.set_exception(RequestRejected(frame.error))
+                        answer.set_exception(RequestRejected(frame.error, may_pass=frame.may_pass))
         except (OSError, EOFError, msgspec.MsgspecError) as error:  # EOFError: IncompleteReadError is one
             self._end(EngineDead(f"the process that owns the engine is gone ({error})"))
 

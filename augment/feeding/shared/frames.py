@@ -53,6 +53,7 @@ class Refused(msgspec.Struct, tag=True):
 
     number: int
     error: str
+    may_pass: bool
 
 
 class Broken(msgspec.Struct, tag=True):

@@ -178,7 +178,7 @@ class _Line:
         if isinstance(result, Completed):
             self._outbox.put(Made(result.context, result.generation))
         else:
-            self._outbox.put(Refused(result.context, result.error))
+            self._outbox.put(Refused(result.context, result.error, result.may_pass))
 
     def fail(self, error: BaseException) -> None:
         """Send why there will be no results; when the feeder was merely closed, another process can do better."""
