@@ -164,6 +164,10 @@ class MappedShard:
                 rows = pa.ipc.read_record_batch(self._messages[batch], self._schema)
                 rows.validate(full=True)
                 check_values(MaskedRow, rows)
-                return RowBatch.from_arrow(rows)
+                found = RowBatch.from_arrow(rows)
+            longest = found.tokens_per_row().max(initial=0)
+            if found.item_lengths.min(initial=1) < 1 or longest > found.input_ids.shape[1]:
+                raise pa.ArrowInvalid("its seq_lengths are not those of items in its rows")
+            return found
         except pa.ArrowException as error:
             raise MillError(f"cannot read {self._url}, batch {batch}: {error}") from error
