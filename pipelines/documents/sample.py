@@ -86,6 +86,8 @@ class DocumentRecords:
                 0 <= c.segment_index < count and 0 <= c.shown_tokens <= len(self.segments[c.segment_index].input_ids)
                 for c in self.candidates
             )
+            and len({(c.segment_index, c.shown_tokens) for c in self.candidates if c.kept})
+            == len({c.segment_index for c in self.candidates if c.kept})
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.verify.report import Problem, at
+from pipelines.verify.report import Problem, at, shortened
 from sharding import storage
 from sharding.errors import MillError
 from sharding.records.families import FAMILIES
@@ -93,7 +93,9 @@ def check_schema(task: Task, found: pa.Schema) -> list[Problem]:
     expected = expected_schema(task)
     problems = []
     for name in dict.fromkeys([*expected.names, *found.names]):
-        if name not in found.names:
+        if found.names.count(name) > 1:
+            problems.append(Problem(task.url, f"column {shortened(name)} is there {found.names.count(name)} times"))
+        elif name not in found.names:
             problems.append(Problem(task.url, f"column {name} is missing"))
         elif name not in expected.names:
             problems.append(Problem(task.url, f"column {name} of type {found.field(name).type} is not known"))

@@ -146,10 +146,10 @@ class MappedShard:
         try:
             with arrow_errors(), open_stream(buffer) as reader:
                 self._schema = reader.schema
-            check_schema(MaskedRow, self._schema)
-            lengths = checked_batches(buffer, ("seq_lengths",), kind=MaskedRow)
-            items_per_row = [_items_per_row(batch) for batch in lengths]
-            self._messages = list(pa.ipc.MessageReader.open_stream(buffer))[1:]  # the first is the schema
+                check_schema(MaskedRow, self._schema)
+                lengths = checked_batches(buffer, ("seq_lengths",), kind=MaskedRow)
+                items_per_row = [_items_per_row(batch) for batch in lengths]
+                self._messages = list(pa.ipc.MessageReader.open_stream(buffer))[1:]  # the first is the schema
         except pa.ArrowException as error:
             raise MillError(f"cannot read {url}: {error}") from error
         if (rows := sum(map(len, items_per_row))) != entry.rows:
@@ -160,9 +160,14 @@ class MappedShard:
     def read(self, batch: int) -> RowBatch:
         """Decode a batch. Its arrays stay valid as long as they are held."""
         try:
-            rows = pa.ipc.read_record_batch(self._messages[batch], self._schema)
-            rows.validate(full=True)
-            check_values(MaskedRow, rows)
-            return RowBatch.from_arrow(rows)
+            with arrow_errors():
+                rows = pa.ipc.read_record_batch(self._messages[batch], self._schema)
+                rows.validate(full=True)
+                check_values(MaskedRow, rows)
+                found = RowBatch.from_arrow(rows)
+            longest = found.tokens_per_row().max(initial=0)
+            if found.item_lengths.min(initial=1) < 1 or longest > found.input_ids.shape[1]:
+                raise pa.ArrowInvalid("its seq_lengths are not those of items in its rows")
+            return found
         except pa.ArrowException as error:
             raise MillError(f"cannot read {self._url}, batch {batch}: {error}") from error

@@ -138,10 +138,9 @@ def checked_batches(
     Raises:
         pa.ArrowException: it is no Arrow stream, or none of such records.
     """
-    if kind is not None:
-        check_messages(data)
     with arrow_errors(), open_stream(data, columns) as reader:
         if kind is not None:
+            check_messages(data)
             check_schema(kind, reader.schema, columns)
         for batch in reader:
             batch.validate(full=True)

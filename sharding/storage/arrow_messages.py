@@ -24,10 +24,10 @@ _LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3  # of RecordBatch
 
 @contextlib.contextmanager
 def arrow_errors() -> Iterator[None]:
-    """What a stream can raise beside Arrow's own errors, such as for names of columns that are no UTF-8, as one."""
+    """What a stream can raise beside Arrow's own errors, such as for names that are no UTF-8, as one of those."""
     try:
         yield
-    except (UnicodeDecodeError, OverflowError, MemoryError) as error:
+    except (OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise pa.ArrowInvalid(f"it is no stream of records: {error}") from error
 
 

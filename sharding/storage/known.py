@@ -153,6 +153,7 @@ class _ScoreCounts(msgspec.Struct):
 
 class _AugmentConfig(msgspec.Struct):
     budget: _Budget
+    sampling: dict[str, Any]
     models: dict[str, dict[str, Any]] = {}
 
 
@@ -160,6 +161,11 @@ class _AugmentFacts(msgspec.Struct):
     tiers: list[_Tier]
     models: dict[str, _Model]
     warnings: list[str]
+    prompts: dict[str, str]
+    planned_tokens: Number
+    target_spend: Number
+    unit: Literal["tokens", "dollars", "gpu_hours"]
+    cut_points_nats: list[Number] = []
     forecast: _Forecast | None = None
 
 

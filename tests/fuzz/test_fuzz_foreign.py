@@ -304,7 +304,7 @@ def odd_stream(rng: random.Random, batch: pa.RecordBatch) -> bytes:
         if roll < 0.6:
             batch = batch.set_column(index, pa.field(name, column.type), column)
         elif roll < 0.8 and batch.num_columns > 1:
-            batch = batch.drop_columns([name])
+            batch = batch.remove_column(index)
         else:
             batch = batch.append_column(rng.choice([name, "other"]), column)
     if rng.random() < 0.2:
