@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, normalizers
 from typer.testing import CliRunner
 
 from pipelines.cli import summary
@@ -154,6 +154,7 @@ def test_a_file_of_which_nothing_became_a_document_is_told(tmp_path: Path, rehea
         scored(rehearsal_config, tmp_path / "raw")
 
 
+@pytest.mark.slow
 def test_it_is_in_the_manifest_the_summary_and_inspect(tmp_path: Path, rehearsal_config: Config) -> None:
     (tmp_path / "raw").mkdir()
     put(str(tmp_path / "raw" / "a.jsonl"), as_jsonl(RECORDS))
@@ -190,13 +191,13 @@ def test_the_share_of_records_is_held_before_anything_is_scored(
 
 
 def test_a_tokenizer_that_refuses_most_is_an_error_and_nothing_is_scored_again(
-    tmp_path: Path, rehearsal_config: Config
+    tmp_path: Path, rehearsal_config: Config, byte_tokenizer: str
 ) -> None:
     (tmp_path / "tokenizer").mkdir()
-    tokenizer = Tokenizer(models.BPE(vocab={chr(c): c for c in range(128)}, merges=[]))
-    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer = Tokenizer.from_file(f"{byte_tokenizer}/tokenizer.json")
+    tokenizer.normalizer = normalizers.Replace("Q", "q")
     tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
-    put(str(tmp_path / "a.jsonl"), as_jsonl([{"id": str(i), "text": "lower" if i % 5 else "Upper"} for i in range(20)]))
+    put(str(tmp_path / "a.jsonl"), as_jsonl([{"id": str(i), "text": "lower" if i % 5 else "Q up"} for i in range(20)]))
     tree = rehearsal_config("") | {"tokenizer": str(tmp_path / "tokenizer")}
     source = {"path": str(tmp_path / "a.jsonl"), "id_field": "id"}
     with pytest.raises(MillError, match=r"source: 4 of 20 records went to quarantine .*max_quarantined is 0\.05"):
