@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import socketserver
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -274,6 +276,44 @@ def test_a_login_page_in_the_middle_of_a_run_passes(
     server = serve(lambda number, body: (200, {}, LOGIN) if number == 1 else completion(body))
     feeder = feed(server.url)
     assert all(isinstance(run_all(feeder, request(key))[0], Completed) for key in "abc") and len(server.bodies) == 4
+
+
+KEY = "sk-planted-4f1c9d7e2b"
+REPEATED = {
+    "a page": (200, {}, f"<html><title>\x1b[2JHello {KEY}</title>".encode()),
+    "a text": (200, {}, f"your key is {KEY}\x1b[2J".encode()),
+    "fields": {KEY: 1, "\x1b[2J": 2},
+    "a list": [KEY, "\x1b[2J"],
+    "a redirection": (302, {"Location": f"/{KEY}"}, f"\x9b {KEY}".encode()),
+    "an error": (401, {}, {"error": {"message": f"no {KEY} \x1b[2J"}}),
+    "an error with a good status": {"error": {"message": f"no {KEY} \x1b[2J", "code": 401}},
+    "an error in no charset": (403, {"Content-Type": f"text/plain; charset={KEY}"}, KEY.encode()),
+    "a bomb": (403, {"Content-Encoding": "gzip"}, gzip.compress(KEY.encode() + b"<" * (64 << 20))),
+    "a page without end": (200, {}, b"<html><script>" * (2 << 20)),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_refusal_at_the_start_is_told_without_the_key_and_steers_no_terminal(
+    serve: Callable[..., ScriptedServer], feed: Callable[..., Feeder], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("A_KEY", KEY)
+    server = serve()
+    server.models = REPEATED[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError) as caught:
+            run_all(feed(server.url, api_key_env="A_KEY"))
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+    assert KEY not in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 1500
+
+
+def test_nothing_packed_is_asked_for(serve: Callable[..., ScriptedServer], feed: Callable[..., Feeder]) -> None:
+    server = serve()
+    run_all(feed(server.url))
+    assert server.headers[0]["accept-encoding"] == "identity"
 
 
 # --- errors with a good status ----------------------------------------------------------------------------------------

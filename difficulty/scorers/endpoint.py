@@ -35,6 +35,9 @@ MAX_ATTEMPTS = 6
 BACKOFF_S = 1.0
 """Tries per window; the wait after the first failure, doubled with each."""
 
+_MOST_BYTES, _MOST_BYTES_PER_LOGPROB = 1 << 20, 1 << 9
+"""Of an answer; a log probability comes with its token's id, text and rank, in JSON."""
+
 _EXTRA_TOKENS = 2  # the start token, and the one that a server must generate to answer at all
 
 _T = TypeVar("_T")
@@ -206,10 +209,11 @@ class EndpointScorer:
             "cache_salt": uuid.uuid4().hex,
         }
         failures = 0
+        max_bytes = _MOST_BYTES + _MOST_BYTES_PER_LOGPROB * len(prompt) * (1 + self._config.top_logprobs)
         while True:
             try:
                 async with self._slots:
-                    return (await self._pool.post(COMPLETIONS, body, _Completion))[0]
+                    return (await self._pool.post(COMPLETIONS, body, _Completion, max_bytes=max_bytes))[0]
             except EndpointRefused as error:
                 if error.unknown_fields:
                     needs = f"doesn't know {', '.join(error.unknown_fields)}: scorer endpoint needs vLLM"
