@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +29,7 @@ def render(output: str) -> Group:
     counts = scored.counts
     facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
     for warning in barren_files(scored):
-        facts.add_row("warning", f"[yellow]{escape(warning)}[/yellow]")
+        facts.add_row("warning", Text(warning, "yellow"))
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
         "difficulty",
