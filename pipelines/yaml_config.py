@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,25 +14,11 @@ import pydantic
 import yaml
 from pydantic import TypeAdapter
 
+from pipelines import yaml_tree
 from pipelines.config import MillConfig
 from sharding.errors import RequestError
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e9 is a number (YAML 1.1 reads it as text), and a whole number when it is one."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:thoughtmill,number", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    value = float(loader.construct_scalar(node))
-    return int(value) if value.is_integer() else value
-
-
-_Loader.add_constructor("tag:thoughtmill,number", _number)
+MAX_CONFIG_BYTES = 1 << 20
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> MillConfig:
@@ -42,13 +27,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> MillConfig:
     Raises:
         RequestError: the file is absent or no YAML, or a key is unknown, of the wrong type or out of range.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise RequestError(f"cannot read the config {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the config {path} is not UTF-8 text: {error}") from error
-    tree = _parse_yaml(text, path)
+    tree = yaml_tree.parse(_read(path), path)
     if not isinstance(tree, dict):
         raise RequestError(f"the config {path} holds {type(tree).__name__}, not a mapping of keys")
     for override in overrides:
@@ -62,6 +41,7 @@ def from_mapping(tree: Mapping[str, Any], origin: str = "config") -> MillConfig:
     Raises:
         RequestError: as `load`.
     """
+    tree = yaml_tree.with_home(tree)
     try:
         # JSON mode: lists become the tuples of the frozen dataclasses while every other type stays strict.
         return _adapter().validate_json(json.dumps(tree, default=_refuse_value))
@@ -78,18 +58,33 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def dump(config: MillConfig | Mapping[str, Any]) -> str:
     """The resolved config, also as `to_mapping` gives it, as YAML that `load` reads back."""
     tree = config if isinstance(config, Mapping) else to_mapping(config)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.dump(_literal(tree), Dumper=yaml_tree.Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _adapter() -> TypeAdapter[MillConfig]:
     return TypeAdapter(MillConfig)
 
 
-def _parse_yaml(text: str, origin: str) -> Any:
+def _read(path: str) -> str:
+    """The text of a config: UTF-8, whatever the locale."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RequestError(f"{origin} is not valid YAML: {error}") from error
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise RequestError(f"the config {path} is larger than {MAX_CONFIG_BYTES:,} bytes: is it a config?")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise RequestError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the config {path} is not UTF-8 text: {error}; save it as UTF-8") from error
+
+
+def _literal(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {yaml_tree.literal(key): _literal(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_literal(value) for value in tree]
+    return yaml_tree.literal(tree) if isinstance(tree, str) else tree
 
 
 def _refuse_value(value: Any) -> Any:
@@ -104,7 +99,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node: Any = tree
     for depth, key in enumerate(keys[:-1]):
         node = _child(node, key, ".".join(keys[: depth + 1]))
-    value = _parse_yaml(text, f"--set {path}")
+    value = yaml_tree.parse(text, f"--set {path}")
     if isinstance(node, list):
         node[_index(node, keys[-1], path)] = value
     else:
@@ -141,6 +136,8 @@ def _explain(problem: Any) -> str:
         return message  # a check across sections names its own keys
     shown = repr(problem["input"])
     shown = shown if len(shown) <= 120 else shown[:117] + "..."
+    if kind == "string_type" and isinstance(problem["input"], int | float):
+        message += "; quote it to make it text"
     return f"{path}: {shown} is not allowed: {message}"
 
 

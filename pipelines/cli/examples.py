@@ -28,7 +28,8 @@ def _folder() -> Path:
 def listing() -> dict[str, str]:
     """Name of each example → its first comment line."""
     return {
-        path.stem: path.read_text().splitlines()[0].lstrip("# ").strip() for path in sorted(_folder().glob("*.yaml"))
+        path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").strip()
+        for path in sorted(_folder().glob("*.yaml"))
     }
 
 
@@ -58,7 +59,7 @@ def _line(key: str) -> re.Pattern[str]:
 def _text(name: str) -> str:
     if name not in listing():
         raise RequestError(f"init --example: {name!r} is not one of {', '.join(listing())}")
-    return (_folder() / f"{name}.yaml").read_text()
+    return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def write(name: str, target: Path, answers: Mapping[str, str] | None = None) -> None:
@@ -78,7 +79,7 @@ def write(name: str, target: Path, answers: Mapping[str, str] | None = None) -> 
         quoted = json.dumps(answer, ensure_ascii=False)  # a JSON string is a YAML string
         text = text[: found.start("value")] + quoted + text[found.end("value") :]
     try:
-        with target.open("x") as file:
+        with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
         raise RequestError(f"init: {target} exists; name another file") from error

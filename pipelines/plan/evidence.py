@@ -1,7 +1,7 @@
 """What a plan knows of the corpus: the scored parts, or else a sample of the source, scored on the spot.
 
 scored parts ─► histogram of everything, a few documents for the length of prompts
-source       ─► byte ranges by hash ─► documents by hash ─► scored ─► histogram scaled to the whole
+source       ─► byte ranges by hash ─► pieces of documents by hash ─► scored ─► histogram scaled to the whole
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from difficulty.budget.histogram import KEY_BITS, DifficultyHistogram, KeyCounts, difficulty_keys
 from pipelines.config import MillConfig
+from pipelines.plan.corpus import Evidence, SampledDocument
+from pipelines.plan.pieces import Piece, choose_pieces, size_of
 from pipelines.plan.ranges import choose_ranges
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from sharding import sources
@@ -33,86 +33,7 @@ MAX_RANGE_DOCUMENTS = 2_000
 SCAN_DOCUMENTS = 50_000
 """A scored part holds fewer documents than this, unless they are tiny; more aren't looked at."""
 
-_HASH_BINS = 256
 _SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats", "source")
-
-
-class SampledDocument(NamedTuple):
-    """A document that stands for others: its scored segments, bytes of text, and the range or part it was read from."""
-
-    segments: tuple[ScoredSegment, ...]
-    text_bytes: int
-    group: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What is known of the corpus.
-
-    Attributes:
-        scored: the manifest of the scored parts; None where a sample of the source stands for them.
-        sample: the documents that were looked at.
-        text_bytes: of the whole source, about; 0 for scored parts.
-        complete: the sample is the whole corpus.
-        whole_groups: every range or part was read, so that only the choice of documents is left to chance.
-        scoring_tokens_per_second: as the sample was scored here, or the whole by the score stage.
-        notes: what the reader should know of all this.
-    """
-
-    scored: Manifest | None
-    sample: tuple[SampledDocument, ...]
-    text_bytes: float
-    complete: bool
-    whole_groups: bool
-    scoring_tokens_per_second: float | None
-    notes: tuple[str, ...]
-
-    def corpus(self, multiplicity: np.ndarray) -> Corpus:
-        """The corpus, if each sampled document had been drawn so often: (documents,) whole numbers, not all 0."""
-        if self.scored is not None:
-            counts = self.scored.counts
-            histogram = DifficultyHistogram.from_json(self.scored.facts["histogram"])
-            return Corpus(histogram, counts["documents"], counts["segments"], counts["source_tokens"])
-        drawn_bytes = float(multiplicity @ np.array([document.text_bytes for document in self.sample]))
-        scale = 1.0 if self.complete else self.text_bytes / drawn_bytes
-        weights = np.repeat(multiplicity * scale, [len(document.segments) for document in self.sample])
-        segments = [segment for document in self.sample for segment in document.segments]
-        return Corpus(
-            scaled_histogram(np.array([segment.difficulty_nats for segment in segments]), weights),
-            float(multiplicity.sum() * scale),
-            float(weights.sum()),
-            float(weights @ np.array([len(segment.input_ids) for segment in segments])),
-        )
-
-
-class Corpus(NamedTuple):
-    """Difficulty and size of a corpus; as counted, or as estimated."""
-
-    histogram: DifficultyHistogram
-    documents: float
-    segments: float
-    source_tokens: float
-
-
-def scaled_histogram(difficulty_nats: np.ndarray, weights: np.ndarray) -> DifficultyHistogram:
-    """A histogram in which each segment stands for as many as its weight says.
-
-    Args:
-        difficulty_nats: (n,) float64.
-        weights: (n,) float64, not negative; their sum is the number of segments, rounded.
-    """
-    order = np.argsort(difficulty_nats, kind="stable")
-    # Rounding the running sum and not each weight keeps the total.
-    counts = np.diff(np.rint(np.cumsum(weights[order])), prepend=0).astype(np.int64)
-    there = counts > 0
-    by_difficulty, by_hash = KeyCounts(), KeyCounts(KEY_BITS - _HASH_BINS.bit_length() + 1)
-    by_difficulty.add_bins(difficulty_keys(difficulty_nats[order][there]), counts[there])
-    # Hashes are uniform, whatever the segments.
-    total = int(counts.sum())
-    edges = np.arange(_HASH_BINS + 1) * total // _HASH_BINS
-    dealt = np.diff(edges)
-    by_hash.add_bins(np.flatnonzero(dealt), dealt[dealt > 0])
-    return DifficultyHistogram(by_difficulty, by_hash)
 
 
 def gather(config: MillConfig, sample_documents: int) -> Evidence:
@@ -166,6 +87,7 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
         scored=scored,
         sample=tuple(chosen),
         text_bytes=0.0,
+        size=0.0,
         complete=len(chosen) == scored.counts["documents"],
         whole_groups=True,  # parts are filled by hash: any is as good as all
         scoring_tokens_per_second=scored.counts["source_tokens"] / max(scored.elapsed_s, 1e-3),
@@ -199,7 +121,7 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
     else:
         size_bytes = sum(file.size_bytes for files in listings for file in files)
         whole_bytes = text_bytes * size_bytes / read_bytes
-    chosen = sorted(documents, key=lambda found: content_id(found[0].text + "\0" + found[0].origin))[:wanted]
+    chosen, size = choose_pieces(documents, wanted, config.difficulty.segment_tokens)
     if config.difficulty.memory is not None:
         notes = (*notes, "difficulty.memory needs the whole corpus: without it a sample looks harder than it is")
     if config.duplicates == "drop":
@@ -213,37 +135,47 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         scored=None,
         sample=sample,
         text_bytes=whole_bytes,
-        complete=every and len(chosen) == len(documents),
+        size=size * whole_bytes / max(sum(len(d.text.encode("utf-8", "surrogatepass")) for d, _ in documents), 1),
+        complete=every and wanted >= len(documents),
         whole_groups=every,
         scoring_tokens_per_second=tokens / max(time.monotonic() - began, 1e-3),
         notes=notes,
     )
 
 
-def _score(config: MillConfig, chosen: Sequence[tuple[Document, int]]) -> Iterator[SampledDocument]:
+def _score(config: MillConfig, chosen: Sequence[Piece]) -> Iterator[SampledDocument]:
     from difficulty.memory.table import NgramMemory
     from difficulty.scorers import make_scorer
     from difficulty.scoring import score_segments
 
     tokenizer = load_tokenizer(config.tokenizer)
     memory = NgramMemory.load(config.difficulty.memory_path, tokenizer) if config.difficulty.memory_path else None
-    spelled = [
-        (document, ids, group) for document, group in chosen if (ids := _encode(tokenizer, document)) is not None
-    ]
+    spelled = [(piece, ids) for piece in chosen if (ids := _encode(tokenizer, piece.document)) is not None]
     segments = score_segments(
-        [(document, ids) for document, ids, _ in spelled],
+        [(piece.document, ids) for piece, ids in spelled],
         tokenizer,
         make_scorer(config.difficulty),
         config.difficulty,
         memory,
     )
     # Ids may repeat over sources, positions don't.
-    for document, ids, group in spelled:
+    for piece, ids in spelled:
         own: list[ScoredSegment] = []
         while sum(len(segment.input_ids) for segment in own) < len(ids):
             own.append(next(segments))
-        if own:
-            yield SampledDocument(tuple(own), len(document.text.encode("utf-8", "surrogatepass")), group)
+        counted = own[not piece.is_first : len(own) - (not piece.is_last)] or own
+        if counted:
+            text_bytes = len(tokenizer.decode_bytes(np.concatenate([segment.input_ids for segment in counted])))
+            size = size_of(text_bytes, config.difficulty.segment_tokens)
+            yield SampledDocument(
+                segments=tuple(counted),
+                text_bytes=text_bytes,
+                group=piece.group,
+                size=size,
+                weight=piece.size / size / piece.chance,
+                chance=piece.chance,
+                share=text_bytes / piece.document_bytes,
+            )
 
 
 def _encode(tokenizer: TextTokenizer, document: Document) -> np.ndarray | None:

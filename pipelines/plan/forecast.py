@@ -1,14 +1,13 @@
 """The arithmetic of a plan: from evidence and measurements to what each stage and tier will take, with intervals.
 
-Every number is an array: first the estimate, then what it would have been in each of `DRAWS` resamplings of the
-evidence (bootstrap over documents, and over the ranges they were read from) and of the pilot's measurements. Sums and
-products keep draws together, so that the interval of a total accounts for what its parts share.
+Every number is an array of `chance`: first the estimate, then what it would have been in each of `DRAWS` resamplings of
+the evidence and of the pilot's measurements. Sums and products keep draws together, so that the interval of a total
+accounts for what its parts share.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,23 +18,18 @@ from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.joints import Choices, allocation_of, holdback_of, trace_planner
-from pipelines.plan.evidence import Corpus, Evidence
+from pipelines.plan import chance
+from pipelines.plan.chance import DRAWS, MIN_MEASURED
+from pipelines.plan.corpus import Corpus, Evidence
 from pipelines.plan.measured import MeasuredTier, Pilot
 from sharding.errors import RequestError
 from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
 
-DRAWS = 100
-INTERVAL = (0.05, 0.95)
-"""Between these quantiles of the draws lies a 90% interval."""
-
 BYTES_PER_TOKEN = {2: 0.84, 4: 0.99}
 """What a training token takes in a shard, types and lengths included, by the bytes of an id: measured with zstd at
 level 3 on technical text."""
-
-MIN_MEASURED = 2
-"""Segments that a tier needs in the pilot for its measurements to count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +38,7 @@ class TierForecast:
 
     Attributes:
         basis: where the length of its traces comes from: "pilot", "expected_tokens", or "max_tokens", a ceiling.
-        cut_share, accepted_share, kept_share: of the pilot's generations; None without.
+        cut, accepted: generations that reach the cap, that pass the gates; None without a pilot.
         gain_nats: mean over segments of what a kept trace gains beyond controls; None without, or with no such value.
     """
 
@@ -57,9 +51,8 @@ class TierForecast:
     kept: np.ndarray
     kept_tokens: np.ndarray
     basis: str = ""
-    cut_share: float | None = None
-    accepted_share: float | None = None
-    kept_share: float | None = None
+    cut: np.ndarray | None = None
+    accepted: np.ndarray | None = None
     gain_nats: np.ndarray | None = None
 
 
@@ -90,27 +83,16 @@ def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> For
         RequestError: the budget can't be met; says what can.
     """
     random = np.random.Generator(np.random.PCG64(_seed(config)))
-    allocation = allocation_for(config, evidence)
-    draws = [np.ones(len(evidence.sample), np.int64), *(_resample(evidence, random) for _ in range(DRAWS))]
-    corpora: list[Corpus] = []
-    plans: list[Allocation] = []
-    infeasible = 0
-    for multiplicity in draws:
-        corpus = corpora[0] if corpora and evidence.scored is not None else evidence.corpus(multiplicity)
-        try:
-            plan = allocation if not plans or evidence.scored is not None else _allocate(config, corpus)
-        except RequestError:
-            infeasible += 1
-            corpus, plan = corpora[0], plans[0]
-        corpora.append(corpus)
-        plans.append(plan)
-    prompts = prompt_requests(config, evidence, allocation)
+    draws = evidence.resamplings(random)
+    corpora, plans, infeasible = plans_of(config, evidence, draws)
+    prompts = prompt_requests(config, evidence, plans[0])
+    weights = draws * np.array([document.weight for document in evidence.sample])
     tiers = tuple(
         _tier(
             tier,
             number,
             plans,
-            draws,
+            weights,
             prompts,
             pilot.tiers.get(tier.name) if pilot else None,
             random,
@@ -119,14 +101,35 @@ def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> For
         for number, tier in enumerate(config.budget.tiers)
     )
     return Forecast(
-        allocation=allocation,
+        allocation=plans[0],
         documents=np.array([corpus.documents for corpus in corpora]),
         segments=np.array([corpus.segments for corpus in corpora]),
         source_tokens=np.array([corpus.source_tokens for corpus in corpora]),
-        copies=_copies(config, evidence, draws),
+        copies=_copies(config, evidence, weights),
         tiers=tiers,
         infeasible_share=infeasible / DRAWS,
     )
+
+
+def plans_of(config: MillConfig, evidence: Evidence, draws: np.ndarray) -> tuple[list[Corpus], list[Allocation], int]:
+    """The corpus and the plan of each draw of the sample, the first as it is; in how many the budget can't be met.
+
+    Raises:
+        RequestError: it can't be met in the first.
+    """
+    corpora, plans = [evidence.corpus(draws[0])], [allocation_for(config, evidence)]
+    infeasible = 0
+    for multiplicity in draws[1:]:
+        corpus, plan = corpora[0], plans[0]
+        if evidence.scored is None:
+            try:
+                drawn = evidence.corpus(multiplicity)
+                corpus, plan = drawn, _allocate(config, drawn)
+            except RequestError:
+                infeasible += 1
+        corpora.append(corpus)
+        plans.append(plan)
+    return corpora, plans, infeasible
 
 
 def allocation_for(config: MillConfig, evidence: Evidence) -> Allocation:
@@ -135,7 +138,7 @@ def allocation_for(config: MillConfig, evidence: Evidence) -> Allocation:
     Raises:
         RequestError: the budget can't be met.
     """
-    corpus = evidence.corpus(np.ones(len(evidence.sample), np.int64))
+    corpus = evidence.corpus(np.ones(len(evidence.sample)))
     try:
         return _allocate(config, corpus)
     except RequestError as error:
@@ -146,12 +149,6 @@ def allocation_for(config: MillConfig, evidence: Evidence) -> Allocation:
 
 def _allocate(config: MillConfig, corpus: Corpus) -> Allocation:
     return allocation_of(config, corpus.histogram, round(corpus.source_tokens))
-
-
-def estimate(values: np.ndarray) -> dict[str, float]:
-    """An array of this module as its estimate and 90% interval."""
-    low, high = np.quantile(values[1:], INTERVAL)
-    return {"value": float(values[0]), "low": float(min(low, values[0])), "high": float(max(high, values[0]))}
 
 
 def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocation) -> list[tuple[int, int, Request]]:
@@ -174,24 +171,11 @@ def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocati
     return found
 
 
-def _resample(evidence: Evidence, random: np.random.Generator) -> np.ndarray:
-    """How often each document is drawn: (documents,) int64."""
-    size = len(evidence.sample)
-    if evidence.complete:
-        return np.ones(size, np.int64)
-    members = np.arange(size)
-    if not evidence.whole_groups:
-        groups = np.array([document.group for document in evidence.sample])
-        names = np.unique(groups)
-        members = np.concatenate([np.flatnonzero(groups == name) for name in random.choice(names, len(names))])
-    return np.bincount(random.choice(members, len(members)), minlength=size)
-
-
 def _tier(
     tier: TierConfig,
     number: int,
     plans: Sequence[Allocation],
-    draws: Sequence[np.ndarray],
+    weights: np.ndarray,
     prompts: Sequence[tuple[int, int, Request]],
     measured: MeasuredTier | None,
     random: np.random.Generator,
@@ -219,8 +203,8 @@ def _tier(
     if own:
         documents = np.array([document for document, _ in own])
         lengths = np.array([request.prompt_tokens for _, request in own], np.float64)
-        weights = [multiplicity[documents].astype(np.float64) for multiplicity in draws]
-        prompt_tokens = np.array([float(w @ lengths / w.sum()) if w.any() else float(lengths.mean()) for w in weights])
+        own_weights = weights[:, documents]
+        prompt_tokens = own_weights @ lengths / own_weights.sum(axis=1)
     else:
         prompt_tokens = np.zeros_like(segments)
     generations = segments * tier.samples
@@ -237,56 +221,55 @@ def _tier(
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
         )
-    made = sum(measured.generations)
+    documents, samples = measured.documents, tier.samples
+    valued = [number for number, nats in enumerate(measured.heldout_nats) if nats is not None]
+    kept = _of_all(measured.kept, documents, segments, random, most=samples if keep_all else 1)
     return TierForecast(
         name=tier.name,
         model=tier.model,
         segments=segments,
         generations=generations,
-        tokens_in=_total(np.array(measured.prompt_tokens, np.float64) * tier.samples, segments, random),
-        tokens_out=_total(np.array(measured.thought_tokens, np.float64), segments, random),
-        kept=np.minimum(_total(np.array(measured.kept, np.float64), segments, random), generations),
-        kept_tokens=_total(np.array(measured.kept_tokens, np.float64), segments, random),
+        tokens_in=samples
+        * _of_all(measured.prompt_tokens, documents, segments, random, least=min(measured.prompt_tokens)),
+        tokens_out=_of_all(measured.thought_tokens, documents, segments, random, most=samples * (tier.max_tokens or 0)),
+        kept=kept,
+        kept_tokens=_kept_tokens(tier, measured, kept, random),
         basis="pilot",
-        cut_share=sum(measured.cut) / made,
-        accepted_share=sum(measured.accepted) / made,
-        kept_share=sum(measured.kept) / made,
-        gain_nats=_mean(np.array([nats for nats in measured.heldout_nats if nats is not None]), random),
+        cut=_of_all(measured.cut, documents, segments, random, most=samples),
+        accepted=_of_all(measured.accepted, documents, segments, random, most=samples),
+        gain_nats=chance.mean(np.array([measured.heldout_nats[i] for i in valued]), documents[valued], random),
     )
 
 
-def _total(measured: np.ndarray, segments: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The sum over so many segments of what was measured on a few: those as they are, the others like them.
-
-    Draws are of the predictive distribution: the mean of the others is uncertain by the few that were measured
-    (Student's t, since their spread is estimated too), and the sum of the others varies around it.
-    """
-    size, mean, spread = len(measured), float(measured.mean()), float(measured.std(ddof=1))
-    # All of a tier may have been measured, or more than the tier gets by now.
-    others = np.maximum(segments - size, 0.0)
-    total = np.where(segments >= size, measured.sum(), segments * mean) + others * mean
-    noise = random.standard_t(size - 1, len(segments)) * spread / math.sqrt(size) * others
-    noise += random.standard_normal(len(segments)) * spread * np.sqrt(others)
-    noise[0] = 0.0
-    return np.asarray(np.maximum(total + noise, 0.0))
+def _of_all(
+    values: Sequence[float] | np.ndarray,
+    documents: np.ndarray,
+    totals: np.ndarray,
+    random: np.random.Generator,
+    *,
+    least: float = 0.0,
+    most: float = 0.0,
+) -> np.ndarray:
+    """`chance.total` in a range that holds at least what was measured."""
+    measured = np.array(values, np.float64)
+    return chance.total(measured, documents, totals, random, least=least, most=max(most, float(measured.max())))
 
 
-def _mean(measured: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
-    """(1 + DRAWS,) the mean of few numbers, uncertain by Student's t; None of fewer than `MIN_MEASURED`.
+def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """So many kept traces are about as long as those of the pilot; where it has too few, as all that it generated."""
+    counts, cap = np.array(measured.kept), tier.max_tokens or 0
+    if counts.sum() >= MIN_MEASURED:
+        lengths = np.repeat(np.array(measured.kept_tokens) / np.maximum(counts, 1), counts)
+        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, most=cap)
+    lengths = np.array(measured.thought_tokens) / np.array(measured.generations)
+    many = np.full_like(kept, 1e6)
+    return kept * _of_all(lengths, measured.documents, many, random, most=cap) / many
 
-    Nothing is added to it, so its draws needn't be independent: evenly spaced quantiles give a steadier interval.
-    """
-    if len(measured) < MIN_MEASURED:
-        return None
-    drawn = random.standard_t(len(measured) - 1, 10_000) * measured.std(ddof=1) / math.sqrt(len(measured))
-    spaced = np.quantile(drawn, (np.arange(DRAWS) + 0.5) / DRAWS)
-    return np.concatenate([[measured.mean()], measured.mean() + spaced])
 
-
-def _copies(config: MillConfig, evidence: Evidence, draws: Sequence[np.ndarray]) -> np.ndarray:
+def _copies(config: MillConfig, evidence: Evidence, weights: np.ndarray) -> np.ndarray:
     tokens = np.array([sum(len(s.input_ids) for s in document.segments) for document in evidence.sample], np.float64)
-    weights = np.array([config.pack.source_weights.get(d.segments[0].source, 1.0) for d in evidence.sample])
-    return np.array([float((m * tokens) @ weights / max(float(m @ tokens), 1.0)) for m in draws])
+    copies = np.array([config.pack.source_weights.get(d.segments[0].source, 1.0) for d in evidence.sample])
+    return weights @ (tokens * copies) / np.maximum(weights @ tokens, 1.0)
 
 
 def shard_bytes(config: MillConfig, training_tokens: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from augment.selection.values import value_digest
 from pipelines import yaml_config
 from pipelines.config import MillConfig
@@ -31,6 +33,7 @@ class MeasuredTier:
         kept_tokens: training tokens of those that it keeps.
         heldout_nats: what the kept one gains beyond controls on text that the choice didn't look at; None where none
             is kept, or none was valued.
+        document: the document that it is of, by a number; without, each is of another.
     """
 
     thought_tokens: tuple[int, ...]
@@ -41,6 +44,12 @@ class MeasuredTier:
     kept: tuple[int, ...]
     kept_tokens: tuple[int, ...]
     heldout_nats: tuple[float | None, ...]
+    document: tuple[int, ...] = ()
+
+    @property
+    def documents(self) -> np.ndarray:
+        """(segments,) int64, equal for segments of one document."""
+        return np.array(self.document or range(len(self.generations)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
 from pipelines.joints import Choices, ScorerNats, holdback_of, trace_planner, work_order
-from pipelines.plan.evidence import Evidence, SampledDocument
-from pipelines.plan.forecast import MIN_MEASURED
+from pipelines.plan.chance import MIN_MEASURED
+from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.running import run_pipeline
 from sharding.errors import MillError
@@ -136,8 +136,10 @@ def _measured(
     if not judged:
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
     by_tier: dict[str, list[dict[str, Any]]] = {}
+    numbers: dict[str, int] = {}
     for (request, segment), decided in zip(judged, _decided(config, [segment for _, segment in judged]), strict=True):
-        by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided))
+        document = numbers.setdefault(request.doc_id, len(numbers))
+        by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided) | {"document": document})
     return Pilot(
         tiers={
             name: MeasuredTier(**{field: tuple(entry[field] for entry in entries) for field in entries[0]})

@@ -58,7 +58,7 @@ def render(plan: Mapping[str, Any]) -> Group:
             *([""] * (3 - len(thinking))),
             _BASIS[tier["length_from"]],
             *(_short(tier[name]) if thinking else "" for name in ("gpu_hours", "dollars")),
-            *("" if tier[name] is None else f"{tier[name]:.0%}" for name in shares),
+            *("" if tier[name] is None else _share(tier[name]) for name in shares),
         )
     costs = Table.grid(padding=(0, 2))
     costs.add_column(style="bold", no_wrap=True)
@@ -118,6 +118,11 @@ def _shown(value: Estimate) -> str:
 
 def _gain(value: Estimate) -> str:
     return f"{value['value']:+.2f} ({value['low']:+.2f} – {value['high']:+.2f})"
+
+
+def _share(value: Estimate) -> str:
+    point, low, high = (f"{value[key]:.0%}" for key in ("value", "low", "high"))
+    return point if low == high else f"{point} ({low} – {high})"
 
 
 def _number(number: float) -> str:

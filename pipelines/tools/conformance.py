@@ -88,7 +88,7 @@ def train_tokenizer(folder: Path) -> None:
     tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:20]], trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}), encoding="utf-8")
 
 
 def job_config(root: str, output: str, tokenizer: str) -> MillConfig:

@@ -123,7 +123,7 @@ def _content_digest(path: Path) -> str:
     kept = None
     with contextlib.suppress(OSError, MillError, ValueError):
         kept = mill_home() / "fingerprints" / name
-        known = kept.read_text()
+        known = kept.read_text(encoding="utf-8")
         if len(bytes.fromhex(known)) == _DIGEST_BYTES:  # else a crash has damaged it
             return _digests.setdefault(seen, known)
     settled = time.time() - found.st_ctime > _FRESH_S  # which follows every change, and nobody can set
@@ -141,7 +141,7 @@ def _keep(path: Path, digest: str) -> None:
     """Write a digest for other processes, whole; a cache that can't be written is no error."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
             file.write(digest)
         Path(file.name).replace(path)
 

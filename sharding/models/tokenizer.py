@@ -268,7 +268,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> TextTokenizer:
             "make one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
     config_path = _model_file(where, "tokenizer_config.json", revision)
-    config = json.loads(config_path.read_text()) if config_path else {}
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path else {}
     bos, eos = (t.get("content") if isinstance(t, dict) else t for t in map(config.get, ("bos_token", "eos_token")))
     return TextTokenizer(path.read_bytes(), name=name, bos_token=bos, eos_token=eos)
 

@@ -227,7 +227,8 @@ def machine_identity() -> str:
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
-            parts.append(str(Path(path).readlink()) if path.endswith("/pid") else Path(path).read_text().strip())
+            is_link = path.endswith("/pid")
+            parts.append(str(Path(path).readlink()) if is_link else Path(path).read_text(encoding="utf-8").strip())
         except OSError:
             parts.append("")
     return " ".join(parts)
@@ -239,7 +240,7 @@ def process_identity(pid: int) -> str | None:
         return ""
     try:
         # After the name, which may hold anything: state, ..., and 20 fields on, when it began in ticks since boot.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.config import MillConfig
 from pipelines.yaml_config import dump, from_mapping, load, to_mapping
+from pipelines.yaml_tree import parse
 from sharding.errors import RequestError
 from tests.fuzz.conftest import Tally
 
@@ -130,6 +132,14 @@ FILES: list[tuple[str, bytes]] = [
     ("deep", b"a: " + b"[" * 3_000),
     ("control characters", b"output: \x01\x02"),
     ("two documents", b"a: 1\n---\nb: 2\n"),
+    ("a name twice", b"output: a\ntokenizer: t\noutput: b\n"),
+    ("a name twice in braces", b"pack: {num_shards: 1, num_shards: 2}\n"),
+    ("Latin 1", "card: {name: 'é'}".encode("latin-1")),
+    ("Shift JIS", "card: {name: '猫'}".encode("shift-jis")),
+    ("UTF-16", "card: {name: x}".encode("utf-16")),
+    ("UTF-32", "card: {name: x}".encode("utf-32")),
+    ("a circle", b"card: &card {name: *card}"),
+    ("a bomb", YAML_BOMB.encode()),
 ]
 
 
@@ -141,6 +151,25 @@ def test_a_file_that_is_no_config(tmp_path: Any, data: bytes, monkeypatch: pytes
     with pytest.raises(RequestError):
         load(str(path))
     assert not (tmp_path / "owned").exists()
+
+
+def test_any_line_that_stands_twice_is_refused() -> None:
+    rng = random.Random(7)
+    lines = yaml.safe_dump(WHOLE).splitlines()
+    single = [i for i, line in enumerate(lines) if re.fullmatch(r" *[a-z_]+: \S.*", line)]
+    for _ in range(40):
+        number = rng.choice(single)
+        other = lines[number].replace(": ", rng.choice([": ", " : ", ":   "]), 1)
+        text = "\n".join([*lines[: number + 1], other, *lines[number + 1 :]])
+        with pytest.raises(RequestError, match=rf"twice, in lines {number + 1} and {number + 2}"):
+            parse(text, "mill.yaml")
+
+
+@settings(max_examples=100)
+@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=4))
+def test_any_text_is_written_so_that_it_reads_back(texts: list[str]) -> None:
+    config = from_mapping({**WHOLE, "card": {"language": [text.replace("~", "-") for text in texts]}})
+    assert from_mapping(parse(dump(config), "again")) == config
 
 
 OVERRIDES = st.text(max_size=30) | st.builds(
@@ -160,7 +189,7 @@ def test_any_override(override: str, tmp_path_factory: pytest.TempPathFactory) -
         config = load(str(path), [override])
     except RequestError:
         return
-    assert from_mapping(yaml.safe_load(dump(config))) == config
+    assert from_mapping(parse(dump(config), "again")) == config
 
 
 def test_the_rehearsal_of_this_test_is_a_config(rehearsal_config: Callable[..., dict[str, Any]]) -> None:
