@@ -13,6 +13,6 @@ def kills_for_memory() -> int:
     kills = 0
     for path in _COUNTS:
         with contextlib.suppress(OSError, ValueError):
-            counts = dict(line.split() for line in path.read_text().splitlines())
+            counts = dict(line.split() for line in path.read_text(encoding="utf-8").splitlines())
             kills += int(counts.get("oom_kill", 0))
     return kills

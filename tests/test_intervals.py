@@ -13,6 +13,7 @@ from pipelines.plan import chance
 from pipelines.plan.evidence import gather
 from pipelines.plan.pieces import PIECE_SEGMENTS, choose_pieces
 from pipelines.yaml_config import from_mapping
+from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Document
 
 
@@ -82,4 +83,5 @@ def test_a_long_document_costs_a_plan_no_more_than_a_piece(
     evidence = gather(config, 40)
     assert max(document.text_bytes for document in evidence.sample) <= PIECE_SEGMENTS * 64 * 4
     corpus = evidence.corpus(np.ones(len(evidence.sample)))
-    assert corpus.source_tokens == pytest.approx(sum(map(len, texts)), rel=0.01)
+    tokenizer = load_tokenizer(config.tokenizer)
+    assert corpus.source_tokens == pytest.approx(sum(len(tokenizer.encode(text)) for text in texts), rel=0.01)

@@ -138,8 +138,8 @@ def _measured(
     by_tier: dict[str, list[dict[str, Any]]] = {}
     numbers: dict[str, int] = {}
     for (request, segment), decided in zip(judged, _decided(config, [segment for _, segment in judged]), strict=True):
-        document = numbers.setdefault(request.doc_id, len(numbers))
-        by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided) | {"document": document})
+        number = numbers.setdefault(request.doc_id, len(numbers))
+        by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided) | {"document": number})
     return Pilot(
         tiers={
             name: MeasuredTier(**{field: tuple(entry[field] for entry in entries) for field in entries[0]})
