@@ -208,7 +208,7 @@ DECONTAMINATION = {"action": "remove", "benchmarks": {"gsm8k": {"records": 1_319
             "select",
             {"facts": {"account": [ACCOUNT]}},
             [
-                "| 1,111 | +2.61 (+1.50 to +3.72) | +0.70 (too few to say: 5 documents) |  | -0.10 (-0.70 to +0.50) |"
+                "| 1,111 | +2.61 (+1.50 to +3.72) |  | +0.70 (too few to say: 5 documents) | -0.10 (-0.70 to +0.50) |"
                 "  | 80 (+8.4) |  |"
             ],
         ),

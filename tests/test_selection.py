@@ -166,7 +166,7 @@ def account_of(segments: Sequence[tuple[str, list[Candidate], float]], **config:
     """The account's only row; of each segment the document, candidates, and the null of either kind."""
     totals: Counter[str] = Counter()
     for document, candidates, null in segments:
-        valued = ValuedSegment(candidates=candidates, document=document, null_first_nats=null, null_nats=2 * null)
+        valued = ValuedSegment(candidates=candidates, document=document, null_first_nats=null, null_choice_nats=null)
         totals.update(account_counts(choose(candidates, SelectConfig(**config)), valued))
     [row] = split_account(totals)[1]
     return row
@@ -178,17 +178,18 @@ def gained(sample: int, value: float, heldout: float, net: float, chance: float 
 
 
 def test_the_gains_of_an_account() -> None:
+    net = 1.0 + (np.arange(10) - 4.5)
     segments = [
-        (f"doc-{n}", [gained(0, 0.0, 1.0 + n, 1.0, thought_tokens=10), gained(1, 9.0, 3.0 + n, 3.0)], 0.1)
-        for n in range(10)
+        (f"doc-{n}", [gained(0, 0.0, 1.0, of_both), gained(1, 9.0, 3.0, 2.0 + of_both)], 0.1)
+        for n, of_both in enumerate(net)
     ]
     row = account_of(segments)
     gains = row["gains"]
     means = {what: found["mean"] for what, found in gains.items()}
     assert means == {
         "heldout_first": 2.0,  # the mean of both, over the whole text
-        "heldout": 7.0,  # 3 to 12, less 0.5 by chance
         "heldout_choice": 0.5,  # half of what the better gains beyond the other, less 0.5 by chance
+        "heldout": 2.5,  # both together
         "null_first": 0.1,
         "null": 0.2,
         "gain": 4.0,
@@ -196,9 +197,8 @@ def test_the_gains_of_an_account() -> None:
         "hard_gain": 1.5,
     }
     assert {found["segments"] for found in gains.values()} == {found["documents"] for found in gains.values()} == {10}
-    heldout = 2.5 + np.arange(10)
-    half = 2.2622 * heldout.std(ddof=1) / np.sqrt(10)  # t of 9 degrees of freedom
-    assert gains["heldout"]["interval95"] == pytest.approx([7 - half, 7 + half], abs=1e-3)
+    half = 2.2622 * net.std(ddof=1) / np.sqrt(10)  # t of 9 degrees of freedom
+    assert gains["heldout_first"]["interval95"] == pytest.approx([2 - half, 2 + half], abs=1e-3)
     assert row["lengths"] == {
         "kept": {"candidates": 10, "mean_thought_tokens": 10.0, "nats_per_1000_thought_tokens": 300.0},
         "rejected": {"candidates": 10, "mean_thought_tokens": 10.0, "nats_per_1000_thought_tokens": 100.0},

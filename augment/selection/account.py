@@ -27,8 +27,8 @@ needs, however large the corpus. Few documents have a group each, but for collis
 
 GAINS = {
     "heldout_first": "what a trace gains beyond controls, no choice made: the mean of those that passed the gates",
-    "heldout": "what the kept trace gains beyond controls that were chosen in the same way, on tokens not chosen by",
-    "heldout_choice": "what choosing adds to that, beyond what choosing among controls does",
+    "heldout_choice": "what choosing adds, on tokens not chosen by, beyond what choosing among controls adds",
+    "heldout": "what the kept trace gains: both together",
     "null_first": "heldout_first of a control in place of the segment's traces: 0 but for noise",
     "null": "heldout likewise",
     "gain": "the raw gain of the kept trace, over the whole text",
@@ -38,7 +38,7 @@ GAINS = {
 """What is averaged over segments, in nats per segment."""
 
 
-SHOWN_GAINS = ("heldout_first", "heldout", "heldout_choice", "null_first", "null")
+SHOWN_GAINS = ("heldout_first", "heldout_choice", "heldout", "null_first", "null")
 """Those that people are shown, in order."""
 
 
@@ -73,13 +73,19 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
 
 
 def kept_nats(candidates: Sequence[Candidate]) -> float | None:
-    """What the kept candidates of a segment gain beyond controls chosen in the same way, on average; None unvalued."""
-    nats = [
-        candidate.heldout_nats - candidate.chance_heldout_nats
-        for candidate in candidates
-        if candidate.kept and candidate.heldout_nats is not None and candidate.chance_heldout_nats is not None
-    ]
-    return statistics.fmean(nats) if nats else None
+    """What the kept candidates of a segment gain, on average: `heldout` of `GAINS`. None where it can't be told."""
+    with_gain = [candidate for candidate in candidates if candidate.gain_nats is not None]
+    added = _added_by_choice(with_gain)
+    return None if added is None else statistics.fmean(map(_net, with_gain)) + added
+
+
+def _added_by_choice(candidates: Sequence[Candidate]) -> float | None:
+    """`heldout_choice` of a segment, from its candidates with a gain."""
+    kept = [candidate.heldout_nats or 0.0 for candidate in candidates if candidate.kept]
+    by_chance = candidates[0].chance_heldout_nats if candidates else None
+    if not kept or by_chance is None:
+        return None
+    return statistics.fmean(kept) - statistics.fmean(c.heldout_nats or 0.0 for c in candidates) - by_chance
 
 
 def _gain_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
@@ -109,16 +115,14 @@ def _gain_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Coun
 def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[str, float]:
     """`GAINS` of a segment, from its candidates with a gain; what can't be told is left out."""
     kept = [candidate for candidate in candidates if candidate.kept]
-    heldout = kept_nats(candidates)
+    null_first, null_choice = valued.null_first_nats, valued.null_choice_nats
     found = {
         # All that passed stand for the first, which is one of them: the same on average, and less noise.
         "heldout_first": statistics.fmean(map(_net, candidates)),
-        "heldout": heldout,
-        "heldout_choice": None
-        if heldout is None
-        else heldout - statistics.fmean(candidate.heldout_nats or 0.0 for candidate in candidates),
-        "null_first": valued.null_first_nats,
-        "null": valued.null_nats,
+        "heldout_choice": _added_by_choice(candidates),
+        "heldout": kept_nats(candidates),
+        "null_first": null_first,
+        "null": None if null_first is None or null_choice is None else null_first + null_choice,
     }
     if kept:
         for column in ("gain", "control", "hard_gain"):

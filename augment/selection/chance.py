@@ -26,14 +26,14 @@ class Chance:
         value, heldout_nats: of the trace that would be kept of a control, on average over controls; None where no
             control has as many traces as the segment.
         null_first_nats: what the traces of the first control gain beyond those of the others, on average.
-        null_nats: what the one that would be kept of the first control gains beyond those of the others, on the tokens
-            that it was not chosen by. Nothing tells the first control from the others: the truth of both is 0.
+        null_choice_nats: what choosing adds there, beyond what it adds among the others. Nothing tells the first
+            control from the others: the truth of both is 0.
     """
 
     value: float | None
     heldout_nats: float | None
     null_first_nats: float | None
-    null_nats: float | None
+    null_choice_nats: float | None
 
 
 def chance_of(controls: Sequence[Sequence[Valuation]], number: int, config: SelectConfig) -> Chance:
@@ -41,12 +41,17 @@ def chance_of(controls: Sequence[Sequence[Valuation]], number: int, config: Sele
     read = [[one for one in control if one.gain_nats is not None] for control in controls]
     gains = [float(np.mean([one.gain_nats for one in control])) for control in read if control]
     # Of more traces than the segment has, chance would bring more.
-    chosen = [_kept(control[:number], config) for control in read if len(control) >= number]
+    enough = [control for control in read if len(control) >= number]
+    chosen = [_kept(control[:number], config) for control in enough]
+    added = [
+        heldout - float(np.mean([one.heldout_nats for one in control[:number]]))
+        for (_, heldout), control in zip(chosen, enough, strict=True)
+    ]
     return Chance(
         value=_mean([value for value, _ in chosen]),
         heldout_nats=_mean([heldout for _, heldout in chosen]),
         null_first_nats=_beyond_others(gains),
-        null_nats=_beyond_others([heldout for _, heldout in chosen]),
+        null_choice_nats=_beyond_others(added),
     )
 
 

@@ -32,14 +32,14 @@ class ValuedSegment:
         candidates: all of the segment's.
         document: see `augment.selection.candidates.AskedSegment`.
         null_first_nats: what one control's traces gain beyond those of the others, on average; None without controls.
-        null_nats: the same for the one that would be kept, beyond those that would be kept of the others.
+        null_choice_nats: what choosing among them adds, beyond what it adds among the others'.
         cut_tokens: of the segment's front, that the scorer had no room for.
     """
 
     candidates: list[Candidate]
     document: str
     null_first_nats: float | None = None
-    null_nats: float | None = None
+    null_choice_nats: float | None = None
     cut_tokens: int = 0
 
 
@@ -96,7 +96,7 @@ class Valuer:
             candidates=_with(segment.candidates, columns),
             document=segment.document,
             null_first_nats=chance.null_first_nats,
-            null_nats=chance.null_nats,
+            null_choice_nats=chance.null_choice_nats,
             cut_tokens=self._nats.cut_tokens,
         )
 

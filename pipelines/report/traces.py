@@ -79,7 +79,7 @@ def gains(facts: Facts) -> Figure:
         found = row["gains"]
         for what, label, style in (
             ("heldout_first", name, facts.style_of(row["tier"])),
-            ("heldout", f"{name}, chosen", facts.style_of(row["tier"])),
+            ("heldout", f"{name}, kept", facts.style_of(row["tier"])),
             ("null_first", "null", "s0"),
         ):
             if what in found:
@@ -98,11 +98,11 @@ def gains(facts: Facts) -> Figure:
         key=key,
         title=title,
         says="Nats that a trace adds to the text after its segment, which its generator did not see, beyond what "
-        f"traces of other documents add, with 95% intervals over documents: {best}. Chosen: the kept one, beyond "
-        "controls chosen in the same way. Grey: the same of traces of other documents, 0 but for noise.",
+        f"traces of other documents add, with 95% intervals over documents: {best}. Kept: with what choosing adds "
+        "beyond what it adds among controls. Grey: the same of traces of other documents, 0 but for noise.",
         chart=charts.intervals(title, best, rows, x_label="gain beyond controls, nats per segment"),
         header=(
-            *("tier, model, prompt", "segments", "no choice", "chosen", "choosing adds", "null", "null, chosen"),
+            *("tier, model, prompt", "segments", "no choice", "choosing adds", "kept", "null", "null, kept"),
             *("on hard tokens", "tokens, kept (nats per 1,000)", "rejected"),
         ),
         rows=table,
