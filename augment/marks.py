@@ -93,19 +93,17 @@ def split_thinking(text: str) -> tuple[str, bool]:
     """
     at, opened = 0, _PROMPTED
     while True:
-        begun = _BEGIN.match(text, at)
-        assert begun is not None  # it may match nothing
-        if begun.lastgroup is not None:
-            opened = _ENDS[begun.lastgroup]
-        at = begun.end()
+        while (begun := _BEGIN.match(text, at)) is not None:
+            opened, at = _ENDS[str(begun.lastgroup)], begun.end()
         end = opened.search(text, at)
         if end is None:
-            return text[at:].rstrip(), False
-        if inside := text[at : end.start()].rstrip():
+            return text[at:].strip(), False
+        if inside := text[at : end.start()].strip():
             return inside, True
         at, opened = end.end(), _PROMPTED
 
 
-_BEGIN = re.compile(rf"(?:\s++|{'|'.join(f'(?P<d{number}>{marks.begin})' for number, marks in enumerate(DIALECTS))})*+")
+# One begin at a time: groups in what is repeated possessively are a SystemError in Python 3.11.7.
+_BEGIN = re.compile(rf"\s*+(?:{'|'.join(f'(?P<d{number}>{marks.begin})' for number, marks in enumerate(DIALECTS))})")
 _ENDS = {f"d{number}": re.compile(marks.end) for number, marks in enumerate(DIALECTS)}
 _PROMPTED = re.compile("|".join(marks.end for marks in DIALECTS if marks.prompted))
