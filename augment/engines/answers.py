@@ -40,6 +40,7 @@ _ENDED = {
 }
 _BROKEN = re.compile(
     "abort|cancel|error|fail|time.?out|disconnect|filter|safety|block|prohibit|recitation|tool|function|incomplete"
+    "|sensitive|guardrail|interven|insufficient|refus"
 )
 
 

@@ -41,7 +41,7 @@ def chance_of(controls: Sequence[Sequence[Valuation]], number: int, config: Sele
     read = [[one for one in control if one.gain_nats is not None] for control in controls]
     gains = [float(np.mean([one.gain_nats for one in control])) for control in read if control]
     # Of more traces than the segment has, chance would bring more.
-    enough = [control for control in read if len(control) >= number]
+    enough = [control for control in read if len(control) >= number > 0]
     chosen = [_kept(control[:number], config) for control in enough]
     added = [
         heldout - float(np.mean([one.heldout_nats for one in control[:number]]))

@@ -191,6 +191,8 @@ ODD = {
     "no text": (completion({"model": "small"}, text=None, token_ids=[40]), "isn't what its token ids say"),
     "an aborted one": (completion({"model": "small"}, finish_reason="Aborted by server"), "Aborted"),
     "a filtered one": (completion({"model": "small"}, finish_reason="content_filter"), "content_filter"),
+    "a sensitive one": (completion({"model": "small"}, finish_reason="sensitive"), "sensitive"),
+    "a guarded one": (completion({"model": "small"}, finish_reason="guardrail_intervened"), "guardrail_intervened"),
     "an end that is a number": (completion({"model": "small"}, finish_reason=7), "7"),
     "an end that is a list": (completion({"model": "small"}, finish_reason=[["x"] * 9999]), "['x'"),
     "more tokens than the cap": (told(*[40] * 9), "9 tokens came"),

@@ -96,8 +96,7 @@ def crafted(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> st
         for tier in made["facts"].get("tiers", []):
             tier["name"] += id_
         if stage == "select":
-            missing = {**made["files"]["kept"][0], "name": re.sub(r"[/:\\\0]", "", id_)}
-            made["files"]["contaminated"] = [missing]
+            made["files"]["contaminated"] = [{**made["files"]["kept"][0], "name": "contaminated-00007-of-00009.arrow"}]
         path.write_text(json.dumps(made))
     return config.output
 
