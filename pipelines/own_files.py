@@ -16,6 +16,8 @@ from fsspec.utils import glob_translate
 from pipelines.config import MillConfig
 from sharding import storage
 from sharding.errors import RequestError
+from sharding.sources.places import kept_at
+from sharding.storage.files import STORES
 from sharding.storage.output import Output
 
 
@@ -45,6 +47,9 @@ def refuse_own_files(config: MillConfig) -> None:
 
 def _finds(path: str, urls: Iterable[str]) -> bool:
     """Whether a source's path, a folder or a glob, finds one of these files, there or not."""
+    path = kept_at(path)
+    if "://" in path and path.split("://")[0] not in STORES:
+        return False  # nothing of the mill's is kept there, and to open it may be to call a server
     store, pattern = _place(path)
     for url in urls:
         other, name = _place(url)

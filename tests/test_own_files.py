@@ -35,6 +35,10 @@ from sharding.errors import RequestError
         ("{tmp}/data/raw", "{tmp}/data", False),
         ("memory://bucket/raw", "{tmp}/bucket/raw/out", False),
         ("memory://bucket/raw", "memory://bucket/out", False),
+        ("zip://in/*.jsonl::{tmp}/a.zip", "{tmp}/out", False),
+        ("simplecache::memory://bucket/**", "memory://bucket/out", True),
+        ("simplecache::{tmp}/data", "{tmp}/data/out", True),
+        ("ftp://127.0.0.1:1/data", "{tmp}/data/out", False),
     ],
 )
 def test_what_a_source_would_find(

@@ -34,7 +34,7 @@ def locate(url: str) -> tuple[AbstractFileSystem, str]:
     if url.startswith(BYTES_SCHEME):
         return LocalFileSystem(), os.fsdecode(unquote_to_bytes(url.removeprefix(BYTES_SCHEME)))
     try:
-        return storage.filesystem(_as_chain(url))
+        return storage.filesystem(_as_chain(url), chained=True)
     except FileNotFoundError as error:
         try:
             raise_outage(error)
@@ -96,6 +96,12 @@ def name_of(url: str) -> str:
     """A URL or path without what an HTTP server is asked beside it: what tells a format by its ending."""
     plain = url.partition("::")[0] if "://" in url.partition("::")[0] else url.rpartition("::")[2]
     return urlsplit(plain)._replace(query="", fragment="").geturl() if plain.startswith(_HTTP) else plain
+
+
+def kept_at(url: str) -> str:
+    """Where the bytes are that a path or URL leads to: the last link of a chain."""
+    chain = _as_chain(url)
+    return chain.rpartition("::")[2] if "://" in chain and not chain.startswith("file://") else url
 
 
 def raise_outage(error: FileNotFoundError) -> None:

@@ -58,16 +58,20 @@ STORES = frozenset({"file", "hf", "memory", *EXTRA_FOR_PROTOCOL})
 """The protocols of the stores that outputs are kept in: of any other nothing is asked because a file says so."""
 
 
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(url: str, *, chained: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `url` and the path in it. A local path may hold "::".
 
+    Args:
+        url: a path or URL.
+        chained: whether one store may be read through another ("::"), which can run what a file says: only where the
+            config says so itself.
+
     Raises:
-        RequestError: the store's protocol is unknown, its package is not installed, or one store is to be read through
-            another ("::"), which can run what a file says.
+        RequestError: the store's protocol is unknown, its package is not installed, or stores are joined that mustn't.
     """
     if "://" not in url or url.startswith("file://"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
-    if "::" in url:
+    if "::" in url and not chained:
         raise RequestError(f"{url}: stores joined by :: are not read: name a folder of one store")
     try:
         return fsspec.core.url_to_fs(url)
