@@ -30,6 +30,7 @@ from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
 from sharding.records.types import LedgerRow
 from sharding.storage import manifest
+from tests.endpoint_server import SERVED, ScriptedServer, completion
 from tests.test_ledger import row
 
 DAY_S = 86400.0
@@ -337,3 +338,21 @@ def test_a_pilot_of_empty_answers_is_an_error(answers: Answers, tree: dict[str, 
     mill(config, stages=["score"])
     with pytest.raises(MillError, match=r"have no text.*ledger drop"):
         make_plan(config, pilot=4)
+
+
+@pytest.mark.slow
+def test_servers_that_answer_nothing(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
+) -> None:
+    server = ScriptedServer(lambda number, body: completion(body, text="", reasoning="" if number % 2 else None))
+    model = {"engine": "endpoint", "name": byte_tokenizer, "urls": [server.url], "served_name": SERVED}
+    source = write_jsonl({"id": str(i), "text": f"Text number {i} says so. " * 40} for i in range(4))
+    config = from_mapping(rehearsal_config(source, models={"pretend": model}))
+    try:
+        with pytest.raises(MillError, match="have no text"):
+            mill(config)
+        server.script = lambda number, body: completion(body, text=GOOD)
+        drop(config.ledger_url, [parse("reason=empty")])
+        assert mill(config)["augment"].counts["empty"] == 0
+    finally:
+        server.stop()

@@ -310,6 +310,24 @@ def test_a_refusal_at_the_start_is_told_without_the_key_and_steers_no_terminal(
     assert KEY not in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 1500
 
 
+@pytest.mark.parametrize("most", ["4096", -1, 0, {}, True])
+def test_what_is_odd_in_the_list_of_models_says_nothing(
+    serve: Callable[..., ScriptedServer], feed: Callable[..., Feeder], most: Any
+) -> None:
+    server = serve()
+    server.models = {"data": [{"id": SERVED, "owned_by": 7, "max_model_len": most}]}
+    assert all(isinstance(result, Completed) for result in run_all(feed(server.url)))
+
+
+def test_no_cookies_are_kept(serve: Callable[..., ScriptedServer], feed: Callable[..., Feeder]) -> None:
+    """They would bind all requests to one replica behind a balancer, and pile up."""
+    server = serve(lambda number, body: (200, {"Set-Cookie": f"replica{number}=1; Path=/"}, completion(body)))
+    feeder = feed(server.url)
+    for key in "ab":
+        run_all(feeder, request(key))
+    assert "cookie" not in server.headers[1]
+
+
 def test_nothing_packed_is_asked_for(serve: Callable[..., ScriptedServer], feed: Callable[..., Feeder]) -> None:
     server = serve()
     run_all(feed(server.url))

@@ -35,13 +35,14 @@ or fewer tokens than the tokenizer does."""
 
 _ENDED = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "stop_sequence", "end_turn", "complete"), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
     "repetition": "repetition",
 }
 _BROKEN = re.compile(
-    "abort|cancel|error|fail|time.?out|disconnect|filter|safety|block|prohibit|recitation|tool|function|incomplete"
-    "|sensitive|guardrail|interven|insufficient|refus"
+    "abort|cancel|error|fail|time.?out|disconnect|interrupt|preempt|evict|kill|shut|crash|overload|insufficient"
+    "|unavailable|rate.?limit|filter|safety|sensitive|block|prohibit|refus|reject|den(y|ied)|recitation|tool|function"
+    "|incomplete|unfinished|partial|malformed|pause|guardrail|interven"
 )
+_CAPPED = re.compile("length|max|limit|context|window|budget|truncat|exceed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,8 @@ class AnswerReader:
 def end_of(reason: object, *, at_cap: bool) -> str:
     """A finish reason as the ledger has it: "stop", "length" or "repetition".
 
-    Names that aren't known and don't say that something went wrong are taken: at the cap they mean that, else the end.
+    Names that aren't known and don't say that something went wrong are taken: those that speak of a limit, and any at
+    the cap, mean that, others the end.
 
     Raises:
         GenerationFailed: the request ended in another way.
@@ -220,7 +222,7 @@ def end_of(reason: object, *, at_cap: bool) -> str:
     said = reason.get("type") if isinstance(reason, dict) else reason  # as SGLang's own API has it
     if not isinstance(said, str) or not said or _BROKEN.search(said.lower()):
         raise GenerationFailed(f"the server ended the request with {str(said)[:_SHOWN_CHARACTERS]!r}")
-    return _ENDED.get(said.lower(), "length" if at_cap else "stop")
+    return _ENDED.get(said.lower(), "length" if at_cap or _CAPPED.search(said.lower()) else "stop")
 
 
 def _check_length(num_tokens: int, request: GenerationRequest) -> None:

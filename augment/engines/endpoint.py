@@ -8,6 +8,7 @@ of a server's own changes the text. Which server gets a request, and what happen
 from __future__ import annotations
 
 import logging
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -164,9 +165,11 @@ class EndpointEngine:
             raise RequestRejected(str(error)) from error
         choice = completion.choices[0]
         text, thinking = _text_of(choice)
+        if text is None and choice.token_ids is None:
+            raise GenerationFailed("the answer holds neither a text nor token ids")
         fingerprint = completion.system_fingerprint
         answer = Answer(
-            text=text,
+            text=text or "",
             thinking=thinking,
             token_ids=choice.token_ids,
             paid_tokens=_paid_tokens(completion.usage, len(request.prompt_token_ids)),
@@ -260,12 +263,12 @@ class EndpointEngine:
         return name
 
 
-def _text_of(choice: _Choice) -> tuple[str, str]:
+def _text_of(choice: _Choice) -> tuple[str | None, str]:
     """What was generated, and the thinking in it where servers part it: as `reasoning` or `reasoning_content`."""
     parts = choice.message or choice
     thinking = parts.reasoning or parts.reasoning_content or ""
-    answer = (choice.text if isinstance(parts, _Choice) else parts.content) or ""
-    if not thinking or not answer.strip():
+    answer = choice.text if isinstance(parts, _Choice) else parts.content
+    if not thinking or not answer or not answer.strip():
         return thinking or answer, thinking
     begin, end = THINK.tokens
     return f"{begin}{thinking}{end}{answer}", thinking
@@ -274,19 +277,26 @@ def _text_of(choice: _Choice) -> tuple[str, str]:
 def _paid_tokens(usage: object, prompt_tokens: int) -> int:
     """The generated tokens that the usage counts, hidden ones included; 0 where it doesn't say.
 
+    Some servers count hidden ones in the total alone.
+
     Raises:
         RequestRejected: it counts another prompt than was sent, so the answer is to something else.
     """
     counted = usage if isinstance(usage, dict) else {}
-    read, made = (
-        n if isinstance(n, int) and n > 0 else 0 for n in map(counted.get, ("prompt_tokens", "completion_tokens"))
-    )
+    read, made, total = (_whole(counted.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
     if read and read != prompt_tokens:
         raise RequestRejected(
             f"a prompt of {prompt_tokens:,} tokens was sent, and the server read {read:,}: it cuts prompts, or adds "
             "tokens to them, such as a second BOS"
         )
-    return made
+    return max(made, total - read) if read else made
+
+
+def _whole(count: object) -> int:
+    """A count of an answer, which may be written as 12.0; 0 where it is none."""
+    if isinstance(count, bool) or not isinstance(count, int | float):
+        return 0
+    return int(count) if 0 < count < math.inf else 0
 
 
 def _sum(logprobs: object) -> float | None:

@@ -6,6 +6,7 @@ limit, whatever it says of them, and what is shown of it steers no terminal and 
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ _PACKED_BY = ("gzip", "x-gzip", "deflate")
 
 _PROVEN_SECRET_CHARACTERS = 12
 """A shorter key, such as "EMPTY" or "none", is a word that an answer may hold by chance."""
+
+_ESCAPED = re.compile(r"\\(?:u00([0-7][0-9a-fA-F])|([/\"\\]))")
+"""What keys consist of as JSON may have it: some servers write every "/" or "+" so."""
 
 
 class BodyTooLong(MillError):
@@ -93,7 +97,12 @@ async def _first_bytes(response: httpx.Response, num_bytes: int) -> Body:
 def repeats_key(body: bytes, key: SecretStr | None) -> bool:
     """Whether a body holds the key, so that it must not be kept."""
     secret = key.get_secret_value() if key is not None else ""
-    return len(secret) >= _PROVEN_SECRET_CHARACTERS and secret.encode() in body
+    return len(secret) >= _PROVEN_SECRET_CHARACTERS and secret in _unescaped(body.decode("latin-1"))
+
+
+def _unescaped(text: str) -> str:
+    """A text with the ASCII characters that JSON spells by escapes as they are."""
+    return _ESCAPED.sub(lambda found: found[2] or chr(int(found[1], 16)), text) if "\\" in text else text
 
 
 def text_of(body: bytes) -> str:
@@ -104,6 +113,7 @@ def text_of(body: bytes) -> str:
 def shown(text: str, key: SecretStr | None) -> str:
     """A server's words as a message may show them: on one line, short, nothing but what prints, without the key."""
     if key is not None:
-        text = text.replace(key.get_secret_value(), "***")
+        secret, plain = key.get_secret_value(), _unescaped(text)
+        text = (plain if secret in plain else text).replace(secret, "***")
     line = " ".join(text[: 8 * _MESSAGE_CHARACTERS].split())[:_MESSAGE_CHARACTERS]
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)

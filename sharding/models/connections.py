@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
@@ -227,6 +228,7 @@ def new_client(url: str, key: SecretStr | None) -> tuple[httpx.AsyncClient, Prox
     certificates = _certificates() if secure_proxy or url.startswith("https:") else None  # they take long to load
     client = httpx.AsyncClient(
         headers=headers,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # they would pile up, and bind to one replica
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_IDLE_S),
         timeout=httpx.Timeout(None, connect=_CONNECT_S),
         verify=certificates or False,

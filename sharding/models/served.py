@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -27,9 +28,11 @@ class Served:
 
 
 class _ModelCard(msgspec.Struct):
+    """One of the models in a list; what is odd in it says nothing."""
+
     id: str
-    owned_by: str | None = None
-    max_model_len: int | None = None
+    owned_by: Any = None
+    max_model_len: Any = None
 
 
 class _ModelList(msgspec.Struct):
@@ -52,7 +55,8 @@ async def ask_what_is_served(client: EndpointClient, model: str) -> Served:
     if card is None:
         names = ", ".join(repr(card.id) for card in cards) or "nothing"
         raise RequestError(f"{client.url} does not serve {model!r} but {client.shown(names)}; set served_name")
-    software = card.owned_by or ""
+    software = card.owned_by if isinstance(card.owned_by, str) else ""
+    says = type(card.max_model_len) is int and card.max_model_len > 0  # not so where it is a truth
     with suppress(EndpointFailed, EndpointRefused, RequestError):  # vLLM has this page; others may not
         software += " " + (await client.get("/version", _Version, timeout_s=LOOK_S)).version
-    return Served(software=client.shown(software), max_model_len=card.max_model_len)
+    return Served(software=client.shown(software), max_model_len=card.max_model_len if says else None)

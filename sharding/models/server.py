@@ -164,16 +164,18 @@ class EndpointClient:
             if str(error)[:1] == "4" and not self._proven:
                 raise self._refused_by_proxy(f"{where}: {self.shown(str(error))}") from error
             raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(_said(error))})") from error
-        except (httpx.HTTPError, BodyUnreadable) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, BodyUnreadable) as error:  # also of a redirection
             raise EndpointFailed(f"{where}: {self.shown(_said(error))}{through}") from error
         except BodyTooLong as error:
             raise EndpointRefused(f"{where}: {error}") from error
+        wait_s = retry_after_s(response.headers.get("retry-after"))
         try:
             answer = msgspec.json.decode(body, type=answer_type)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             own = _own_fields(answer_type) if method == "POST" else ()
-            wait_s = retry_after_s(response.headers.get("retry-after"))
             raise self._no_answer(where, text_of(body), own, wait_s, error) from error
+        if body.count(b'"error"') and (failed := self._error_inside(where, body.decode(), wait_s)):
+            raise failed  # an answer beside it is a part of one
         if repeats_key(body, self._key):
             raise EndpointFailed(f"{where}: the answer repeats the key that it was asked with")
         return answer
@@ -182,18 +184,25 @@ class EndpointClient:
         self, where: str, text: str, own: Collection[str], wait_s: float | None, error: Exception
     ) -> MillError:
         """What an answer is that has the status of a good one and isn't."""
-        inside = refusals.error_inside(text)
-        if inside is not None:
-            status, words = inside
-            said = f"{where} answered 200 with an error: {self.shown(words)}"
-            return EndpointFailed(said) if status is None else self._by_status(status, said, text, wait_s)
+        if failed := self._error_inside(where, text, wait_s):
+            return failed
         wrong = refusals.what_it_is(text, own)
         if self._proven or wrong is None:
-            return EndpointFailed(f"{where}: the answer makes no sense: {self.shown(str(error))}")
+            said = self.shown(refusals.words_of(text))
+            return EndpointFailed(f"{where}: the answer makes no sense ({self.shown(str(error))}): {said}")
         return RequestError(
             f"{where} answered {self.shown(wrong)}, and no server of OpenAI's API does: check the URL, and whether "
             "something that wants a login is in between"
         )
+
+    def _error_inside(self, where: str, text: str, wait_s: float | None) -> MillError | None:
+        """The error that an answer with the status of a good one holds, if any."""
+        inside = refusals.error_inside(text)
+        if inside is None:
+            return None
+        status, words = inside
+        said = f"{where} answered 200 with an error: {self.shown(words)}"
+        return EndpointFailed(said) if status is None else self._by_status(status, said, text, wait_s)
 
     def _error_of(self, where: str, response: httpx.Response, text: str, sent: Collection[str]) -> MillError:
         status = response.status_code

@@ -130,7 +130,14 @@ def test_a_packed_answer_is_read(serve: Serve, config: Config, feed: Feed) -> No
     assert made.text == "all is well."
 
 
+def escaped(text: str) -> str:
+    """As JSON may have it; some servers write "+" so."""
+    return "".join(f"\\u{ord(char):04x}" for char in text)
+
+
 LEAKS = {
+    "text, by escapes": said(f'{{"choices": [{{"text": "{escaped(KEY)}", "finish_reason": "stop"}}]}}'.encode()),
+    "error, by escapes": said(f'{{"error": {{"text": "{escaped(KEY)}"}}}}'.encode(), status="500 Oops"),
     "reason phrase": said(b"", status=f"500 {KEY} failed"),
     "reason phrase of a refusal": said(b"", status=f"400 {KEY}"),
     "error": said(f'{{"error": {{"message": "no {KEY}"}}}}'.encode(), status="500 Oops"),
@@ -153,7 +160,7 @@ def test_no_answer_carries_the_key_into_a_message(
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     failed = fails_alone(serve, config, feed, LEAKS[name], api_key_env=KEY_VARIABLE)
-    assert KEY not in failed.error and failed.error
+    assert KEY not in failed.error and escaped(KEY) not in failed.error and failed.error
 
 
 @pytest.mark.parametrize(
@@ -188,8 +195,21 @@ ODD = {
     "a list": ([], "makes no sense"),
     "a number": (b"1e999", "makes no sense"),
     "a text that is none": (completion({"model": "small"}, text=["a"]), "makes no sense"),
+    "neither text nor ids": (completion({"model": "small"}, text=None), "neither a text nor token ids"),
+    "a part of a stream": ({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}, "neither a text nor"),
     "no text": (completion({"model": "small"}, text=None, token_ids=[40]), "isn't what its token ids say"),
     "an aborted one": (completion({"model": "small"}, finish_reason="Aborted by server"), "Aborted"),
+    "no resources left": (
+        completion({"model": "small"}, finish_reason="insufficient_system_resource"),
+        "insufficient_system",
+    ),
+    "a preempted one": (completion({"model": "small"}, finish_reason="Preempted"), "Preempted"),
+    "a refusal": (completion({"model": "small"}, finish_reason="refusal"), "refusal"),
+    "an error beside a good answer": ({**completion({"model": "small"}), "error": {"message": "it died"}}, "it died"),
+    "an error beside a good text": (completion({"model": "small"}, error={"message": "cut upstream"}), "cut upstream"),
+    "another shape": ({"detail": "no workers"}, "no workers"),
+    "a redirection to a scheme": (said(b"", "Location: javascript:alert(1)\r\n", "302 Found"), "InvalidURL"),
+    "a redirection to no host": (said(b"", "Location: https://xn--/\r\n", "302 Found"), "IDNAError"),
     "a filtered one": (completion({"model": "small"}, finish_reason="content_filter"), "content_filter"),
     "a sensitive one": (completion({"model": "small"}, finish_reason="sensitive"), "sensitive"),
     "a guarded one": (completion({"model": "small"}, finish_reason="guardrail_intervened"), "guardrail_intervened"),
@@ -199,6 +219,8 @@ ODD = {
     "many more": (completion({"model": "small"}, text="so " * 20_000), "came where 8"),
     "a text without end": (completion({"model": "small"}, text="so " * (5 << 20)), "more than"),
     "more counted than the cap": (with_usage(prompt_tokens=4, completion_tokens=3_000_141), "3,000,141 tokens"),
+    "more counted, as a fraction": (with_usage(prompt_tokens=4.0, completion_tokens=3_000_141.0), "3,000,141 tokens"),
+    "more counted in the total": (with_usage(prompt_tokens=4, completion_tokens=5, total_tokens=5000), "4,996 tokens"),
     "a count beyond measure": (with_usage(completion_tokens=10**19), "tokens came"),
     "another prompt": (with_usage(prompt_tokens=5, completion_tokens=5), "read 5"),
     "a cut prompt": (with_usage(prompt_tokens=3), "read 3"),
@@ -221,6 +243,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "log probabilities above 0": {"logprobs": [3]},
     "a usage that is none": {"usage": [1, 2]},
     "a usage of nothing": {"usage": {"prompt_tokens": 0, "completion_tokens": None}},
+    "a usage of truths": {"usage": {"prompt_tokens": True, "completion_tokens": True, "total_tokens": "9"}},
+    "no error": {"error": None, "warnings": ["error"]},
     "a usage below 0": {"usage": {"prompt_tokens": -4, "completion_tokens": -5}},
     "a model that is none": {"model": {"name": "other"}},
     "a fingerprint that is none": {"system_fingerprint": 7},
@@ -240,11 +264,16 @@ def test_what_is_odd_and_harmless_is_taken(serve: Serve, config: Config, feed: F
 
 
 @pytest.mark.parametrize(
-    ("reason", "finish"), [("max_tokens", "length"), ("model_length", "length"), ("odd", "length")]
+    ("reason", "cap"),
+    [
+        *(("max_tokens", 5), ("model_length", 5), ("odd", 5), ("model_context_window_exceeded", 8)),
+        *(("MAX_TOKENS", 8), ("token_limit", 8), ("max_new_tokens", 8)),
+    ],
 )
-def test_a_cap_by_another_name(serve: Serve, config: Config, feed: Feed, reason: str, finish: str) -> None:
+def test_a_cap_by_another_name(serve: Serve, config: Config, feed: Feed, reason: str, cap: int) -> None:
+    """The room of the model or of the server may end before the cap; a trace that is cut there is no whole one."""
     server = serve(lambda number, body: completion(body, finish_reason=reason))
-    assert run_one(feed(config(server)), request("a", max_tokens=5)).generation.finish_reason == finish
+    assert run_one(feed(config(server)), request("a", max_tokens=cap)).generation.finish_reason == "length"
 
 
 # --- what is paid, and who wrote it -----------------------------------------------------------------------------------
@@ -255,6 +284,12 @@ def test_hidden_reasoning_is_counted(serve: Serve, config: Config, feed: Feed, c
     server = serve(lambda number, body: with_usage(prompt_tokens=4, completion_tokens=counted))
     made = run_one(feed(config(server)), request("a")).generation
     assert (len(made.token_ids), made.paid_tokens) == (5, paid)
+
+
+def test_also_where_the_total_alone_has_it(serve: Serve, config: Config, feed: Feed) -> None:
+    server = serve(lambda number, body: with_usage(prompt_tokens=4, completion_tokens=5, total_tokens=12.0))
+    made = run_one(feed(config(server)), request("a")).generation
+    assert (len(made.token_ids), made.paid_tokens) == (5, 8)
 
 
 def test_a_model_that_answers_in_place_of_another_is_named(
