@@ -93,11 +93,11 @@ def split_thinking(text: str) -> tuple[str, bool]:
     """
     at, opened = 0, _PROMPTED
     while True:
-        begun = _BEGIN.match(text, at)
-        assert begun is not None  # it may match nothing
-        if begun.lastgroup is not None:
-            opened = _ENDS[begun.lastgroup]
-        at = begun.end()
+        begun = None
+        while begun is None or begun.lastgroup is not None:
+            begun = _BEGIN.match(text, at)
+            assert begun is not None  # it may match nothing
+            at, opened = begun.end(), _ENDS.get(begun.lastgroup, opened)
         end = opened.search(text, at)
         if end is None:
             return text[at:].rstrip(), False
@@ -106,6 +106,9 @@ def split_thinking(text: str) -> tuple[str, bool]:
         at, opened = end.end(), _PROMPTED
 
 
-_BEGIN = re.compile(rf"(?:\s++|{'|'.join(f'(?P<d{number}>{marks.begin})' for number, marks in enumerate(DIALECTS))})*+")
-_ENDS = {f"d{number}": re.compile(marks.end) for number, marks in enumerate(DIALECTS)}
+# One mark at a time: groups within a possessive repeat can be a SystemError of Python 3.11's.
+_BEGIN = re.compile(rf"\s*+(?:{'|'.join(f'(?P<d{number}>{marks.begin})' for number, marks in enumerate(DIALECTS))})?")
+_ENDS: dict[str | None, re.Pattern[str]] = {
+    f"d{number}": re.compile(marks.end) for number, marks in enumerate(DIALECTS)
+}
 _PROMPTED = re.compile("|".join(marks.end for marks in DIALECTS if marks.prompted))
