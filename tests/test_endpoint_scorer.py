@@ -193,15 +193,17 @@ def test_what_a_text_scores_does_not_depend_on_the_others(
 def test_several_windows_at_once_from_several_threads(
     serve: Callable[..., ScriptedServer], scorer: Callable[..., EndpointScorer], byte_tokenizer: str
 ) -> None:
-    lock, running, most = threading.Lock(), 0, 0
+    changed, running, most = threading.Condition(), 0, 0
 
     def script(number: int, body: dict[str, Any]) -> Any:
         nonlocal running, most
-        with lock:
+        with changed:
             running += 1
             most = max(most, running)
+            changed.notify_all()
+            changed.wait_for(lambda: most >= 5, timeout=10)
         time.sleep(0.01)
-        with lock:
+        with changed:
             running -= 1
         return toy_answer(body)
 

@@ -8,6 +8,7 @@ Through the feeder as in a run; the servers are scripted. What honest servers do
 from __future__ import annotations
 
 import gzip
+import itertools
 import shutil
 import time
 import tracemalloc
@@ -513,6 +514,15 @@ def test_a_crafted_trace_takes_linear_time(name: str, last: str) -> None:
     parse_trace(ledger_row(text))
     ends_sentence(text), goes_on(text)
     assert time.process_time() - began < 2
+
+
+def test_marks_in_any_order_are_read() -> None:
+    """Three beginnings of two dialects were a SystemError of the `re` module."""
+    begins = [marks.tokens[0] for marks in DIALECTS if marks.prompted]
+    for three in itertools.product(begins, repeat=3):
+        (last,) = (marks for marks in DIALECTS if marks.tokens[0] == three[-1])
+        assert parse_trace(ledger_row("\n".join((*three, f"So.{last.tokens[1]}No.")))).text == "So."
+        assert parse_trace(ledger_row("".join(three))).text == ""
 
 
 def test_a_thousand_ends_are_an_empty_trace() -> None:
