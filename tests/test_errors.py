@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from pipelines import cli
-from sharding.errors import MillError
 
 MAX_LINES = 12
 
@@ -260,9 +259,13 @@ def check(
     assert not said.out, "what went wrong is no result"
 
 
-def test_debug_shows_where_it_happened(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_where_it_happened(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["thoughtmill", "--debug", *(fill(a, places) for a in setting("layout=sideways"))])
     monkeypatch.setattr(cli, "set_up_logging", lambda debug: None)
     monkeypatch.setitem(cli.DEBUG, "on", False)
-    with pytest.raises(MillError, match="sideways"):
+    with pytest.raises(SystemExit) as ended:
         cli.main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and "Traceback" in said and "in validate" in said and "sideways" in said
