@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
+from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.layout import LayoutCounts
 from sharding.storage.manifest import Manifest
@@ -86,10 +87,14 @@ def check(stage: str, manifests: Mapping[str, Manifest]) -> None:
         stage, manifests: see `unmet`.
 
     Raises:
-        AssertionError: an equation doesn't hold; a bug of ours, or a store that lost something.
+        MillError: an equation doesn't hold: a store lost something, an earlier stage's manifest says what its parts
+            don't hold, or it is a bug of ours.
     """
     if problems := list(unmet(stage, manifests)):
-        raise AssertionError(f"{stage}: the account doesn't add up: {'; '.join(problems)}")
+        raise MillError(
+            f"{stage}: the account doesn't add up: {'; '.join(problems)}. `thoughtmill verify` tells whether earlier "
+            "stages are what their manifests say; if they are, this is a fault of thoughtmill's"
+        )
 
 
 def _terms(side: str, stage: str, manifests: Mapping[str, Manifest]) -> list[tuple[int, str, int]] | None:

@@ -130,10 +130,9 @@ class Stage:
             Its manifest, and what was done.
 
         Raises:
-            MillError: a step failed; names the step.
+            MillError: a step failed, which it names; or what was made doesn't add up.
             RequestError: a Beam option is unknown, the output holds another run's result, or another run is at work
                 on it.
-            AssertionError: what was made doesn't add up.
         """
         temporary_folder()  # Beam needs one
         options = beam_options(beam_args)

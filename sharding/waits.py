@@ -11,6 +11,20 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
+from sharding.storage.json_files import Number
+
+
+class Wait(msgspec.Struct):
+    """A wait, as heartbeats and snapshots carry it: what is waited for, what it said, and Unix times."""
+
+    who: str
+    reason: str
+    since: Number
+    until: Number
+
+
 _lock = threading.Lock()
 _waits: dict[object, dict[str, Any]] = {}
 

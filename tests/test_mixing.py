@@ -20,9 +20,8 @@ from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage
-from sharding.errors import RequestError
+from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.packing import mixing, order
 from sharding.packing.balance import Balance, cut_rows
 from sharding.packing.best_fit import best_fit_decreasing, pack_rows
 from sharding.packing.config import PackConfig
@@ -176,7 +175,7 @@ def test_the_account_is_exact(scored: int, kept: int, counts: dict[str, int], sa
     if said is None:
         accounts.check("pack", manifests)
     else:
-        with pytest.raises(AssertionError, match=said):
+        with pytest.raises(MillError, match=said):
             accounts.check("pack", manifests)
 
 

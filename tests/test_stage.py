@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeException
 
 from augment.feeding.worker import TooManyFailures
@@ -123,7 +124,8 @@ def test_every_error_of_ours_is_recognised_in_a_traceback(kind: type[MillError],
 def test_every_runner_s_error_is_looked_into() -> None:
     """Dataflow's own class is no RuntimeError."""
     failed = DataflowRuntimeException("Error:\nTraceback:\nsharding.errors.RequestError: x: is wrong", None)
-    pipeline = SimpleNamespace(run=lambda: SimpleNamespace(wait_until_finish=partial(raise_, failed)))
+    run = partial(SimpleNamespace, wait_until_finish=partial(raise_, failed))
+    pipeline = SimpleNamespace(run=run, options=PipelineOptions())
     with pytest.raises(RequestError, match=r"^score: x: is wrong$"):
         run_pipeline(pipeline, "score")
 

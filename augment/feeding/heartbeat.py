@@ -51,6 +51,7 @@ class Beat(msgspec.Struct):
     at: Number
     host: str = ""
     models: dict[str, AtWork] = {}
+    waits: list[waits.Wait] = []
     tokens_per_second: Number | None = None
 
 

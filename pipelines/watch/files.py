@@ -13,6 +13,7 @@ from difficulty.budget.tiers import Unit
 from sharding import storage
 from sharding.storage.json_files import Number, read_json
 from sharding.storage.output import Output
+from sharding.waits import Wait
 
 MAX_NAMES = 256
 """Models, prompts and tiers of a plan at most: what is looked for in a ledger is put together of them."""
@@ -73,6 +74,7 @@ class Generation(msgspec.Struct):
     tokens_per_second: Number | None
     seconds_left: Number | None
     seconds_since_last: Number | None
+    waits: list[Wait] = []
 
 
 class Snapshot(msgspec.Struct):
@@ -85,6 +87,7 @@ class Snapshot(msgspec.Struct):
     run: str = ""
     tokens_per_second: Number | None = None
     generation: Generation | None = None
+    waits: list[Wait] = []
     warning: str | None = None
 
 
