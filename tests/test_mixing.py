@@ -22,6 +22,7 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
+from sharding.packing import mixing, order
 from sharding.packing.balance import Balance, cut_rows
 from sharding.packing.best_fit import best_fit_decreasing, pack_rows
 from sharding.packing.config import PackConfig
