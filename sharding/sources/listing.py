@@ -74,6 +74,11 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     for url, glance in zip(urls, glances, strict=True):
         if refused := refusal(glance.kind, url, config.format):
             raise RequestError(f"{source.key}.path: {refused}")
+        if FORMATS[config.format].has_schema and glance.compression is not None:
+            raise RequestError(
+                f"{source.key}.path: {url} is compressed by {glance.compression} as a whole, and {config.format} files "
+                "are compressed within: unpack it"
+            )
         is_readable = glance.compression is not None or glance.is_json_lines
         if FORMATS[config.format].in_lines and not is_readable and url.lower().endswith(COMPRESSED_OTHERWISE):
             known = " or ".join(COMPRESSIONS)

@@ -53,7 +53,8 @@ def read_documents(unit: ReadUnit, source: Source) -> Iterator[Document | Quaran
     """
     reader = _reader(source)
     try:
-        yield from reader.read(unit, source)
+        if unit.end != 0:
+            yield from reader.read(unit, source)
     except FileNotFoundError as error:
         with _as_mill_error(unit.url, source):
             raise_outage(error)
