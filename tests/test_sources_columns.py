@@ -1,8 +1,8 @@
 """Parquet, Arrow and datasets: the same documents as from JSON lines, each once whatever the cut, in bounded memory."""
 
 import datetime
-import gzip
 import decimal
+import gzip
 import io
 import json
 import os
