@@ -6,6 +6,9 @@ import dataclasses
 import logging
 import posixpath
 from collections.abc import Sequence
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError, RequestError
 from sharding.sources import readers
@@ -17,6 +20,7 @@ from sharding.sources.looks import refusal
 from sharding.sources.places import name_of, url_of
 from sharding.sources.saved import saved_split
 from sharding.sources.shares import MAX_SHOWN, BarrenFile, check_files
+from sharding.sources.tables import table_around, way_out
 from sharding.sources.units import COMPRESSIONS, SourceFile
 from sharding.sources.versions import versions_of
 
@@ -41,6 +45,10 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     _refuse_misplaced(source)
     config = source.config
     if config.format == "huggingface" and (found := saved_split(source)) is None:
+        if Path(config.path).is_dir() and (
+            table := table_around(LocalFileSystem(), [str(Path(config.path).resolve())])
+        ):
+            raise RequestError(f"{source.key}.path: {way_out(*table)}")
         from sharding.sources import huggingface
 
         return huggingface.resolve(source)
