@@ -396,3 +396,28 @@ def test_a_dataset_whose_files_disagree_names_file_and_column(
         put(str(tmp_path / f"train-{number}.{ending}"), write(records))
     with pytest.raises(MillError, match=rf"train-1\.{ending}: {said}"):
         read_all(SourceConfig(path=str(tmp_path), format="huggingface", id_field="id"))
+
+
+IN_A_DATASET: list[tuple[str, bytes | None, str]] = [
+    ("train-1.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "is a Git LFS pointer"),
+    ("train-1.jsonl", b"<!DOCTYPE html><html>", "is an HTML page"),
+    ("train-1.jsonl", "a text\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+    ("train-1.jsonl", b'{"id": 2, "te', r"JSON parse error"),
+    ("train-1.jsonl", None, "train-1.jsonl is a link to what isn't there"),
+    ("more-1", None, "more-1 is a link to a folder, which datasets doesn't follow"),
+    ("train-0.jsonl", b"", "is empty: the source has no records"),
+    ("train-0.jsonl.gz", gzip.compress(as_jsonl(RECORDS))[:-9], "end-of-stream marker"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "said"), IN_A_DATASET, ids=[said for _, _, said in IN_A_DATASET])
+def test_a_file_of_a_dataset_that_is_none_is_named(tmp_path: Path, name: str, data: bytes | None, said: str) -> None:
+    if "1" in name:
+        put(str(tmp_path / "train-0.jsonl"), as_jsonl([{"id": 1, "text": "a"}]))
+    if data is None:
+        (tmp_path / name).symlink_to("gone" if "train" in name else "/")
+    else:
+        put(str(tmp_path / name), data)
+    with pytest.raises(MillError, match=said) as raised:
+        read_all(SourceConfig(path=str(tmp_path), format="huggingface"))
+    assert "missing there" not in str(raised.value)
