@@ -92,6 +92,17 @@ def test_what_can_be_read_is_read_whatever_its_name(
     assert texts(read_all(SourceConfig(path=path, id_field="id", **keys))) == TEXTS
 
 
+@pytest.mark.parametrize("name", ["b.jsonl.part", "a.jsonl~", "b.jsonl.gz.TMP", "a.jsonl.bak"])
+@pytest.mark.parametrize("format", [None, "jsonl"])
+def test_what_is_left_half_written_or_as_a_copy_is_named(tmp_path: Path, name: str, format: str | None) -> None:
+    put(str(tmp_path / "a.jsonl"), LINES)
+    put(str(tmp_path / name), LINES)
+    with pytest.raises(RequestError, match=rf"{name} is by its name unfinished, or a copy .* leave it out by a glob"):
+        read_all(SourceConfig(path=str(tmp_path), format=format))
+    for path in (tmp_path / name, tmp_path / f"*{name[1:]}"):
+        assert texts(read_all(SourceConfig(path=str(path), format=format))) == TEXTS
+
+
 def test_a_large_file_is_not_cut_where_its_bytes_say_that_it_is_compressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

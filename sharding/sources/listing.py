@@ -31,6 +31,22 @@ COMPRESSED_OTHERWISE = (".bz2", ".xz", ".lz4", ".br", ".zip", ".7z", ".tar", ".t
 """Not all of them say so in their first bytes."""
 
 
+UNFINISHED = (
+    ".part",
+    ".partial",
+    ".tmp",
+    ".temp",
+    ".crdownload",
+    ".download",
+    ".incomplete",
+    ".bak",
+    ".orig",
+    ".swp",
+    "~",
+)
+"""How the files end that programs leave half-written, or as a copy of what was there before."""
+
+
 def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     """The source as its readers take it, its format and revision fixed, and its files in the order of their names.
 
@@ -65,6 +81,11 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
             raise RequestError(
                 f"{source.key}.path: the server doesn't say how long {url} is, so nobody would notice that its end is "
                 "missing: fetch it, and name the copy"
+            )
+        if name_of(url).lower().endswith(UNFINISHED) and not config.path.lower().endswith(UNFINISHED):
+            raise RequestError(
+                f"{source.key}.path: {url} is by its name unfinished, or a copy of what was there before: take it "
+                "away, leave it out by a glob, or name it by one"
             )
     try:
         glances = glances_of(fs, names)
