@@ -29,7 +29,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> MillConfig:
     """
     tree = yaml_tree.parse(_read(path), path)
     if not isinstance(tree, dict):
-        raise RequestError(f"the config {path} holds {type(tree).__name__}, not a mapping of keys")
+        what = "nothing" if tree is None else type(tree).__name__
+        raise RequestError(f"the config {path} holds {what}, not a mapping of keys")
     for override in overrides:
         _apply(tree, override)
     return from_mapping(tree, path)
@@ -72,6 +73,10 @@ def _read(path: str) -> str:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
             raise RequestError(f"the config {path} is larger than {MAX_CONFIG_BYTES:,} bytes: is it a config?")
+        if b"\0" in data:
+            raise RequestError(
+                f"the config {path} is not UTF-8 text: it holds zero bytes, as UTF-16 does; save it as UTF-8"
+            )
         return data.decode("utf-8-sig")
     except OSError as error:
         raise RequestError(f"cannot read the config {path}: {error.strerror}") from error

@@ -22,6 +22,7 @@ MAX_CHARACTERS = 4_000_000
 """With all anchors filled in; the largest config that anyone has shown holds a hundredth."""
 
 MAX_DEPTH = 100
+MAX_DIGITS = 1000
 
 _NUMBER = "tag:thoughtmill,number"
 _PLAIN = "tag:yaml.org,2002:"
@@ -155,6 +156,8 @@ class _Tree:
             return None
         if node.tag == f"{_PLAIN}bool" and text in ("true", "True", "TRUE", "false", "False", "FALSE"):
             return text.lower() == "true"
+        if node.tag == f"{_PLAIN}int" and len(text) > MAX_DIGITS:
+            raise self._error(node, path, f"a number of {len(text):,} characters: quote it if it is a text")
         if node.tag == f"{_PLAIN}int" and re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", text):
             return int(text.replace("_", ""))
         if node.tag == f"{_PLAIN}float" and ":" not in text:
@@ -185,6 +188,8 @@ class _Tree:
             return value
 
         text = _VARIABLE.sub(value_of, node.value)
+        if re.search("[\ud800-\udfff]", text):
+            raise self._error(node, path, "half a surrogate pair is no text: write the character itself")
         self._characters += max(len(text) - len(node.value), 0)
         return text
 

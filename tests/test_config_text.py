@@ -76,6 +76,10 @@ REFUSED = [
     ("a: ${}", ["a", "${NAME}"]),
     ("a: '${X:-default}'", ["a", "${NAME}"]),
     ("a: ${UNCLOSED", ["a", "${NAME}"]),
+    # What no text and no number is.
+    ('a: {b: "x\\ud83d"}', ["a.b", "half a surrogate pair"]),
+    ('a: {"\\ud83d": 1}', ["half a surrogate pair"]),
+    (f"a: {{b: {'9' * 5000}}}", ["a.b", "a number of 5,000 characters", "quote it"]),
 ]
 
 
@@ -110,6 +114,11 @@ def test_what_can_be_meant_is_as_it_stands() -> None:
 def _bomb(levels: int, entry: str) -> str:
     lines = [f"a0: &a0 [{entry}]"]
     return "\n".join(lines + [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)])
+
+
+def test_a_config_in_utf16_without_a_mark_is_told(written: Callable[..., str]) -> None:
+    with pytest.raises(RequestError, match="not UTF-8 text: it holds zero bytes, as UTF-16 does; save it as UTF-8"):
+        load(written("", encoding="utf-16-le"))
 
 
 BOMBS = [

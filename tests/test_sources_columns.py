@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import gzip
 import io
 import json
 import os
@@ -220,6 +221,12 @@ VALUES: list[tuple[pa.Array, Any]] = [
     (pa.array([b"\x00\xff"]), "AP8="),
     (pa.array([b"\x00\xff"], pa.binary(2)), "AP8="),
     (pa.array([datetime.date(2020, 2, 29)]), "2020-02-29"),
+    (pa.array([2**30], pa.date32()), None),
+    (pa.array([2**60], pa.timestamp("us", "UTC")), None),
+    (pa.array([2**60], pa.timestamp("s")), None),
+    (pa.array([2**62], pa.duration("s")), None),
+    (pa.array([[2**30]], pa.list_(pa.date32())), None),
+    (pa.array([1_000_000], pa.timestamp("us", "Mars/Olympus")), "1970-01-01T00:00:01+00:00"),
     (pa.array([datetime.time(1, 2, 3, 4)]), "01:02:03.000004"),
     (pa.array([1_600_000_000_123_456_789], pa.timestamp("ns")), "2020-09-13T12:26:40.123456"),
     (pa.array([1_600_000_000], pa.timestamp("s", tz="UTC")), "2020-09-13T12:26:40+00:00"),
@@ -271,6 +278,24 @@ def test_a_long_cell_of_metadata_is_refused_too() -> None:
 def test_integer_ids_are_their_digits(tmp_path: Path) -> None:
     path = put(str(tmp_path / "a.parquet"), as_parquet([{"id": 7, "text": "a"}, {"id": -1, "text": "b"}]))
     assert [d.doc_id for d in read_all(SourceConfig(path=path, id_field="id"))] == ["7", "-1"]
+
+
+def test_an_empty_file_among_others_is_told_and_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for ending in ("parquet", "arrow"):
+        (tmp_path / ending).mkdir()
+        put(str(tmp_path / ending / f"a.{ending}"), b"")
+        data = as_parquet(RECORDS) if ending == "parquet" else as_arrow(RECORDS)
+        put(str(tmp_path / ending / f"b.{ending}"), data)
+        assert len(read_all(SourceConfig(path=str(tmp_path / ending), max_quarantined=0.5))) == len(RECORDS)
+        assert f"a.{ending}: none of it will become a document; it looks like an empty file" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.parquet", "a.arrow.gz"])
+def test_what_is_compressed_as_a_whole_is_named(tmp_path: Path, name: str) -> None:
+    data = as_parquet(RECORDS) if "parquet" in name else as_arrow(RECORDS)
+    path = put(str(tmp_path / name), gzip.compress(data))
+    with pytest.raises(RequestError, match=rf"{name} is compressed by gzip as a whole, .*unpack it"):
+        read_all(SourceConfig(path=path))
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -371,3 +396,28 @@ def test_a_dataset_whose_files_disagree_names_file_and_column(
         put(str(tmp_path / f"train-{number}.{ending}"), write(records))
     with pytest.raises(MillError, match=rf"train-1\.{ending}: {said}"):
         read_all(SourceConfig(path=str(tmp_path), format="huggingface", id_field="id"))
+
+
+IN_A_DATASET: list[tuple[str, bytes | None, str]] = [
+    ("train-1.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "is a Git LFS pointer"),
+    ("train-1.jsonl", b"<!DOCTYPE html><html>", "is an HTML page"),
+    ("train-1.jsonl", "a text\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+    ("train-1.jsonl", b'{"id": 2, "te', r"JSON parse error"),
+    ("train-1.jsonl", None, "train-1.jsonl is a link to what isn't there"),
+    ("more-1", None, "more-1 is a link to a folder, which datasets doesn't follow"),
+    ("train-0.jsonl", b"", "is empty: the source has no records"),
+    ("train-0.jsonl.gz", gzip.compress(as_jsonl(RECORDS))[:-9], "end-of-stream marker"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "said"), IN_A_DATASET, ids=[said for _, _, said in IN_A_DATASET])
+def test_a_file_of_a_dataset_that_is_none_is_named(tmp_path: Path, name: str, data: bytes | None, said: str) -> None:
+    if "1" in name:
+        put(str(tmp_path / "train-0.jsonl"), as_jsonl([{"id": 1, "text": "a"}]))
+    if data is None:
+        (tmp_path / name).symlink_to("gone" if "train" in name else "/")
+    else:
+        put(str(tmp_path / name), data)
+    with pytest.raises(MillError, match=said) as raised:
+        read_all(SourceConfig(path=str(tmp_path), format="huggingface"))
+    assert "missing there" not in str(raised.value)

@@ -19,7 +19,8 @@ from sharding.records.types import Document, Quarantined
 from sharding.sources import Source, SourceConfig
 from sharding.sources.glances import glances_of
 from sharding.sources.jsonl import parse_json_line
-from sharding.sources.looks import kind_of, looks_like, unpacked
+from sharding.sources.line_looks import looks_like
+from sharding.sources.looks import kind_of, unpacked
 from sharding.sources.places import locate
 from tests.source_files import as_arrow, as_jsonl, as_parquet, put, read_all, resolved, texts
 
@@ -91,6 +92,17 @@ def test_what_can_be_read_is_read_whatever_its_name(
     assert texts(read_all(SourceConfig(path=path, id_field="id", **keys))) == TEXTS
 
 
+@pytest.mark.parametrize("name", ["b.jsonl.part", "a.jsonl~", "b.jsonl.gz.TMP", "a.jsonl.bak"])
+@pytest.mark.parametrize("format", [None, "jsonl"])
+def test_what_is_left_half_written_or_as_a_copy_is_named(tmp_path: Path, name: str, format: str | None) -> None:
+    put(str(tmp_path / "a.jsonl"), LINES)
+    put(str(tmp_path / name), LINES)
+    with pytest.raises(RequestError, match=rf"{name} is by its name unfinished, or a copy .* leave it out by a glob"):
+        read_all(SourceConfig(path=str(tmp_path), format=format))
+    for path in (tmp_path / name, tmp_path / f"*{name[1:]}"):
+        assert texts(read_all(SourceConfig(path=str(path), format=format))) == TEXTS
+
+
 def test_a_large_file_is_not_cut_where_its_bytes_say_that_it_is_compressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +113,8 @@ def test_a_large_file_is_not_cut_where_its_bytes_say_that_it_is_compressed(
 
 PAGE = b"\n<!-- cached -->\n<!DOCTYPE html>\n<html><body>404</body></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"cd" * 32 + b"\nsize 12345\n"
+RUSSIAN = "Привет, как дела? " * 30
+CHINESE = "漢字とかな 交じり文。" * 30
 JSONL, TEXT = {"format": "jsonl"}, {"format": "text"}
 
 REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
@@ -113,6 +127,20 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.jsonl.zst", zstd(tar({"a": LINES})), {}, "is a tar archive: unpack it"),
     ("a.jsonl", zipped({"a.jsonl": LINES}), {}, r"is a zip archive: .*zip://\*\*::file://.*a\.jsonl"),
     ("a.jsonl", bz2.compress(LINES), {}, "is compressed by bzip2: recompress it"),
+    ("a.txt", lzma.compress(LINES, format=lzma.FORMAT_ALONE), {}, "is compressed by lzma: recompress it"),
+    ("a.txt", b"070701" + b"0" * 104 + LINES, {}, "is a cpio archive: unpack it"),
+    ("a.txt", b"!<arch>\n" + LINES, {}, "is an ar archive: unpack it"),
+    ("a.txt", RUSSIAN.encode("utf-16-le"), {}, "is UTF-16, not UTF-8: convert it: iconv -f UTF-16LE"),
+    ("a.txt.gz", gzip.compress(RUSSIAN.encode("utf-16-be")), {}, "is UTF-16, not UTF-8: convert it: .*UTF-16BE"),
+    ("a.jsonl", CHINESE.encode("utf-16-be"), {}, "is UTF-16, not UTF-8: convert it: .*UTF-16BE"),
+    ("a.txt", bytes(4000), {}, "is no text: of its first 4,000 bytes 4,000 are zero"),
+    ("a.txt", gzip.compress(tar({})), {}, "is no text: of its first"),
+    ("a.txt", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60), {}, "is no text: .* leave it out"),
+    ("a.txt", BOM + POINTER, {}, "is a Git LFS pointer"),
+    ("a.txt", b"\r\n" + POINTER.replace(b"\n", b"\r\n"), {}, "is a Git LFS pointer"),
+    ("a.txt", b"<title>502 Bad Gateway</title><center>", {}, "is an HTML page: if it is an error page"),
+    ("a.txt", b"<body><h1>Access denied</h1></body>", {}, "is an HTML page"),
+    ("a.txt", b"<?xml version='1.0'?><ListBucketResult><Name>b</Name>", {}, "is an XML document"),
     ("a.txt", lzma.compress(LINES), {}, "is compressed by xz: recompress it"),
     ("a.txt", "Ein Satz.\n".encode("utf-16"), {}, "is UTF-16, not UTF-8: convert it: iconv -f UTF-16 "),
     ("a.txt", "Ein Satz.\n".encode("utf-16-be"), {}, "is UTF-16, not UTF-8: convert it: iconv -f UTF-16BE"),
@@ -172,6 +200,9 @@ def test_it_is_refused_when_it_is_opened_too(tmp_path: Path, monkeypatch: pytest
         "<h1>A page of Markdown</h1> that begins with a tag.",
         "MZ, GIF, WARC and tar are words.",
         "a\x00b and one NUL",
+        "a b \x00 c \x00 d \x00 and some more of them in a text of some length. " * 9,
+        "a\tb\tc \x00 \x00\n" * 2,
+        "<h1 align=center>A page</h1>",
         "\ufffe",
     ],
 )
@@ -257,6 +288,48 @@ def test_zero_bytes_behind_gzip_are_padding(tmp_path: Path, behind: bytes) -> No
     assert texts(read_all(SourceConfig(path=str(tmp_path)))) == TEXTS * (
         2 if len(behind) not in (1, 513, 70_000) else 1
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (gzip.compress(LINES)[:-4], "it is cut short: fetch it again"),
+        (gzip.compress(LINES) + gzip.compress(LINES)[:5], "it is cut short: fetch it again"),
+        (zstd(LINES)[:-3], "it is cut short: fetch it again"),
+        (gzip.compress(LINES) + b"more", "something else follows its gzip stream: recompress it"),
+        (zstd(LINES) + bytes(512), "something else follows its zstd frames: recompress it"),
+    ],
+)
+def test_what_ends_wrongly_says_the_way_out(tmp_path: Path, data: bytes, said: str) -> None:
+    path = put(str(tmp_path / "a.jsonl"), data)
+    with pytest.raises(MillError, match=rf"cannot read .*a\.jsonl: .*{said}"):
+        read_all(SourceConfig(path=path))
+
+
+FIRST_LINES: list[tuple[bytes, str | None]] = [
+    (b'{"text": "some text", "x": "\xff"}', None),
+    (b'{"text": "some text", "\xe9": 1}', None),
+    (b'{"text": "some text", "x": NaN}', None),
+    (b'{"text": "some text", "x": "\t\xed\xa0\xbd"}', None),
+    (b'{"text": "caf\xe9"}', "JSON lines with the fields 'text'"),
+    (b'{"text": "some text"}{"text": "more"}', "JSON objects with something behind them on their lines"),
+    (b'{"text": "some text"},', "JSON objects with something behind them on their lines"),
+    (b'{"text":\n"some text"}', "JSON objects over several lines"),
+]
+
+
+@pytest.mark.parametrize(("line", "looks"), FIRST_LINES)
+def test_a_first_line_of_any_kind_is_looked_at(tmp_path: Path, line: bytes, looks: str | None) -> None:
+    path = put(str(tmp_path / "a.json"), line + b"\n")
+    if looks is None:
+        assert texts(read_all(SourceConfig(path=path))) == ["some text"]
+    else:
+        assert looks_like(line + b"\n") == looks
+        assert not texts(read_all(SourceConfig(path=path, format="jsonl")))
+
+
+def test_bytes_without_line_ends_are_no_lines_with_cr() -> None:
+    assert looks_like(b"\x9c\r\xff\r\xfe\r\x80") is None
 
 
 def test_other_bytes_behind_gzip_are_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -149,6 +149,30 @@ def not_utf8(folder: Path, name: bytes) -> Path:
     return path
 
 
+def test_what_a_glob_leaves_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file(tmp_path / "a.jsonl", 0)
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "b.jsonl").mkdir()
+    file(tmp_path / "b.jsonl" / "part-0", 1)
+    assert ids(f"{tmp_path}/*.jsonl") == ["r0"]
+    assert "b.jsonl matches and is a folder" in caplog.text and "gone" not in caplog.text
+    caplog.clear()
+    assert ids(f"{tmp_path}/**/*.jsonl") == ["r0"]
+    assert "gone is a link to 'nowhere', which can't be read" in caplog.text
+
+
+@pytest.mark.parametrize("below", ["a.jsonl/b.jsonl", "x" * 300])
+def test_a_path_that_cannot_be_is_no_outage(tmp_path: Path, below: str) -> None:
+    file(tmp_path / "a.jsonl", 0)
+    with pytest.raises(RequestError, match="nothing matches"):
+        ids(f"{tmp_path}/{below}")
+
+
+def test_a_port_that_is_none_is_no_absence() -> None:
+    with pytest.raises(MillError, match=r"source\.path: .*Port out of range"):
+        ids("http://127.0.0.1:99999/a.jsonl")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_not_utf8_travels_and_is_opened(tmp_path: Path, name: bytes) -> None:
     path = not_utf8(tmp_path, name)

@@ -243,9 +243,11 @@ def test_a_table_is_refused_by_name_wherever_it_is_entered(tmp_path: Path, make:
     for path in (tmp_path / "lake" / "t", tmp_path / "lake", deeper, tmp_path / "link"):
         with pytest.raises(RequestError, match=rf"source\.path: .* is {said}: .*write its live rows as Parquet"):
             resolved(SourceConfig(path=str(path)))
-    if make is not delta:
+    for pattern in (f"{deeper}/*.parquet", f"{tmp_path}/**/*.parquet", f"{tmp_path}/*/*/**/*0.parquet"):
         with pytest.raises(RequestError, match=said):
-            resolved(SourceConfig(path=f"{deeper}/*.parquet"))
+            resolved(SourceConfig(path=pattern))
+    with pytest.raises(RequestError, match=said):
+        resolved(SourceConfig(path=str(deeper), format="huggingface"))
 
 
 @pytest.mark.parametrize("make", [delta, iceberg, hudi])
@@ -256,6 +258,15 @@ def test_a_table_in_a_store_is_refused_too(tmp_path: Path, make: Callable[[Path]
     for path in (f"memory://lake-{make.__name__}/t", f"memory://lake-{make.__name__}"):
         with pytest.raises(RequestError, match=said):
             resolved(SourceConfig(path=path))
+
+
+def test_a_table_is_found_from_partitions_of_any_depth(tmp_path: Path) -> None:
+    delta(tmp_path / "t")
+    deep = tmp_path / "t" / "y=2024" / "m=1" / "d=2" / "h=3" / "s=4"
+    deep.mkdir(parents=True)
+    put(str(deep / "a.parquet"), as_parquet(RECORDS))
+    with pytest.raises(RequestError, match="a Delta table"):
+        resolved(SourceConfig(path=str(deep)))
 
 
 def test_a_folder_of_that_name_makes_no_table(tmp_path: Path) -> None:

@@ -140,7 +140,10 @@ class _Cells:
 
     def _cell(self, row: int) -> Any:
         if self._indices is None:
-            return self._column[row].as_py()
+            try:
+                return self._column[row].as_py()
+            except (OverflowError, ValueError):  # a time that Python has none for
+                return None
         index = self._indices[row].as_py()
         return None if index is None else self._column[index].as_py()
 
@@ -158,11 +161,22 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _to_microseconds(column: pa.Array) -> pa.Array:
     # Python's times end at microseconds; Arrow gives pandas' in their place where pandas is installed.
     kind = column.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None and not _is_zone(kind.tz):
+        kind = pa.timestamp(kind.unit, "UTC")
+        column = column.cast(kind)
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         return pc.cast(column, pa.timestamp("us", tz=kind.tz), safe=False)
     if pa.types.is_duration(kind) and kind.unit == "ns":
         return pc.cast(column, pa.duration("us"), safe=False)
     return column
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        pa.lib.string_to_tzinfo(name)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def json_value(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,11 @@ from sharding.sources.saved import saved_files
 from sharding.sources.tables import table_among, table_around, way_out
 from sharding.sources.walking import Found, below, files_at, matching
 from sharding.storage.retries import patiently
+
+logger = logging.getLogger(__name__)
+
+MAX_FOLDERS = 20
+"""Of the folders that a glob leads to so many are asked for the table that they belong to."""
 
 FOLDER_MARKS = ("/", "_$folder$")
 """How the names of empty keys end that tools leave in object stores to say that a folder is there."""
@@ -66,8 +72,9 @@ def list_files(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
             saved = saved_files(fs, path, source)
             if saved is not None:
                 return saved
-        if is_folder or len(found.files) > 1:
-            table = table_among([*found.files, *found.marks]) or table_around(fs, path if is_folder else root)
+        if is_folder or (wildcard and path not in found.files):
+            entered = [path] if is_folder else [root, *dict.fromkeys(map(posixpath.dirname, sorted(found.files)))]
+            table = table_among([*found.files, *found.marks]) or table_around(fs, entered[:MAX_FOLDERS])
             if table is not None:
                 raise RequestError(f"{source.key}.path: {way_out(*table)}")
     except RequestError:
@@ -77,6 +84,14 @@ def list_files(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
     for name, why in found.unreadable.items():
         raise RequestError(
             f"{source.key}.path: {url_of(fs, name, path_given)} {why}: mend it, or leave it out by a glob"
+        )
+    folders = [name for name, info in found.files.items() if info["type"] == "directory" and is_wanted(name)]
+    if folders and "**" not in path:
+        logger.warning(
+            "%s.path: %s matches and is a folder (of %d): what is in it is left out; name it as a source of its own",
+            source.key,
+            url_of(fs, min(folders), path_given),
+            len(folders),
         )
     names = sorted(name for name, info in found.files.items() if _is_file(name, info) and is_wanted(name))
     if not names:

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 
+from sharding.sources.line_looks import is_json_array, is_json_lines, looks_like
 from sharding.sources.looks import (
     HEAD_BYTES,
     Kind,
     compression_in,
-    is_json_array,
-    is_json_lines,
     kind_of,
-    looks_like,
     unpacked,
 )
 from sharding.sources.places import locate

@@ -5,6 +5,7 @@ Needs the extra `thoughtmill[datasets]`. A folder saved by `save_to_disk` is rea
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -18,11 +19,20 @@ from sharding.hashing import fingerprint
 from sharding.records.types import Document, Quarantined
 from sharding.sources.columns import check_columns, documents_of, wanted_columns
 from sharding.sources.config import Source, SourceConfig
+from sharding.sources.glances import glances_of
+from sharding.sources.looks import refusal
 from sharding.sources.units import ReadUnit, SourceFile
 from sharding.sources.versions import versions_of
 
 BATCH_ROWS = 256
 DEFAULT_SPLIT = "train"
+
+_LOOKED_AT = tuple(
+    ending + packed
+    for ending in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+    for packed in ("", ".gz", ".zst")
+)
+"""How the files end that are told by their first bytes as those of other formats are."""
 
 
 def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
@@ -42,8 +52,8 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
         raise RequestError(f"{source.key}.path: {config.path!r}: {error}") from error
     except (ValueError, FileNotFoundError) as error:
         raise RequestError(f"{source.key}: cannot open the dataset {config.path!r}: {error}") from error
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise MillError(f"{source.key}: cannot open the dataset {config.path!r}: {error}") from error
+    except Exception as error:  # a damaged file ends in an error of whatever reads it
+        raise MillError(f"{source.key}: cannot open the dataset {config.path!r}: {_said(error)}") from error
     if config.split not in splits:
         raise RequestError(f"{source.key}.split: {config.split!r} is not one of {', '.join(splits)} in {config.path}")
     dataset = splits[config.split]
@@ -53,7 +63,9 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
         # Of the first shard alone: to fill a batch `datasets` would look into the next, and not say where it failed.
         for table in dataset.shard(dataset.num_shards, 0).take(1).with_format("arrow").iter(1):
             check_columns(table.schema, source, where)
-    except (OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except RequestError:
+        raise
+    except Exception as error:
         raise MillError(f"cannot read {where}: {_in_words(error, config, 0)}") from error
     facts = (dataset.info.splits or {}).get(config.split)
     size_bytes = facts.num_bytes if facts is not None and facts.num_bytes else size_bytes
@@ -69,7 +81,7 @@ def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
     Raises:
         MillError: the shard can't be read; names the dataset and the shard.
     """
-    datasets = _datasets(source)
+    _datasets(source)
     config = source.config
     where = f"{_where(config)}#{unit.shard}"
     row = 0
@@ -86,7 +98,9 @@ def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
 
                 yield from documents_of(batch, source, origin)
                 row += batch.num_rows
-    except (OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except RequestError:
+        raise
+    except Exception as error:
         raise MillError(f"cannot read {where} after row {row}: {_in_words(error, config, unit.shard or 0)}") from error
 
 
@@ -110,15 +124,20 @@ def _open(path: str, subset: str | None, split: str, revision: str | None) -> An
 
 def _in_words(error: Exception, config: SourceConfig, shard: int) -> str:
     """What is wrong with a shard: its file, and the columns that are others there, which `datasets` keeps to itself."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    try:
+    said = _said(error)
+    files: list[str] = []
+    differences: list[str] = []
+    # What is already an error must not become another.
+    with contextlib.suppress(Exception):
         dataset = _open(config.path, config.subset, config.split or DEFAULT_SPLIT, config.revision)
         files = _files_of(dataset, shard)
         differences = _differences(dataset, files[0]) if len(files) == 1 else []
-    except Exception:  # noqa: BLE001  what is already an error must not become another
-        return said
     named = f"{', '.join(files[:3])}{', ...' if len(files) > 3 else ''}: " if files else ""
     return f"{named}{'; '.join([*differences, said])}"
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _files_of(dataset: Any, shard: int) -> list[str]:
@@ -134,9 +153,11 @@ def _differences(dataset: Any, file: str) -> list[str]:
     import datasets
 
     alone = datasets.load_dataset(dataset.info.builder_name, data_files=file, split="train", streaming=True)
+    if not alone.features:
+        return []
     here, whole = (
         {name: str(features[name].dtype if hasattr(features[name], "dtype") else features[name]) for name in features}
-        for features in (alone.features or {}, dataset.features or {})
+        for features in (alone.features, dataset.features or {})
     )
     return [
         f"the column {name!r} is {here.get(name, 'missing')} there, and {whole.get(name, 'missing')} in the dataset"
@@ -157,7 +178,19 @@ def _state(source: Source) -> tuple[str | None, str, int]:
     if source.config.revision is not None:
         raise RequestError(f"{source.key}.revision: {source.config.path!r} is a local folder, which has none")
     fs = LocalFileSystem()
-    files = [(str(path), fs.info(str(path))) for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = sorted(folder.rglob("*"))
+    for link in (path for path in found if path.is_symlink() and not path.is_file()):
+        # `datasets` leaves it out in silence.
+        why = "a folder, which datasets doesn't follow" if link.is_dir() else "what isn't there"
+        raise RequestError(f"{source.key}.path: {link} is a link to {why}: put the files in its place, or take it away")
+    files = [(str(path), fs.info(str(path))) for path in found if path.is_file()]
+    data = [(name, info) for name, info in files if name.lower().endswith(_LOOKED_AT)]
+    if data and not any(info["size"] for _, info in data):
+        raise RequestError(f"{source.key}.path: {data[0][0]} is empty: the source has no records")
+    for (name, _), glance in zip(data, glances_of(fs, data), strict=True):
+        # `datasets` reads archives, but takes these for text.
+        if glance.kind is not None and glance.kind.name in ("pointer", "markup", "wide", "binary"):
+            raise RequestError(f"{source.key}.path: {refusal(glance.kind, name, 'huggingface')}")
     named = zip(files, versions_of(fs, files), strict=True)
     version = fingerprint(f"{name.removeprefix(str(folder))} {version}\n" for (name, _), version in named)
     return None, version, sum(int(info["size"]) for _, info in files)

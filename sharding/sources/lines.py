@@ -12,12 +12,12 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 
 from sharding.errors import RequestError
+from sharding.sources.line_looks import has_cr_line_ends
 from sharding.sources.looks import (
     BYTE_ORDER_MARK,
     HEAD_BYTES,
     MAX_WRAPPINGS,
     compression_in,
-    has_cr_line_ends,
     kind_of,
     refusal,
 )

@@ -6,6 +6,9 @@ import dataclasses
 import logging
 import posixpath
 from collections.abc import Sequence
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError, RequestError
 from sharding.sources import readers
@@ -17,6 +20,7 @@ from sharding.sources.looks import refusal
 from sharding.sources.places import name_of, url_of
 from sharding.sources.saved import saved_split
 from sharding.sources.shares import MAX_SHOWN, BarrenFile, check_files
+from sharding.sources.tables import table_around, way_out
 from sharding.sources.units import COMPRESSIONS, SourceFile
 from sharding.sources.versions import versions_of
 
@@ -25,6 +29,22 @@ logger = logging.getLogger(__name__)
 ENDINGS = {ending: name for name, kind in FORMATS.items() for ending in kind.endings}
 COMPRESSED_OTHERWISE = (".bz2", ".xz", ".lz4", ".br", ".zip", ".7z", ".tar", ".tgz")
 """Not all of them say so in their first bytes."""
+
+
+UNFINISHED = (
+    ".part",
+    ".partial",
+    ".tmp",
+    ".temp",
+    ".crdownload",
+    ".download",
+    ".incomplete",
+    ".bak",
+    ".orig",
+    ".swp",
+    "~",
+)
+"""How the files end that programs leave half-written, or as a copy of what was there before."""
 
 
 def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
@@ -41,6 +61,10 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     _refuse_misplaced(source)
     config = source.config
     if config.format == "huggingface" and (found := saved_split(source)) is None:
+        if Path(config.path).is_dir() and (
+            table := table_around(LocalFileSystem(), [str(Path(config.path).resolve())])
+        ):
+            raise RequestError(f"{source.key}.path: {way_out(*table)}")
         from sharding.sources import huggingface
 
         return huggingface.resolve(source)
@@ -58,6 +82,11 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
                 f"{source.key}.path: the server doesn't say how long {url} is, so nobody would notice that its end is "
                 "missing: fetch it, and name the copy"
             )
+        if name_of(url).lower().endswith(UNFINISHED) and not config.path.lower().endswith(UNFINISHED):
+            raise RequestError(
+                f"{source.key}.path: {url} is by its name unfinished, or a copy of what was there before: take it "
+                "away, leave it out by a glob, or name it by one"
+            )
     try:
         glances = glances_of(fs, names)
         versions = versions_of(fs, names)
@@ -74,6 +103,11 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     for url, glance in zip(urls, glances, strict=True):
         if refused := refusal(glance.kind, url, config.format):
             raise RequestError(f"{source.key}.path: {refused}")
+        if FORMATS[config.format].has_schema and glance.compression is not None:
+            raise RequestError(
+                f"{source.key}.path: {url} is compressed by {glance.compression} as a whole, and {config.format} files "
+                "are compressed within: unpack it"
+            )
         is_readable = glance.compression is not None or glance.is_json_lines
         if FORMATS[config.format].in_lines and not is_readable and url.lower().endswith(COMPRESSED_OTHERWISE):
             known = " or ".join(COMPRESSIONS)

@@ -6,12 +6,12 @@ its headers become training documents.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import zlib
 from typing import NamedTuple
 
-import msgspec
 import pyarrow as pa
 
 from sharding.sources.places import name_of
@@ -59,6 +59,10 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\x1f\x9d", Kind("compress", "compressed by compress (.Z)", _RECOMPRESS)),
     (b"ARROW1\x00\x00", Kind("arrow", "an Arrow file", "set format: arrow")),
     (b"FEA1", Kind("feather", "a Feather file of version 1", "write it anew with pyarrow.feather.write_feather")),
+    (b"\x5d\x00\x00", Kind("lzma", "compressed by lzma", _RECOMPRESS)),
+    (b"070701", Kind("cpio", "a cpio archive", _UNPACK)),
+    (b"070702", Kind("cpio", "a cpio archive", _UNPACK)),
+    (b"!<arch>\n", Kind("ar", "an ar archive", _UNPACK)),
     (b"Obj\x01", Kind("avro", "an Avro file", "write it as Parquet or JSON lines")),
     (b"WARC/1.", Kind("warc", "a WARC file", _TEXT_OF_IT)),
     (b"%PDF-", Kind("pdf", "a PDF file", _TEXT_OF_IT)),
@@ -94,12 +98,18 @@ _WIDE_MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _BEGINS_MARKUP = rb"^(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*"
-_HTML = re.compile(_BEGINS_MARKUP + rb"<(?:!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(
+    _BEGINS_MARKUP + rb"<(?:!doctype\s+html|html|head|title|body|meta|script)\b", re.IGNORECASE | re.DOTALL
+)
+_XML = re.compile(rb"<\?xml\s", re.IGNORECASE)
 _STORE_ERROR = re.compile(_BEGINS_MARKUP + rb"<error>\s*<code>", re.IGNORECASE | re.DOTALL)
 _PAGE_WAY_OUT = (
     "if it is an error page, fetch the file again; else extract its text first, or, where the markup is meant, name it "
     ".html and set format: text"
 )
+_MIN_ZEROS, _BYTES_PER_ZERO = 8, 20
+"""A text may hold a NUL or two; one of so many of them, and so close to each other, is none."""
+
 MARKUP_ENDINGS = (".html", ".htm", ".xhtml", ".xml")
 
 
@@ -141,17 +151,21 @@ def kind_of(head: bytes) -> Kind | None:
         return Kind("arrow", "an Arrow stream", "set format: arrow")
     if _is_tar(head):
         return Kind("tar", "a tar archive", _UNPACK)
+    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     if len(head) < _MAX_POINTER_BYTES:
         for begin, kind in _POINTERS:
-            if head.startswith(begin):
+            if text.startswith(begin):
                 return kind
     if encoding := _wide_encoding(head):
         return Kind("wide", f"{encoding[:6]}, not UTF-8", f"convert it: iconv -f {encoding} -t UTF-8")
-    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
+    if head.count(0) >= _MIN_ZEROS and head.count(0) * _BYTES_PER_ZERO > len(head):
+        return Kind("binary", f"no text: of its first {len(head):,} bytes {head.count(0):,} are zero", "leave it out")
     if _HTML.match(text):
         return Kind("markup", "an HTML page", _PAGE_WAY_OUT)
     if _STORE_ERROR.match(text):
         return Kind("markup", "the error answer of a store", "fetch the file again")
+    if _XML.match(text):
+        return Kind("markup", "an XML document", _PAGE_WAY_OUT)
     return None
 
 
@@ -165,71 +179,20 @@ def refusal(kind: Kind | None, url: str, format: str) -> str | None:
     """
     if kind is None or kind.name == format:
         return None
+    if kind.name == "binary" and format == "jsonl":
+        return None  # each line tells by itself
     if kind.name == "markup" and format == "text" and name_of(url).lower().endswith(MARKUP_ENDINGS):
         return None
     return f"{url} is {kind.what}: {kind.way_out.format(url=url)}"
 
 
-def is_json_lines(head: bytes, *, whole: bool) -> bool:
-    """Whether the first line is a JSON object of its own.
-
-    Args:
-        head: the first bytes.
-        whole: whether they are all of the file.
-    """
-    line, end, _ = head.removeprefix(BYTE_ORDER_MARK).lstrip().partition(b"\n")
-    if end or whole:
-        return isinstance(_decoded(line), dict)
-    return re.match(rb'\{\s*"', line) is not None  # a line longer than what is looked at
-
-
-def looks_like(head: bytes) -> str | None:
-    """What a file of JSON lines or of text looks like of which nothing became a document; None where nobody knows."""
-    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
-    if not head:
-        return "an empty file"
-    if not text:
-        return "blank lines"
-    if not text.strip(b"\0"):
-        return "a file of zero bytes only"
-    if kind := kind_of(head):
-        return kind.what
-    if is_json_array(head):
-        return "one JSON array"
-    if b"\r" in text.rstrip() and b"\n" not in text:
-        return "a file with CR line ends"
-    if text.startswith(b"{") and _decoded(text.partition(b"\n")[0]) is None and b"\n" in text:
-        return "JSON objects over several lines"
-    if text.startswith(b"\x1e"):
-        return "a JSON text sequence (RFC 7464)"
-    found = _decoded(text.partition(b"\n")[0])
-    if isinstance(found, dict):
-        return f"JSON lines with the fields {', '.join(map(repr, list(found)[:20])) or 'none'}"
-    if text.startswith(b"<"):
-        return "markup"
-    return None
-
-
-def is_json_array(head: bytes) -> bool:
-    """Whether a file that begins like this is one JSON array of objects, and not lines of JSON."""
-    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
-    if not re.match(rb"\[\s*[\{\]]", text):
-        return False
-    # What follows the first line tells an array over many lines from one bad line among good ones.
-    second = text.partition(b"\n")[2].partition(b"\n")[0]
-    return not isinstance(_decoded(second), dict)
-
-
-def has_cr_line_ends(head: bytes) -> bool:
-    """Whether lines end in a carriage return alone: to a reader of lines they are one."""
-    return head.count(b"\r") > 1 and b"\n" not in head
-
-
-def _decoded(line: bytes) -> object:
+def begins_utf8(head: bytes) -> bool:
+    """Whether bytes that begin a file are UTF-8, as far as they go."""
     try:
-        return msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError):
-        return None
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_tar(head: bytes) -> bool:
@@ -249,7 +212,12 @@ def _wide_encoding(head: bytes) -> str | None:
     for mark, encoding in _WIDE_MARKS:
         if head.startswith(mark):
             return encoding
-    if len(head) < 8 or head.count(0) * 4 < len(head):
+    if head.count(0) < 2 or len(head) < 8:
+        return None
+    for order, encoding in (("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")):
+        if _is_wide_text(head, order):
+            return encoding
+    if head.count(0) * 4 < len(head):
         return None
     zeros = [head[lane::4].count(0) / len(head[lane::4]) for lane in range(4)]
     for encoding, lanes in (("UTF-32LE", (2, 3)), ("UTF-32BE", (0, 1)), ("UTF-16LE", (1, 3)), ("UTF-16BE", (0, 2))):
@@ -257,3 +225,16 @@ def _wide_encoding(head: bytes) -> str | None:
         if min(zeros[lane] for lane in lanes) > 0.4 and min(others) < 0.1:
             return encoding
     return None
+
+
+def _is_wide_text(head: bytes, encoding: str) -> bool:
+    """Whether bytes that hold NULs are text in UTF-16, as other scripts' is: only their spaces and digits hold one."""
+    high = head[1 if encoding == "utf-16-le" else 0 :: 2]
+    # The letters of a script share a high byte; where that is a control character, they are valid UTF-8 as well.
+    if begins_utf8(head) and max(high.count(byte) for byte in range(1, 32)) * 2 < len(high):
+        return False
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return "".join(text.split()).isprintable() and (" " in text or "\n" in text)

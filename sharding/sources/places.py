@@ -109,6 +109,7 @@ def raise_outage(error: FileNotFoundError) -> None:
 
     Raises:
         OSError: what its client ran into.
+        MillError: the URL is none.
     """
     cause = error.__cause__ or error.__context__
     while cause is not None:
@@ -116,6 +117,8 @@ def raise_outage(error: FileNotFoundError) -> None:
         if status in _REFUSED:
             raise PermissionError(f"the server answers {status}: it wants a login, or a URL that is still valid")
         is_client = type(cause).__module__.partition(".")[0] in ("aiohttp", "requests") and status not in _ABSENT
+        if isinstance(cause, ValueError):
+            raise MillError(f"the URL can't be opened: {first_line(cause)}") from error
         if is_client or (isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)):
             raise OSError(first_line(cause)) from error
         cause = cause.__cause__ or cause.__context__

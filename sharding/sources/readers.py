@@ -19,7 +19,8 @@ import pyarrow as pa
 from sharding.errors import MillError
 from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
-from sharding.sources.looks import HEAD_BYTES, kind_of, looks_like, unpacked
+from sharding.sources.line_looks import looks_like
+from sharding.sources.looks import HEAD_BYTES, kind_of, unpacked
 from sharding.sources.places import locate, raise_outage
 from sharding.sources.units import ReadUnit
 from sharding.sources.versions import check_unchanged
@@ -30,7 +31,11 @@ DAMAGED = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException)
 
 _WAYS_OUT = {
     "too much memory for decoding": "it was compressed with a window over 128 MiB (zstd --long): recompress it: "
-    "zstd -d --long=31 -c FILE | zstd -o SMALLER"
+    "zstd -d --long=31 -c FILE | zstd -o SMALLER",
+    "Compressed file ended before": "it is cut short: fetch it again",
+    "Truncated compressed stream": "it is cut short: fetch it again",
+    "Not a gzipped file": "something else follows its gzip stream: recompress it",
+    "Unknown frame descriptor": "something else follows its zstd frames: recompress it",
 }
 """What to do about what a library says in these words."""
 
@@ -48,7 +53,8 @@ def read_documents(unit: ReadUnit, source: Source) -> Iterator[Document | Quaran
     """
     reader = _reader(source)
     try:
-        yield from reader.read(unit, source)
+        if unit.end != 0:
+            yield from reader.read(unit, source)
     except FileNotFoundError as error:
         with _as_mill_error(unit.url, source):
             raise_outage(error)

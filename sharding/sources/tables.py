@@ -40,25 +40,32 @@ def table_among(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def table_around(fs: AbstractFileSystem, folder: str) -> tuple[str, str] | None:
-    """(folder, format) of the table that a folder is, or is a part of.
+def table_around(fs: AbstractFileSystem, folders: Iterable[str]) -> tuple[str, str] | None:
+    """(folder, format) of the table that one of some folders is, or is a part of.
 
     Raises:
         MillError: the store can't tell.
     """
-    here = folder.rstrip("/")
-    for _ in range(_LEVELS_UP + 1):
-        if not here:
-            break
-        for mark, kind in MARKS.items():
-            place = storage.join(here, mark)
-            if patiently("look up", place, fs, partial(_is_there, fs, place)):
+    seen: set[str] = set()
+    for folder in folders:
+        here, level = folder.rstrip("/"), 0
+        while here and here not in seen and level <= _LEVELS_UP:
+            seen.add(here)
+            if kind := _kind_of(fs, here):
                 return here, kind
-        log = storage.join(here, "metadata")
-        if table_among(patiently("list", log, fs, partial(_names_in, fs, log))):
-            return here, "Iceberg"
-        here = posixpath.dirname(here)
+            # Partitions are named, however many there are.
+            level += "=" not in posixpath.basename(here)
+            here = posixpath.dirname(here)
     return None
+
+
+def _kind_of(fs: AbstractFileSystem, folder: str) -> str | None:
+    for mark, kind in MARKS.items():
+        place = storage.join(folder, mark)
+        if patiently("look up", place, fs, partial(_is_there, fs, place)):
+            return kind
+    log = storage.join(folder, "metadata")
+    return "Iceberg" if table_among(patiently("list", log, fs, partial(_names_in, fs, log))) else None
 
 
 def way_out(folder: str, kind: str) -> str:

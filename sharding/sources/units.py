@@ -93,7 +93,9 @@ def is_read_whole(file: SourceFile, config: SourceConfig) -> bool:
 def units_of(file: SourceFile, config: SourceConfig, source: int = 0) -> Iterator[ReadUnit]:
     """The pieces of one file, in order; together they are the file."""
     if file.size_bytes <= UNIT_BYTES or is_read_whole(file, config):
-        yield ReadUnit(url=file.url, shard=file.shard, source=source, version=file.version)
+        # What is empty is no file of a format that has a schema; it was told at the listing.
+        end = 0 if not file.size_bytes and FORMATS[config.format or ""].has_schema else None
+        yield ReadUnit(url=file.url, end=end, shard=file.shard, source=source, version=file.version)
     else:
         for start in range(0, file.size_bytes, UNIT_BYTES):
             yield ReadUnit(url=file.url, start=start, end=start + UNIT_BYTES, source=source, version=file.version)

@@ -85,10 +85,14 @@ def walk(folder: str, is_wanted: Callable[[str], bool], glob: Glob | None = None
                 # Nobody knows whether it would be a file or a folder on the way to one.
                 if is_meant or (leads_on and glob is not None and not glob.any_depth):
                     found.unreadable[entry.path] = _reason(error, entry.path)
+                elif leads_on:
+                    logger.warning("%s %s: left out", entry.path, _reason(error, entry.path))
                 continue
             if stat.S_ISDIR(status.st_mode):
                 if leads_on:
                     (waiting if is_own and not entry.is_symlink() else through_links).append(entry.path)
+                elif is_meant:
+                    found.files[entry.path] = {"type": "directory"}
             elif not is_meant:
                 continue
             elif not stat.S_ISREG(status.st_mode):
@@ -178,9 +182,11 @@ def _local_file(path: str) -> Found | None:
             return Found(unreadable={path: _reason(error, path)})
         raise
     except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.EINVAL):
-            raise FileNotFoundError(path) from None
-        return Found(unreadable={path: _reason(error, path)})
+        if error.errno not in (errno.ENOTDIR, errno.EINVAL, errno.ENAMETOOLONG):
+            return Found(unreadable={path: _reason(error, path)})
+        status = None
+    if status is None:  # behind the handler: what it caught isn't the cause of an outage
+        raise FileNotFoundError(path)
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):

@@ -27,7 +27,8 @@ from sharding.records.base import decode, encode
 from sharding.records.types import Document, Quarantined
 from sharding.sources import Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
-from sharding.sources.looks import kind_of, looks_like, unpacked
+from sharding.sources.line_looks import looks_like
+from sharding.sources.looks import kind_of, unpacked
 from tests.fuzz.conftest import Tally
 from tests.source_files import put, read_all
 
