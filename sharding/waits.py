@@ -11,17 +11,31 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
+from sharding.storage.json_files import Number
+
+
+class Wait(msgspec.Struct):
+    """A wait as JSON has it, in a heartbeat or a snapshot that anyone may have written.
+
+    Attributes:
+        who, reason: what is waited for, and what it said.
+        since, until: Unix times; when it began, and when it is given up.
+    """
+
+    who: str
+    reason: str
+    since: Number
+    until: Number
+
+
 _lock = threading.Lock()
 _waits: dict[object, dict[str, Any]] = {}
 
 
 def begin(waiter: object, *, who: str, reason: str, since: float, until: float) -> dict[str, Any]:
-    """Note that `waiter` waits, or for what now; returns what is noted.
-
-    Args:
-        who, reason: what is waited for, and what it said.
-        since, until: Unix times; when it began, and when it is given up.
-    """
+    """Note that `waiter` waits, or for what now, as a `Wait` has it; returns what is noted."""
     wait = {"who": who, "reason": reason, "since": since, "until": until}
     with _lock:
         _waits[waiter] = wait

@@ -26,10 +26,12 @@ from difficulty.config import DifficultyConfig
 from difficulty.scorers import endpoint as scorer_module
 from difficulty.scorers import make_scorer
 from pipelines.watch import progress, status
-from sharding import waits
+from pipelines.watch.files import read_snapshot
+from sharding import storage, waits
 from sharding.errors import MillError, RequestError
 from sharding.models import server_patience, server_pool
 from sharding.models.server import retry_after_s
+from sharding.storage.output import Output
 from tests.endpoint_server import SERVED, ScriptedServer, completion
 from tests.engine_sources import Engines
 
@@ -320,7 +322,10 @@ def test_status_and_progress_show_it_from_elsewhere(tmp_path: Path) -> None:
         "thought_tokens_planned": 2,
     }
     snapshot = {"counts": {}, "tokens_per_second": None, "generation": generation, "waits": [wait], "warning": None}
-    facts = list(progress.facts(snapshot))
+    said = {**snapshot, "stage": "augment", "at": now, "elapsed_s": 1.0}
+    said["generation"] = {**generation, "seconds_since_last": None}
+    storage.write_json(Output(str(tmp_path)).progress, said)
+    facts = list(progress.facts(read_snapshot(str(tmp_path))))
     assert facts.count(("waiting", told)) == 1 and "time left" not in dict(facts)
     generation["waits"], snapshot["waits"] = [], []
     assert "waiting" not in dict(progress.facts(snapshot)) and "time left" in dict(progress.facts(snapshot))

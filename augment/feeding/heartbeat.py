@@ -52,6 +52,7 @@ class Beat(msgspec.Struct):
     host: str = ""
     models: dict[str, AtWork] = {}
     tokens_per_second: Number | None = None
+    waits: list[waits.Wait] = []
 
 
 class Heartbeat:

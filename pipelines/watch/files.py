@@ -13,11 +13,13 @@ from difficulty.budget.tiers import Unit
 from sharding import storage
 from sharding.storage.json_files import Number, read_json
 from sharding.storage.output import Output
+from sharding.waits import Wait
 
 MAX_NAMES = 256
 """Models, prompts and tiers of a plan at most: what is looked for in a ledger is put together of them."""
 
 _FEW = msgspec.Meta(max_length=MAX_NAMES)
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 _Above = Annotated[float, msgspec.Meta(gt=0, le=1e24)]
 
 
@@ -73,6 +75,7 @@ class Generation(msgspec.Struct):
     tokens_per_second: Number | None
     seconds_left: Number | None
     seconds_since_last: Number | None
+    waits: list[Wait] = []
 
 
 class Snapshot(msgspec.Struct):
@@ -81,10 +84,11 @@ class Snapshot(msgspec.Struct):
     stage: str
     at: Number
     elapsed_s: Number
-    counts: dict[str, int]
+    counts: dict[str, _Count]
     run: str = ""
     tokens_per_second: Number | None = None
     generation: Generation | None = None
+    waits: list[Wait] = []
     warning: str | None = None
 
 
