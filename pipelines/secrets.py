@@ -8,12 +8,13 @@ little: nobody misses an "@" in a path, everybody a password.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_plus
 
 import msgspec
 
-from sharding.storage.manifest import Manifest
+if TYPE_CHECKING:
+    from sharding.storage.manifest import Manifest
 
 REDACTED = "REDACTED"
 
@@ -38,6 +39,11 @@ _SECRET_KEYS = {"key", "apikey", "token", "secret", "password", "passwd", "passp
 def without_secrets(tree: T) -> T:
     """JSON values with passwords, keys and user names taken out of all their texts."""
     return _clean(tree, secret=False)
+
+
+def told(text: str) -> str:
+    """A message without the passwords in its URLs. What else looks like an option is one that the message is about."""
+    return "".join(_word(word) if "://" in word else word for word in re.split(r"(\s+)", text))
 
 
 def published(stage: Manifest) -> Manifest:

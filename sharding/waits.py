@@ -17,7 +17,12 @@ from sharding.storage.json_files import Number
 
 
 class Wait(msgspec.Struct):
-    """A wait, as heartbeats and snapshots carry it: what is waited for, what it said, and Unix times."""
+    """A wait as JSON has it, in a heartbeat or a snapshot that anyone may have written.
+
+    Attributes:
+        who, reason: what is waited for, and what it said.
+        since, until: Unix times; when it began, and when it is given up.
+    """
 
     who: str
     reason: str
@@ -30,12 +35,7 @@ _waits: dict[object, dict[str, Any]] = {}
 
 
 def begin(waiter: object, *, who: str, reason: str, since: float, until: float) -> dict[str, Any]:
-    """Note that `waiter` waits, or for what now; returns what is noted.
-
-    Args:
-        who, reason: what is waited for, and what it said.
-        since, until: Unix times; when it began, and when it is given up.
-    """
+    """Note that `waiter` waits, or for what now, as a `Wait` has it; returns what is noted."""
     wait = {"who": who, "reason": reason, "since": since, "until": until}
     with _lock:
         _waits[waiter] = wait

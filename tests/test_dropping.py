@@ -89,6 +89,8 @@ def ledger(tmp_path: Path) -> str:
         (["time>2026-11-21T00:00:00Z", "time<=2026-11-23T01:00+01:00"], [2, 3]),
         (["model=big", "reason=empty", "time<2026-11-28"], [7]),
         (["tier=odd"], []),
+        (["tier=odd, really"], [2, 5, 8]),
+        (["tier!=odd, really", "model=big"], [6, 7, 9]),
     ],
 )
 def test_what_is_taken_out(ledger: str, where: list[str], gone: list[int]) -> None:

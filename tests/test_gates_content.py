@@ -188,6 +188,19 @@ def test_traces_that_sound_like_leaks_pass(name: str) -> None:
     assert reasons(NO_LEAKS[name]) == []
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("<think>", "</think>", "<THINK>", "</ think >", "<thinking>", "</thought>", "<seed:think>", "</mm:think>"),
+        *("<longcat_think>", "<reasoning>", "[THINK]", "◁think▷", "<|channel>", "<channel|>", "<|channel|>"),
+    ],
+)
+def test_marks_of_thinking_are_leaks_in_any_spelling(mark: str) -> None:
+    """One within a trace was written where no mark is read, or in a spelling that no dialect has."""
+    assert reasons(THOUGHT) == [] and "leakage" in reasons(f"{THOUGHT}{mark}{THOUGHT}")
+    assert "leakage" not in reasons(f"{THOUGHT}`{mark}`{THOUGHT}")
+
+
 def test_what_the_segment_says_is_no_leak() -> None:
     for name in ("the user wants", "markup", "template"):
         assert "leakage" not in reasons(LEAKS[name], source="A log.\n" + LEAKS[name])

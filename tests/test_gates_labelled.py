@@ -14,7 +14,8 @@ from benchmarks.gates import HALVES, distinct, precision, recall, rejected
 from benchmarks.labelled_traces import LabelledTrace, labelled_traces
 
 JUDGED = [(trace, trace.objections(GatesConfig())) for trace in labelled_traces()]
-GATES = [name for name in GatesConfig().enabled() if name not in ("unclosed", "unprintable")]  # not about words
+GATES = [name for name in GatesConfig().enabled() if name not in ("unclosed", "unprintable")]
+"""Those that judge what is said: the others go by how it ended, and by single characters."""
 
 
 def half_of(name: str) -> list[tuple[LabelledTrace, list[str]]]:

@@ -26,14 +26,17 @@ from difficulty.config import DifficultyConfig
 from difficulty.scorers import endpoint as scorer_module
 from difficulty.scorers import make_scorer
 from pipelines.watch import progress, status
-from sharding import waits
+from pipelines.watch.files import read_snapshot
+from sharding import storage, waits
 from sharding.errors import MillError, RequestError
 from sharding.models import server_patience, server_pool
 from sharding.models.server import retry_after_s
+from sharding.storage.output import Output
 from tests.endpoint_server import SERVED, ScriptedServer, completion
 from tests.engine_sources import Engines
 
 LOADING = (503, {}, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}})
+BEHIND_A_GATEWAY = (502, {}, b"<html><head><title>502 Bad Gateway</title></head></html>")
 STARTING = (503, {}, b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>")
 DAY = {"Retry-After": "86400"}
 YEAR_9999 = {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}
@@ -216,7 +219,7 @@ def test_loading_is_no_failure_however_small_the_run(
     assert completed(run_all(feeder, number))
 
 
-@pytest.mark.parametrize("act", [LOADING, STARTING])
+@pytest.mark.parametrize("act", [LOADING, STARTING, BEHIND_A_GATEWAY])
 def test_a_server_that_loads_at_the_start_is_waited_for_longer_than_one_that_is_away(
     serve: Callable[..., ScriptedServer], feed: Callable[..., Feeder], monkeypatch: pytest.MonkeyPatch, act: Any
 ) -> None:
@@ -226,7 +229,7 @@ def test_a_server_that_loads_at_the_start_is_waited_for_longer_than_one_that_is_
     threading.Timer(0.4, setattr, (server, "models", right)).start()
     assert completed(run_all(feed(server)))
     server.models = act
-    with pytest.raises(MillError, match=r"took a request for 0.3 s: .*answered 503: "):
+    with pytest.raises(MillError, match=r"took a request for 0.3 s: .*answered 50[23]: "):
         run_all(feed(server, max_wait_s=0.3))
 
 
@@ -320,7 +323,10 @@ def test_status_and_progress_show_it_from_elsewhere(tmp_path: Path) -> None:
         "thought_tokens_planned": 2,
     }
     snapshot = {"counts": {}, "tokens_per_second": None, "generation": generation, "waits": [wait], "warning": None}
-    facts = list(progress.facts(snapshot))
+    said = {**snapshot, "stage": "augment", "at": now, "elapsed_s": 1.0}
+    said["generation"] = {**generation, "seconds_since_last": None}
+    storage.write_json(Output(str(tmp_path)).progress, said)
+    facts = list(progress.facts(read_snapshot(str(tmp_path))))
     assert facts.count(("waiting", told)) == 1 and "time left" not in dict(facts)
     generation["waits"], snapshot["waits"] = [], []
     assert "waiting" not in dict(progress.facts(snapshot)) and "time left" in dict(progress.facts(snapshot))

@@ -79,7 +79,8 @@ def parse(text: str) -> Condition:
         values = (found["values"],)
     if not all(values):
         raise RequestError(f"--where {text!r}: there is nothing between two commas")
-    return Condition(key, sign, values)
+    whole = found["values"].strip()  # names may hold commas: "!=" must not take those out that it is to leave
+    return Condition(key, sign, values if whole in values else (*values, whole))
 
 
 @dataclass(kw_only=True)

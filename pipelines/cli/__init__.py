@@ -17,6 +17,7 @@ from pipelines.cli import making as making
 from pipelines.cli import running as running
 from pipelines.cli.application import DEBUG, app, err, out
 from pipelines.cli.logs import set_up_logging as set_up_logging
+from pipelines.secrets import told
 from sharding.errors import MillError
 
 # vLLM warns before it looks at this setting. Its processes begin with the main module of the process that starts them.
@@ -52,9 +53,9 @@ def main(program: str | None = None) -> None:
         sys.exit(_finished(ended.code))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told here
         if isinstance(error, MillError) and not DEBUG["on"]:
-            err.print(Text.assemble(("error", "red bold"), f" {error}"))
+            err.print(Text.assemble(("error", "red bold"), told(f" {error}")))
         else:  # a mistake of ours keeps its traceback, whose words may be anyone's
-            err.print(traceback.format_exc())
+            err.print(told(traceback.format_exc()))
         _finished(1)
         sys.exit(error.exit_code if isinstance(error, MillError) else 1)
 

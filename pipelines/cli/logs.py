@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 
+from pipelines.secrets import told
 from pipelines.terminal import visible
 
 PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
@@ -43,13 +44,13 @@ def set_up_logging(debug: bool) -> None:
 
 
 class _Escaped(logging.Formatter):
-    """Names and texts in a record may be anyone's."""
+    """Names and texts in a record may be anyone's, and the URLs hold a key."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = record.levelname
         record.levelname = level if self._fmt == logging.BASIC_FORMAT else level.lower()
         try:
-            return visible(super().format(record))
+            return visible(told(super().format(record)))
         finally:
             record.levelname = level
 

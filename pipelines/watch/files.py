@@ -19,6 +19,7 @@ MAX_NAMES = 256
 """Models, prompts and tiers of a plan at most: what is looked for in a ledger is put together of them."""
 
 _FEW = msgspec.Meta(max_length=MAX_NAMES)
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 _Above = Annotated[float, msgspec.Meta(gt=0, le=1e24)]
 
 
@@ -83,7 +84,7 @@ class Snapshot(msgspec.Struct):
     stage: str
     at: Number
     elapsed_s: Number
-    counts: dict[str, int]
+    counts: dict[str, _Count]
     run: str = ""
     tokens_per_second: Number | None = None
     generation: Generation | None = None

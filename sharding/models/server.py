@@ -211,6 +211,8 @@ class EndpointClient:
         said = f"{where}{through} answered {status}: {words}"
         if response.has_redirect_location:
             said += f" (it leads to {self.shown(refusals.target_of(response.headers['location']))}: name that in urls)"
+        if status == HTTPStatus.BAD_GATEWAY and not sent:  # a look at a gateway, and nothing is behind it yet
+            return EndpointLoading(said, None)
         return self._by_status(status, said, text, retry_after_s(response.headers.get("retry-after")), sent)
 
     def _by_status(

@@ -334,11 +334,31 @@ def test_a_wrong_type_in_a_plan_is_one_error(output: Path, place: str) -> None:
         status.read(str(output))
 
 
-SNAPSHOT = {"stage": "score", "at": 0.0, "elapsed_s": 1.0, "counts": {"tokens": 3}, "tokens_per_second": 3.0}
+SNAPSHOT: dict[str, Any] = {
+    "stage": "score",
+    "at": 0.0,
+    "elapsed_s": 1.0,
+    "counts": {"tokens": 3},
+    "tokens_per_second": 3.0,
+}
+SNAPSHOT["counts"] |= {"candidates": 4, "kept": 2}
+SNAPSHOT["waits"] = [{"who": "small", "reason": "loading", "since": 1.0, "until": 9.0}]
 
 
 @pytest.mark.parametrize(
-    "place", ["stage", "at", "elapsed_s", "counts", "counts/tokens", "tokens_per_second", "generation"]
+    "place",
+    [
+        "stage",
+        "at",
+        "elapsed_s",
+        "tokens_per_second",
+        "counts",
+        "counts/tokens",
+        "counts/kept",
+        "generation",
+        "waits",
+        "waits/0/since",
+    ],
 )
 def test_a_wrong_type_in_a_snapshot_is_one_error(output: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "time", lambda: 10.0)

@@ -1,6 +1,8 @@
 """Passwords and keys stay out of what is published or shown, whatever characters they hold and wherever they stand."""
 
 import json
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import report
+from pipelines import cli, report
+from pipelines.cli.logs import _Escaped
 from pipelines.run import mill
 from pipelines.secrets import published, without_secrets
 from pipelines.yaml_config import from_mapping, load, to_mapping
@@ -119,3 +122,22 @@ def test_no_page_and_no_file_of_a_run_tells_a_secret(
     assert yaml.safe_load((Path(config.output) / "config.yaml").read_text())["output"] == config.output
     packed = manifest.require(config.output, "pack")
     assert published(packed).files == packed.files
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "report", "inspect"])
+@pytest.mark.parametrize("url", ["nosuch://me:hunter2@h/x", "simplecache::http://h/x?token=hunter2"])
+def test_an_error_repeats_no_password(
+    command: str, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Logs of jobs are handed around."""
+    monkeypatch.setattr(sys, "argv", ["thoughtmill", command, url])
+    monkeypatch.setattr(cli, "set_up_logging", lambda debug: None)  # the logging of this process is the test runner's
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capfd.readouterr().err
+    assert said.startswith("error ") and "REDACTED" in said and "hunter2" not in said
+
+
+def test_a_line_of_the_log_repeats_no_password() -> None:
+    record = logging.makeLogRecord({"msg": "https://h/x?sig=hunter2 answered %d", "args": (503,)})
+    assert _Escaped(logging.BASIC_FORMAT).format(record).endswith("https://h/x?sig=REDACTED answered 503")

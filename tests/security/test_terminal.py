@@ -95,8 +95,6 @@ def crafted(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> st
         made["counts"][f"rejected.{id_}"] = made["counts"][f"quarantined.{id_}"] = 1
         for tier in made["facts"].get("tiers", []):
             tier["name"] += id_
-        if stage == "select":
-            made["files"]["contaminated"] = [{**made["files"]["kept"][0], "name": "contaminated-00007-of-00009.arrow"}]
         path.write_text(json.dumps(made))
     return config.output
 

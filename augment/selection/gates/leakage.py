@@ -25,7 +25,8 @@ from augment.selection.word_runs import HALVES, runs_of
 from sharding.config import STRICT
 
 _MARKUP = re.compile(
-    r"<\|[\w ./-]{1,40}\|>|<｜[^｜\n]{1,40}｜>|</?think>|\[/?THINK\]|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"<\|[\w ./-]{1,40}\|>|<｜[^｜\n]{1,40}｜>|\[/?THINK\]|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"|(?i:</? ?(?:\w{1,12}[:_])?(?:think|thinking|thought|reasoning) ?>)|◁/?think▷|<\|channel>|<channel\|>"
     r"|^#{2,3} ?(?:Instructions?|Response|Human|Assistant|System):|^(?:Human|Assistant|USER|ASSISTANT): ",
     re.MULTILINE,
 )
