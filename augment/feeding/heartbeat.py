@@ -53,7 +53,6 @@ class Beat(msgspec.Struct):
     models: dict[str, AtWork] = {}
     waits: list[waits.Wait] = []
     tokens_per_second: Number | None = None
-    waits: list[waits.Wait] = []
 
 
 class Heartbeat:
