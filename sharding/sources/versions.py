@@ -7,6 +7,7 @@ the first and the last bytes are read, so few that a listing of a million files 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -99,7 +100,9 @@ def check_unchanged(url: str, version: str) -> None:
 def _facts(info: Mapping[str, Any]) -> str:
     """What a store tells without reading: the size, and a checksum or else a time."""
     mark = next((info[name] for name in CHECKSUMS if info.get(name)), None)
-    return f"{info['size']}-{mark or info.get('mtime') or info.get('created')}"
+    when = info.get("mtime") or info.get("created")
+    # A store may tell the same time as a date in one call and as seconds in another.
+    return f"{info['size']}-{mark or (when.timestamp() if isinstance(when, datetime.datetime) else when)}"
 
 
 def _ends(fs: AbstractFileSystem, path: str, size_bytes: int, glance: int) -> str:
