@@ -328,6 +328,14 @@ def test_a_first_line_of_any_kind_is_looked_at(tmp_path: Path, line: bytes, look
         assert not texts(read_all(SourceConfig(path=path, format="jsonl")))
 
 
+def test_what_is_compressed_too_often_is_told_as_that(tmp_path: Path) -> None:
+    data = LINES
+    for _ in range(4):
+        data = gzip.compress(data, mtime=0)
+    with pytest.raises(RequestError, match="compressed more than 3 times over"):
+        read_all(SourceConfig(path=put(str(tmp_path / "a.jsonl"), data)))
+
+
 def test_bytes_without_line_ends_are_no_lines_with_cr() -> None:
     assert looks_like(b"\x9c\r\xff\r\xfe\r\x80") is None
 

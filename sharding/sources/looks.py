@@ -212,7 +212,7 @@ def _wide_encoding(head: bytes) -> str | None:
     for mark, encoding in _WIDE_MARKS:
         if head.startswith(mark):
             return encoding
-    if head.count(0) < 2 or len(head) < 8:
+    if head.count(0) < 2 or len(head) < 8 or compression_in(head) is not None:
         return None
     for order, encoding in (("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")):
         if _is_wide_text(head, order):
