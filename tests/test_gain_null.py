@@ -128,6 +128,8 @@ def test_chance_looks_at_as_many_traces_as_there_are_candidates() -> None:
     assert chance_of([control(1, 2), control(4, 0)], 2, SelectConfig(keep="all")).value == 1.75
     # Nothing of the segment could be valued: nothing was chosen.
     assert chance_of([control(1, 2), control(3)], 0, best).heldout_nats is None
+    one_token = [Valuation(value=1.0, gain_nats=1.0, control_nats=0.0)] * 2
+    assert chance_of([one_token, one_token], 2, best).heldout_nats is None
     unread = Valuation(value=None, unvalued="too_long")
     assert chance_of([[unread, *control(5)], control(3)], 1, best).value == 4.0
 

@@ -40,8 +40,12 @@ def chance_of(controls: Sequence[Sequence[Valuation]], number: int, config: Sele
     """The chance of a segment with so many valued traces, from the valuations of each control's traces."""
     read = [[one for one in control if one.gain_nats is not None] for control in controls]
     gains = [float(np.mean([one.gain_nats for one in control])) for control in read if control]
-    # Of more traces than the segment has, chance would bring more.
-    enough = [control for control in read if len(control) >= number > 0]
+    # Of more traces than the segment has, chance would bring more; and of a single token no half is left to measure on.
+    enough = [
+        control
+        for control in read
+        if len(control) >= number > 0 and all(one.heldout_nats is not None for one in control)
+    ]
     chosen = [_kept(control[:number], config) for control in enough]
     added = [
         heldout - float(np.mean([one.heldout_nats for one in control[:number]]))
