@@ -1,7 +1,6 @@
 """Listing a source: which files, which format, what is refused before any work, and how files are cut."""
 
 import bz2
-import gzip
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ from sharding.errors import MillError, RequestError
 from sharding.sources import ReadUnit, Source, SourceConfig, SourceFile, misplaced_key
 from sharding.sources.units import CHUNK_FILES, UNIT_BYTES
 from sharding.sources.versions import versions_of
-from tests.source_files import as_arrow, as_jsonl, as_parquet, put, read_all, resolved, texts
+from tests.source_files import as_arrow, as_jsonl, as_parquet, gzipped, put, read_all, resolved, texts
 
 RECORDS = [{"id": str(i), "text": f"text {i}", "n": i} for i in range(4)]
 
@@ -31,7 +30,7 @@ def names(folder: Path, **keys: Any) -> list[str]:
     ("name", "data", "found"),
     [
         ("x.jsonl", as_jsonl(RECORDS), "jsonl"),
-        ("x.ndjson.gz", gzip.compress(as_jsonl(RECORDS)), "jsonl"),
+        ("x.ndjson.gz", gzipped(as_jsonl(RECORDS)), "jsonl"),
         ("x.PARQUET", as_parquet(RECORDS), "parquet"),
         ("x.arrow", as_arrow(RECORDS), "arrow"),
         ("x.feather", as_arrow(RECORDS, file=True), "arrow"),

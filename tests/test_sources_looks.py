@@ -22,7 +22,7 @@ from sharding.sources.jsonl import parse_json_line
 from sharding.sources.line_looks import looks_like
 from sharding.sources.looks import kind_of, unpacked
 from sharding.sources.places import locate
-from tests.source_files import as_arrow, as_jsonl, as_parquet, put, read_all, resolved, texts
+from tests.source_files import as_arrow, as_jsonl, as_parquet, gzipped, put, read_all, resolved, texts
 
 RECORDS = [{"id": f"r{i}", "text": f"Text of number {i}."} for i in range(6)]
 LINES = as_jsonl(RECORDS)
@@ -61,20 +61,20 @@ zstd = zstandard.ZstdCompressor().compress
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
 
 READ: list[tuple[str, bytes, dict[str, Any]]] = [
-    ("a.JSONL.GZ", gzip.compress(LINES), {}),
-    ("a.jsonl.gzip", gzip.compress(LINES), {}),
+    ("a.JSONL.GZ", gzipped(LINES), {}),
+    ("a.jsonl.gzip", gzipped(LINES), {}),
     ("a.ndjson.zstd", zstd(LINES), {}),
     ("a.Jsonl.ZsT", zstd(LINES), {}),
-    ("a.jsonl", gzip.compress(LINES), {}),
+    ("a.jsonl", gzipped(LINES), {}),
     ("a.jsonl", zstd(LINES), {}),
     ("a.jsonl.gz", LINES, {}),
     ("a.jsonl.gz", zstd(LINES), {}),
-    ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), {}),
-    ("a.jsonl.zst", zstd(gzip.compress(LINES)), {}),
+    ("a.jsonl.gz", gzipped(gzipped(LINES)), {}),
+    ("a.jsonl.zst", zstd(gzipped(LINES)), {}),
     ("a.jsonl", SKIPPABLE + zstd(LINES), {}),
     ("part-00000", LINES, {}),
-    ("part-00000", gzip.compress(LINES), {}),
-    ("c4-train.json.gz", gzip.compress(LINES), {}),
+    ("part-00000", gzipped(LINES), {}),
+    ("c4-train.json.gz", gzipped(LINES), {}),
     ("blob", zstd(LINES), {"format": "jsonl"}),
     ("blob", as_parquet(RECORDS), {}),
     ("blob.jsonl", as_parquet(RECORDS), {}),
@@ -107,7 +107,7 @@ def test_a_large_file_is_not_cut_where_its_bytes_say_that_it_is_compressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sharding.sources.units.UNIT_BYTES", 64)
-    put(str(tmp_path / "a.jsonl"), gzip.compress(LINES))
+    put(str(tmp_path / "a.jsonl"), gzipped(LINES))
     assert texts(read_all(SourceConfig(path=str(tmp_path)))) == TEXTS
 
 
@@ -122,8 +122,8 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.jsonl", tar({"a.jsonl": LINES}), {}, "is a tar archive: unpack it"),
     ("a.jsonl", v7_tar(LINES), {}, "is a tar archive: unpack it"),
     ("a.txt", tar({"a": LINES}, format=tarfile.GNU_FORMAT), {}, "is a tar archive: unpack it"),
-    ("a.tgz", gzip.compress(tar({"a": LINES})), {}, "is a tar archive: unpack it"),
-    ("a.txt.gz", gzip.compress(tar({"a": LINES})), {}, "is a tar archive: unpack it"),
+    ("a.tgz", gzipped(tar({"a": LINES})), {}, "is a tar archive: unpack it"),
+    ("a.txt.gz", gzipped(tar({"a": LINES})), {}, "is a tar archive: unpack it"),
     ("a.jsonl.zst", zstd(tar({"a": LINES})), {}, "is a tar archive: unpack it"),
     ("a.jsonl", zipped({"a.jsonl": LINES}), {}, r"is a zip archive: .*zip://\*\*::file://.*a\.jsonl"),
     ("a.jsonl", bz2.compress(LINES), {}, "is compressed by bzip2: recompress it"),
@@ -131,10 +131,10 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.txt", b"070701" + b"0" * 104 + LINES, {}, "is a cpio archive: unpack it"),
     ("a.txt", b"!<arch>\n" + LINES, {}, "is an ar archive: unpack it"),
     ("a.txt", RUSSIAN.encode("utf-16-le"), {}, "is UTF-16, not UTF-8: convert it: iconv -f UTF-16LE"),
-    ("a.txt.gz", gzip.compress(RUSSIAN.encode("utf-16-be")), {}, "is UTF-16, not UTF-8: convert it: .*UTF-16BE"),
+    ("a.txt.gz", gzipped(RUSSIAN.encode("utf-16-be")), {}, "is UTF-16, not UTF-8: convert it: .*UTF-16BE"),
     ("a.jsonl", CHINESE.encode("utf-16-be"), {}, "is UTF-16, not UTF-8: convert it: .*UTF-16BE"),
     ("a.txt", bytes(4000), {}, "is no text: of its first 4,000 bytes 4,000 are zero"),
-    ("a.txt", gzip.compress(tar({})), {}, "is no text: of its first"),
+    ("a.txt", gzipped(tar({})), {}, "is no text: of its first"),
     ("a.txt", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60), {}, "is no text: .* leave it out"),
     ("a.txt", BOM + POINTER, {}, "is a Git LFS pointer"),
     ("a.txt", b"\r\n" + POINTER.replace(b"\n", b"\r\n"), {}, "is a Git LFS pointer"),
@@ -145,7 +145,7 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.txt", "Ein Satz.\n".encode("utf-16"), {}, "is UTF-16, not UTF-8: convert it: iconv -f UTF-16 "),
     ("a.txt", "Ein Satz.\n".encode("utf-16-be"), {}, "is UTF-16, not UTF-8: convert it: iconv -f UTF-16BE"),
     ("a.jsonl", LINES.decode().encode("utf-16-le"), {}, "is UTF-16, not UTF-8: .*UTF-16LE"),
-    ("a.jsonl.gz", gzip.compress(LINES.decode().encode("utf-16")), {}, "is UTF-16, not UTF-8"),
+    ("a.jsonl.gz", gzipped(LINES.decode().encode("utf-16")), {}, "is UTF-16, not UTF-8"),
     ("a.txt", "Ein Satz.\n".encode("utf-32"), {}, "is UTF-32, not UTF-8"),
     ("a.md", "Ein Satz.\n".encode("utf-32-be"), {}, "is UTF-32, not UTF-8: .*UTF-32BE"),
     ("a.txt", POINTER, {}, "is a Git LFS pointer, not the file: .*git lfs pull"),
@@ -163,7 +163,7 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.jsonl", as_parquet(RECORDS), JSONL, "is a Parquet file: set format: parquet"),
     ("a.txt", as_arrow(RECORDS), TEXT, "is an Arrow stream: set format: arrow"),
     ("a.txt", b"%PDF-1.7\n%\xe2\xe3", {}, "is a PDF file: extract its text first"),
-    ("a.jsonl", gzip.compress(gzip.compress(gzip.compress(gzip.compress(LINES)))), {}, "compressed more than 3 times"),
+    ("a.jsonl", gzipped(gzipped(gzipped(gzipped(LINES)))), {}, "compressed more than 3 times"),
     ("a.txt", b"one\rtwo\rthree\r", {"document": "line"}, "has CR line ends"),
 ]
 
@@ -218,7 +218,7 @@ def test_markup_is_text_where_name_and_format_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 100, 511, 4096])
 def test_a_head_of_any_length_is_looked_at(cut: int) -> None:
-    for data in (LINES * 99, gzip.compress(LINES * 99), zstd(LINES * 99), tar({"a": LINES}), as_parquet(RECORDS), PAGE):
+    for data in (LINES * 99, gzipped(LINES * 99), zstd(LINES * 99), tar({"a": LINES}), as_parquet(RECORDS), PAGE):
         head = unpacked(data[:cut])
         assert looks_like(head) is None or isinstance(looks_like(head), str)
         kind_of(head)
@@ -282,9 +282,9 @@ def test_byte_order_marks_where_files_were_joined_are_no_text(tmp_path: Path, ma
     assert texts(read_all(SourceConfig(path=str(tmp_path / "a.jsonl")))) == TEXTS * 2
 
 
-@pytest.mark.parametrize("behind", [bytes(1), bytes(513), bytes(70_000), gzip.compress(LINES) + bytes(9)])
+@pytest.mark.parametrize("behind", [bytes(1), bytes(513), bytes(70_000), gzipped(LINES) + bytes(9)])
 def test_zero_bytes_behind_gzip_are_padding(tmp_path: Path, behind: bytes) -> None:
-    put(str(tmp_path / "a.jsonl.gz"), gzip.compress(LINES) + bytes(7) + behind)
+    put(str(tmp_path / "a.jsonl.gz"), gzipped(LINES) + bytes(7) + behind)
     assert texts(read_all(SourceConfig(path=str(tmp_path)))) == TEXTS * (
         2 if len(behind) not in (1, 513, 70_000) else 1
     )
@@ -293,10 +293,10 @@ def test_zero_bytes_behind_gzip_are_padding(tmp_path: Path, behind: bytes) -> No
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (gzip.compress(LINES)[:-4], "it is cut short: fetch it again"),
-        (gzip.compress(LINES) + gzip.compress(LINES)[:5], "it is cut short: fetch it again"),
+        (gzipped(LINES)[:-4], "it is cut short: fetch it again"),
+        (gzipped(LINES) + gzipped(LINES)[:5], "it is cut short: fetch it again"),
         (zstd(LINES)[:-3], "it is cut short: fetch it again"),
-        (gzip.compress(LINES) + b"more", "something else follows its gzip stream: recompress it"),
+        (gzipped(LINES) + b"more", "something else follows its gzip stream: recompress it"),
         (zstd(LINES) + bytes(512), "something else follows its zstd frames: recompress it"),
     ],
 )
@@ -341,7 +341,7 @@ def test_bytes_without_line_ends_are_no_lines_with_cr() -> None:
 
 
 def test_other_bytes_behind_gzip_are_an_error_that_names_the_file(tmp_path: Path) -> None:
-    put(str(tmp_path / "a.jsonl.gz"), gzip.compress(LINES) + b"\0\0rest")
+    put(str(tmp_path / "a.jsonl.gz"), gzipped(LINES) + b"\0\0rest")
     with pytest.raises(MillError, match=r"cannot read .*a\.jsonl\.gz: Not a gzipped file"):
         read_all(SourceConfig(path=str(tmp_path)))
 
