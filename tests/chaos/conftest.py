@@ -115,7 +115,7 @@ def large_job(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line a fault, and a total; what a test that failed had injected is not called survived."""
     every = [report for found in terminalreporter.stats.values() for report in found]
-    reports = [report for report in every if hasattr(report, "user_properties")]
+    reports = [report for report in every if isinstance(report, pytest.TestReport)]
     failed = {report.nodeid for report in reports if report.failed}
     total: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for report in reports:
