@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from augment.requests import dialects
 from pipelines import preflight
 from pipelines.beam_options import beam_options, works_here
 from pipelines.plan import make_plan
@@ -60,6 +61,7 @@ def test_a_generator_s_package_that_is_not_there_is_told_before_the_scoring(
         ({"engine": "vllm", "name": byte_tokenizer}, "transformers", "needs transformers for its chat template"),
     ):
         run = config(model)
+        dialects._load.cache_clear()  # another test may have had the package
         with monkeypatch.context() as absent:
             absent.setitem(sys.modules, package, None)
             with pytest.raises(MillError, match=f"^models.pretend: .*{words}"):

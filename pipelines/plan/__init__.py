@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from augment.selection.values import needs_controls
 from pipelines import preflight
 from pipelines.config import MillConfig
 from pipelines.plan import measured
@@ -223,6 +224,12 @@ def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[s
                 f"the pilot doesn't show that the traces of tier {tier.name} gain anything: {gain['value']:+.2f} nats "
                 f"per segment beyond traces of other segments ({gain['low']:+.2f} to {gain['high']:+.2f}): "
                 + ("a larger --pilot tells" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
+            )
+        compared = config.select.values_tier(tier.samples) and needs_controls(config.select.value_name)
+        if compared and made.tiers[number].basis == "pilot" and made.tiers[number].gain_nats is None:
+            said.append(
+                f"the pilot can't tell what the traces of tier {tier.name} gain: too few other documents have traces "
+                "to compare them with; a larger --pilot can"
             )
         if pilot is not None and made.tiers[number].basis == "pilot":
             mean = float(made.tiers[number].tokens_out[0] / max(made.tiers[number].generations[0], 1e-9))
