@@ -404,4 +404,8 @@ def test_a_pilot_of_the_real_model_forecasts_the_run(tmp_path: Path, small_model
     mill(config, stages=["augment"])
     said, counts = plan["augment"]["tokens_out"], manifest.require(config.output, "augment").counts
     assert 0 < counts["found"] < counts["generations"]
-    assert said["low"] <= counts["thought_tokens"] <= said["high"], (said, counts)
+    # One draw, another with every machine's arithmetic: a right 90% interval is missed by one in ten (its coverage is
+    # tests/test_intervals.py's business), one of twice its width by hardly any.
+    off = counts["thought_tokens"] - said["value"]
+    beside = said["high"] - said["value"] if off > 0 else said["value"] - said["low"]
+    assert abs(off) <= max(0.05 * said["value"], 2 * beside), (off, said, counts)
