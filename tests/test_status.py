@@ -102,6 +102,16 @@ def test_rows_of_other_models_prompts_and_repeats_do_not_count(tmp_path: Path, p
     assert status.read(output)["generation"]["generations"] == 1
 
 
+def test_rows_that_another_model_of_a_server_answered_count(tmp_path: Path, plan: dict[str, Any]) -> None:
+    """They were asked of the plan's model and paid for; the row names the one that wrote them."""
+    for each in plan["models"].values():
+        each["engine"] = "endpoint"
+    rows = [made(1, engine="endpoint"), made(2, engine="endpoint", model="a fallback")]
+    output = write(tmp_path, plan, [*rows, made(3, engine="endpoint", model="another", revision="v9")])
+    generation = status.read(output)["generation"]
+    assert (generation["generations"], generation["thought_tokens"]) == (2, 100)
+
+
 def test_two_models_of_one_name_are_billed_each_at_its_price(tmp_path: Path, plan: dict[str, Any]) -> None:
     """Such as one model on two kinds of machine. The ledger calls both by their name; the tier tells them apart."""
     plan["models"]["large"]["name"] = "s"

@@ -102,9 +102,8 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         if not batches:
             continue
         rows = pa.Table.from_batches(batches)
-        for name, model in plan["models"].items():
-            by_model = reduce(operator.and_, (field(column) == model[key] for column, key in _MODEL_COLUMNS.items()))
-            found[name].append(rows.filter(by_model & asked & _made_for(plan, name)).select(_WANTED))
+        for name in found:
+            found[name].append(rows.filter(_by_model(plan, name) & asked & _made_for(plan, name)).select(_WANTED))
     nothing = LEDGER_SCHEMA.empty_table().select(_WANTED)
     tables = [pa.concat_tables([nothing, *tables]) for tables in found.values()]
     table = pa.concat_tables([nothing, *tables])
@@ -119,6 +118,15 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         wall_s=table["wall_s"].to_numpy()[first],
         finished_at=table["finished_at"].to_numpy()[first],
     )
+
+
+def _by_model(plan: dict[str, Any], name: str) -> pc.Expression:
+    """Which rows were asked of a model. A server may have had another one answer: its name is then the row's."""
+    model = plan["models"][name]
+    named = field("model") == model["name"]
+    if model["engine"] == "endpoint":
+        named |= ~field("model").isin([other["name"] for other in plan["models"].values()])
+    return named & (field("revision") == model["revision"]) & (field("engine") == model["engine"])
 
 
 def _made_for(plan: dict[str, Any], name: str) -> pc.Expression:
