@@ -173,7 +173,7 @@ def test_a_refused_request_fails_alone(feeder: Feeder, builder: PromptBuilder) -
 
 def test_a_wrong_key_name_or_length(vllm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(**fields: Any) -> str:
-        right = {"model": SERVED, "api_key_env": KEY_VARIABLE, "timeout_s": 60}
+        right = {"model": SERVED, "api_key_env": KEY_VARIABLE, "timeout_s": 60, "max_wait_s": 60}
         pool = EndpointPool([vllm_url], **{**right, **fields})
         try:
             await pool.start()
