@@ -157,7 +157,7 @@ def test_thoughts_are_text_of_the_model_within_their_caps(milled: Path) -> None:
     assert all(len(texts) == requests[key].samples for key, texts in samples.items()), "two samples say the same"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_workers_pack_the_same_bytes_from_one_ledger(milled: Path) -> None:
     first = hashes(str(milled / "out"))
     again = milled / "again"
