@@ -154,8 +154,8 @@ def gain(config: MillConfig) -> dict[str, Any]:
         "heldout_choice_ci95": gains["heldout_choice"]["interval95"],
         "null_first_nats": gains["null_first"]["mean"],
         "null_first_ci95": gains["null_first"]["interval95"],
-        "null_choice_nats": gains["null"]["mean"],
-        "null_choice_ci95": gains["null"]["interval95"],
+        "null_nats": gains["null"]["mean"],
+        "null_ci95": gains["null"]["interval95"],
         "segments_for_one_nat": needed,
         "deviation_nats": deviation,
     }
