@@ -16,7 +16,7 @@ from pipelines.config import MillConfig
 from pipelines.yaml_config import dump, from_mapping, load, to_mapping
 from pipelines.yaml_tree import parse
 from sharding.errors import RequestError
-from tests.fuzz.conftest import Tally
+from tests.fuzz.conftest import Tally, fuzzed, random_of
 
 NUM_CONFIGS = 2_000
 
@@ -93,8 +93,9 @@ def outcome(tree: Any) -> str:
     return "accepted"
 
 
+@fuzzed
 def test_two_thousand_configs(tally: Tally) -> None:
-    rng = random.Random(5)
+    rng = random_of(5)
     assert outcome(WHOLE) == "accepted"
     found = [outcome(changed(rng)) for _ in range(NUM_CONFIGS)]
     assert 40 < found.count("accepted") < NUM_CONFIGS - 1_000
@@ -111,6 +112,7 @@ TREES = st.recursive(
 )
 
 
+@fuzzed
 @settings(max_examples=150)
 @given(tree=st.dictionaries(st.sampled_from(list(WHOLE)) | st.text(), TREES, max_size=8))
 def test_any_tree(tree: dict[str, Any]) -> None:
@@ -153,8 +155,9 @@ def test_a_file_that_is_no_config(tmp_path: Any, data: bytes, monkeypatch: pytes
     assert not (tmp_path / "owned").exists()
 
 
+@fuzzed
 def test_any_line_that_stands_twice_is_refused() -> None:
-    rng = random.Random(7)
+    rng = random_of(7)
     lines = yaml.safe_dump(WHOLE).splitlines()
     single = [i for i, line in enumerate(lines) if re.fullmatch(r" *[a-z_]+: \S.*", line)]
     for _ in range(40):
@@ -165,6 +168,7 @@ def test_any_line_that_stands_twice_is_refused() -> None:
             parse(text, "mill.yaml")
 
 
+@fuzzed
 @settings(max_examples=100)
 @given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=4))
 def test_any_text_is_written_so_that_it_reads_back(texts: list[str]) -> None:
@@ -179,6 +183,7 @@ OVERRIDES = st.text(max_size=30) | st.builds(
 )
 
 
+@fuzzed
 @settings(max_examples=200)
 @given(override=OVERRIDES)
 def test_any_override(override: str, tmp_path_factory: pytest.TempPathFactory) -> None:

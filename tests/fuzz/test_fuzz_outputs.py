@@ -1,7 +1,6 @@
 """Outputs that someone else has made or changed: names that lead elsewhere are refused, damage is told."""
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from sharding.shards.dataset import PackedDataset
 from sharding.shards.export import export
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
-from tests.fuzz.conftest import Tally
+from tests.fuzz.conftest import Tally, fuzzed, random_of
 
 NUM_MANIFESTS = 400
 
@@ -114,9 +113,10 @@ def test_a_shard_that_is_a_link_to_something_else_is_told(output: Path, target: 
     assert any(shard.name in problem.where for problem in problems), problems
 
 
+@fuzzed
 @pytest.mark.slow
 def test_damaged_manifests_are_told(output: Path, tally: Tally) -> None:
-    rng = random.Random(11)
+    rng = random_of(11)
     path = output / manifest.MANIFEST_NAME
     whole = path.read_bytes()
     refused = 0

@@ -29,7 +29,7 @@ from sharding.sources import Source, SourceConfig
 from sharding.sources.jsonl import parse_json_line
 from sharding.sources.line_looks import looks_like
 from sharding.sources.looks import kind_of, unpacked
-from tests.fuzz.conftest import Tally
+from tests.fuzz.conftest import Tally, fuzzed, random_of
 from tests.source_files import put, read_all
 
 REASONS = {
@@ -101,8 +101,9 @@ def assert_sound(record: Document | Quarantined) -> None:
     assert decode(type(record), encode(record)) == record
 
 
+@fuzzed
 def test_ten_thousand_lines(tally: Tally) -> None:
-    rng = random.Random(7)
+    rng = random_of(7)
     outcomes: dict[str, int] = {}
     for number in range(NUM_DOCUMENTS):
         record = parse_json_line(random_line(rng), f"f.jsonl:{number}", SOURCE)
@@ -122,6 +123,7 @@ JSON = st.recursive(
 )
 
 
+@fuzzed
 @settings(max_examples=300)
 @given(record=st.fixed_dictionaries({}, optional={"id": JSON, "text": JSON, "kind": JSON}) | JSON)
 def test_any_json(record: Any) -> None:
@@ -129,6 +131,7 @@ def test_any_json(record: Any) -> None:
     assert_sound(parse_json_line(line, "f.jsonl:1", SOURCE))
 
 
+@fuzzed
 @settings(max_examples=300)
 @given(line=st.binary(max_size=200))
 def test_any_bytes(line: bytes) -> None:
@@ -174,9 +177,10 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+@fuzzed
 @pytest.mark.slow
 def test_damaged_files_are_read_or_named(tmp_path: Path, tally: Tally) -> None:
-    rng = random.Random(3)
+    rng = random_of(3)
     plain = b"".join(json.dumps({"id": str(i), "text": f"text {i}", "kind": i}).encode() + b"\n" for i in range(60))
     refused = 0
     for number in range(600):
@@ -223,8 +227,9 @@ DISGUISES: list[Callable[[bytes], bytes]] = [
 FILE_NAMES = ["a.jsonl", "A.JSONL", "a.jsonl.gz", "a.ndjson.zstd", "a.JSONL.Gzip"]
 
 
+@fuzzed
 def test_any_wrapping_under_any_name_is_read_or_refused_by_name(tmp_path: Path, tally: Tally) -> None:
-    rng = random.Random(11)
+    rng = random_of(11)
     outcomes = {"read": 0, "refused by name": 0}
     for number in range(300):
         records = [{"id": str(i), "text": f"text {i}"} for i in range(rng.randrange(1, 9))]
@@ -246,8 +251,9 @@ def test_any_wrapping_under_any_name_is_read_or_refused_by_name(tmp_path: Path, 
     tally("first bytes", outcomes)
 
 
+@fuzzed
 def test_any_tangle_of_links_gives_every_file_once(tmp_path: Path, tally: Tally) -> None:
-    rng = random.Random(5)
+    rng = random_of(5)
     outcomes = {"read": 0, "refused by name": 0}
     for number in range(60):
         root, outside = tmp_path / str(number) / "raw", tmp_path / str(number) / "outside"
@@ -282,6 +288,7 @@ def test_any_tangle_of_links_gives_every_file_once(tmp_path: Path, tally: Tally)
     tally("tangles of links", outcomes)
 
 
+@fuzzed
 @settings(max_examples=200)
 @given(head=st.binary(max_size=600), text=st.text(max_size=600))
 def test_a_look_at_anything_never_fails(head: bytes, text: str) -> None:
