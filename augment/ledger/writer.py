@@ -15,7 +15,7 @@ from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
 
-_MAX_UNWRITTEN_FLUSHES = 16
+MAX_UNWRITTEN_FLUSHES = 16
 """How many flushes' worth of rows may wait for a slow store before `add` waits too."""
 
 
@@ -53,7 +53,7 @@ class LedgerWriter:
         with self._changed:
             if self._closed:
                 raise MillError(f"ledger {self._url} is closed")
-            while len(self._pending) >= _MAX_UNWRITTEN_FLUSHES * self._flush_rows:
+            while len(self._pending) >= MAX_UNWRITTEN_FLUSHES * self._flush_rows:
                 if self._error is not None:
                     raise self._error
                 self._changed.wait()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.ledger.reading import read_ledger
+from augment.ledger.writer import MAX_UNWRITTEN_FLUSHES
 from pipelines.config import MillConfig
 from sharding.storage import manifest
 
@@ -22,6 +23,8 @@ CAPACITY = 8
 FLUSH_ROWS = 4
 UNFLUSHED = CAPACITY + 2 * FLUSH_ROWS
 """What a kill may cost at most: a part that is being written, one that is being filled, and what came meanwhile."""
+UNWRITTEN = CAPACITY + (MAX_UNWRITTEN_FLUSHES + 1) * FLUSH_ROWS
+"""The same on a store that refuses calls: what waits while a part is tried again is bounded by the writer alone."""
 
 
 def documents(count: int) -> list[dict[str, str]]:

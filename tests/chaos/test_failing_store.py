@@ -12,7 +12,7 @@ from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError
 from tests.chaos.conftest import Account, Job
-from tests.chaos.jobs import UNFLUSHED, Child, MadeLog, ledger_keys
+from tests.chaos.jobs import UNWRITTEN, Child, MadeLog, ledger_keys
 from tests.chaos.test_kills import finish, slow_engine, until
 from tests.s3_server import BUCKET, FaultyS3, lead_to, server_fixture, store_fixture  # noqa: F401
 
@@ -106,7 +106,7 @@ def kill_on_failing_store(
         store.fail_fraction = 0.0
         keys = set(ledger_keys(config))
         durable.append((len(made.calls()), keys))
-        assert len(made.keys() - keys) <= UNFLUSHED
+        assert len(made.keys() - keys) <= UNWRITTEN
     assert account.injected and store.refused > before
     account.fault = "SIGKILL in augment on an S3 that refuses 5% of all calls"
     finish(job, config, account)

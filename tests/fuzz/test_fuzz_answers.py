@@ -1,6 +1,7 @@
 """Random answers of model servers, and random traces: a failure of one request, or a generation that holds."""
 
 import asyncio
+import copy
 import gzip
 import json
 import random
@@ -66,11 +67,11 @@ def changed(rng: random.Random, tree: Any) -> Any:
     for _ in range(rng.choice([0, 1, 1, 2])):
         path = rng.choice(places(tree) or [()])
         if not path:
-            return rng.choice(ODD)
+            return copy.deepcopy(rng.choice(ODD))
         node = tree
         for step in path[:-1]:
             node = node[step]
-        node[path[-1]] = rng.choice(ODD)
+        node[path[-1]] = copy.deepcopy(rng.choice(ODD))  # the next change may be within it
     return tree
 
 

@@ -68,15 +68,17 @@ def changed(rng: random.Random) -> dict[str, Any]:
             node = node[key]
         roll = rng.random()
         if roll < 0.55:
-            node[path[-1]] = rng.choice(ODD)
+            node[path[-1]] = copy.deepcopy(rng.choice(ODD))
         elif roll < 0.7:
             del node[path[-1]]
         elif roll < 0.85:
             node[path[-1]] = copy.deepcopy(rng.choice(list(WHOLE.values())))
         elif isinstance(node, dict):
-            node[rng.choice(["sorce", "path", "\ud800", "name", "engine_args", "x" * 500])] = rng.choice(ODD)
+            node[rng.choice(["sorce", "path", "\ud800", "name", "engine_args", "x" * 500])] = copy.deepcopy(
+                rng.choice(ODD)
+            )
         else:
-            node.append(rng.choice(ODD))
+            node.append(copy.deepcopy(rng.choice(ODD)))
     return tree
 
 

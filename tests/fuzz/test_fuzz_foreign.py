@@ -72,7 +72,7 @@ def changed(rng: random.Random, tree: Any, outside: Path) -> bytes:
         node = at(tree, tuple(path))
         roll = rng.random()
         if roll < 0.6:
-            value = rng.choice(ODD)
+            value = copy.deepcopy(rng.choice(ODD))
             node[last] = value.format(outside=outside) if value in PLACES else value
         elif roll < 0.75:
             del node[last]
@@ -81,7 +81,7 @@ def changed(rng: random.Random, tree: Any, outside: Path) -> bytes:
         elif isinstance(node, list):
             node.extend(copy.deepcopy(node) * rng.randrange(1, 4))
         else:
-            node[rng.choice(["", "\x00", "name", "x" * 500, "shards", "kept"])] = rng.choice(ODD)
+            node[rng.choice(["", "\x00", "name", "x" * 500, "shards", "kept"])] = copy.deepcopy(rng.choice(ODD))
     data = json.dumps(tree).encode()
     if rng.random() < 0.1:
         cut = rng.randrange(len(data))
