@@ -22,6 +22,7 @@ POLICIES = {
     "adaptive": "difficulty.budget.policies.adaptive",
     "uniform": "difficulty.budget.policies.uniform",
     "fixed": "difficulty.budget.policies.fixed",
+    "learned": "difficulty.budget.policies.learned",
 }
 """The policies by the names they have in a config, and where they are; see `difficulty.budget.policies`."""
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 else:
     PolicyName = Literal[tuple(POLICIES)]
 
-Axis = Literal["difficulty", "hash", "none"]
+Axis = Literal["difficulty", "hash", "none", "gain"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -141,7 +142,8 @@ class BudgetConfig:
 
     policy: PolicyName = Field(
         default="adaptive",
-        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all.",
+        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all; learned: "
+        "by the gain that a pilot (`thoughtmill plan --pilot N --explore`) leads to expect.",
     )
     thinking_tokens: int | None = Field(default=None, gt=0, description="The budget in generated tokens.")
     thinking_tokens_per_source_token: float | None = Field(
