@@ -199,7 +199,7 @@ class GainSteps:
     @property
     def num_segments(self) -> int:
         table = self.table()
-        return int(table.count[table.low == table.high].sum())
+        return int(table.steps[table.low == table.high].sum())
 
     def table(self) -> StepTable:
         """What was counted, by columns."""
@@ -207,7 +207,7 @@ class GainSteps:
         pair, key = self._bins >> (KEY_BITS - self.shift), self._bins & ((1 << (KEY_BITS - self.shift)) - 1)
         sums = dict(zip(_COLUMNS, self._sums.T, strict=True))
         nats = {name: column / MICRO for name, column in sums.items() if name != "count"}
-        return StepTable(low=pair // MAX_TIERS, high=pair % MAX_TIERS, bin=key, count=sums["count"], **nats)
+        return StepTable(low=pair // MAX_TIERS, high=pair % MAX_TIERS, bin=key, steps=sums["count"], **nats)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-safe dict: `bin_steps` are the differences between occupied bins, the first from 0."""
@@ -248,7 +248,7 @@ class StepTable(NamedTuple):
     Attributes:
         low, high: int64, the tiers before and after the step; the same for the tier that a segment has anyway.
         bin: int64, `key >> shift` of the slope.
-        count: int64 steps.
+        steps: int64, how many.
         gain_low, gain_high, deviation_low, deviation_high: float64 nats, sums over the segments at either tier.
         difficulty: float64 nats, sum over the segments.
     """
@@ -256,7 +256,7 @@ class StepTable(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     bin: np.ndarray
-    count: np.ndarray
+    steps: np.ndarray
     gain_low: np.ndarray
     gain_high: np.ndarray
     deviation_low: np.ndarray

@@ -153,6 +153,12 @@ class BudgetConfig:
     gpu_hours: float | None = Field(default=None, gt=0, description="The budget in GPU-hours.")
     tiers: tuple[TierConfig, ...] = Field(min_length=1, description="The tiers, in any order.")
     fixed_tier: str | None = Field(default=None, description="Name of the tier for all, under policy fixed.")
+    pilot_segments: int | None = Field(
+        default=None,
+        gt=0,
+        description="Under policy learned, `thoughtmill run` begins with an exploring pilot of so many segments where "
+        "none has been made; null: it stops and asks for one.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -174,6 +180,8 @@ class BudgetConfig:
             raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(names)}; got {self.fixed_tier}")
         if self.policy != "fixed" and self.fixed_tier is not None:
             raise ValueError(f"fixed_tier {self.fixed_tier} is set, but policy is {self.policy}")
+        if self.policy != "learned" and self.pilot_segments is not None:
+            raise ValueError(f"pilot_segments {self.pilot_segments} is set, but policy is {self.policy}")
         return self
 
     @property

@@ -16,10 +16,10 @@ from difficulty.budget.allocation import KEY_LIMIT, Allocation, ByGain, SharedBi
 from difficulty.budget.histogram import KEY_BITS, difficulty_of_key
 from difficulty.budget.lagrange import Solution, Step, solve_steps
 from difficulty.budget.steps import GainSteps, StepTable
-from difficulty.budget.tiers import BudgetConfig, ModelPrice
+from difficulty.budget.tiers import Axis, BudgetConfig, ModelPrice
 from sharding.errors import MillError, RequestError
 
-AXIS = "gain"
+AXIS: Axis = "gain"
 SPENDS_ALL = False
 
 SPEND_TOLERANCE = 0.01
@@ -53,11 +53,11 @@ def allocate(steps: GainSteps, config: BudgetConfig, *, source_tokens: int, mode
     """
     table, costs = steps.table(), np.array(steps.costs)
     is_base = table.low == table.high
-    num_segments = int(table.count[is_base].sum())
+    num_segments = int(table.steps[is_base].sum())
     if num_segments == 0:
         raise MillError("budget: no segments were scored, so there is nothing to spend on")
     target = config.target_spend(source_tokens)
-    base_spend = float(table.count[is_base] @ costs[table.low[is_base]])
+    base_spend = float(table.steps[is_base] @ costs[table.low[is_base]])
     highest = num_segments * float(costs.max())
     if target * (1 + SPEND_TOLERANCE) < base_spend or target * (1 - SPEND_TOLERANCE) > highest:
         _refuse(config, costs, num_segments, source_tokens)
@@ -67,7 +67,7 @@ def allocate(steps: GainSteps, config: BudgetConfig, *, source_tokens: int, mode
 
     found = [table.bin[_of(table, pair)] for pair in pairs]
     offered = [
-        Step(float(costs[high] - costs[low]), table.count[_of(table, (low, high))], bins.astype(np.float64))
+        Step(float(costs[high] - costs[low]), table.steps[_of(table, (low, high))], bins.astype(np.float64))
         for (low, high), bins in zip(pairs, found, strict=True)
     ]
     gaining = base_spend + sum(float(step.counts.sum() * step.cost) for step in offered)
@@ -137,7 +137,7 @@ def _tier_plans(config: BudgetConfig, table: StepTable, costs: np.ndarray, taken
     plans = []
     for i, tier in enumerate(config.tiers):
         into, out = np.where(table.high == i, taken, 0.0), np.where((table.low == i) & ~is_base, taken, 0.0)
-        segments = max(0.0, float((into - out) @ table.count))
+        segments = max(0.0, float((into - out) @ table.steps))
         plans.append(
             TierPlan(
                 name=tier.name,
