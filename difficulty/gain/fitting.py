@@ -71,17 +71,6 @@ class _Sample:
         return _Sample(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
-@dataclass(frozen=True, eq=False)
-class _Learned:
-    """(tiers, columns) coefficients and their (tiers, columns, columns) covariance."""
-
-    coefficients: np.ndarray
-    covariance: np.ndarray
-
-    def of(self, sample: _Sample) -> np.ndarray:
-        return np.einsum("nc,nc->n", sample.rows, self.coefficients[sample.tiers])
-
-
 def fit(
     observations: Observations,
     corpus: Sequence[ScoredSegment],
@@ -108,23 +97,8 @@ def fit(
     thinking = [tier for tier in tiers if not tier.skips]
     features = fit_features(corpus)
     sample = _sample(observations, features, [tier.name for tier in thinking])
-    resolutions = np.array([tier.resolution for tier in thinking])
-    ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(thinking))
-
-    learned = _learn(sample, features, ratios)
-    scale, scale_variance = _prior(sample, resolutions)
-    predicted, prior_predicted = _out_of_fold(sample, features, ratios, resolutions, seed)
-    weight = _weight(sample, predicted, prior_predicted)
-    model = GainModel(
-        tiers=tuple(tier.name for tier in thinking),
-        features=features,
-        coefficients=learned.coefficients,
-        covariance=learned.covariance.astype(np.float32),
-        prior=scale * resolutions,
-        prior_variance=scale_variance * resolutions**2,
-        weight=weight,
-    )
-    blended = weight * predicted + (1 - weight) * prior_predicted
+    model = _model(sample, features, thinking)
+    predicted = _out_of_fold(sample, features, thinking, seed)
     report = make_report(
         model,
         sample.tiers,
@@ -170,18 +144,33 @@ def _sample(observations: Observations, features: FeatureMap, names: Sequence[st
     )
 
 
-def _learn(sample: _Sample, features: FeatureMap, ratios: np.ndarray) -> _Learned:
-    """One part that all tiers share, in proportion to what they are expected to resolve, and one of each tier's own."""
-    tiers, columns = len(ratios), sample.rows.shape[1]
-    own = np.eye(tiers) if tiers > 1 else np.zeros((1, 0))
-    parts = np.column_stack([ratios[:, None], own])  # (tiers, 1 + tiers): what each part counts for a tier
+def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+    """The model from these observations alone.
+
+    Its terms come in parts: one that all tiers share, in proportion to what they are expected to resolve, and one of
+    each tier's own.
+    """
+    resolutions = np.array([tier.resolution for tier in tiers])
+    ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(tiers))
+    own = np.eye(len(tiers)) if len(tiers) > 1 else np.zeros((1, 0))
+    parts = np.column_stack([ratios[:, None], own])  # (tiers, parts): what each part counts for a tier
     rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
     groups = np.concatenate([features.groups, *[features.groups + len(GROUPS)] * own.shape[1]])
     used, groups = np.unique(groups, return_inverse=True)
     found = fit_components(rows, sample.gains, sample.weights, groups, unshrunk=int(np.flatnonzero(used == 0)[0]))
-    coefficients = parts @ found.mean.reshape(-1, columns)
-    covariance = found.covariance.reshape(parts.shape[1], columns, parts.shape[1], columns)
-    return _Learned(coefficients, np.einsum("ta,acbd,tb->tcd", parts, covariance, parts))
+    shape = (parts.shape[1], sample.rows.shape[1])
+    covariance = np.einsum("ta,acbd,tb->tcd", parts, found.covariance.reshape(shape * 2), parts)
+    scale, scale_variance = _prior(sample, resolutions)
+    enough = len(np.unique(sample.documents)) >= FEWEST_DOCUMENTS
+    return GainModel(
+        tiers=tuple(tier.name for tier in tiers),
+        features=features,
+        coefficients=parts @ found.mean.reshape(shape),
+        covariance=covariance.astype(np.float32),
+        prior=scale * resolutions,
+        prior_variance=scale_variance * resolutions**2,
+        weight=float(1 / (1 + np.exp(-np.clip(found.evidence, -30, 30)))) if enough else 0.0,
+    )
 
 
 def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
@@ -194,7 +183,7 @@ def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
 
     mass = sample.rows[:, 0] * resolutions[sample.tiers]
     power = float(sample.weights @ mass**2)
-    if power == 0:
+    if power == 0:  # nothing is expected to resolve anything
         return 0.0, 0.0
     estimate = float(sample.weights @ (mass * sample.gains)) / power
     sums = np.bincount(sample.documents, weights=sample.weights * mass * (sample.gains - estimate * mass))
@@ -204,32 +193,15 @@ def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
     return error * (z + hazard), error**2 * max(1 - hazard * (z + hazard), 0.0)
 
 
-def _out_of_fold(
-    sample: _Sample, features: FeatureMap, ratios: np.ndarray, resolutions: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the learned part and the prior say of each observation, from the documents of other folds: both (n,)."""
+def _out_of_fold(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
+    """(n,) what a model from the documents of the other folds says of each observation."""
     documents = int(sample.documents.max()) + 1
-    folds = np.random.default_rng([seed, documents]).permutation(documents) % min(FOLDS, max(documents, 2))
+    folds = np.random.default_rng([seed, documents]).permutation(documents) % FOLDS
     fold_of = folds[sample.documents]
-    predicted, prior = np.zeros(len(sample.gains)), np.zeros(len(sample.gains))
-    for fold in range(int(folds.max()) + 1):
-        held, rest = sample.where(fold_of == fold), sample.where(fold_of != fold)
-        if len(rest.gains) and len(held.gains):
-            scale, _ = _prior(rest, resolutions)
-            prior[fold_of == fold] = scale * resolutions[held.tiers] * held.rows[:, 0]
-            predicted[fold_of == fold] = _learn(rest, features, ratios).of(held)
-    return predicted, prior
-
-
-def _weight(sample: _Sample, predicted: np.ndarray, prior: np.ndarray) -> float:
-    """How far what was learned is believed beyond the prior: the share that predicts best, times how sure that is."""
-    if sample.documents.max() + 1 < FEWEST_DOCUMENTS:
-        return 0.0
-    beyond, left = predicted - prior, sample.gains - prior
-    power = float(sample.weights @ beyond**2)
-    if power <= 1e-12:
-        return 0.0
-    share = float(sample.weights @ (beyond * left)) / power
-    sums = np.bincount(sample.documents, weights=sample.weights * beyond * (left - share * beyond))
-    z = share * power / max(float(np.sqrt((sums**2).sum())), 1e-12)
-    return min(share, 1.0) * z**2 / (1 + z**2) if share > 0 else 0.0
+    predicted = np.zeros(len(sample.gains))
+    for fold in range(FOLDS):
+        held, rest = fold_of == fold, fold_of != fold
+        if held.any() and rest.any():
+            model = _model(sample.where(rest), features, tiers)
+            predicted[held] = model.of_rows(sample.rows[held]).mean[np.arange(held.sum()), sample.tiers[held]]
+    return predicted
