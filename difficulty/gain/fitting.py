@@ -105,7 +105,7 @@ def fit(
         sample.documents,
         sample.gains,
         sample.weights,
-        blended,
+        predicted,
         decode=decode,
         paying_nats=paying_nats,
     )
