@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from augment.selection.values import needs_controls
+from difficulty.budget.steps import GainSteps
 from pipelines import preflight
 from pipelines.config import MillConfig
+from pipelines.counts import planned_gain
+from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
 from pipelines.plan import measured
 from pipelines.plan.chance import estimate
 from pipelines.plan.corpus import Evidence
@@ -65,21 +68,45 @@ def make_plan(
             "plan --pilot: the corpus isn't scored yet, so a pilot's tiers would not be those of the run, and what it "
             "buys would be bought twice: run `thoughtmill score` first, or plan without --pilot"
         )
+    config, by_gain = _by_gain(config, evidence, beam_args)
     if pilot:
         from pipelines.beam_options import beam_options, works_here
         from pipelines.plan.pilot import measure
 
         if works_here(beam_options(beam_args)):
             preflight.check(config, ["augment", "select"])
-        found: Pilot | None = measure(config, evidence, allocation_for(config, evidence), pilot, beam_args)
+        gains = by_gain[0] if by_gain is not None else None
+        choices = Choices(allocation_for(config, evidence, by_gain), holdback_of(config), gains)
+        found: Pilot | None = measure(config, evidence, choices, pilot, beam_args)
         notes: list[str] = []
     else:
         found, notes = measured.read_pilot(config, evidence.scored)
-    made = forecast(config, evidence, found)
+    made = forecast(config, evidence, found, by_gain)
     if pilot and found is not None and evidence.scored is not None:
         thinking = estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0))
         measured.write_pilot(config, evidence.scored, found, {"thought_tokens": thinking})
     return _to_json(config, evidence, made, found, accelerators, notes)
+
+
+def _by_gain(
+    config: MillConfig, evidence: Evidence, beam_args: Sequence[str]
+) -> tuple[MillConfig, tuple[TierGains, GainSteps] | None]:
+    """What the policy learned goes by, and the config with its tiers as long as measured; otherwise it as it is.
+
+    Raises:
+        RequestError: the policy is learned, and the corpus isn't scored or wasn't explored.
+    """
+    if evidence.scored is None or not goes_by_gain(config):
+        return config, None
+    from pipelines.beam_options import beam_options
+    from pipelines.plan.corpus_steps import corpus_steps
+    from pipelines.plan.expected_gain import expected_gain
+
+    expected = expected_gain(config, evidence.scored)
+    assert expected is not None
+    scored_in = config.scored or config.output
+    steps = corpus_steps(expected, evidence.scored, beam_options(beam_args), scored_in)
+    return expected.config, (expected.gains, steps)
 
 
 def _to_json(
@@ -93,6 +120,8 @@ def _to_json(
     allocation = made.allocation
     interval = partial(estimate, resampled=evidence.scored is None)
     tiers = [_tier(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
+    for tier, planned in zip(tiers, allocation.tiers, strict=True):
+        tier["expected_gain_nats"] = None if planned.gain_nats is None else planned_gain(planned)
     costs = [cost for cost in tiers if cost["model"] is not None]
     gpu_hours = _sum([cost["_gpu_hours"] for cost in costs])
     dollars = _sum([cost["_dollars"] for cost in costs])
@@ -116,6 +145,8 @@ def _to_json(
             "unit": allocation.unit,
             "target": allocation.target_spend,
             "planned": allocation.planned_spend,
+            "expected_gain_nats": None if allocation.gain_nats is None else planned_gain(*allocation.tiers),
+            "marginal_nats": allocation.marginal_nats,
         },
         "score": {
             "documents": interval(made.documents),

@@ -26,7 +26,6 @@ from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import Valuer
 from augment.transforms import GenerateMissing
-from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
 from pipelines.joints import Choices, ScorerNats, holdback_of, trace_planner, work_order
@@ -45,7 +44,7 @@ LEAST_PER_TIER = 4
 
 
 def measure(
-    config: MillConfig, evidence: Evidence, allocation: Allocation, count: int, beam_args: Sequence[str] = ()
+    config: MillConfig, evidence: Evidence, choices: Choices, count: int, beam_args: Sequence[str] = ()
 ) -> Pilot:
     """Generate about `count` segments of the sample and measure them.
 
@@ -53,7 +52,7 @@ def measure(
         MillError: too much of it failed; what was generated is in the ledger.
     """
     planner = trace_planner(config)
-    requests = _requests(config, planner, evidence, allocation, pick_segments(config, evidence, allocation, count))
+    requests = _requests(config, planner, evidence, choices, pick_segments(config, evidence, choices, count))
     _generate(config, planner, requests, beam_args)
     wanted = {request.request_key for _, request in requests}
     rows = collapse_duplicates(row for row in read_ledger(config.ledger_url) if row.request_key in wanted)
@@ -63,14 +62,14 @@ def measure(
     return _measured(config, requests, rows)
 
 
-def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
+def pick_segments(config: MillConfig, evidence: Evidence, choices: Choices, count: int) -> set[str]:
     """Ids of the segments to generate: by hash, as many of each tier as its share, but a few of each at least."""
     by_tier: dict[int, list[str]] = {}
     for document in evidence.sample:
-        for segment in document.segments:
-            tier = allocation.tier_of(segment.segment_id, segment.difficulty_nats)
+        for segment, tier in zip(document.segments, choices.tiers(document.segments), strict=True):
             if not config.budget.tiers[tier].skips:
                 by_tier.setdefault(tier, []).append(segment.segment_id)
+    allocation = choices.allocation
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
@@ -80,9 +79,8 @@ def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation
 
 
 def _requests(
-    config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
+    config: MillConfig, planner: TracePlanner, evidence: Evidence, choices: Choices, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    choices = Choices(allocation, holdback_of(config))
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):
