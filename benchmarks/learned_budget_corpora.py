@@ -21,6 +21,7 @@ KIND_GAINS = np.array([4.0, 2.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 SOURCE_GAINS = np.array([3.0, 1.5, 1.0, 0.5, 0.0, 0.0])
 VOCABULARY = 3_000
 NOISE_SHARE = 0.2
+HARDEST = 0.95  # quantile of difficulty that noise lies around
 DEEPER = 1 / 3  # what a tier of four times the tokens gains beyond the smaller one, against that
 
 ONE_TIER = (TierConfig(name="skip"), TierConfig(name="think", model="m", prompt="expert", max_tokens=1024))
@@ -83,7 +84,7 @@ def simulate(name: str, num_segments: int, seed: int) -> SimulatedCorpus:
     )
     gains = TRUTHS[name](drawn)
     is_noise = random.random(num_segments) < (NOISE_SHARE if name == "noise" else 0.0)
-    hardest = np.quantile(nats, 0.9)
+    hardest = np.quantile(nats, HARDEST)
     nats = np.where(is_noise, hardest * random.lognormal(0.0, 0.3, num_segments), nats)
     gains = np.where(is_noise, 0.0, gains)
     popular = 1 / np.arange(1, VOCABULARY + 1)

@@ -31,7 +31,7 @@ class Posterior:
     Attributes:
         mean: (columns,) float64.
         covariance: (columns, columns) float64.
-        variances: (groups,) float64, τ of every group; 0 for those that are unshrunk.
+        variances: (groups,) float64, τ of every group that has columns, ascending; 0 for those that are unshrunk.
         noise: σ².
         evidence: ln of how many times likelier the observations are under the groups than under the unshrunk
             coefficients alone; below 0 where the groups aren't worth their freedom.
@@ -53,7 +53,7 @@ def fit_components(
         rows: (n, columns) float64.
         observed: (n,) float64.
         weights: (n,) float64, how many observations each counts as.
-        groups: (columns,) int64 from 0, the group of each column.
+        groups: (columns,) int64, the group of each column; numbers may be left out.
         unshrunk: the group whose coefficients are left unshrunk.
     """
     from scipy.optimize import minimize
@@ -62,8 +62,9 @@ def fit_components(
     weighted = rows * weights[:, None]
     gram, moments = rows.T @ weighted, weighted.T @ (observed / scale)
     total, number = float(weights @ (observed / scale) ** 2), float(weights.sum())
-    num_groups = int(groups.max()) + 1
-    free = np.arange(num_groups) != unshrunk
+    present, groups = np.unique(groups, return_inverse=True)
+    num_groups = len(present)
+    free = present != unshrunk
 
     def variances_of(logs: np.ndarray) -> np.ndarray:
         variances = np.full(num_groups, UNSHRUNK)
@@ -106,7 +107,7 @@ def fit_components(
 
     without = minimize(alone, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[_LOG_NOISE])
     variances = variances_of(found.x) * scale**2
-    variances[unshrunk] = 0.0
+    variances[~free] = 0.0
     return Posterior(
         mean * scale,
         covariance * scale**2,

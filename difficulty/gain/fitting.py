@@ -14,15 +14,28 @@ from difficulty.budget.tiers import TierConfig
 from difficulty.gain.components import fit_components
 from difficulty.gain.features import GROUPS, FeatureMap, fit_features
 from difficulty.gain.model import GainModel
-from difficulty.gain.report import LearningReport, make_report
+from difficulty.gain.report import LearningReport, Tried, make_report
 from sharding.errors import MillError, RequestError
 from sharding.records.types import ScoredSegment
 
 FOLDS = 5
 """Parts of the documents; each is predicted from the others."""
 
+HYPOTHESES: tuple[tuple[str, ...], ...] = (
+    ("entropy",),
+    ("numbers",),
+    ("kind",),
+    ("source",),
+    ("entropy", "numbers", "kind", "source"),
+)
+"""What the gain may hang on besides difficulty, each by itself and with it; weighed by how likely each makes the
+observations. As likely beforehand as all of them together is that it hangs on difficulty alone, the prior."""
+
 FEWEST_DOCUMENTS = 20
 """With fewer there is nothing to learn from, and the prior stays alone."""
+
+
+_MOST_EVIDENCE = 600.0  # exp of it is still a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +112,8 @@ def fit(
     sample = _sample(observations, features, [tier.name for tier in thinking])
     model = _model(sample, features, thinking)
     predicted = _out_of_fold(sample, features, thinking, seed)
-    report = make_report(
-        model,
-        sample.tiers,
-        sample.documents,
-        sample.gains,
-        sample.weights,
-        predicted,
-        decode=decode,
-        paying_nats=paying_nats,
-    )
+    tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
+    report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
     return Fitted(model, report)
 
 
@@ -155,21 +160,39 @@ def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -
     own = np.eye(len(tiers)) if len(tiers) > 1 else np.zeros((1, 0))
     parts = np.column_stack([ratios[:, None], own])  # (tiers, parts): what each part counts for a tier
     rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
-    groups = np.concatenate([features.groups, *[features.groups + len(GROUPS)] * own.shape[1]])
-    used, groups = np.unique(groups, return_inverse=True)
-    found = fit_components(rows, sample.gains, sample.weights, groups, unshrunk=int(np.flatnonzero(used == 0)[0]))
+    groups = np.concatenate([features.groups + part * len(GROUPS) for part in (0, *[1] * own.shape[1])])
     shape = (parts.shape[1], sample.rows.shape[1])
-    covariance = np.einsum("ta,acbd,tb->tcd", parts, found.covariance.reshape(shape * 2), parts)
+    found, evidence = [], []
+    for hypothesis in HYPOTHESES:
+        names = {"difficulty", "level", *hypothesis, *(f"{name} and difficulty" for name in hypothesis)}
+        columns = np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
+        posterior = fit_components(rows[:, columns], sample.gains, sample.weights, groups[columns], unshrunk=0)
+        coefficients, covariance = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
+        coefficients[columns], covariance[np.ix_(columns, columns)] = posterior.mean, posterior.covariance
+        found.append(
+            (
+                parts @ coefficients.reshape(shape),
+                np.einsum("ta,acbd,tb->tcd", parts, covariance.reshape(shape * 2), parts),
+            )
+        )
+        evidence.append(posterior.evidence)
+    odds = np.exp(np.clip(evidence, -_MOST_EVIDENCE, _MOST_EVIDENCE)) / len(HYPOTHESES)
+    shares = odds / odds.sum()
+    coefficients = sum(share * own for share, (own, _) in zip(shares, found, strict=True))
+    covariance = np.zeros((len(tiers), shape[1], shape[1]))
+    for share, (own_coefficients, own_covariance) in zip(shares, found, strict=True):
+        apart = own_coefficients - coefficients  # hypotheses that disagree are not known to be right
+        covariance += share * (own_covariance + apart[:, :, None] * apart[:, None, :])
     scale, scale_variance = _prior(sample, resolutions)
     enough = len(np.unique(sample.documents)) >= FEWEST_DOCUMENTS
     return GainModel(
         tiers=tuple(tier.name for tier in tiers),
         features=features,
-        coefficients=parts @ found.mean.reshape(shape),
+        coefficients=np.asarray(coefficients),
         covariance=covariance.astype(np.float32),
         prior=scale * resolutions,
         prior_variance=scale_variance * resolutions**2,
-        weight=float(1 / (1 + np.exp(-np.clip(found.evidence, -30, 30)))) if enough else 0.0,
+        weight=float(odds.sum() / (1 + odds.sum())) if enough else 0.0,
     )
 
 
