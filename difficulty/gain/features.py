@@ -31,6 +31,7 @@ MOST_DEVIATIONS = 4.0
 """Numbers further from the corpus's mean are taken to be this far: nothing is learned about them."""
 
 NUMBERS = (
+    "entropy per nat",
     "log difficulty",
     "mean nats",
     "mean entropy",
@@ -39,19 +40,25 @@ NUMBERS = (
     "log length",
     "words usual in the corpus",
 )
-"""The numbers of a segment, in the order of their columns."""
+"""The numbers of a segment, in the order of their columns. The first has a group to itself: where the scorer was as
+surprised as it expected to be, the text may be noise, and no thought helps with that."""
 
 GROUPS = (
     "difficulty",
     "level",
+    "entropy",
     "numbers",
     "kind",
     "source",
+    "entropy and difficulty",
     "numbers and difficulty",
     "kind and difficulty",
     "source and difficulty",
 )
 """The groups of columns of `FeatureMap.rows`, in order: each has a variance of its own."""
+
+
+_MOST_PER_NAT = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +90,8 @@ class FeatureMap:
     @cached_property
     def groups(self) -> np.ndarray:
         """(columns,) int64, the place in `GROUPS` of each column."""
-        numbers, kinds, sources = len(self.centres), self.directions.shape[1], len(self.sources)
-        return np.repeat(np.arange(len(GROUPS)), [1, 1, numbers, kinds, sources, numbers, kinds, sources])
+        plain = [1, len(self.centres) - 1, self.directions.shape[1], len(self.sources)]
+        return np.repeat(np.arange(len(GROUPS)), [1, 1, *plain, *plain])
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -103,6 +110,7 @@ class FeatureMap:
         kinds, usual = self._kinds(segments)
         numbers = np.column_stack([raw_numbers(segments), usual])
         numbers = np.clip((numbers - self.centres) / self.scales, -MOST_DEVIATIONS, MOST_DEVIATIONS)
+        numbers[:, 1:] /= np.sqrt(len(NUMBERS) - 1)  # all together as far apart as kinds are
         names = np.array([segment.source for segment in segments], dtype=object)
         sources = np.array([names == source for source in self.sources], np.float64).reshape(-1, len(segments)).T
         plain = np.column_stack([numbers, kinds, sources])
@@ -137,7 +145,9 @@ def _numbers(segment: ScoredSegment) -> tuple[float, ...]:
     if len(segment.memory_nats):
         own = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
         covered = float(np.count_nonzero(own < segment.surprisal_nats)) / length
-    return float(np.log1p(segment.difficulty_nats)), nats, entropy, nats - entropy, covered, float(np.log(length))
+    per_nat = min(entropy / nats, _MOST_PER_NAT) if nats > 0 else 1.0
+    mass = float(np.log1p(segment.difficulty_nats))
+    return per_nat, mass, nats, entropy, nats - entropy, covered, float(np.log(length))
 
 
 def fit_features(corpus: Sequence[ScoredSegment]) -> FeatureMap:

@@ -14,15 +14,28 @@ from difficulty.budget.tiers import TierConfig
 from difficulty.gain.components import fit_components
 from difficulty.gain.features import GROUPS, FeatureMap, fit_features
 from difficulty.gain.model import GainModel
-from difficulty.gain.report import LearningReport, make_report
+from difficulty.gain.report import LearningReport, Tried, make_report
 from sharding.errors import MillError, RequestError
 from sharding.records.types import ScoredSegment
 
 FOLDS = 5
 """Parts of the documents; each is predicted from the others."""
 
+HYPOTHESES: tuple[tuple[str, ...], ...] = (
+    ("entropy",),
+    ("numbers",),
+    ("kind",),
+    ("source",),
+    ("entropy", "numbers", "kind", "source"),
+)
+"""What the gain may hang on besides difficulty, each by itself and with it; weighed by how likely each makes the
+observations. As likely beforehand as all of them together is that it hangs on difficulty alone, the prior."""
+
 FEWEST_DOCUMENTS = 20
 """With fewer there is nothing to learn from, and the prior stays alone."""
+
+
+_MOST_EVIDENCE = 600.0  # exp of it is still a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +84,6 @@ class _Sample:
         return _Sample(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
-@dataclass(frozen=True, eq=False)
-class _Learned:
-    """(tiers, columns) coefficients and their (tiers, columns, columns) covariance."""
-
-    coefficients: np.ndarray
-    covariance: np.ndarray
-
-    def of(self, sample: _Sample) -> np.ndarray:
-        return np.einsum("nc,nc->n", sample.rows, self.coefficients[sample.tiers])
-
-
 def fit(
     observations: Observations,
     corpus: Sequence[ScoredSegment],
@@ -108,33 +110,10 @@ def fit(
     thinking = [tier for tier in tiers if not tier.skips]
     features = fit_features(corpus)
     sample = _sample(observations, features, [tier.name for tier in thinking])
-    resolutions = np.array([tier.resolution for tier in thinking])
-    ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(thinking))
-
-    learned = _learn(sample, features, ratios)
-    scale, scale_variance = _prior(sample, resolutions)
-    predicted, prior_predicted = _out_of_fold(sample, features, ratios, resolutions, seed)
-    weight = _weight(sample, predicted, prior_predicted)
-    model = GainModel(
-        tiers=tuple(tier.name for tier in thinking),
-        features=features,
-        coefficients=learned.coefficients,
-        covariance=learned.covariance.astype(np.float32),
-        prior=scale * resolutions,
-        prior_variance=scale_variance * resolutions**2,
-        weight=weight,
-    )
-    blended = weight * predicted + (1 - weight) * prior_predicted
-    report = make_report(
-        model,
-        sample.tiers,
-        sample.documents,
-        sample.gains,
-        sample.weights,
-        blended,
-        decode=decode,
-        paying_nats=paying_nats,
-    )
+    model = _model(sample, features, thinking)
+    predicted = _out_of_fold(sample, features, thinking, seed)
+    tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
+    report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
     return Fitted(model, report)
 
 
@@ -170,18 +149,51 @@ def _sample(observations: Observations, features: FeatureMap, names: Sequence[st
     )
 
 
-def _learn(sample: _Sample, features: FeatureMap, ratios: np.ndarray) -> _Learned:
-    """One part that all tiers share, in proportion to what they are expected to resolve, and one of each tier's own."""
-    tiers, columns = len(ratios), sample.rows.shape[1]
-    own = np.eye(tiers) if tiers > 1 else np.zeros((1, 0))
-    parts = np.column_stack([ratios[:, None], own])  # (tiers, 1 + tiers): what each part counts for a tier
+def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+    """The model from these observations alone.
+
+    Its terms come in parts: one that all tiers share, in proportion to what they are expected to resolve, and one of
+    each tier's own.
+    """
+    resolutions = np.array([tier.resolution for tier in tiers])
+    ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(tiers))
+    own = np.eye(len(tiers)) if len(tiers) > 1 else np.zeros((1, 0))
+    parts = np.column_stack([ratios[:, None], own])  # (tiers, parts): what each part counts for a tier
     rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
-    groups = np.concatenate([features.groups, *[features.groups + len(GROUPS)] * own.shape[1]])
-    used, groups = np.unique(groups, return_inverse=True)
-    found = fit_components(rows, sample.gains, sample.weights, groups, unshrunk=int(np.flatnonzero(used == 0)[0]))
-    coefficients = parts @ found.mean.reshape(-1, columns)
-    covariance = found.covariance.reshape(parts.shape[1], columns, parts.shape[1], columns)
-    return _Learned(coefficients, np.einsum("ta,acbd,tb->tcd", parts, covariance, parts))
+    groups = np.concatenate([features.groups + part * len(GROUPS) for part in (0, *[1] * own.shape[1])])
+    shape = (parts.shape[1], sample.rows.shape[1])
+    found, evidence = [], []
+    for hypothesis in HYPOTHESES:
+        names = {"difficulty", "level", *hypothesis, *(f"{name} and difficulty" for name in hypothesis)}
+        columns = np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
+        posterior = fit_components(rows[:, columns], sample.gains, sample.weights, groups[columns], unshrunk=0)
+        coefficients, covariance = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
+        coefficients[columns], covariance[np.ix_(columns, columns)] = posterior.mean, posterior.covariance
+        found.append(
+            (
+                parts @ coefficients.reshape(shape),
+                np.einsum("ta,acbd,tb->tcd", parts, covariance.reshape(shape * 2), parts),
+            )
+        )
+        evidence.append(posterior.evidence)
+    odds = np.exp(np.clip(evidence, -_MOST_EVIDENCE, _MOST_EVIDENCE)) / len(HYPOTHESES)
+    shares = odds / odds.sum()
+    coefficients = sum(share * own for share, (own, _) in zip(shares, found, strict=True))
+    covariance = np.zeros((len(tiers), shape[1], shape[1]))
+    for share, (own_coefficients, own_covariance) in zip(shares, found, strict=True):
+        apart = own_coefficients - coefficients  # hypotheses that disagree are not known to be right
+        covariance += share * (own_covariance + apart[:, :, None] * apart[:, None, :])
+    scale, scale_variance = _prior(sample, resolutions)
+    enough = len(np.unique(sample.documents)) >= FEWEST_DOCUMENTS
+    return GainModel(
+        tiers=tuple(tier.name for tier in tiers),
+        features=features,
+        coefficients=np.asarray(coefficients),
+        covariance=covariance.astype(np.float32),
+        prior=scale * resolutions,
+        prior_variance=scale_variance * resolutions**2,
+        weight=float(odds.sum() / (1 + odds.sum())) if enough else 0.0,
+    )
 
 
 def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
@@ -194,7 +206,7 @@ def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
 
     mass = sample.rows[:, 0] * resolutions[sample.tiers]
     power = float(sample.weights @ mass**2)
-    if power == 0:
+    if power == 0:  # nothing is expected to resolve anything
         return 0.0, 0.0
     estimate = float(sample.weights @ (mass * sample.gains)) / power
     sums = np.bincount(sample.documents, weights=sample.weights * mass * (sample.gains - estimate * mass))
@@ -204,32 +216,15 @@ def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
     return error * (z + hazard), error**2 * max(1 - hazard * (z + hazard), 0.0)
 
 
-def _out_of_fold(
-    sample: _Sample, features: FeatureMap, ratios: np.ndarray, resolutions: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the learned part and the prior say of each observation, from the documents of other folds: both (n,)."""
+def _out_of_fold(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
+    """(n,) what a model from the documents of the other folds says of each observation."""
     documents = int(sample.documents.max()) + 1
-    folds = np.random.default_rng([seed, documents]).permutation(documents) % min(FOLDS, max(documents, 2))
+    folds = np.random.default_rng([seed, documents]).permutation(documents) % FOLDS
     fold_of = folds[sample.documents]
-    predicted, prior = np.zeros(len(sample.gains)), np.zeros(len(sample.gains))
-    for fold in range(int(folds.max()) + 1):
-        held, rest = sample.where(fold_of == fold), sample.where(fold_of != fold)
-        if len(rest.gains) and len(held.gains):
-            scale, _ = _prior(rest, resolutions)
-            prior[fold_of == fold] = scale * resolutions[held.tiers] * held.rows[:, 0]
-            predicted[fold_of == fold] = _learn(rest, features, ratios).of(held)
-    return predicted, prior
-
-
-def _weight(sample: _Sample, predicted: np.ndarray, prior: np.ndarray) -> float:
-    """How far what was learned is believed beyond the prior: the share that predicts best, times how sure that is."""
-    if sample.documents.max() + 1 < FEWEST_DOCUMENTS:
-        return 0.0
-    beyond, left = predicted - prior, sample.gains - prior
-    power = float(sample.weights @ beyond**2)
-    if power <= 1e-12:
-        return 0.0
-    share = float(sample.weights @ (beyond * left)) / power
-    sums = np.bincount(sample.documents, weights=sample.weights * beyond * (left - share * beyond))
-    z = share * power / max(float(np.sqrt((sums**2).sum())), 1e-12)
-    return min(share, 1.0) * z**2 / (1 + z**2) if share > 0 else 0.0
+    predicted = np.zeros(len(sample.gains))
+    for fold in range(FOLDS):
+        held, rest = fold_of == fold, fold_of != fold
+        if held.any() and rest.any():
+            model = _model(sample.where(rest), features, tiers)
+            predicted[held] = model.of_rows(sample.rows[held]).mean[np.arange(held.sum()), sample.tiers[held]]
+    return predicted

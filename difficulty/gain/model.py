@@ -1,6 +1,6 @@
 """The gain model as a worker holds it: from scored segments to the gain that each tier is expected to bring.
 
-Made by `fitting`, stored as a JSON file in the output, loaded as a side input. Needs numpy and the segments' own records.
+Made by `fitting`, stored as a JSON file in the output, loaded as a side input. Needs numpy and the segments' records.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class GainModel:
             model._check()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MillError(
-                f"this is no gain model of this version: {error}; make it anew with `thoughtmill plan --pilot N --explore`"
+                f"this is no gain model of this version: {error}; "
+                "make it anew with `thoughtmill plan --pilot N --explore`"
             ) from error
         return model
 

@@ -164,9 +164,14 @@ def plan(
 def arms(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
-    names: Annotated[str, typer.Option("--arms", help="Some of raw, uniform, adaptive and rephrase.")] = (
-        "raw,uniform,adaptive,rephrase"
-    ),
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            help="Some of raw, uniform, adaptive, rephrase and learned; all, unless told otherwise, learned where a "
+            "pilot has explored.",
+        ),
+    ] = None,
     overrides: SetOption = None,
     replace: ReplaceOption = False,
 ) -> None:
@@ -181,7 +186,7 @@ def arms(
 
     results = arms_module.mill_arms(
         load(config, overrides),
-        [name.strip() for name in names.split(",") if name.strip()],
+        None if names is None else [name.strip() for name in names.split(",") if name.strip()],
         beam_args=beam_args or (),
         replace=replace,
         on_stage=on_stage,

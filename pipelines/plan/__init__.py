@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from difficulty.budget.steps import GainSteps
 from pipelines import preflight
 from pipelines.config import MillConfig
+from pipelines.counts import planned_gain
+from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
 from pipelines.plan import measured
 from pipelines.plan.cautions import cautions, share
 from pipelines.plan.chance import estimate
@@ -70,43 +73,72 @@ def make_plan(
             "plan --pilot: the corpus isn't scored yet, so a pilot's tiers would not be those of the run, and what it "
             "buys would be bought twice: run `thoughtmill score` first, or plan without --pilot"
         )
-    found, notes = _pilot(config, evidence, pilot, explore, tries, beam_args, say)
-    try:
-        made = forecast(config, evidence, found)
-    except RequestError:
-        if explore and found is not None and evidence.scored is not None:
-            measured.write_pilot(config, evidence.scored, found, {})  # what was bought and learned stays
-        raise
+    asked = config
+    found: Pilot | None = None
+    notes: list[str] = []
+    if explore:
+        found, notes = _explore(config, evidence, pilot, tries, beam_args, say)
+    config, by_gain = _by_gain(config, evidence, beam_args)
+    if pilot and not explore:
+        from pipelines.plan.pilot import measure
+
+        _check_workers(config, beam_args)
+        gains = by_gain[0] if by_gain is not None else None
+        choices = Choices(allocation_for(config, evidence, by_gain), holdback_of(config), gains)
+        found = measure(config, evidence, choices, pilot, beam_args)
+    elif not pilot:
+        found, notes = measured.read_pilot(asked, evidence.scored)
+    made = forecast(config, evidence, found, by_gain)
     if pilot and found is not None and evidence.scored is not None:
         thinking = estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0))
-        measured.write_pilot(config, evidence.scored, found, {"thought_tokens": thinking})
+        measured.write_pilot(asked, evidence.scored, found, {"thought_tokens": thinking})
     return _to_json(config, evidence, made, found, accelerators, notes)
 
 
-def _pilot(
+def _explore(
     config: MillConfig,
     evidence: Evidence,
     count: int,
-    explore: bool,
     tries: int | None,
     beam_args: Sequence[str],
     say: Callable[[str], None],
-) -> tuple[Pilot | None, list[str]]:
-    """What was measured, now or earlier, and what the reader should know of that."""
-    if not count or evidence.scored is None:
-        return measured.read_pilot(config, evidence.scored)
+) -> tuple[Pilot, list[str]]:
+    """The measurements of an exploring pilot, stored at once: a budget that can't be met loses nothing of it."""
+    from pipelines.plan import learning
+
+    assert evidence.scored is not None
+    _check_workers(config, beam_args)
+    _, found, notes = learning.explore(config, evidence.scored, count, tries=tries, beam_args=beam_args, say=say)
+    measured.write_pilot(config, evidence.scored, found, {})
+    return found, notes
+
+
+def _check_workers(config: MillConfig, beam_args: Sequence[str]) -> None:
     from pipelines.beam_options import beam_options, works_here
 
     if works_here(beam_options(beam_args)):
         preflight.check(config, ["augment", "select"])
-    if explore:
-        from pipelines.plan import learning
 
-        _, found, notes = learning.explore(config, evidence.scored, count, tries=tries, beam_args=beam_args, say=say)
-        return found, notes
-    from pipelines.plan.pilot import measure
 
-    return measure(config, evidence, allocation_for(config, evidence), count, beam_args), []
+def _by_gain(
+    config: MillConfig, evidence: Evidence, beam_args: Sequence[str]
+) -> tuple[MillConfig, tuple[TierGains, GainSteps] | None]:
+    """What the policy learned goes by, and the config with its tiers as long as measured; otherwise it as it is.
+
+    Raises:
+        RequestError: the policy is learned, and the corpus isn't scored or wasn't explored.
+    """
+    if evidence.scored is None or not goes_by_gain(config):
+        return config, None
+    from pipelines.beam_options import beam_options
+    from pipelines.plan.corpus_steps import corpus_steps
+    from pipelines.plan.expected_gain import expected_gain
+
+    expected = expected_gain(config, evidence.scored)
+    assert expected is not None
+    scored_in = config.scored or config.output
+    steps = corpus_steps(expected, evidence.scored, beam_options(beam_args), scored_in)
+    return expected.config, (expected.gains, steps)
 
 
 def _to_json(
@@ -120,6 +152,8 @@ def _to_json(
     allocation = made.allocation
     interval = partial(estimate, resampled=evidence.scored is None)
     tiers = [_tier(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
+    for tier, planned in zip(tiers, allocation.tiers, strict=True):
+        tier["expected_gain_nats"] = None if planned.gain_nats is None else planned_gain(planned)
     costs = [cost for cost in tiers if cost["model"] is not None]
     gpu_hours = _sum([cost["_gpu_hours"] for cost in costs])
     dollars = _sum([cost["_dollars"] for cost in costs])
@@ -143,6 +177,8 @@ def _to_json(
             "unit": allocation.unit,
             "target": allocation.target_spend,
             "planned": allocation.planned_spend,
+            "expected_gain_nats": None if allocation.gain_nats is None else planned_gain(*allocation.tiers),
+            "marginal_nats": allocation.marginal_nats,
         },
         "score": {
             "documents": interval(made.documents),

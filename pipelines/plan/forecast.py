@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
+from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.joints import Choices, allocation_of, holdback_of, trace_planner
+from pipelines.joints import Choices, TierGains, allocation_of, holdback_of, plan_budget, trace_planner
 from pipelines.plan import chance
 from pipelines.plan.chance import DRAWS, MIN_MEASURED
 from pipelines.plan.corpus import Corpus, Evidence
@@ -80,16 +81,24 @@ class Forecast:
     infeasible_share: float
 
 
-def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> Forecast:
+def forecast(
+    config: MillConfig, evidence: Evidence, pilot: Pilot | None, by_gain: tuple[TierGains, GainSteps] | None = None
+) -> Forecast:
     """The forecast.
+
+    Args:
+        config: the run.
+        evidence: of its corpus.
+        pilot: what was measured.
+        by_gain: expected gains and the steps of the corpus, where the policy goes by them.
 
     Raises:
         RequestError: the budget can't be met; says what can.
     """
     random = np.random.Generator(np.random.PCG64(_seed(config)))
     draws = evidence.resamplings(random)
-    corpora, plans, infeasible = plans_of(config, evidence, draws)
-    prompts = prompt_requests(config, evidence, plans[0])
+    corpora, plans, infeasible = plans_of(config, evidence, draws, by_gain)
+    prompts = prompt_requests(config, evidence, plans[0], by_gain[0] if by_gain is not None else None)
     weights = draws * np.array([document.weight for document in evidence.sample])
     tiers = tuple(
         _tier(
@@ -115,13 +124,18 @@ def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> For
     )
 
 
-def plans_of(config: MillConfig, evidence: Evidence, draws: np.ndarray) -> tuple[list[Corpus], list[Allocation], int]:
+def plans_of(
+    config: MillConfig,
+    evidence: Evidence,
+    draws: np.ndarray,
+    by_gain: tuple[TierGains, GainSteps] | None = None,
+) -> tuple[list[Corpus], list[Allocation], int]:
     """The corpus and the plan of each draw of the sample, the first as it is; in how many the budget can't be met.
 
     Raises:
         RequestError: it can't be met in the first.
     """
-    corpora, plans = [evidence.corpus(draws[0])], [allocation_for(config, evidence)]
+    corpora, plans = [evidence.corpus(draws[0])], [allocation_for(config, evidence, by_gain)]
     infeasible = 0
     for multiplicity in draws[1:]:
         corpus, plan = corpora[0], plans[0]
@@ -136,18 +150,20 @@ def plans_of(config: MillConfig, evidence: Evidence, draws: np.ndarray) -> tuple
     return corpora, plans, infeasible
 
 
-def allocation_for(config: MillConfig, evidence: Evidence) -> Allocation:
+def allocation_for(
+    config: MillConfig, evidence: Evidence, by_gain: tuple[TierGains, GainSteps] | None = None
+) -> Allocation:
     """The plan for the corpus as the evidence has it.
 
     Raises:
         RequestError: the budget can't be met.
     """
+    if evidence.scored is not None:
+        return plan_budget(config, evidence.scored, by_gain)
     corpus = evidence.corpus(np.ones(len(evidence.sample)))
     try:
         return _allocate(config, corpus)
     except RequestError as error:
-        if evidence.scored is not None:
-            raise
         raise RequestError(f"{error} (as estimated from {len(evidence.sample)} documents)") from error
 
 
@@ -155,7 +171,9 @@ def _allocate(config: MillConfig, corpus: Corpus) -> Allocation:
     return allocation_of(config, corpus.histogram, round(corpus.source_tokens))
 
 
-def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocation) -> list[tuple[int, int, Request]]:
+def prompt_requests(
+    config: MillConfig, evidence: Evidence, allocation: Allocation, gains: TierGains | None = None
+) -> list[tuple[int, int, Request]]:
     """(document, tier, request) of the sample's segments that think, counted in training tokens.
 
     The generators' own tokenizers and chat templates take seconds to load and change a prompt's length by little.
@@ -165,7 +183,7 @@ def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocati
         planner.models[name] = dataclasses.replace(
             model, engine="rehearsal", urls=(), served_name=None, api_key_env=None, engine_args={}
         )
-    choices = Choices(allocation, holdback_of(config))
+    choices = Choices(allocation, holdback_of(config), gains)
     numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
     found = []
     for number, document in enumerate(evidence.sample):
@@ -269,10 +287,18 @@ def of_tier(measured: MeasuredTier | None, allocation: Allocation, number: int) 
     """
     if measured is None or not measured.segment:
         return measured
-    given = allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats))
+    if allocation.by_gain is not None:
+        # What was learned from other documents decides, as the run's model hasn't seen the segments of the run.
+        thinking = [place for place, cost in enumerate(allocation.by_gain.costs) if cost > 0]
+        gains = np.zeros((len(measured.segment), len(allocation.tiers)))
+        gains[:, thinking] = np.array(measured.expected_nats)
+        given = allocation.tiers_by_gain(measured.segment, gains)
+    elif allocation.axis == "difficulty":
+        given = allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats))
+    else:
+        return measured  # the hash that decides knows nothing of a segment
     chosen = np.flatnonzero(given == number)
-    # The hash that decides under other policies knows nothing of a segment.
-    return measured if allocation.axis != "difficulty" or len(chosen) < FEWEST_EXPLORED else measured.where(chosen)
+    return measured.where(chosen) if len(chosen) >= FEWEST_EXPLORED else measured
 
 
 def _of_all(

@@ -27,7 +27,6 @@ from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import ValuedSegment, Valuer
 from augment.transforms import GenerateMissing
-from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
 from pipelines.joints import Choices, ScorerNats, holdback_of, trace_planner, work_order
@@ -46,7 +45,7 @@ LEAST_PER_TIER = 4
 
 
 def measure(
-    config: MillConfig, evidence: Evidence, allocation: Allocation, count: int, beam_args: Sequence[str] = ()
+    config: MillConfig, evidence: Evidence, choices: Choices, count: int, beam_args: Sequence[str] = ()
 ) -> Pilot:
     """Generate about `count` segments of the sample and measure them.
 
@@ -54,7 +53,7 @@ def measure(
         MillError: too much of it failed; what was generated is in the ledger.
     """
     planner = trace_planner(config)
-    requests = _requests(config, planner, evidence, allocation, pick_segments(config, evidence, allocation, count))
+    requests = _requests(config, planner, evidence, choices, pick_segments(config, evidence, choices, count))
     rows = generated(config, planner, requests, beam_args)
     return _measured(config, requests, rows)
 
@@ -79,14 +78,14 @@ def generated(
     return rows
 
 
-def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
+def pick_segments(config: MillConfig, evidence: Evidence, choices: Choices, count: int) -> set[str]:
     """Ids of the segments to generate: by hash, as many of each tier as its share, but a few of each at least."""
     by_tier: dict[int, list[str]] = {}
     for document in evidence.sample:
-        for segment in document.segments:
-            tier = allocation.tier_of(segment.segment_id, segment.difficulty_nats)
+        for segment, tier in zip(document.segments, choices.tiers(document.segments), strict=True):
             if not config.budget.tiers[tier].skips:
                 by_tier.setdefault(tier, []).append(segment.segment_id)
+    allocation = choices.allocation
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
@@ -96,9 +95,8 @@ def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation
 
 
 def _requests(
-    config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
+    config: MillConfig, planner: TracePlanner, evidence: Evidence, choices: Choices, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    choices = Choices(allocation, holdback_of(config))
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):

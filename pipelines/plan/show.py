@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -47,6 +47,8 @@ def render(plan: Mapping[str, Any]) -> Group:
         "2 augment",
         f"{_shown(augment['tokens_in'])} prompt tokens in, {_shown(augment['tokens_out'])} thinking tokens out",
     )
+    if budget["expected_gain_nats"] is not None:
+        facts.add_row("", _expected_gain(budget, augment["tiers"]))
     tiers = Table(box=None, padding=(0, 1), pad_edge=False)
     is_measured = any(tier["accepted_share"] is not None for tier in augment["tiers"])
     shares = ("accepted_share", "kept_share") if is_measured else ()
@@ -128,6 +130,17 @@ def _learned(learned: Mapping[str, Any]) -> str:
     words = "; ".join(learned["report"].get("words", ()))
     told = f"{made_from['gains']:,} gains of {made_from['segments']:,} segments in {made_from['documents']:,} documents"
     return f"from {told}" + (f": {words}" if words else "")
+
+
+def _expected_gain(budget: Mapping[str, Any], tiers: Sequence[Mapping[str, Any]]) -> str:
+    """What the plan promises: in all, by tier, and for one unit more."""
+    by_tier = [
+        f"{tier['name']} {_gain(tier['expected_gain_nats'])}" for tier in tiers if tier["expected_gain_nats"]["value"]
+    ]
+    return (
+        f"expected gain in nats: {_gain(budget['expected_gain_nats'])} in all; {', '.join(by_tier)}; the last "
+        f"1,000 {UNIT_NAMES[budget['unit']]} bring {1000 * budget['marginal_nats']:.3g}"
+    )
 
 
 def _basis(basis: Mapping[str, Any]) -> str:

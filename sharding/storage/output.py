@@ -11,7 +11,7 @@ OUTPUT/
     ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
-    └── gain/     model.json                of `thoughtmill plan --explore`
+    └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
 """
 
 from __future__ import annotations
@@ -116,6 +116,11 @@ class Output:
     def gain(self) -> str:
         """What an exploring pilot taught of the gain of each tier."""
         return join(self.root, "stages", "gain", "model.json")
+
+    @property
+    def steps(self) -> str:
+        """How many segments could take which step from tier to tier at which expected gain for its cost."""
+        return join(self.root, "stages", "gain", "steps.json")
 
     @property
     def report(self) -> str:
