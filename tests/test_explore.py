@@ -1,4 +1,4 @@
-"""`thoughtmill plan --pilot N --explore`: what is tried, with which chance, what it teaches, and that the run finds it."""
+"""`thoughtmill plan --pilot N --explore`: what is tried, with which chance, and what it teaches."""
 
 from __future__ import annotations
 

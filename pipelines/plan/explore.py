@@ -265,7 +265,8 @@ def _notes(pilot: Pilot, failed: int) -> Iterator[str]:
         if untold:
             yield (
                 f"what {untold:,} of {len(tier.gain_nats):,} segments gain by tier {name} can't be told (nothing "
-                "follows them, the trace is too long, or too few controls with as many traces); they are taken to be like the others"
+                "follows them, the trace is too long, or too few controls with as many traces); they are taken to be "
+                "like the others"
             )
 
 
