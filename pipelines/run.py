@@ -81,7 +81,6 @@ def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool)
         return
     from pipelines import preflight
     from pipelines.beam_options import beam_options, works_here
-    from pipelines.plan.evidence import gather
     from pipelines.plan.learned import find_gain, read_learned
     from pipelines.plan.learning import explore
 
@@ -93,4 +92,5 @@ def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool)
             return
     if works_here(beam_options(beam_args)):
         preflight.check(config, ["augment", "select"])
-    explore(config, gather(config, 1), config.budget.pilot_segments, beam_args)
+    scored = manifest.require(config.scored or config.output, "score")
+    explore(config, scored, config.budget.pilot_segments, beam_args=beam_args)

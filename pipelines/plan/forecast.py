@@ -8,6 +8,7 @@ accounts for what its parts share.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ from sharding.errors import RequestError
 from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
+
+FEWEST_EXPLORED = 8
+"""Of fewer segments an exploring pilot says less than of all those that it tried."""
 
 BYTES_PER_TOKEN = {2: 0.84, 4: 0.99}
 """What a training token takes in a shard, types and lengths included, by the bytes of an id: measured with zstd at
@@ -103,7 +107,7 @@ def forecast(
             plans,
             weights,
             prompts,
-            pilot.tiers.get(tier.name) if pilot else None,
+            of_tier(pilot.tiers.get(tier.name) if pilot else None, plans[0], number),
             random,
             keep_all=config.select.keep == "all",
         )
@@ -239,24 +243,62 @@ def _tier(
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
         )
-    documents, samples = measured.documents, tier.samples
-    valued = [number for number, nats in enumerate(measured.heldout_nats) if nats is not None]
-    kept = _of_all(measured.kept, documents, segments, random, most=samples if keep_all else 1)
+    documents, samples, stand_for = measured.documents, tier.samples, measured.weights
+    kept = _of_all(measured.kept, documents, segments, random, stand_for, most=samples if keep_all else 1)
     return TierForecast(
         name=tier.name,
         model=tier.model,
         segments=segments,
         generations=generations,
         tokens_in=samples
-        * _of_all(measured.prompt_tokens, documents, segments, random, least=min(measured.prompt_tokens)),
-        tokens_out=_of_all(measured.thought_tokens, documents, segments, random, most=samples * (tier.max_tokens or 0)),
+        * _of_all(measured.prompt_tokens, documents, segments, random, stand_for, least=min(measured.prompt_tokens)),
+        tokens_out=_of_all(
+            measured.thought_tokens, documents, segments, random, stand_for, most=samples * (tier.max_tokens or 0)
+        ),
         kept=kept,
         kept_tokens=_kept_tokens(tier, measured, kept, random),
         basis="pilot",
-        cut=_of_all(measured.cut, documents, segments, random, most=samples),
-        accepted=_of_all(measured.accepted, documents, segments, random, most=samples),
-        gain_nats=chance.mean(np.array([measured.heldout_nats[i] for i in valued]), documents[valued], random),
+        cut=_of_all(measured.cut, documents, segments, random, stand_for, most=samples),
+        accepted=_of_all(measured.accepted, documents, segments, random, stand_for, most=samples),
+        gain_nats=_gain(measured, segments[0], random),
     )
+
+
+def _gain(measured: MeasuredTier, segments: float, random: np.random.Generator) -> np.ndarray | None:
+    """What the run will measure: the mean over so many segments, whose noise is another than the pilot's.
+
+    A pilot of the plan's own tiers is a part of the run. One that explored stands for it, and the run values the same
+    traces beside other controls.
+    """
+    valued = np.array([place for place, nats in enumerate(measured.heldout_nats) if nats is not None], np.int64)
+    if not len(valued):
+        return None
+    chosen = measured.where(valued)
+    nats = np.array(chosen.heldout_nats, np.float64)
+    of = segments if measured.segment else math.inf
+    return chance.mean(nats, chosen.documents, random, chosen.weights, of=of)
+
+
+def of_tier(measured: MeasuredTier | None, allocation: Allocation, number: int) -> MeasuredTier | None:
+    """Of what was measured that which speaks of the segments that the plan gives a tier.
+
+    A plain pilot measures them and no others. An exploring one tried the tier on segments of every kind: of those that
+    the plan gives it, or where they are too few, of all.
+    """
+    if measured is None or not measured.segment:
+        return measured
+    if allocation.by_gain is not None:
+        # What was learned from other documents decides, as the run's model hasn't seen the segments of the run.
+        thinking = [place for place, cost in enumerate(allocation.by_gain.costs) if cost > 0]
+        gains = np.zeros((len(measured.segment), len(allocation.tiers)))
+        gains[:, thinking] = np.array(measured.expected_nats)
+        given = allocation.tiers_by_gain(measured.segment, gains)
+    elif allocation.axis == "difficulty":
+        given = allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats))
+    else:
+        return measured  # the hash that decides knows nothing of a segment
+    chosen = np.flatnonzero(given == number)
+    return measured.where(chosen) if len(chosen) >= FEWEST_EXPLORED else measured
 
 
 def _of_all(
@@ -264,13 +306,15 @@ def _of_all(
     documents: np.ndarray,
     totals: np.ndarray,
     random: np.random.Generator,
+    weights: np.ndarray | None,
     *,
     least: float = 0.0,
     most: float = 0.0,
 ) -> np.ndarray:
     """`chance.total` in a range that holds at least what was measured."""
     measured = np.array(values, np.float64)
-    return chance.total(measured, documents, totals, random, least=least, most=max(most, float(measured.max())))
+    most = max(most, float(measured.max()))
+    return chance.total(measured, documents, totals, random, least=least, most=most, weights=weights)
 
 
 def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -278,10 +322,11 @@ def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, ran
     counts, cap = np.array(measured.kept), tier.max_tokens or 0
     if counts.sum() >= MIN_MEASURED:
         lengths = np.repeat(np.array(measured.kept_tokens) / np.maximum(counts, 1), counts)
-        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, most=cap)
+        stand_for = None if measured.weights is None else np.repeat(measured.weights, counts)
+        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, stand_for, most=cap)
     lengths = np.array(measured.thought_tokens) / np.array(measured.generations)
     many = np.full_like(kept, 1e6)
-    return kept * _of_all(lengths, measured.documents, many, random, most=cap) / many
+    return kept * _of_all(lengths, measured.documents, many, random, measured.weights, most=cap) / many
 
 
 def _copies(config: MillConfig, evidence: Evidence, weights: np.ndarray) -> np.ndarray:
