@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -22,7 +23,7 @@ from pipelines.arms import arm_config, mill_arms
 from pipelines.config import MillConfig
 from pipelines.documents.inspect import Wanted, inspect
 from pipelines.plan import make_plan, show
-from pipelines.plan.learned import Learned, TierCost, write_learned
+from pipelines.plan.learned import Learned, TierCost, read_learned, write_learned
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.watch import status
@@ -218,6 +219,21 @@ def test_without_a_model_nothing_is_bought(config: MillConfig) -> None:
         mill(config)
     assert not list(Path(config.output).glob("ledger/*"))
     assert manifest.read(config.output, "augment") is None
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_the_pilot_that_its_config_asks_for(taught: MillConfig, tmp_path: Path) -> None:
+    """Score, pilot, learn, augment: made-up traces gain what noise gains, so the plan may well refuse to buy."""
+    tree = yaml_config.to_mapping(elsewhere(taught, tmp_path, pilot_segments=24))
+    config = from_mapping(tree | {"select": {"value": "continuation_gain"}})
+    with contextlib.suppress(RequestError):
+        mill(config, stages=["score", "augment"])
+    learned = read_learned(config, manifest.require(config.output, "score"))
+    assert set(learned.model.tiers) == {"brief", "deep"} and learned.made_from["segments"] > 0
+    before = Path(Output(config.output).gain).read_bytes()
+    with contextlib.suppress(RequestError):
+        mill(config, stages=["augment"])
+    assert Path(Output(config.output).gain).read_bytes() == before  # it is made once
 
 
 def test_before_the_scores_a_plan_says_what_is_missing(tmp_path: Path, byte_tokenizer: str) -> None:

@@ -172,8 +172,8 @@ def _no_gain(config: BudgetConfig) -> str:
     tiers = ", ".join(tier.name for tier in config.tiers if not tier.skips)
     return (
         f"budget.policy: {config.policy} buys nothing: by the pilot no tier ({tiers}) is expected to gain on any "
-        "segment. Don't buy; or try other models and prompts in budget.tiers, a larger pilot (`thoughtmill plan --pilot N "
-        "--explore`, which says how large), or spend it on an assumption all the same with policy adaptive"
+        "segment. Don't buy; or try other models and prompts in budget.tiers, a larger pilot (`thoughtmill plan "
+        "--pilot N --explore`, which says how large), or spend it on an assumption all the same with policy adaptive"
     )
 
 
