@@ -238,6 +238,7 @@ def test_weights_count_as_that_many_segments() -> None:
 # --- the whole of it --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_exploring_pilot_teaches_and_the_run_buys_nothing_twice(
     tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
