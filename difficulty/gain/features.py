@@ -111,8 +111,11 @@ class FeatureMap:
         numbers = np.column_stack([raw_numbers(segments), usual])
         numbers = np.clip((numbers - self.centres) / self.scales, -MOST_DEVIATIONS, MOST_DEVIATIONS)
         numbers[:, 1:] /= np.sqrt(len(NUMBERS) - 1)  # all together as far apart as kinds are
-        names = np.array([segment.source for segment in segments], dtype=object)
-        sources = np.array([names == source for source in self.sources], np.float64).reshape(-1, len(segments)).T
+        places = {name: place for place, name in enumerate(self.sources)}
+        sources = np.zeros((len(segments), len(self.sources)))
+        for row, segment in enumerate(segments):
+            if segment.source in places:
+                sources[row, places[segment.source]] = 1.0
         plain = np.column_stack([numbers, kinds, sources])
         within = np.minimum(difficulty, self.most_difficulty)[:, None]
         return np.column_stack([difficulty, np.ones(len(segments)), plain, plain * within])
