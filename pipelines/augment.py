@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import apache_beam as beam
@@ -23,16 +24,19 @@ from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts, tier_facts
-from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.joints import Choices, Holdback, holdback_of, plan_budget, trace_planner, work_order
 from pipelines.outcome import Built, Outcome
-from pipelines.plan.measured import forecast_for
+from pipelines.plan.drift import promises_of
+from pipelines.plan.drift_watch import DriftWatch, Generations
+from pipelines.plan.measured import budget_section, forecast_for, read_pilot
+from pipelines.rounds import round_facts
 from pipelines.stage import Stage
 from pipelines.watch.planned import plan_of, planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
 from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
 from sharding.storage import manifest
@@ -61,11 +65,11 @@ class Augment(Stage):
         super().__init__(
             config.output,
             sections={
-                "budget": config.budget,
+                "budget": budget_section(config.budget),
                 "models": {name: self.planner.decides(name) for name in self.planner.models},
                 "sampling": config.sampling,
                 "closing": config.closing,
-                "holdback": self.holdback,
+                "holdback": _section(self.holdback),
             },
             inputs={"score": manifest.digest(self.scored), **prompts},
             earlier=(self.scored,),
@@ -94,12 +98,34 @@ class Augment(Stage):
         storage.write_json(self.at.plan, plan)  # for `thoughtmill status`
         spending = {"histogram": self.scored.facts["histogram"], "allocation": allocation.to_json()}
         storage.write_json(self.at.difficulty, spending)
+        storage.remove(self.at.drift, self.output)
         try:
-            yield
+            with self._drift_watch():
+                yield
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.
             worker.close_all()
             clear_beats(self.at.alive, self.output)
+
+    def _drift_watch(self) -> contextlib.AbstractContextManager[Any]:
+        """What holds the run against its pilot, where there is one."""
+        stop_if = self.config.budget.stop_if
+        pilot, notes = read_pilot(self.config, self.scored)
+        if pilot is None:
+            if stop_if is not None and not self.idle:
+                said = "; ".join(notes) or "there is none"
+                raise RequestError(
+                    f"budget.stop_if: needs a pilot of this config, whose promises the run is held against ({said}): "
+                    "`thoughtmill plan CONFIG --pilot 50` makes one; or remove stop_if"
+                )
+            return contextlib.nullcontext()
+        promises = promises_of(pilot.tiers)
+        if lacking := sorted(set(pilot.tiers) - {promise.tier for promise in promises}):
+            told = logger.info if stop_if is None else logger.warning
+            told("the pilot has too few documents of tier %s to tell drift", " and ".join(lacking))
+        versions = list(self.planner.prompt_versions().values())
+        generations = Generations(self.config.ledger_url, self.order.began_ms, versions)
+        return DriftWatch(self.output, generations, promises, stop_if, self.order)
 
     def build(self, root: beam.Pipeline) -> Built:
         feeding, ledger, planner = self.config.feeding, self.config.ledger_url, self.planner
@@ -142,7 +168,13 @@ class Augment(Stage):
             "forecast": forecast_for(self.output, self.sections["budget"]),
             "warnings": list(allocation.warnings) + planner.warnings(),
             **({"drops": self.drops} if self.drops else {}),
+            **({"round": further} if (further := round_facts(self.config, self.scored)) else {}),
         }
+
+
+def _section(holdback: Holdback) -> dict[str, Any]:
+    """What a manifest records of it; the measure is among what the scores were made with."""
+    return {name: value for name, value in asdict(holdback).items() if name != "measure"}
 
 
 def without_prompt(request: Request) -> Request:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
-from difficulty.surprisal import token_difficulty_nats
+from difficulty.surprisal import Measure, token_difficulty_nats
 from sharding import tally
 from sharding.records.types import ContaminatedDocument, Quarantined, Request, ScoredDocument
 
 MICRO = 1_000_000
 
 
-def document_counts(document: ScoredDocument, threshold_nats: float) -> dict[str, int]:
+def document_counts(document: ScoredDocument, threshold_nats: float, measure: Measure) -> dict[str, int]:
     """What one scored document adds."""
-    nats = token_difficulty_nats(document.surprisal_nats, document.memory_nats)
+    nats = token_difficulty_nats(document.surprisal_nats, document.entropy_nats, document.memory_nats, measure)
     tally.add(documents=1, segments=len(document.segment_starts), tokens=len(document.input_ids))
     of_source = {"documents": 1, "tokens": len(document.input_ids)} if document.source else {}
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from difficulty.budget.stopping import StopConfig
 from sharding.config import STRICT
 from sharding.errors import RequestError
 
@@ -151,6 +152,9 @@ class BudgetConfig:
     gpu_hours: float | None = Field(default=None, gt=0, description="The budget in GPU-hours.")
     tiers: tuple[TierConfig, ...] = Field(min_length=1, description="The tiers, in any order.")
     fixed_tier: str | None = Field(default=None, description="Name of the tier for all, under policy fixed.")
+    stop_if: StopConfig | None = Field(
+        default=None, description="Stop where traces are not as the pilot promised; null: warn alone. Needs a pilot."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -33,7 +33,7 @@ MAX_RANGE_DOCUMENTS = 2_000
 SCAN_DOCUMENTS = 50_000
 """A scored part holds fewer documents than this, unless they are tiny; more aren't looked at."""
 
-_SEGMENT_COLUMNS = ("surprisal_nats", "memory_nats", "difficulty_nats", "source")
+_SEGMENT_COLUMNS = ("surprisal_nats", "entropy_nats", "memory_nats", "difficulty_nats", "source")
 
 
 def gather(config: MillConfig, sample_documents: int) -> Evidence:
