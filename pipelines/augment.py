@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import apache_beam as beam
@@ -22,6 +21,7 @@ from augment.ledger.dropping import dropped_rows, drops
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts, tier_facts
 from pipelines.joints import Choices, Holdback, holdback_of, plan_budget, trace_planner, work_order
@@ -174,7 +174,7 @@ class Augment(Stage):
 
 def _section(holdback: Holdback) -> dict[str, Any]:
     """What a manifest records of it; the measure is among what the scores were made with."""
-    return {name: value for name, value in asdict(holdback).items() if name != "measure"}
+    return {name: value for name, value in yaml_config.to_mapping(holdback).items() if name != "measure"}
 
 
 def without_prompt(request: Request) -> Request:

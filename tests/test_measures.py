@@ -187,7 +187,7 @@ def test_scores_by_texts_and_by_measure(byte_tokenizer: str) -> None:
     texts = [document["text"] for document in documents()][:3]
     found = {}
     for measure in ("surprisal", "beyond_entropy"):
-        config = DifficultyConfig(scorer="rehearsal", segment_tokens=64, measure=cast(Measure, measure))
+        config = DifficultyConfig(scorer="rehearsal", segment_tokens=64, measure=measure)
         found[measure] = [s.difficulty_nats for s in score_texts(texts, config, byte_tokenizer)]
     assert all(beyond <= plain for beyond, plain in zip(found["beyond_entropy"], found["surprisal"], strict=True))
     assert 0 < sum(found["beyond_entropy"]) < 0.8 * sum(found["surprisal"])

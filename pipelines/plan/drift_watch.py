@@ -33,6 +33,9 @@ LOOK_S = 5.0
 MAX_SHARE = 0.01
 """Of the time, so much may go into reading."""
 
+IN_FLIGHT_TIMES = 2.0
+"""What is in flight is taken to be no longer than so many times the longest that has ended."""
+
 MAX_DOCUMENTS = 1 << 16
 """Of a tier so many are watched; of more, those with the smallest hashes."""
 
@@ -81,7 +84,7 @@ class Generations:
         Args:
             ended: the run has: nothing is in flight.
         """
-        horizon = float("inf") if ended else self._latest - self._longest_s
+        horizon = float("inf") if ended else self._latest - IN_FLIGHT_TIMES * self._longest_s
         waiting, self._waiting = self._waiting, []
         for row in waiting:
             if row[0] > horizon:
