@@ -68,14 +68,14 @@ def documents_until_found(random: np.random.Generator, pilot_segments: int, long
 
 def main(runs: int = 400) -> None:
     """Print a table."""
-    print("pilot  longer by  found  documents until then, median")
-    for pilot_segments in (20, 50, 200):
-        for longer in (1.0, 1.25, 1.5, 2.0):
+    print("longer by  pilot  found  documents until then, median")
+    for longer in (1.0, 1.25, 1.5, 2.0):
+        for pilot_segments in (20, 50, 200):
             random = np.random.default_rng(pilot_segments)
             found = [documents_until_found(random, pilot_segments, longer) for _ in range(runs)]
             there = [until for until in found if until is not None]
             median = f"{np.median(there):,.0f}" if there else ""
-            print(f"{pilot_segments:5}  {longer - 1:9.0%}  {len(there) / runs:5.1%}  {median}", flush=True)
+            print(f"{longer - 1:9.0%}  {pilot_segments:5}  {len(there) / runs:5.1%}  {median}", flush=True)
 
 
 if __name__ == "__main__":

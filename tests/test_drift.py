@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipelines.augment import Augment
 from pipelines.cli import summary
 from pipelines.config import MillConfig
 from pipelines.plan import drift_watch, make_plan
-from pipelines.plan.drift import Totals, find_drifts, promises_of
+from pipelines.plan.drift import Totals, find_drifts, promises_of, unlike_promised
 from pipelines.plan.drift_watch import Generations
 from pipelines.plan.measured import MeasuredTier
 from pipelines.run import mill
@@ -84,6 +85,22 @@ def test_what_a_drift_says() -> None:
     assert (drift.promised, drift.measured, drift.generations, drift.documents) == (100.0, 200.0, 200, 200)
     assert 0.5 < drift.off_by < 1.0, "what is sure is less than what is seen"
     assert "200 tokens long on average, and the pilot promised 100" in str(drift)
+
+
+@pytest.mark.parametrize(
+    ("kept", "gain", "said"),
+    [
+        (50, 1.1, []),
+        (90, 1.1, ["90.0% of the traces were kept, and the pilot promised 50.0%"]),
+        (50, -1.0, ["kept traces gain -1.00 nats a segment, and the pilot promised +1.00"]),
+    ],
+)
+def test_selection_is_held_against_the_pilot(kept: int, gain: float, said: list[str]) -> None:
+    measured = replace(pilot(SPREAD), kept=(0, 1) * 20, heldout_nats=(0.8, 1.2) * 20)
+    mean = {"mean": gain, "low": gain - 0.3, "high": gain + 0.3}
+    account = [{"tier": "deep", "candidates": 100, "kept": kept, "gains": {"heldout": mean}}, {"tier": "x"}]
+    found = unlike_promised({"deep": measured}, account)
+    assert len(found) == len(said) and all(part in text for part, text in zip(said, found, strict=True))
 
 
 @pytest.mark.parametrize("pilot_segments", [20, 100])
@@ -181,7 +198,7 @@ def tree(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[s
 
 
 def with_pilot(tree: dict[str, Any], times: float) -> MillConfig:
-    """A config whose pilot has measured traces so many times as long as they are."""
+    """A config whose pilot has measured traces so many times as long as they are; and then none that is kept."""
     config = from_mapping(tree)
     mill(config, stages=["score"])
     make_plan(config, pilot=20)
@@ -189,6 +206,8 @@ def with_pilot(tree: dict[str, Any], times: float) -> MillConfig:
     found = json.loads(path.read_text())
     for tier in found["tiers"].values():
         tier["thought_tokens"] = [round(times * tokens) for tokens in tier["thought_tokens"]]
+        if times < 1:
+            tier["kept"] = [0] * len(tier["kept"])
     path.write_text(json.dumps(found))
     return config
 
@@ -211,7 +230,9 @@ def test_a_run_warns_once(
     said = [record.getMessage() for record in caplog.records if "the pilot promised" in record.getMessage()]
     assert said == [str(drift) for drift in drifts]
     for text in (shown(status.render(status.read(config.output))), shown(summary.render(config.output))):
-        assert text.count("the pilot promised") == len(kinds)
+        assert text.count("long on average, and the pilot promised") == len(kinds)
+    assert shown(summary.render(config.output)).count("kept, and the pilot promised 0.0%") == len(kinds)
+    assert (Path(config.output) / "README.md").read_text().count("Unlike the pilot: tier brief") == len(kinds)
     stopping = from_mapping({**tree, "budget": {**tree["budget"], "stop_if": {"length_off_by": 0.1}}})
     assert Augment(stopping).run()[1] is Did.NOTHING, "when to stop decides no text"
 

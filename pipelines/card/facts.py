@@ -208,6 +208,7 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
     account = selected.facts.get("account") or []
     ends = {name: counts[f"closed.{name}"] for name in ENDINGS if f"closed.{name}" in counts}
     return {
+        "unlike_promised": selected.facts.get("warnings", []),
         "selected": Counter(counts),
         "value": selected.facts.get("value", config.get("value")),
         "keep": config.get("keep", "first"),

@@ -68,7 +68,8 @@ def render(output: str) -> Group:
         f"{packed.counts.get('documents_cut', 0):,} documents longer than a sequence were cut",
     )
     facts.add_row("speed", _speed(stages))
-    for warning in (*augmented.facts["warnings"], *map(str, read_drifts(output))):
+    told = (*augmented.facts["warnings"], *map(str, read_drifts(output)), *selected.facts.get("warnings", ()))
+    for warning in told:
         facts.add_row("warning", Text(warning, "yellow"))
     if packed.rehearsal:
         facts.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))

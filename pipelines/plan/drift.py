@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -116,6 +117,60 @@ def find_drifts(promises: Iterable[Promise], seen: Mapping[str, Totals]) -> list
                 )
             )
     return found
+
+
+def unlike_promised(tiers: Mapping[str, MeasuredTier], account: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What selection found to be otherwise than the pilot did, in words: one look, when the run is over.
+
+    The share that is kept counts as if a segment had one candidate; gains have the account's own interval over
+    documents. Taken together, tiers and kinds raise a false alarm in at most `FALSE_ALARMS` of all runs.
+
+    Args:
+        tiers: what the pilot measured.
+        account: the select stage's, by tier.
+    """
+    level = 1 - FALSE_ALARMS / (2 * max(1, len(tiers)))
+    times = _normal(level) / _normal(0.95)
+    said = []
+    for row in account:
+        tier = tiers.get(row["tier"])
+        if tier is None or not row["candidates"]:
+            continue
+        generations, kept = np.array(tier.generations, np.float64), np.array(tier.kept, np.float64)
+        _, place = np.unique(tier.documents, return_inverse=True)
+        promised = mean_of_segments(np.bincount(place, generations), np.bincount(place, kept), level=level)
+        share = row["kept"] / row["candidates"]
+        segments = row["candidates"] * len(generations) / generations.sum()
+        half = _normal(level) * math.sqrt(share * (1 - share) / segments)
+        if promised.low is not None:
+            unseen = max(promised.mean - promised.low, _unseen("cut", promised.mean, promised.documents, level))
+            if abs(share - promised.mean) > math.hypot(half, unseen):
+                said.append(
+                    f"tier {row['tier']}: {share:.1%} of the traces were kept, and the pilot promised "
+                    f"{promised.mean:.1%}: other segments are rejected, or otherwise"
+                )
+        gain = (row.get("gains") or {}).get("heldout")
+        valued = np.array([nats is not None for nats in tier.heldout_nats])
+        if gain is None or gain["low"] is None or not valued.any():
+            continue
+        nats = np.array([nats or 0.0 for nats in tier.heldout_nats])
+        found = mean_of_segments(np.bincount(place, valued), np.bincount(place, nats), level=level)
+        if found.low is None:
+            continue
+        half = times * (gain["high"] - gain["low"]) / 2
+        if abs(gain["mean"] - found.mean) > math.hypot(half, found.mean - found.low):
+            said.append(
+                f"tier {row['tier']}: kept traces gain {gain['mean']:+.2f} nats a segment, and the pilot promised "
+                f"{found.mean:+.2f}"
+            )
+    return said
+
+
+def _normal(level: float) -> float:
+    """How many standard deviations an interval of this level reaches to each side."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + level) / 2))
 
 
 def _error(num_tiers: int) -> float:
