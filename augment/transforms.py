@@ -22,7 +22,7 @@ from sharding.records.types import Quarantined, Request, sample_key
 
 FAILED = "failed"
 
-SEGMENT_COLUMNS = ("input_ids", "surprisal_nats", "memory_nats", "difficulty_nats")
+SEGMENT_COLUMNS = ("input_ids", "surprisal_nats", "entropy_nats", "memory_nats", "difficulty_nats")
 """What `MakeRequests` looks at."""
 
 

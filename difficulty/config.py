@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from difficulty.memory.counting import MemoryConfig
+from difficulty.surprisal import Measure
 from sharding.config import STRICT
 from sharding.models.connections import check_urls
 
@@ -20,6 +21,7 @@ class ScorerKind:
         needs_model: it scores with the model that `difficulty.model` names.
         asks_servers: that model is on the servers of `difficulty.urls`.
         has_reference: it can score against a `difficulty.reference_model`.
+        has_entropy: it gives an entropy with the surprisal; one that asks servers, from `difficulty.top_logprobs`.
         packages, extra: what it needs beyond the core, and the extra that brings it.
     """
 
@@ -27,6 +29,7 @@ class ScorerKind:
     needs_model: bool = True
     asks_servers: bool = False
     has_reference: bool = False
+    has_entropy: bool = True
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -37,7 +40,7 @@ SCORERS = {
     ),
     "endpoint": ScorerKind("difficulty.scorers.endpoint", asks_servers=True, packages=("httpx",), extra="endpoint"),
     "rehearsal": ScorerKind("difficulty.scorers.rehearsal", needs_model=False),
-    "none": ScorerKind("difficulty.scorers.none", needs_model=False),
+    "none": ScorerKind("difficulty.scorers.none", needs_model=False, has_entropy=False),
 }
 """The scorers by the names they have in a config."""
 
@@ -79,10 +82,13 @@ class DifficultyConfig:
     top_logprobs: int = Field(
         default=0, ge=0, description="Most likely tokens that servers report, for the entropy; 0: the token itself."
     )
-    reference_model: str | None = Field(
+    measure: Measure | None = Field(
         default=None,
-        min_length=1,
-        description="A stronger model; difficulty is then the loss in excess of its (Rho-1), in nats.",
+        description="What a token's difficulty is. surprisal: its nats; excess: those in excess of reference_model's "
+        "(Rho-1); beyond_entropy: those in excess of the entropy. null: excess with a reference_model, else surprisal.",
+    )
+    reference_model: str | None = Field(
+        default=None, min_length=1, description="The stronger model of measure excess; of no other measure."
     )
     memory: MemoryConfig | None = Field(
         default=None, description="Count the corpus's n-grams: a token they predict is not hard; null: no memory."
@@ -90,7 +96,7 @@ class DifficultyConfig:
     memory_path: str | None = Field(
         default=None, min_length=1, description="Use the memory that an earlier run stored here, instead of counting."
     )
-    threshold_nats: float = Field(default=2.0, ge=0, description="Surprisal above which a token is hard, in nats.")
+    threshold_nats: float = Field(default=2.0, ge=0, description="Difficulty above which a token is hard, in nats.")
     segment_tokens: int = Field(default=512, ge=16, description="Longest segment, in training tokens.")
     context_tokens: int = Field(default=1024, ge=16, description="Window the model reads at once, in its tokens.")
     min_context: int = Field(
@@ -112,6 +118,7 @@ class DifficultyConfig:
         if not kind.has_reference and self.reference_model is not None:
             able = " or ".join(name for name, other in SCORERS.items() if other.has_reference)
             raise ValueError(f"difficulty.reference_model needs scorer {able}; leave it out for {self.scorer}")
+        self._check_measure(kind)
         self._check_servers(kind)
         if self.memory is not None and self.memory_path is not None:
             raise ValueError("difficulty.memory counts anew and difficulty.memory_path reuses; set one of them")
@@ -126,6 +133,28 @@ class DifficultyConfig:
                 f"difficulty.context_tokens ({self.context_tokens})"
             )
         return self
+
+    @property
+    def token_measure(self) -> Measure:
+        """The measure, where it isn't said too."""
+        return self.measure or ("surprisal" if self.reference_model is None else "excess")
+
+    def _check_measure(self, kind: ScorerKind) -> None:
+        if self.token_measure == "excess" and self.reference_model is None:
+            raise ValueError("difficulty.measure excess needs difficulty.reference_model, a stronger model")
+        if self.token_measure != "excess" and self.reference_model is not None:
+            raise ValueError(
+                f"difficulty.reference_model is for measure excess; leave it out for measure {self.token_measure}"
+            )
+        if self.token_measure != "beyond_entropy":
+            return
+        if not kind.has_entropy:
+            raise ValueError(f"difficulty.measure beyond_entropy needs an entropy, and scorer {self.scorer} gives none")
+        if kind.asks_servers and not self.top_logprobs:
+            raise ValueError(
+                f"difficulty.measure beyond_entropy needs an entropy, and scorer {self.scorer} gives none with "
+                "difficulty.top_logprobs 0; set it, such as 20 (servers allow as many as their --max-logprobs)"
+            )
 
     def _check_servers(self, kind: ScorerKind) -> None:
         if kind.asks_servers:

@@ -73,7 +73,7 @@ def _scored(
     if not (_are_numbers(scored.surprisal_nats) and _are_numbers(scored.entropy_nats)):
         raise MillError(f"the scorer gave document {document.doc_id!r} nats that are not finite numbers")
     surprisal, entropy = _half(scored.surprisal_nats), _half(scored.entropy_nats)
-    difficulty = token_difficulty_nats(surprisal, memory)
+    difficulty = token_difficulty_nats(surprisal, entropy, memory, config.token_measure)
     spans = cut_segments(byte_ends, document.text.encode(), config.segment_tokens)
     masses = [difficulty_nats(difficulty[start:end], config.threshold_nats) for start, end in spans]
     return ScoredDocument(

@@ -4,9 +4,14 @@ Scorers speak their own tokenization. `align_nats` moves their nats to the train
 what a segment's budget is spread by; `hard_spans` names the places worth a thought.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import numpy as np
+
+Measure = Literal["surprisal", "excess", "beyond_entropy"]
+"""What a token's difficulty is: see `token_difficulty_nats`."""
 
 
 def align_nats(source_byte_ends: np.ndarray, source_nats: np.ndarray, target_byte_ends: np.ndarray) -> np.ndarray:
@@ -48,17 +53,36 @@ def align_nats(source_byte_ends: np.ndarray, source_nats: np.ndarray, target_byt
     return np.maximum(aligned, 0.0) if (nats >= 0).all() else aligned  # rounding must not make a surprisal negative
 
 
-def token_difficulty_nats(surprisal_nats: np.ndarray, memory_nats: np.ndarray) -> np.ndarray:
-    """How hard each token is: the smaller of its surprisals under the scorer and, where there is one, the memory.
+def token_difficulty_nats(
+    surprisal_nats: np.ndarray, entropy_nats: np.ndarray, memory_nats: np.ndarray, measure: Measure
+) -> np.ndarray:
+    """How hard each token is: what the measure says, or its surprisal under the memory where that is smaller.
+
+    - `surprisal`: the nats of the scorer.
+    - `excess`: the same column. What was stored there is already in excess of the reference model's nats.
+    - `beyond_entropy`: max(0, surprisal - entropy). The entropy is the surprisal that the scorer itself expected, so
+      what it knew it could not know, such as the digits of a hash, counts only by how far the draw was off.
 
     Args:
         surprisal_nats: (num_tokens,) nats.
+        entropy_nats: (num_tokens,) nats; read under `beyond_entropy` alone.
         memory_nats: (num_tokens,) nats, or (0,) without a memory.
 
     Returns:
         (num_tokens,) nats.
     """
-    return np.minimum(surprisal_nats, memory_nats) if len(memory_nats) else surprisal_nats
+    nats = surprisal_nats
+    if measure == "beyond_entropy":
+        # Halves are too coarse for a difference of two.
+        beyond = np.asarray(surprisal_nats, np.float32) - np.asarray(entropy_nats, np.float32)
+        nats = np.maximum(beyond, np.float32(0))
+    return np.minimum(nats, memory_nats) if len(memory_nats) else nats
+
+
+def measure_of(difficulty: Mapping[str, Any]) -> Measure:
+    """The measure of a `difficulty` section as a manifest records it, where one that is implied isn't written."""
+    implied = "excess" if difficulty.get("reference_model") else "surprisal"
+    return cast(Measure, difficulty.get("measure") or implied)
 
 
 def difficulty_nats(surprisal_nats: np.ndarray, threshold_nats: float) -> float:

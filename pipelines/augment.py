@@ -23,13 +23,16 @@ from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from difficulty.budget.allocation import Allocation
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import gain_facts, request_counts, tier_facts
-from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.joints import Choices, Holdback, holdback_of, plan_budget, trace_planner, work_order
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.corpus_steps import corpus_steps
+from pipelines.plan.drift_watch import held_against_pilot
 from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
-from pipelines.plan.measured import forecast_for
+from pipelines.plan.measured import budget_section, forecast_for
+from pipelines.rounds import round_facts
 from pipelines.stage import Stage
 from pipelines.watch.planned import plan_of, planned_generations
 from sharding import storage
@@ -65,11 +68,11 @@ class Augment(Stage):
         super().__init__(
             config.output,
             sections={
-                "budget": asked.budget,
+                "budget": budget_section(asked.budget),
                 "models": {name: self.planner.decides(name) for name in self.planner.models},
                 "sampling": config.sampling,
                 "closing": config.closing,
-                "holdback": self.holdback,
+                "holdback": _section(self.holdback),
             },
             inputs={
                 "score": manifest.digest(self.scored),
@@ -114,8 +117,10 @@ class Augment(Stage):
         storage.write_json(self.at.plan, plan)  # for `thoughtmill status`
         spending = {"histogram": self.scored.facts["histogram"], "allocation": allocation.to_json()}
         storage.write_json(self.at.difficulty, spending)
+        storage.remove(self.at.drift, self.output)
         try:
-            yield
+            with held_against_pilot(self.config, self.scored, self.planner, self.order):
+                yield
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.
             worker.close_all()
@@ -163,7 +168,13 @@ class Augment(Stage):
             "forecast": forecast_for(self.output, self.sections["budget"]),
             "warnings": list(allocation.warnings) + planner.warnings(),
             **({"drops": self.drops} if self.drops else {}),
+            **({"round": further} if (further := round_facts(self.config, self.scored)) else {}),
         }
+
+
+def _section(holdback: Holdback) -> dict[str, Any]:
+    """What a manifest records of it; the measure is among what the scores were made with."""
+    return {name: value for name, value in yaml_config.to_mapping(holdback).items() if name != "measure"}
 
 
 def without_prompt(request: Request) -> Request:

@@ -29,7 +29,8 @@ class LedgerConfig:
     """Where finished generations are kept, and when they become durable."""
 
     path: str | None = Field(
-        default=None, description="Folder of the ledger, shared by runs if you like; null: `ledger` in the output."
+        default=None,
+        description="Folder of the ledger, shared by runs if you like; null: `ledger` in the output, or in round.of.",
     )
     flush_rows: int = Field(default=256, gt=0, description="Write a ledger part after this many generations.")
     flush_seconds: float = Field(default=10.0, gt=0, description="Write a ledger part at least this often, in seconds.")
@@ -39,6 +40,13 @@ class LedgerConfig:
     max_empty_fraction: float = Field(
         default=0.5, ge=0, le=1, description="More generations without any text than this share stop the run."
     )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RoundConfig:
+    """A further round on the same documents, for another scorer."""
+
+    of: str = Field(min_length=1, description="Output of the round before, whose ledger this one goes on with.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -69,6 +77,10 @@ class MillConfig:
     scored: str | None = Field(
         default=None, min_length=1, description="Output of another run whose scores this one uses; null: its own."
     )
+    round: RoundConfig | None = Field(
+        default=None,
+        description="Of a further round: score again, with a checkpoint in difficulty.model; null: the first.",
+    )
     tokenizer: str = Field(min_length=1, description="The training tokenizer: a folder, fetched model or hub id.")
     difficulty: DifficultyConfig
     models: dict[str, ModelConfig] = Field(default_factory=dict, description="The generators, by a name of your own.")
@@ -85,7 +97,7 @@ class MillConfig:
     @property
     def ledger_url(self) -> str:
         """The folder of the ledger."""
-        return self.ledger.path or Output(self.output).ledger
+        return self.ledger.path or Output(self.output if self.round is None else self.round.of).ledger
 
     @property
     def gain_difficulty(self) -> DifficultyConfig:
@@ -129,6 +141,12 @@ class MillConfig:
     def _scored_elsewhere(self) -> MillConfig:
         if self.scored is not None and self.scored.rstrip("/") == self.output.rstrip("/"):
             raise ValueError(f"scored: {self.scored!r} is the output itself; name another run's, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _round_of_another(self) -> MillConfig:
+        if self.round is not None and self.round.of.rstrip("/") == self.output.rstrip("/"):
+            raise ValueError(f"round.of: {self.round.of!r} is the output itself; a further round has one of its own")
         return self
 
     @model_validator(mode="after")

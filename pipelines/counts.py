@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from difficulty.budget.allocation import Allocation, TierPlan
-from difficulty.surprisal import token_difficulty_nats
+from difficulty.surprisal import Measure, token_difficulty_nats
 from sharding import tally
 from sharding.records.types import ContaminatedDocument, Quarantined, Request, ScoredDocument
 
@@ -21,9 +21,9 @@ NORMAL_90 = 1.645
 """Standard deviations on either side of the mean that hold 90% of a normal distribution."""
 
 
-def document_counts(document: ScoredDocument, threshold_nats: float) -> dict[str, int]:
+def document_counts(document: ScoredDocument, threshold_nats: float, measure: Measure) -> dict[str, int]:
     """What one scored document adds."""
-    nats = token_difficulty_nats(document.surprisal_nats, document.memory_nats)
+    nats = token_difficulty_nats(document.surprisal_nats, document.entropy_nats, document.memory_nats, measure)
     tally.add(documents=1, segments=len(document.segment_starts), tokens=len(document.input_ids))
     of_source = {"documents": 1, "tokens": len(document.input_ids)} if document.source else {}
     return {

@@ -24,7 +24,7 @@ from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import ModelPrice, TierConfig
 from difficulty.config import DifficultyConfig
 from difficulty.gain.model import GainModel
-from difficulty.surprisal import hard_spans, token_difficulty_nats
+from difficulty.surprisal import Measure, hard_spans, token_difficulty_nats
 from pipelines.config import MillConfig
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
@@ -151,7 +151,8 @@ class Holdback:
 
     Attributes:
         tokenizer: name of the training tokenizer.
-        threshold_nats: surprisal above which a token is hard.
+        threshold_nats: difficulty above which a token is hard.
+        measure: what a token's difficulty is.
         at_hard_span: thoughts stand before the segment's hardest span.
         hold_back_tokens: what the last segment of a document keeps back; at most a third of it.
         valued_tiers: the tiers for which it does.
@@ -162,6 +163,11 @@ class Holdback:
     at_hard_span: bool
     hold_back_tokens: int
     valued_tiers: tuple[str, ...]
+    measure: Measure = "surprisal"
+
+    def token_nats(self, segment: ScoredSegment) -> np.ndarray:
+        """(num_tokens,) nats: how hard each token of a segment is."""
+        return token_difficulty_nats(segment.surprisal_nats, segment.entropy_nats, segment.memory_nats, self.measure)
 
     def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
         """For a segment of this tier."""
@@ -176,7 +182,7 @@ class Holdback:
 
     def _before_hardest_span(self, segment: ScoredSegment) -> int:
         tokenizer = load_tokenizer(self.tokenizer)
-        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats).astype(np.float64)
+        nats = self.token_nats(segment).astype(np.float64)
         least = MIN_SHOWN_TOKENS if len(nats) > MIN_SHOWN_TOKENS else 1
         if len(nats) <= least:
             return 0
@@ -209,6 +215,7 @@ def holdback_of(config: MillConfig) -> Holdback:
         at_hard_span=config.layout == "at_hard_span",
         hold_back_tokens=select.gain.hold_back_tokens if needs_continuation(select.value_name) else 0,
         valued_tiers=valued,
+        measure=config.difficulty.token_measure,
     )
 
 
@@ -274,7 +281,7 @@ class Choices:
 def hardest_spans(holdback: Holdback, segment: ScoredSegment, text: str) -> list[str]:
     """The hard spans of a segment of this text, the hardest first."""
     byte_ends = load_tokenizer(holdback.tokenizer).byte_ends(segment.input_ids)
-    nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
+    nats = holdback.token_nats(segment)
     spans = hard_spans(text, byte_ends, nats, threshold_nats=holdback.threshold_nats)
     hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
     return [text[span.char_start : span.char_end] for span in hardest_first]

@@ -17,6 +17,7 @@ from augment.requests.dialects import load_dialect
 from difficulty.config import SCORERS, DifficultyConfig
 from pipelines.config import MillConfig
 from pipelines.joints import asks_scorer
+from pipelines.rounds import check_round
 from sharding.errors import MillError, restated
 from sharding.models.tokenizer import load_tokenizer
 
@@ -32,6 +33,10 @@ def check(config: MillConfig, stages: Sequence[str]) -> None:
         MillError: a package is absent.
     """
     problems: list[MillError] = []
+    try:
+        check_round(config)
+    except MillError as error:
+        problems.append(error)
     scorers = {"difficulty": config.difficulty} if "score" in stages and config.scored is None else {}
     if "select" in stages and asks_scorer(config):
         key = "difficulty" if config.select.gain.scorer is None else "select.gain.scorer"

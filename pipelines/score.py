@@ -88,7 +88,8 @@ class Score(Stage):
         scored = read["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
         refused = (read["quarantined"], scored[QUARANTINED]) | "All refused" >> beam.Flatten()
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
-        documents = scored["scored"] | "Count documents" >> beam.Map(document_counts, difficulty.threshold_nats)
+        counted = beam.Map(document_counts, difficulty.threshold_nats, difficulty.token_measure)
+        documents = scored["scored"] | "Count documents" >> counted
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
             counts=(*read["counts"], documents, refused | "Count refused" >> beam.Map(quarantine_counts)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from difficulty.config import SCORERS, DifficultyConfig
+from difficulty.surprisal import measure_of
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from sharding import storage
@@ -23,7 +24,10 @@ _CANT_CHANGE_A_SCORE = ("urls", "api_key_env", "timeout_s", "max_wait_s", "max_i
 def difficulty_section(difficulty: DifficultyConfig) -> dict[str, Any]:
     """The parts of the section that can change a score."""
     plain = yaml_config.to_mapping(difficulty)
-    return {key: value for key, value in plain.items() if key not in _CANT_CHANGE_A_SCORE}
+    section = {key: value for key, value in plain.items() if key not in (*_CANT_CHANGE_A_SCORE, "measure")}
+    # Said or not, a measure that is implied is the same; also to scores that were made before there was the key.
+    implied = measure_of(section) == difficulty.token_measure
+    return section if implied else section | {"measure": difficulty.token_measure}
 
 
 def source_sections(config: MillConfig) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
 from pipelines.joints import ScorerNats, asks_scorer, holdback_of
 from pipelines.outcome import Built, Outcome
+from pipelines.plan.drift import unlike_promised
+from pipelines.plan.measured import read_pilot
 from pipelines.scorer_identity import difficulty_section, model_inputs
 from pipelines.stage import Stage
 from sharding.beam.joins import GroupRecords, JoinParts
@@ -90,7 +92,10 @@ class Select(Stage):
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         counts, account = split_account(outcome.counts)
         decontaminate = self.config.select.decontaminate
+        pilot, _ = read_pilot(self.config, self.scored)
+        unlike = unlike_promised(pilot.tiers, account) if pilot is not None else []
         return counts, {
+            **({"warnings": unlike} if unlike else {}),
             "account": account,
             "value": self.config.select.value_name if self.valued_tiers else "none",
             "decontamination": decontaminate

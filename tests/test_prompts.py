@@ -313,6 +313,25 @@ def test_dialects(
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    ("bos", "begins"),
+    [("<|endoftext|>", "<|endoftext|>"), ("<|im_end|>", ""), ("<|im_start|>", ""), ("<unheard-of>", "")],
+)
+def test_a_base_model_is_given_its_beginning_of_text(
+    chat_model: Callable[[str | None], str], bos: str, begins: str
+) -> None:
+    """Also where its tokenizer doesn't add it; not where the token has another use, or isn't one of the model's."""
+    name = chat_model(None)
+    path = Path(name) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": bos}))
+    dialect = configured(name)
+    assert dialect.wrap("hello") == begins + "hello"
+    if begins:
+        builder = PromptBuilder(dialect, TEMPLATE, max_model_len=512)
+        assert builder.build("some text", max_tokens=16).token_ids[0] == dialect.tokenizer.token_id(begins)
+
+
+@pytest.mark.model
 def test_a_prompt_is_the_same_on_every_day(chat_model: Callable[[str | None], str]) -> None:
     assert configured(chat_model(DATED)).wrap("hi").startswith("2025-01-01 01 Jan 2025\n")
 

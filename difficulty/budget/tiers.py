@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from difficulty.budget.stopping import StopConfig
 from sharding.config import STRICT
 from sharding.errors import RequestError
 
@@ -167,6 +168,9 @@ class BudgetConfig:
         gt=0,
         description="Under policy learned, `thoughtmill run` begins with an exploring pilot of so many segments where "
         "none has been made; null: it stops and asks for one.",
+    )
+    stop_if: StopConfig | None = Field(
+        default=None, description="Stop where traces are not as the pilot promised; null: warn alone. Needs a pilot."
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,6 @@ from functools import cached_property
 
 import numpy as np
 
-from difficulty.surprisal import token_difficulty_nats
 from sharding.records.types import ScoredSegment
 
 DIRECTIONS = 16
@@ -149,8 +148,7 @@ def _numbers(segment: ScoredSegment) -> tuple[float, ...]:
     entropy = float(segment.entropy_nats.sum(dtype=np.float64)) / length
     covered = 0.0
     if len(segment.memory_nats):
-        own = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
-        covered = float(np.count_nonzero(own < segment.surprisal_nats)) / length
+        covered = float(np.count_nonzero(segment.memory_nats < segment.surprisal_nats)) / length
     per_nat = min(entropy / nats, _MOST_PER_NAT) if nats > 0 else 1.0
     mass = float(np.log1p(segment.difficulty_nats))
     return per_nat, mass, nats, entropy, nats - entropy, covered, float(np.log(length))

@@ -29,6 +29,8 @@ def describe_scorer(config: DifficultyConfig) -> dict[str, Any]:
         MillError: a model is named by a path that doesn't exist.
     """
     described: dict[str, Any] = _module(config).describe(config)
+    if config.token_measure == "beyond_entropy":
+        described |= {"measure": config.token_measure}
     return described
 
 

@@ -64,6 +64,17 @@ def amount(facts: Mapping[str, Any]) -> str:
     return f"{facts['target_spend']:,.{0 if facts['unit'] == 'tokens' else 2}f} {unit}"
 
 
+def further_round(augmented: Manifest) -> str:
+    """Which round of what a run is; empty of a first one."""
+    found = augmented.facts.get("round")
+    if not found:
+        return ""
+    return (
+        f"Round {found['number']}: scored again with {found['scorer'].get('model') or found['scorer'].get('scorer')} "
+        f"after {found['of']}, whose ledger it goes on with."
+    )
+
+
 def forecast(augmented: Manifest) -> str:
     """What a pilot had forecast of the thinking tokens against what they came to; empty without a pilot."""
     found = augmented.facts.get("forecast")
@@ -175,6 +186,7 @@ def _of_generation(augmented: Manifest) -> dict[str, Any]:
         "policy": config["budget"]["policy"],
         "planned_tokens": f"{made['planned_tokens']:,.0f}",
         "forecast": forecast(augmented),
+        "further_round": further_round(augmented),
         "tiers": [
             (
                 tier["name"],
@@ -215,6 +227,7 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
     account = selected.facts.get("account") or []
     ends = {name: counts[f"closed.{name}"] for name in ENDINGS if f"closed.{name}" in counts}
     return {
+        "unlike_promised": selected.facts.get("warnings", []),
         "selected": Counter(counts),
         "value": selected.facts.get("value", config.get("value")),
         "keep": config.get("keep", "first"),

@@ -14,6 +14,7 @@ from pipelines import report
 from pipelines.card import facts as card_facts
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.quarantine import barren_files
+from pipelines.watch.files import read_drifts
 from sharding.storage import manifest
 from sharding.storage.output import Output
 
@@ -30,6 +31,8 @@ def render(output: str) -> Group:
     facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
     for warning in barren_files(scored):
         facts.add_row("warning", Text(warning, "yellow"))
+    if further := card_facts.further_round(augmented):
+        facts.add_row("round", further)
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
         "difficulty",
@@ -67,7 +70,8 @@ def render(output: str) -> Group:
         f"{packed.counts.get('documents_cut', 0):,} documents longer than a sequence were cut",
     )
     facts.add_row("speed", _speed(stages))
-    for warning in augmented.facts["warnings"]:
+    told = (*augmented.facts["warnings"], *map(str, read_drifts(output)), *selected.facts.get("warnings", ()))
+    for warning in told:
         facts.add_row("warning", Text(warning, "yellow"))
     if packed.rehearsal:
         facts.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))

@@ -23,6 +23,7 @@ class Unit:
     Attributes:
         nats: surprisal. entropy: of the scorer's prediction. memory: under the n-gram memory, None without one.
         tokens: how many; their nats are added up.
+        beyond: nats beyond the entropy, where those are what counts; else None.
     """
 
     text: str
@@ -30,11 +31,17 @@ class Unit:
     entropy: float
     memory: float | None = None
     tokens: int = 1
+    beyond: float | None = None
+
+    @property
+    def measured(self) -> float:
+        """What the measure of difficulty says, whatever is remembered."""
+        return self.nats if self.beyond is None else self.beyond
 
     @property
     def difficulty(self) -> float:
         """What counts towards difficulty."""
-        return self.nats if self.memory is None else min(self.nats, self.memory)
+        return self.measured if self.memory is None else min(self.measured, self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from difficulty.budget.allocation import Allocation
 from difficulty.gain.model import GainModel
+from difficulty.surprisal import measure_of, token_difficulty_nats
 from pipelines.documents.blocks import Block, DocumentView, Mark, Segment, Source, Thought, Unit
 from pipelines.documents.sample import DocumentRecords
 from sharding import storage
@@ -58,6 +59,7 @@ class Reader:
             raise MillError(f"{manifest.manifest_url(output, 'score')} is missing: run `thoughtmill score` first")
         self.stages = stages
         self.threshold_nats = float(scored.config["difficulty"]["threshold_nats"])
+        self._measure = measure_of(scored.config["difficulty"])
         self.allocation = read_allocation(output, scored)
         self._model = read_model(output, scored, self.allocation)
         self._tokenizer: TextTokenizer = load_tokenizer(scored.config["tokenizer"])
@@ -205,6 +207,9 @@ class Reader:
         """Tokens `start` to `end` of the segment, those that share a character together."""
         nats, entropy = (np.asarray(a, np.float64) for a in (segment.surprisal_nats, segment.entropy_nats))
         memory = np.asarray(segment.memory_nats, np.float64)
+        beyond = None
+        if self._measure == "beyond_entropy":
+            beyond = token_difficulty_nats(nats, entropy, memory[:0], self._measure)
         units: list[Unit] = []
         first, spelled = start, b""
         for i in range(start, end):
@@ -217,7 +222,8 @@ class Reader:
                 text = spelled.decode(errors="replace")
             here = slice(first, i + 1)
             known = float(memory[here].sum()) if len(memory) else None
-            units.append(Unit(text, float(nats[here].sum()), float(entropy[here].sum()), known, i + 1 - first))
+            counts = None if beyond is None else float(beyond[here].sum())
+            units.append(Unit(text, float(nats[here].sum()), float(entropy[here].sum()), known, i + 1 - first, counts))
             first, spelled = i + 1, b""
         return units
 

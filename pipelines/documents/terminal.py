@@ -86,7 +86,7 @@ def coloured(units: Sequence[Unit]) -> Text:
     """Tokens on a ground as strong as their nats."""
     text = Text()
     for unit in units:
-        strength = min(1.0, max(0.0, unit.nats / FULL_COLOUR_NATS))
+        strength = min(1.0, max(0.0, unit.measured / FULL_COLOUR_NATS))
         ground = ",".join(str(round(a + (b - a) * strength)) for a, b in zip(_DARKEST, _STRONGEST, strict=True))
         style = f"{_INK} on rgb({ground})" if strength >= 0.1 else ""
         text.append(visible(unit.text), style)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from augment.selection.values import value_digest
+from difficulty.budget.tiers import BudgetConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.joints import holdback_of, trace_planner
@@ -126,12 +127,17 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
     """Store a pilot with the forecast of thinking tokens for this config's budget."""
     content = {
         "config": decides(config, scored),
-        "budget": yaml_config.to_mapping(config.budget),
+        "budget": budget_section(config.budget),
         "forecast": dict(forecast),
         "tiers": {name: asdict(tier) for name, tier in pilot.tiers.items()},
         "tokens_per_second": dict(pilot.tokens_per_second),
     }
     storage.write_json(Output(config.output).pilot, content)
+
+
+def budget_section(budget: BudgetConfig) -> dict[str, Any]:
+    """The parts of the section that decide what is asked for; when to stop asking is none of them."""
+    return {key: value for key, value in yaml_config.to_mapping(budget).items() if key != "stop_if"}
 
 
 def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from markupsafe import Markup, escape
 
+from difficulty.surprisal import measure_of
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.blocks import FULL_COLOUR_NATS
 from pipelines.report import room
@@ -22,6 +23,9 @@ from pipelines.report.funnel import Step
 from pipelines.report.room import Reading
 from pipelines.secrets import without_secrets
 from pipelines.terminal import visible
+from pipelines.watch.files import read_drifts
+
+MEASURES = {"surprisal": "surprisal", "excess": "excess over the reference", "beyond_entropy": "beyond entropy"}
 
 
 def render(
@@ -58,7 +62,7 @@ def render(
         output=without_secrets(output),
         stages=stages,
         rehearsal=REHEARSAL_NOTICE if any(stage.rehearsal for stage in stages.values() if stage) else "",
-        warnings=list(augmented.facts["warnings"]) if augmented else [],
+        warnings=[*augmented.facts["warnings"], *map(str, read_drifts(output))] if augmented else [],
         steps=steps,
         figures=figures,
         readings=readings,
@@ -66,6 +70,7 @@ def render(
         style_of=facts.style_of,
         full_colour=FULL_COLOUR_NATS,
         levels=range(room.LEVELS),
+        measure=MEASURES[measure_of(stages["score"].config["difficulty"]) if stages["score"] else "surprisal"],
         threshold_nats=stages["score"].config["difficulty"]["threshold_nats"] if stages["score"] else 0,
         layout=packed.config["layout"] if packed else "",
         value=stages["select"].facts.get("value", "none") if stages["select"] else "",

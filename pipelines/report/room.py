@@ -186,13 +186,14 @@ def level(nats: float) -> int:
 
 
 def coloured(units: Sequence[Unit]) -> Markup:
-    """Tokens as elements: classes of surprisal and entropy, the numbers as data."""
+    """Tokens as elements: classes of what the measure says and of entropy, the numbers as data."""
     parts = []
     for unit in units:
         memory = "" if unit.memory is None else f' data-m="{unit.memory:.2f}"'
+        beyond = "" if unit.beyond is None else f' data-b="{unit.beyond:.2f}"'
         count = "" if unit.tokens == 1 else f' data-n="{unit.tokens}"'
         parts.append(
-            f'<i class="a{level(unit.nats)} e{level(unit.entropy)}" data-s="{unit.nats:.2f}" '
-            f'data-e="{unit.entropy:.2f}"{memory}{count}>{escape(unit.text)}</i>'
+            f'<i class="a{level(unit.measured)} e{level(unit.entropy)}" data-s="{unit.nats:.2f}" '
+            f'data-e="{unit.entropy:.2f}"{memory}{beyond}{count}>{escape(unit.text)}</i>'
         )
     return Markup("".join(parts))  # what comes from the corpus was escaped

@@ -5,7 +5,7 @@ They lie in outputs, so anyone may have written them: what is in them is declare
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -92,6 +92,48 @@ class Snapshot(msgspec.Struct):
     warning: str | None = None
 
 
+Kind = Literal["length", "cut"]
+
+KINDS: dict[Kind, str] = {
+    "length": "tokens of a trace",
+    "cut": "share of traces that reach the cap before they have come to an end",
+}
+"""What is compared, and what it is."""
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """What is no longer as promised.
+
+    Attributes:
+        tier, kind: of which traces, and what of them: see `KINDS`.
+        promised: the pilot's mean.
+        measured: the run's.
+        off_by: how far they are apart at least, whatever chance did: tokens as a share of the promised ones; a share as
+            such. Above 0.
+        generations, documents: what the run's mean is of.
+    """
+
+    tier: str
+    kind: Kind
+    promised: Number
+    measured: Number
+    off_by: Number
+    generations: _Count
+    documents: _Count
+
+    def __str__(self) -> str:
+        if self.kind == "length":
+            values = f"{self.measured:,.0f} tokens long on average, and the pilot promised {self.promised:,.0f}"
+            least = f"{self.off_by:.0%}"
+        else:
+            values = f"cut at their cap in {self.measured:.1%} of cases, and the pilot promised {self.promised:.1%}"
+            least = f"{100 * self.off_by:.1f} points"
+        return (
+            f"tier {self.tier}: after {self.generations:,} generations of {self.documents:,} documents traces are "
+            f"{values}; beyond chance that is off by {least} at least"
+        )
+
+
 def read_plan(output: str) -> dict[str, Any] | None:
     """The plan of a run's generations as JSON values, None where there is none.
 
@@ -113,3 +155,13 @@ def read_snapshot(output: str) -> dict[str, Any]:
         MillError: there is none, or it is something else.
     """
     return msgspec.to_builtins(read_json(Output(output).progress, Snapshot, "a snapshot of a run"))
+
+
+def read_drifts(output: str) -> list[Drift]:
+    """What has drifted in the run that generated last; nothing where no run has told.
+
+    Raises:
+        MillError: the file is something else.
+    """
+    url = Output(output).drift
+    return read_json(url, list[Drift], "what has drifted") if storage.exists(url) else []

@@ -24,7 +24,7 @@ from augment.ledger.dropping import dropped_rows, drops
 from augment.ledger.parts import every_part
 from augment.ledger.reading import RANK
 from pipelines.card.facts import REHEARSAL_NOTICE
-from pipelines.watch.files import read_plan
+from pipelines.watch.files import read_drifts, read_plan
 from sharding import storage, waits
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
@@ -86,7 +86,7 @@ def read(output: str) -> dict[str, Any]:
         if names := drops(plan["ledger"]):
             tokens = dropped_rows(plan["ledger"], names, "thought_tokens")
             found["dropped"] = {"generations": len(tokens), "thought_tokens": sum(tokens)}
-        found["warnings"] = plan["warnings"]
+        found["warnings"] = [*plan["warnings"], *map(str, read_drifts(output))]
     return found
 
 

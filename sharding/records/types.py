@@ -69,11 +69,12 @@ class ScoredSegment(Record, frozen=True, kw_only=True, eq=False):
         num_segments: how many segments the document has.
         token_start: index within the document of the segment's first token.
         input_ids: (num_tokens,) uint16 or uint32, training token ids.
-        surprisal_nats: (num_tokens,) float16, -ln p of each token under the scorer.
+        surprisal_nats: (num_tokens,) float16, -ln p of each token under the scorer; where scores were made against a
+            reference model, what exceeds that model's.
         entropy_nats: (num_tokens,) float16, entropy of the scorer's prediction of each token.
         memory_nats: (num_tokens,) float16, -ln p of each token under the n-gram memory; (0,) without a memory.
         difficulty_nats: the segment's difficulty mass: sum over tokens of the nats above the threshold, where a token's
-            nats are the smaller of surprisal and memory.
+            nats are the smaller of what `difficulty.measure` says and memory.
         metadata: the document's carried columns as JSON, on segment 0 only.
         source: name of the source the document came from, "" where a run has but one.
     """

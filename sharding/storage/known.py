@@ -113,6 +113,8 @@ class _Histogram(msgspec.Struct):
 
 class _Difficulty(msgspec.Struct):
     threshold_nats: Number
+    measure: Literal["surprisal", "excess", "beyond_entropy"] | None = None
+    reference_model: str | None = None
 
 
 class _Card(msgspec.Struct):

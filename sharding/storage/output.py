@@ -157,6 +157,11 @@ class Output:
         return join(self.stage("augment"), "plan.json")
 
     @property
+    def drift(self) -> str:
+        """What is no longer as the pilot promised, in the run that generated last."""
+        return join(self.stage("augment"), "drift.json")
+
+    @property
     def alive(self) -> str:
         """The folder of the workers' heartbeats."""
         return join(self.stage("augment"), "alive")

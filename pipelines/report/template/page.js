@@ -61,10 +61,11 @@
     leave();
     here = token;
     here.classList.add("here");
-    const { s, e, m, n } = token.dataset;
+    const { s, e, m, b, n } = token.dataset;
     const text = token.textContent.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
     const odds = Math.exp(-Number(s));
     const parts = [`surprisal ${s} nats (p ${odds >= 0.001 ? odds.toFixed(3) : odds.toExponential(1)})`, `entropy ${e} nats`];
+    if (b) parts.push(`beyond its entropy ${b} nats`);
     if (m) parts.push(`memory ${m} nats`);
     if (n) parts.push(`${n} tokens of one character`);
     readout.querySelector(".what").textContent = `“${text}”`;
@@ -79,7 +80,7 @@
     if (!tokens || event.ctrlKey || event.metaKey || event.altKey) return;
     const all = [...tokens.children];
     const at = here && here.parentNode === tokens ? all.indexOf(here) : -1;
-    const hard = (token) => Math.min(Number(token.dataset.s), Number(token.dataset.m || Infinity)) > threshold;
+    const hard = (token) => Math.min(Number(token.dataset.b || token.dataset.s), Number(token.dataset.m || Infinity)) > threshold;
     const to = {
       ArrowRight: () => all[Math.min(all.length - 1, at + 1)],
       ArrowLeft: () => all[Math.max(0, at - 1)],

@@ -1,0 +1,241 @@
+"""Watching for drift: a thread of the process that submitted the augment stage, which reads what the ledger has got.
+
+    ledger parts of this run ─► totals by tier and document ─► `find_drifts` ─┬─► a warning, once for each tier and kind
+                                                                        ├─► stages/augment/drift.json, for `status`
+                                                                        └─► beyond `budget.stop_if`: all workers stop
+
+It looks in one place at what all processes and machines have generated, and takes at most a hundredth of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from augment.feeding import worker
+from augment.feeding.stopping import stop_everywhere
+from augment.ledger.parts import ledger_parts, part_batches
+from augment.requests.planner import TracePlanner
+from difficulty.budget.stopping import StopConfig
+from pipelines.config import MillConfig
+from pipelines.plan.drift import Promise, Totals, find_drifts, promises_of
+from pipelines.plan.measured import read_pilot
+from pipelines.watch.files import Drift
+from sharding import storage
+from sharding.errors import RequestError
+from sharding.hashing import text_number
+from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+MAX_SHARE = 0.01
+"""Of the time, so much may go into reading."""
+
+IN_FLIGHT_TIMES = 2.0
+"""What is in flight is taken to be no longer than so many times the longest that has ended."""
+
+MAX_DOCUMENTS = 1 << 16
+"""Of a tier so many are watched; of more, those with the smallest hashes."""
+
+_COLUMNS = ("segment_id", "tier", "prompt_version", "thought_tokens", "closed", "wall_s", "finished_at")
+
+
+class Generations:
+    """What a run has generated, by tier and document, as far as it has been read.
+
+    A generation counts once all that began with it must have ended: the short ones end first, and a look at those
+    alone would find every run to be shorter than its pilot.
+
+    Args:
+        ledger_url: the ledger.
+        since_ms: parts written before this Unix time in milliseconds are of earlier runs, and of the pilot.
+        prompt_versions: of this run.
+    """
+
+    def __init__(self, ledger_url: str, since_ms: int, prompt_versions: Sequence[str]) -> None:
+        self._url, self._since_ms, self._versions = ledger_url, since_ms, frozenset(prompt_versions)
+        self._read: set[str] = set()
+        self._waiting: list[tuple[float, str, str, int, bool]] = []  # began_at, tier, document, tokens, cut
+        self._longest_s = self._latest = 0.0
+        self._counted: dict[str, dict[str, list[int]]] = {}
+        self._levels: dict[str, int] = {}
+
+    def read(self, until: float = float("inf")) -> None:
+        """Read the parts that have come, at least one of them, until this time of the monotonic clock.
+
+        Raises:
+            MillError: the store can't be read.
+        """
+        for url in ledger_parts(self._url, self._since_ms):
+            if url in self._read:
+                continue
+            self._read.add(url)
+            for batch in part_batches(url, _COLUMNS) or ():
+                for row in batch.select(_COLUMNS).to_pylist():
+                    self._take(row)
+            if time.monotonic() > until:
+                return
+
+    def totals(self, *, ended: bool = False) -> dict[str, Totals]:
+        """What was generated, by tier.
+
+        Args:
+            ended: the run has: nothing is in flight.
+        """
+        horizon = float("inf") if ended else self._latest - IN_FLIGHT_TIMES * self._longest_s
+        waiting, self._waiting = self._waiting, []
+        for row in waiting:
+            if row[0] > horizon:
+                self._waiting.append(row)
+            else:
+                self._count(*row[1:])
+        return {
+            tier: Totals(*np.array(list(documents.values()), np.float64).T)
+            for tier, documents in self._counted.items()
+            if documents
+        }
+
+    def _take(self, row: dict[str, object]) -> None:
+        if row["prompt_version"] not in self._versions:
+            return
+        wall_s, finished_at = float(str(row["wall_s"])), float(str(row["finished_at"]))
+        self._longest_s, self._latest = max(self._longest_s, wall_s), max(self._latest, finished_at)
+        document = str(row["segment_id"]).rpartition("#")[0]
+        tokens, is_cut = int(str(row["thought_tokens"])), row["closed"] != "natural"
+        self._waiting.append((finished_at - wall_s, str(row["tier"]), document, tokens, is_cut))
+
+    def _count(self, tier: str, document: str, tokens: int, is_cut: bool) -> None:
+        documents = self._counted.setdefault(tier, {})
+        level = self._levels.get(tier, 0)
+        if not _is_watched(document, level):
+            return
+        sums = documents.setdefault(document, [0, 0, 0])
+        for place, value in enumerate((1, tokens, int(is_cut))):
+            sums[place] += value
+        if len(documents) > MAX_DOCUMENTS:
+            self._levels[tier] = level + 1
+            self._counted[tier] = {name: sums for name, sums in documents.items() if _is_watched(name, level + 1)}
+
+
+def _is_watched(document: str, level: int) -> bool:
+    return level == 0 or text_number(f"drift {document}") % (1 << level) == 0
+
+
+def held_against_pilot(
+    config: MillConfig, scored: Manifest, planner: TracePlanner, order: worker.WorkOrder
+) -> contextlib.AbstractContextManager[Any]:
+    """What holds a run against its pilot for as long as it generates, where there is a pilot.
+
+    Raises:
+        RequestError: `budget.stop_if` is set, and there is none.
+    """
+    stop_if = config.budget.stop_if
+    pilot, notes = read_pilot(config, scored)
+    if pilot is None:
+        if stop_if is not None and planner.models:
+            said = "; ".join(notes) or "there is none"
+            raise RequestError(
+                f"budget.stop_if: needs a pilot of this config, whose promises the run is held against ({said}): "
+                "`thoughtmill plan CONFIG --pilot 50` makes one; or remove stop_if"
+            )
+        return contextlib.nullcontext()
+    promises = promises_of(pilot.tiers)
+    if lacking := sorted(set(pilot.tiers) - {promise.tier for promise in promises}):
+        told = logger.info if stop_if is None else logger.warning
+        told("the pilot has too few documents of tier %s to tell drift", " and ".join(lacking))
+    versions = list(planner.prompt_versions().values())
+    generations = Generations(config.ledger_url, order.began_ms, versions)
+    return DriftWatch(config.output, generations, promises, stop_if, order)
+
+
+class DriftWatch:
+    """Looks for drift within a `with` block; looks once more at its end, and stops nothing then.
+
+    Args:
+        output: the run's.
+        generations: what it has generated.
+        promises: what its pilot promised.
+        stop_if: how far off is too far; None: nothing is.
+        order: the run, as its workers know it.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        generations: Generations,
+        promises: Sequence[Promise],
+        stop_if: StopConfig | None,
+        order: worker.WorkOrder,
+    ) -> None:
+        self._url = Output(output).drift
+        self._generations, self._promises, self._stop_if, self._order = generations, promises, stop_if, order
+        self._known: dict[tuple[str, str], Drift] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="thoughtmill-drift", daemon=True)
+
+    def __enter__(self) -> DriftWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join(LOOK_S)  # a store that hangs holds up nobody
+        if not self._thread.is_alive():
+            self._try_look(ended=True)
+
+    def _run(self) -> None:
+        pause_s = LOOK_S
+        while not self._ended.wait(pause_s):
+            began = time.monotonic()
+            if self._try_look(ended=False):
+                return
+            pause_s = max(LOOK_S, (time.monotonic() - began) / MAX_SHARE)
+
+    def _try_look(self, *, ended: bool) -> bool:
+        """Whether the run was stopped. Whatever goes wrong in looking is no reason for a run to fail."""
+        try:
+            return self._look(ended=ended)
+        except Exception as error:  # noqa: BLE001 - told, and looked again
+            logger.debug("drift: %s", error)
+            return False
+
+    def _look(self, *, ended: bool) -> bool:
+        self._generations.read(float("inf") if ended else time.monotonic() + LOOK_S)
+        drifts = find_drifts(self._promises, self._generations.totals(ended=ended))
+        for drift in drifts:
+            if (drift.tier, drift.kind) not in self._known:
+                logger.warning("%s", drift)
+            self._known[drift.tier, drift.kind] = drift
+        if drifts:
+            storage.write_json(self._url, msgspec.to_builtins(list(self._known.values())))
+        too_far = [drift for drift in drifts if self._stop_if is not None and is_too_far(drift, self._stop_if)]
+        if ended or not too_far:
+            return False
+        assert self._stop_if is not None
+        stop_everywhere(self._order, stopped_because(too_far[0], self._stop_if))
+        return True
+
+
+def is_too_far(drift: Drift, stop_if: StopConfig) -> bool:
+    """Whether the run is to stop for it."""
+    limit = stop_if.length_off_by if drift.kind == "length" else stop_if.cut_off_by
+    return limit is not None and drift.off_by > limit
+
+
+def stopped_because(drift: Drift, stop_if: StopConfig) -> str:
+    """What to say of a run that was stopped."""
+    name = "length_off_by" if drift.kind == "length" else "cut_off_by"
+    return (
+        f"stopped before more is spent: {drift}, more than budget.stop_if.{name}={getattr(stop_if, name)} allows. What "
+        "was generated is in the ledger and will be found there. Measure again with `thoughtmill plan CONFIG --pilot "
+        "N`, change the tier, or remove budget.stop_if, and run again"
+    )
