@@ -112,8 +112,9 @@ def test_the_verdict_is_written_and_shown(config: MillConfig, found: Ablation) -
 
 
 def test_what_is_done_is_not_done_again(config: MillConfig, found: Ablation) -> None:
-    again = ablate(config, on_step=lambda training, tokens: pytest.fail("trained again"))
-    assert again == found
+    seen: list[int] = []
+    again = ablate(config, on_step=lambda training, tokens: seen.append(tokens))
+    assert again == found and seen == [2048] * len(ARMS)
     otherwise = replace(config, ablation=replace(config.ablation, learning_rate=1e-3))
     with pytest.raises(RequestError, match=r"arm raw, seed 0, was trained by another config.*--replace"):
         ablate(otherwise)
