@@ -18,6 +18,7 @@ from augment.selection.config import SelectConfig
 from difficulty.budget.policies import policy_module
 from difficulty.budget.tiers import POLICIES, BudgetConfig
 from difficulty.config import DifficultyConfig
+from pipelines.ablation.config import AblationConfig
 from sharding.config import STRICT
 from sharding.packing.config import Layout, PackConfig
 from sharding.sources import Source, SourceConfig, misplaced_key
@@ -93,6 +94,9 @@ class MillConfig:
     layout: Layout = Field(default="after_document", description="Where thoughts stand relative to the source.")
     pack: PackConfig
     card: CardConfig = Field(default_factory=CardConfig)
+    ablation: AblationConfig = Field(
+        default_factory=AblationConfig, description="The small model that `thoughtmill ablate` trains on every arm."
+    )
 
     @property
     def ledger_url(self) -> str:

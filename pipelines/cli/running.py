@@ -168,8 +168,8 @@ def arms(
         str | None,
         typer.Option(
             "--arms",
-            help="Some of raw, uniform, adaptive, rephrase and learned; all, unless told otherwise, learned where a "
-            "pilot has explored.",
+            help="Some of those in docs/mixing.md; raw is always made. Unless told otherwise: raw, uniform, adaptive, "
+            "rephrase, and learned where a pilot has explored.",
         ),
     ] = None,
     overrides: SetOption = None,
