@@ -1,7 +1,7 @@
 """Control arms: corpora for an ablation, of one source, one budget and one ledger, with equal training tokens.
 
     score, once ─► raw: packed without thoughts ─► its number of sequences
-                   uniform, adaptive, rephrase: augment, select, pack, cut to that number ─► arms.json
+                   every other arm: augment, select, pack, cut to that number ─► arms.json
 
 Every arm is an output of its own under OUTPUT/arms, made by the four stages as any other run: `verify`, `status`, the
 card and the exports work on it. What differs between two arms is what `ARMS` says and nothing else.
@@ -10,17 +10,22 @@ card and the exports work on it. What differs between two arms is what `ARMS` sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.table import Table
 
+from difficulty.budget.histogram import DifficultyHistogram
 from pipelines import yaml_config
 from pipelines.config import MillConfig
+from pipelines.documents.reader import read_allocation
+from pipelines.joints import allocation_of, prices
 from pipelines.run import mill
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -28,15 +33,79 @@ if TYPE_CHECKING:
     from pipelines.stage import Did
 
 RAW = "raw"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm.
+
+    Attributes:
+        about: what it is.
+        derive: (config as a mapping, the run's config) → nothing; makes the mapping, which has the policy adaptive,
+            that of the arm.
+        needs: arms that must be made before, since this one goes by what they came to.
+    """
+
+    about: str
+    derive: Callable[[dict[str, Any], MillConfig], None] = lambda tree, config: None
+    needs: tuple[str, ...] = ()
+
+
+def _raw(tree: dict[str, Any], config: MillConfig) -> None:
+    skip = _skipping(config)
+    tree["budget"] |= {"policy": "fixed", "fixed_tier": skip, "tiers": [{"name": skip}]}
+
+
+def _uniform(tree: dict[str, Any], config: MillConfig) -> None:
+    tree["budget"] |= {"policy": "uniform"}
+
+
+def _rephrase(tree: dict[str, Any], config: MillConfig) -> None:
+    for tier in tree["budget"]["tiers"]:
+        tier["prompt"] = tier["prompt"] and REPHRASE_PROMPT
+
+
+def _shuffled(tree: dict[str, Any], config: MillConfig) -> None:
+    tree["select"] |= {"shuffle": True}
+
+
+def _dose(share: float, tree: dict[str, Any], config: MillConfig) -> None:
+    """A share of the budget, all of it for one tier: with several, a segment's tier would change with the dose."""
+    number = config.budget.key.removeprefix("budget.")
+    told = tree["budget"][number] * share
+    tree["budget"][number] = max(1, round(told)) if number == "thinking_tokens" else told
+    costs = {tier.name: tier.cost(config.budget.unit, prices(config)) for tier in config.budget.tiers}
+    dearest = max(costs, key=lambda name: costs[name])
+    tiers = [tier for tier in tree["budget"]["tiers"] if tier["name"] == dearest]
+    tree["budget"]["tiers"] = [{"name": _skipping(config)}, *tiers]
+
+
+def _skipping(config: MillConfig) -> str:
+    return next((tier.name for tier in config.budget.tiers if tier.skips), "skip")
+
+
 ARMS = {
-    RAW: "the source alone",
-    "uniform": "the budget dealt out by lot",
-    "adaptive": "the budget spent by difficulty",
-    "rephrase": "as adaptive, with every prompt replaced by one that asks to rephrase",
+    RAW: Arm("the source alone", _raw),
+    "uniform": Arm("the budget dealt out by lot", _uniform),
+    "adaptive": Arm("the budget spent by difficulty"),
+    "rephrase": Arm("as adaptive, with every prompt replaced by one that asks to rephrase", _rephrase),
+    "uniform_matched": Arm("as uniform, with as many thought tokens as adaptive", _uniform, ("uniform", "adaptive")),
+    "shuffled": Arm("as adaptive, each trace replaced by that of another document", _shuffled),
+    **{
+        f"dose_{share:g}": Arm(
+            f"{share:g} of the budget by difficulty, all for the dearest tier", partial(_dose, share)
+        )
+        for share in (0.25, 0.5, 1.0, 2.0)
+    },
 }
-"""The arms and what they are, in the order in which they are made."""
+"""The arms, in the order in which they are made. One more is a line here."""
+
+DEFAULT_ARMS = (RAW, "uniform", "adaptive", "rephrase")
 
 REPHRASE_PROMPT = "rephrase"
+MATCHED_WITHIN = 0.001
+"""The thought tokens that uniform_matched is planned for are so near to adaptive's, as a share of these."""
+_TRIALS = 60
 SPLITS = ("train", "validation")
 
 
@@ -73,10 +142,11 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def mill_arms(
     config: MillConfig,
-    arms: Sequence[str] = tuple(ARMS),
+    arms: Sequence[str] = DEFAULT_ARMS,
     *,
     beam_args: Sequence[str] = (),
     replace: bool = False,
+    whole: bool = False,
     on_stage: Callable[[str, str, Manifest | None, Did | None], None] = lambda arm, stage, manifest, did: None,
 ) -> dict[str, ArmResult]:
     """Make the arms that aren't done, and write OUTPUT/arms/arms.json.
@@ -86,6 +156,7 @@ def mill_arms(
         arms: names of `ARMS`; raw is always made, since it says how long the others are.
         beam_args: Beam options.
         replace: make stages again that another config has made.
+        whole: leave every arm as long as it comes; by default all are cut to the sequences of raw.
         on_stage: as `mill`'s, with the name of the arm before ("" for the scores that all share).
 
     Returns:
@@ -102,15 +173,18 @@ def mill_arms(
     def make(name: str, arm: MillConfig, **stages: Any) -> dict[str, Manifest]:
         return mill(arm, beam_args=beam_args, replace=replace, on_stage=partial(on_stage, name), **stages)
 
-    wanted = [name for name in ARMS if name == RAW or name in arms]
+    needed = {RAW, *arms, *(other for name in arms for other in ARMS[name].needs)}
+    wanted = [name for name in ARMS if name in needed]
     arm_config(config, wanted[-1])  # a mistake shows before the first arm is made
     if config.scored is None:
         make("", config, stages=("score",))
     results: dict[str, ArmResult] = {}
     for name in wanted:
-        arm = arm_config(config, name, results[RAW].sequences if name != RAW else None)
+        arm = arm_config(config, name, results[RAW].sequences if name != RAW and not whole else None)
+        if name == "uniform_matched":
+            arm = matched(arm, results["uniform"], results["adaptive"])
         results[name] = result_of(arm, make(name, arm))
-        if results[name].sequences != results[RAW].sequences:
+        if not whole and results[name].sequences != results[RAW].sequences:
             raise MillError(
                 f"arm {name}: {results[name].sequences} sequences, fewer than the {results[RAW].sequences} of the arm "
                 f"{RAW}: too little thinking to compare; raise {config.budget.key}"
@@ -138,18 +212,51 @@ def arm_config(config: MillConfig, name: str, max_rows: Mapping[str, int] | None
     tree["scored"] = config.scored or config.output
     tree["ledger"]["path"] = config.ledger_url
     tree["card"]["name"] = f"{config.card.name}, arm {name}"
-    budget = tree["budget"]
-    if name == RAW:
-        skip = next((tier.name for tier in config.budget.tiers if tier.skips), "skip")
-        budget |= {"policy": "fixed", "fixed_tier": skip, "tiers": [{"name": skip}]}
-    else:
-        budget |= {"policy": "uniform" if name == "uniform" else "adaptive", "fixed_tier": None}
-    if name == "rephrase":
-        for tier in budget["tiers"]:
-            tier["prompt"] = tier["prompt"] and REPHRASE_PROMPT
+    tree["budget"] |= {"policy": "adaptive", "fixed_tier": None}
+    ARMS[name].derive(tree, config)
     if max_rows is not None:
         tree["pack"]["max_rows"] = dict(max_rows)
     return yaml_config.from_mapping(tree, f"arm {name}")
+
+
+def matched(arm: MillConfig, uniform: ArmResult, adaptive: ArmResult) -> MillConfig:
+    """The config of a uniform arm whose budget is such that its corpus has as many thought tokens as the adaptive one.
+
+    The uniform arm tells what a segment of each tier brings in thought tokens, whatever its difficulty; how many get
+    each tier follows from the histogram of difficulty and the budget, which is tried.
+
+    Args:
+        arm: the config of a uniform arm.
+        uniform, adaptive: what these arms came to.
+
+    Raises:
+        RequestError: no budget comes to as many.
+    """
+    selected, scored = (manifest.require(uniform.output, stage) for stage in ("select", "score"))
+    plan = read_allocation(uniform.output, scored)
+    assert plan is not None  # its augment stage has made it
+    histogram = DifficultyHistogram.from_json(scored.facts["histogram"])
+    wanted = adaptive.thought_tokens + adaptive.thought_tokens_left_out
+    kept = {row["tier"]: row["kept_thought_tokens"] for row in selected.facts["account"]}
+    # In the tokens of the corpus; the account counts those of the generator.
+    spelled = (uniform.thought_tokens + uniform.thought_tokens_left_out) / max(1, sum(kept.values()))
+    brings = {tier.name: spelled * kept.get(tier.name, 0) / tier.segments for tier in plan.tiers if tier.segments}
+    number = arm.budget.key.removeprefix("budget.")
+    budget = float(getattr(arm.budget, number))
+    for _ in range(_TRIALS):
+        tried = _with_budget(arm, number, budget)
+        tiers = allocation_of(tried, histogram, scored.counts["source_tokens"]).tiers
+        found = sum(tier.segments * brings.get(tier.name, 0.0) for tier in tiers)
+        if not found or abs(found - wanted) <= MATCHED_WITHIN * wanted:
+            break
+        budget *= min(2.0, max(0.5, wanted / found))
+    return tried
+
+
+def _with_budget(arm: MillConfig, number: str, budget: float) -> MillConfig:
+    tree = yaml_config.to_mapping(arm)
+    tree["budget"][number] = max(1, round(budget)) if number == "thinking_tokens" else budget
+    return yaml_config.from_mapping(tree, "arm uniform_matched")
 
 
 def result_of(arm: MillConfig, stages: Mapping[str, Manifest]) -> ArmResult:

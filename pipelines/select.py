@@ -16,7 +16,7 @@ from augment.ledger.transforms import ReadLedger
 from augment.selection.account import split_account
 from augment.selection.benchmarks.index import index_digest, load_index
 from augment.selection.candidates import ROW_COLUMNS, AskedSegment
-from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls
+from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls, ShuffleTraces
 from augment.selection.values import needs_controls, value_digest
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
@@ -50,6 +50,8 @@ class Select(Stage):
         self.ask, self.threshold_nats = ScorerNats.of(config), config.difficulty.threshold_nats
         compared = bool(self.valued_tiers) and needs_controls(config.select.value_name)
         self.num_controls = config.select.gain.control_pool if compared else 0
+        # A group has the traces of a part: enough to choose from, and one at a time fits into memory.
+        self.num_groups = self.num_parts if config.select.shuffle else 0
         # Without a generation or a benchmark there is nothing to hold against the text.
         self.idle = not self.augmented.counts["generations"] and config.select.decontaminate is None
         code = value_digest(config.select.value_name)
@@ -81,9 +83,10 @@ class Select(Stage):
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
         controls = judged["judged"] | "Controls" >> PickControls(self.num_controls)
         chosen = judged["judged"] | "Choose" >> ChooseCandidates(select, self.ask, self.threshold_nats, controls)
+        kept = chosen["kept"] | "Shuffle" >> ShuffleTraces(self.num_groups)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
         return Built(
-            parts={KEPT: chosen["kept"], REJECTED: chosen["rejected"], CONTAMINATED: found["contaminated"]},
+            parts={KEPT: kept, REJECTED: chosen["rejected"], CONTAMINATED: found["contaminated"]},
             counts=(judged["counts"], chosen["counts"], contaminated),
         )
 
@@ -92,6 +95,7 @@ class Select(Stage):
         decontaminate = self.config.select.decontaminate
         return counts, {
             "account": account,
+            "shuffled": self.config.select.shuffle,
             "value": self.config.select.value_name if self.valued_tiers else "none",
             "decontamination": decontaminate
             and {"action": decontaminate.action, "benchmarks": load_index(decontaminate).describe()},

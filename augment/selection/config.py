@@ -35,6 +35,11 @@ class SelectConfig:
     )
     sample_temperature: float = Field(default=1.0, gt=0, description="For keep sample, in the value's unit.")
     seed: int = Field(default=0, ge=0, description="Of keep sample.")
+    shuffle: bool = Field(
+        default=False,
+        description="Put each kept trace in the place of one of another document, of the same tier and about as long: "
+        "a control arm, not for training.",
+    )
     gain: GainConfig = Field(default_factory=GainConfig, description="How values that are gains are measured.")
     gates: GatesConfig = Field(default_factory=GatesConfig, description="Reasons to reject a candidate.")
     decontaminate: DecontaminationConfig | None = Field(

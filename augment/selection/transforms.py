@@ -14,11 +14,14 @@ from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
 from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.keeping import choose
+from augment.selection.shuffling import shuffled
 from augment.selection.valuing import AskScorer, Valuer
-from sharding import tally
+from sharding import records, tally
 from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
+from sharding.beam.shuffle import GroupPartitions
+from sharding.hashing import partition_of
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, ContaminatedDocument
 
@@ -173,3 +176,33 @@ class _ChooseFn(beam.DoFn):
         for candidate in candidates:
             yield candidate if candidate.kept else beam.pvalue.TaggedOutput(REJECTED, candidate)
         yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates, valued))
+
+
+class ShuffleTraces(beam.PTransform):
+    """Kept candidates → the same, each with the trace of another document: see `augment.selection.shuffling`.
+
+    Args:
+        num_groups: traces are shuffled within so many groups of documents, one of which is held in memory at a time;
+            0: they stay where they are.
+    """
+
+    def __init__(self, num_groups: int) -> None:
+        super().__init__()
+        self._num_groups = num_groups
+
+    def expand(self, kept: beam.PCollection) -> beam.PCollection:
+        if not self._num_groups:
+            return kept
+        return (
+            kept
+            | "To groups" >> beam.Map(self._grouped).with_output_types(KV[int, bytes])
+            | "Group" >> GroupPartitions()
+            | "Rotate" >> beam.FlatMapTuple(_shuffled).with_output_types(Candidate)
+        )
+
+    def _grouped(self, candidate: Candidate) -> tuple[int, bytes]:
+        return partition_of(candidate.doc_id, self._num_groups), records.encode(candidate)
+
+
+def _shuffled(group: int, values: Iterable[bytes]) -> Iterator[Candidate]:
+    yield from shuffled(records.decode(Candidate, value) for value in values)

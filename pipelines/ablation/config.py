@@ -126,7 +126,7 @@ class AblationConfig:
     warmup_steps: int = Field(default=100, ge=0, description="Steps in which the learning rate rises from 0.")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant",
-        description="The learning rate after the warm-up. One that falls makes what is reached early depend on the end.",
+        description="The learning rate after the warm-up. One that falls makes what is reached early hang on the end.",
     )
     evaluators: tuple[EvaluatorConfig, ...] = Field(
         default=(EvaluatorConfig(name="heldout"), EvaluatorConfig(name="hard_tokens")),

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from pipelines.cli import ablating as ablating
 from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making

@@ -154,7 +154,7 @@ def plan(
 def arms(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
-    names: Annotated[str, typer.Option("--arms", help="Some of raw, uniform, adaptive and rephrase.")] = (
+    names: Annotated[str, typer.Option("--arms", help="Some of those in docs/mixing.md; raw is always made.")] = (
         "raw,uniform,adaptive,rephrase"
     ),
     overrides: SetOption = None,

@@ -5,6 +5,7 @@ OUTPUT/
 ├── README.md, croissant.json, config.yaml  its card
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
+├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
@@ -39,7 +40,7 @@ class Output:
         Raises:
             RequestError: there is one; names it.
         """
-        folders = (self.data, self.ledger, join(self.root, "arms"), self.stages, self.alive)
+        folders = (self.data, self.ledger, join(self.root, "arms"), join(self.root, "ablation"), self.stages, self.alive)
         for folder in (*folders, *map(self.stage, ("score", "augment", "select"))):
             fs, path = filesystem(folder)
             if isinstance(fs, LocalFileSystem) and Path(path).is_symlink():
@@ -119,6 +120,11 @@ class Output:
     def arms(self) -> str:
         """What the arms were and came to."""
         return join(self.root, "arms", "arms.json")
+
+    @property
+    def ablation(self) -> str:
+        """What students learned from the arms."""
+        return join(self.root, "ablation", "ablation.json")
 
     @property
     def ledger(self) -> str:
