@@ -49,11 +49,10 @@ class StatementAccuracy:
         chain      that, and the thought says word for word how it follows
         either     right where both ways are open, and it goes the one whose words it finds likelier, thought and answer
                    together. A student that was shown no thoughts isn't made to think.
-        seen       as either, of as many statements about people of whom statements were read
 
     Args:
         world: file of the world.
-        statements: how many are asked, of each of the two groups of people.
+        statements: how many are asked.
         seed: of which ones.
 
     Raises:
@@ -64,14 +63,12 @@ class StatementAccuracy:
         known = load_world(world)
         self._lead = known.lead
         draw = random.Random(seed_of(f"miniature questions {seed}"))
-        self._asked: dict[bool, list[Statement]] = {}
-        for held_out in (True, False):
-            about = [found for found in known.statements.values() if known.held_out[found.person] == held_out]
-            self._asked[held_out] = draw.sample(about, min(statements, len(about)))
+        about = [found for found in known.statements.values() if known.held_out[found.person]]
+        self._asked = draw.sample(about, min(statements, len(about)))
 
     def evaluate(self, model: Any, tokenizer: TextTokenizer) -> dict[str, float]:
         """The shares, each from 0 to 1."""
-        asked = self._asked[True]
+        asked = self._asked
         right = _right_answers(asked, tokenizer)
         prompts = self._prompts(asked, tokenizer)
         silent = _silently(model, prompts, tokenizer)
@@ -83,14 +80,7 @@ class StatementAccuracy:
             "silent": float((silent.answers == right).mean()),
             "thought": float(behind_thought.mean()),
             "chain": float((behind_thought & chains).mean()),
-            "seen": self._seen(model, tokenizer),
         }
-
-    def _seen(self, model: Any, tokenizer: TextTokenizer) -> float:
-        asked = self._asked[False]
-        prompts = self._prompts(asked, tokenizer)
-        said = _surer(_silently(model, prompts, tokenizer), _thinking(model, prompts, tokenizer)[1])
-        return float((said == _right_answers(asked, tokenizer)).mean())
 
     def _prompts(self, asked: Sequence[Statement], tokenizer: TextTokenizer) -> list[np.ndarray]:
         texts = (f"{self._lead(statement.person)} {statement.question}" for statement in asked)
@@ -122,9 +112,7 @@ def _thinking(model: Any, prompts: Sequence[np.ndarray], tokenizer: TextTokenize
     """The student's own thoughts, (num_tokens,) each, and the answers behind them."""
     begin, end = _mark(THINK_OPEN, tokenizer), _mark(THINK_CLOSE, tokenizer)
     opened = [np.concatenate([prompt, begin]) for prompt in prompts]
-    thoughts = generate_ids(
-        model, opened, max_tokens=MAX_THOUGHT_TOKENS, stop=[end], vocab_size=tokenizer.vocab_size
-    )
+    thoughts = generate_ids(model, opened, max_tokens=MAX_THOUGHT_TOKENS, stop=[end], vocab_size=tokenizer.vocab_size)
     written = [np.concatenate([thought, end]) for thought in thoughts]
     closed = [np.concatenate(pair) for pair in zip(opened, written, strict=True)]
     nats = np.array([float(found.sum()) for found in nats_behind(model, opened, written)])

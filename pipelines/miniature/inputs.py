@@ -1,6 +1,6 @@
 """What the miniature is made from: the world, its documents, the tokenizer and the scorer, in one folder.
 
-    world.json   documents.jsonl   tokenizer/   scorer/   made.json, which says from what sizes, and comes last
+world.json   documents.jsonl   tokenizer/   scorer/   made.json, which says from what sizes, and comes last
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     seed: int = 0
-    people: int = 96
-    cities: int = 24
-    countries: int = 8
-    documents: int = 10_000
-    scorer_tokens: int = 800_000
+    people: int = 48
+    cities: int = 12
+    countries: int = 6
+    documents: int = 6_000
+    scorer_tokens: int = 600_000
 
 
-TINY = Scale(people=16, cities=4, countries=2, documents=160, scorer_tokens=20_000)
+TINY = Scale(people=16, cities=4, countries=2, documents=120, scorer_tokens=8_192)
 """Enough to see that the machinery runs, and nothing else."""
 
 
@@ -53,7 +53,9 @@ def make_inputs(folder: Path, scale: Scale) -> None:
     made = folder / "made.json"
     if made.is_file():
         if (found := msgspec.json.decode(made.read_bytes(), type=Scale)) != scale:
-            raise RequestError(f"{folder} holds a miniature of other sizes ({found}): remove it, or name another output")
+            raise RequestError(
+                f"{folder} holds a miniature of other sizes ({found}): remove it, or name another output"
+            )
         return
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended: nothing else has read it
     world = make_world(scale.seed, people=scale.people, cities=scale.cities, countries=scale.countries)
@@ -67,10 +69,10 @@ def make_inputs(folder: Path, scale: Scale) -> None:
     from pipelines.miniature.scorer import train_scorer
 
     # As many as the tokens take: a document has at least 20.
-    other = (found["text"] for found in write_documents(world, 1 + scale.scorer_tokens // 20, _seed(scale, _OTHER_DOCUMENTS)))
-    train_scorer(
-        other, str(folder / "tokenizer"), folder / "scorer", tokens=scale.scorer_tokens, seed=scale.seed
+    other = (
+        found["text"] for found in write_documents(world, 1 + scale.scorer_tokens // 20, _seed(scale, _OTHER_DOCUMENTS))
     )
+    train_scorer(other, str(folder / "tokenizer"), folder / "scorer", tokens=scale.scorer_tokens, seed=scale.seed)
     write_bytes(str(made), msgspec.json.encode(scale))
 
 

@@ -33,6 +33,15 @@ NOISE = "thoughts_on_noise"
 """An arm of the miniature's own: the thoughts of adaptive about numbers, and no others."""
 
 FULL_SEEDS = tuple(range(10))
+FULL_ARMS = ("raw", "uniform", "adaptive", "shuffled", "dose_0.25", "dose_0.5", "dose_1", "dose_2")
+
+_TINY_TRAINING = (
+    "ablation.tokens=4096",
+    "ablation.eval_every=2048",
+    "ablation.seeds=[0]",
+    "ablation.arms=[raw, adaptive]",
+    "ablation.influence=null",
+)
 
 
 def overrides_of(output: Path, url: str, scale: Scale, *, full: bool = False) -> list[str]:
@@ -56,9 +65,9 @@ def overrides_of(output: Path, url: str, scale: Scale, *, full: bool = False) ->
         f"ablation.outputs.{NOISE}={output / NOISE}",
     ]
     if full:
-        found += [f"ablation.seeds={list(FULL_SEEDS)}", "ablation.arms=[raw, uniform, adaptive, shuffled, dose]"]
+        found += [f"ablation.seeds={list(FULL_SEEDS)}", f"ablation.arms=[{', '.join(FULL_ARMS)}]"]
     if scale == TINY:
-        found += ["ablation.tokens=4096", "ablation.eval_every=2048", "ablation.seeds=[0]", "ablation.arms=[raw, adaptive]"]
+        found += [*_TINY_TRAINING]
     return found
 
 

@@ -23,6 +23,7 @@ from itertools import accumulate
 import msgspec
 
 from sharding import storage
+from sharding.errors import RequestError
 from sharding.hashing import seed_of
 from sharding.storage.json_files import read_json
 
@@ -112,7 +113,9 @@ class World:
     def customs(self, country: int) -> str:
         """What people in a country speak and pay with."""
         name = self.countries[country]
-        return f"In {name} they speak {self.languages[country]}. In {name} they pay with the {self.currencies[country]}."
+        return (
+            f"In {name} they speak {self.languages[country]}. In {name} they pay with the {self.currencies[country]}."
+        )
 
     # --- what follows -------------------------------------------------------------------------------------------------
 
@@ -148,13 +151,18 @@ class World:
         return " ".join((PARAGRAPH_START, *facts))
 
 
-def make_world(seed: int, *, people: int = 96, cities: int = 24, countries: int = 8) -> World:
+def make_world(seed: int, *, people: int = 48, cities: int = 12, countries: int = 6) -> World:
     """A world.
 
     Args:
         seed: names, facts and who is held out follow from it.
-        people, cities, countries: how many; people a multiple of 4, since each half is paired with itself.
+        people, cities, countries: how many; of people an even number, and two in each half at least.
+
+    Raises:
+        RequestError: there are too few.
     """
+    if people < 4 or people % 2 or min(cities, countries) < 1:
+        raise RequestError(f"people {people}, cities {cities}, countries {countries}: people is even and at least 4")
     draw = random.Random(seed_of(f"miniature world {seed}"))
     names = _names(draw, people + cities + 3 * countries)
     parts = list(accumulate((people, cities, countries, countries), initial=0))
