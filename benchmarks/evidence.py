@@ -4,12 +4,12 @@
     python -m benchmarks.evidence
     python -m benchmarks.evidence --output out/miniature/mill
 
-`A_over_B`: how many times the training tokens of arm B arm A takes to the target, with its 95% interval over seeds. Where
-a student of A never gets there it is a lower bound, where one of B doesn't an upper one, and where both happen there is
-none; `..._bound` says which. `surprisal` is the arm adaptive, whose budget goes by surprise, and is held against the arm
-learned where there is one. `gain_influence_spearman`: whether a trace's gain foretells what a step of training on it
-does. `final_...` are the mean scores of each arm at the end, `noise_over_adaptive` is of the arm whose thoughts are all
-about numbers. The last line is one JSON object with the figures.
+`A_over_B`: how many times the training tokens of arm B arm A takes to the target, with its 95% interval over seeds.
+Where a student of A never gets there it is a lower bound, where one of B doesn't an upper one, and where both happen
+there is none; `..._bound` says which. `surprisal` is the arm adaptive, whose budget goes by surprise, and is held
+against the arm learned where there is one. `gain_influence_spearman`: whether a trace's gain foretells what a step of
+training on it does. `final_...` are the mean scores of each arm at the end, `noise_over_adaptive` is of the arm whose
+thoughts are all about numbers. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations

@@ -2,5 +2,6 @@
 
     world ─► documents ─► the four stages, with `scorer` and `teacher` ─► arms ─► students ─► `evaluator`
 
-`world` says what is true and writes it down; `run` puts the parts together for `make evidence` and configs/miniature.yaml.
+`world` says what is true and writes it down; `run` puts the parts together for `make evidence`, by
+configs/miniature.yaml.
 """

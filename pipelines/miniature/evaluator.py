@@ -30,8 +30,8 @@ class _Said:
 
     Attributes:
         answers: (prompts,) int64, the first token of each answer.
-        nats: (prompts,) surprisal of the thought, if there is one, and the answer. Whether to think at all isn't counted:
-            how often a corpus does is its budget's business.
+        nats: (prompts,) surprisal of the thought, if there is one, and the answer. Whether to think at all isn't
+            counted: how often a corpus does is its budget's business.
     """
 
     answers: np.ndarray
@@ -41,8 +41,8 @@ class _Said:
 class StatementAccuracy:
     """Shares of statements about held-out people that come out right.
 
-    A student is given two plain facts and a sentence up to its answer, as its corpus has them. All that it writes is its
-    most likely token each time. An answer is one word and one token.
+    A student is given two plain facts and a sentence up to its answer, as its corpus has them. All that it writes is
+    its most likely token each time. An answer is one word and one token.
 
         silent     right at once, without a thought
         thought    right behind a thought of its own

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.miniature.teacher import MORE, REMARKS
 from pipelines.miniature.tokens import train_tokenizer
 from pipelines.miniature.world import make_world, save_world, write_documents
 from sharding.errors import RequestError
@@ -19,7 +20,7 @@ from sharding.storage.files import write_bytes
 _CORPUS, _OTHER_DOCUMENTS = 1, 2
 """Seeds of the documents that are milled, and of those that the scorer was trained on."""
 
-_TOKENIZER_DOCUMENTS, _CHAIN_COPIES = 2000, 2
+_TOKENIZER_DOCUMENTS, _CHAIN_COPIES, _REMARK_COPIES = 2000, 2, 20
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +66,8 @@ def make_inputs(folder: Path, scale: Scale) -> None:
     write_bytes(str(folder / "documents.jsonl"), lines.encode())
     chains = [statement.chain for statement in world.statements.values()] * _CHAIN_COPIES
     texts = [document["text"] for document in documents[:_TOKENIZER_DOCUMENTS]]
-    train_tokenizer([*texts, *chains], folder / "tokenizer")
+    remarks = [remark + MORE for remark in REMARKS] * _REMARK_COPIES
+    train_tokenizer([*texts, *chains, *remarks], folder / "tokenizer")
     from pipelines.miniature.scorer import train_scorer
 
     # As many as the tokens take: a document has at least 20.

@@ -25,7 +25,6 @@ from pipelines.miniature.teacher import Manners, Teacher, serve
 from pipelines.miniature.world import load_world
 from pipelines.run import mill
 from sharding.models.tokenizer import load_tokenizer
-from sharding.storage.files import join
 
 CONFIG = "configs/miniature.yaml"
 OUTPUT = "out/miniature"

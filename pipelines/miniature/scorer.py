@@ -1,4 +1,4 @@
-"""The scorer of the miniature: a small model trained for a minute on raw text of its world, saved as an ordinary folder.
+"""The scorer of the miniature: a small model trained for a minute on raw text of its world, saved as any other is.
 
 It knows the plain facts more or less, what follows from them hardly, and numbers not at all: as a real scorer does.
 Imports torch.

@@ -31,8 +31,10 @@ PARAGRAPH_START = "Register:"
 """Before every first name, so that a name has a space before it wherever it stands: one token, and one alone."""
 
 NOTICES = (
-    "Register: All entries were copied by hand from the books of the town hall and may not be printed again without leave.",
-    "Register: Whoever finds a mistake in these pages is asked to write to the keeper of the books before the year ends.",
+    f"{PARAGRAPH_START} All entries were copied by hand from the books of the town hall and may not be printed again "
+    "without leave.",
+    f"{PARAGRAPH_START} Whoever finds a mistake in these pages is asked to write to the keeper of the books before the "
+    "year ends.",
 )
 
 NUMBER_KINDS = ("phone number", "licence key")
