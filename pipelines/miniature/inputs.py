@@ -37,7 +37,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     people: int = 48
     cities: int = 12
     countries: int = 6
-    documents: int = 6_000
+    documents: int = 3_000
     scorer_tokens: int = 600_000
 
 
