@@ -222,6 +222,7 @@ def _conclude(
             ArmTrained(
                 arm=name,
                 output=output,
+                packed=manifest.digest(packed[name]),
                 tokens=by_arm[name].tokens,
                 epochs=round(by_arm[name].epochs, 4),
                 source_tokens=packed[name].counts.get("tokens_source", 0),
@@ -230,6 +231,7 @@ def _conclude(
             for name, output in outputs.items()
         ],
         curves=found,
+        scored=manifest.digest(manifest.require(config.scored or config.output, "score")),
         verdict=judge(found, section.target.metric, section.target.value, section.baseline),
         dose=dose_of(found, packed, section),
         influence=_influence(config, outputs, packed),

@@ -81,14 +81,17 @@ def plateau(doses: np.ndarray, means: np.ndarray) -> tuple[float, float]:
         The dose, from the second smallest to the largest: there, more may still pay. The smallest, and slope 0, where
         no line that rises fits better than a level one.
     """
-    best = (float(((means - means.mean()) ** 2).sum()), float(doses[0]), 0.0)
-    for joint in np.linspace(doses[1], doses[-1], _GRID):
-        line = np.minimum(doses, joint)
-        slope, offset = np.polyfit(line, means, 1)
-        error = float(((means - offset - slope * line) ** 2).sum())
-        if slope > 0 and error < best[0] * (1 - 1e-9):
-            best = (error, float(joint), float(slope))
-    return best[1], best[2]
+    joints = np.linspace(doses[1], doses[-1], _GRID)
+    lines = np.minimum(doses, joints[:, None])
+    lines = lines - lines.mean(axis=1, keepdims=True)
+    deviations = means - means.mean()
+    slopes = lines @ deviations / (lines**2).sum(axis=1)
+    errors = ((deviations - slopes[:, None] * lines) ** 2).sum(axis=1)
+    errors[slopes <= 0] = np.inf
+    best = int(errors.argmin())
+    if errors[best] >= (deviations**2).sum() * (1 - 1e-9):
+        return float(doses[0]), 0.0
+    return float(joints[best]), float(slopes[best])
 
 
 def _few(weights: np.ndarray) -> np.ndarray:

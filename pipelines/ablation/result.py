@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -9,7 +10,9 @@ import msgspec
 from pipelines.ablation.curves import Curve
 from pipelines.ablation.verdict import Verdict
 from sharding import storage
+from sharding.storage import manifest
 from sharding.storage.json_files import Number, read_json
+from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 MAX_BYTES = 64 << 20
@@ -21,6 +24,7 @@ class ArmTrained(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         arm: its name.
         output: its folder.
+        packed: digest of its pack manifest.
         tokens: training tokens of each student, padding counted.
         epochs: how often they saw the arm.
         source_tokens, thought_tokens: in the arm's train and validation shards.
@@ -28,6 +32,7 @@ class ArmTrained(msgspec.Struct, frozen=True, kw_only=True):
 
     arm: str
     output: str
+    packed: str
     tokens: int
     epochs: Number
     source_tokens: int
@@ -88,6 +93,7 @@ class Ablation(msgspec.Struct, frozen=True, kw_only=True):
         verdict: tokens to the target.
         dose: where there are arms of several doses.
         influence: where it was asked for.
+        scored: digest of the score manifest that the arms share.
         rehearsal: a rehearsal scorer or engine made an arm.
     """
 
@@ -97,6 +103,7 @@ class Ablation(msgspec.Struct, frozen=True, kw_only=True):
     arms: Annotated[list[ArmTrained], msgspec.Meta(max_length=1000)]
     curves: Annotated[list[Curve], msgspec.Meta(max_length=100_000)]
     verdict: Verdict
+    scored: str
     dose: Dose | None = None
     influence: Influence | None = None
     rehearsal: bool = False
@@ -115,6 +122,25 @@ def read(output: str) -> Ablation | None:
     """
     url = Output(output).ablation
     return read_json(url, Ablation, "an ablation", MAX_BYTES) if storage.exists(url) else None
+
+
+def of_corpus(output: str, stages: Mapping[str, Manifest]) -> Ablation | None:
+    """The ablation of an output where it is about the corpus that is there now, be it as an arm or as their source.
+
+    Args:
+        output: the output.
+        stages: its manifests.
+
+    Raises:
+        MillError: as `read`.
+    """
+    found = read(output)
+    if found is None or found.scored != manifest.digest(stages["score"]):
+        return None
+    arms = [arm for arm in found.arms if arm.output.rstrip("/") == output.rstrip("/")]
+    if any(arm.packed != manifest.digest(stages["pack"]) for arm in arms):
+        return None
+    return found
 
 
 def write(output: str, made: Ablation) -> None:

@@ -1,5 +1,7 @@
 """The dataset card: README.md of the output, made from the manifests alone. The last thing the pack stage writes.
 
+Where students were trained on the corpus, `ablation.json` has a section in it.
+
 four manifests ─┬─► front_matter: YAML for the hub and for `datasets`
                 ├─► facts ─► template/card.md.j2: what a trainer needs to know, in Markdown
                 └─► croissant: the same for machines, croissant.json beside it
@@ -13,6 +15,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from pipelines.ablation import result
+from pipelines.ablation.result import Ablation
 from pipelines.card import croissant
 from pipelines.card.facts import ABOUT, facts_of
 from pipelines.card.front_matter import front_matter
@@ -29,13 +33,13 @@ def write(output: str, stages: Mapping[str, Manifest]) -> None:
     Raises:
         MillError: the store refused.
     """
-    storage.write_bytes(Output(output).card, render(stages).encode())
+    storage.write_bytes(Output(output).card, render(stages, result.of_corpus(output, stages)).encode())
     told = {name: published(_as_stored(stage)) for name, stage in stages.items()}
     described = json.dumps(croissant.describe(told, ABOUT), indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(Output(output).croissant, described.encode())
 
 
-def render(stages: Mapping[str, Manifest]) -> str:
+def render(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -> str:
     """The card of a run whose four manifests are given: YAML for the hub, then what a trainer needs to know."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -49,7 +53,7 @@ def render(stages: Mapping[str, Manifest]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"table": table, "listing": listing, "commas": "{:,}".format}
-    text = environment.get_template("card.md.j2").render(facts_of(stages))
+    text = environment.get_template("card.md.j2").render(facts_of(stages, ablation))
     body = re.sub(r"\n{3,}", "\n\n", text).strip()  # where a paragraph has nothing to say
     return f"---\n{front_matter(stages['pack'])}---\n\n{body}\n"
 

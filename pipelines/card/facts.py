@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
+from pipelines.ablation.result import Ablation
+from pipelines.ablation.show import ratio_rows, reached_rows, sentences
 from pipelines.card.front_matter import has_loss_mask, splits
 from pipelines.card.markdown import share
 from sharding.storage.manifest import STAGES, Manifest
@@ -31,11 +33,12 @@ _BAR_WIDTH = 40
 _KEY_BITS = 32
 
 
-def facts_of(stages: Mapping[str, Manifest]) -> dict[str, Any]:
+def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -> dict[str, Any]:
     """All that the template needs; rows of tables are tuples of cells.
 
     Args:
         stages: the four manifests.
+        ablation: what students learned from the corpus, where they were trained.
     """
     scored, augmented, selected, packed = (stages[stage] for stage in STAGES)
     return {
@@ -48,12 +51,25 @@ def facts_of(stages: Mapping[str, Manifest]) -> dict[str, Any]:
         **_of_difficulty(scored),
         **_of_generation(augmented),
         **_of_selection(selected),
+        "shuffled": selected.facts.get("shuffled", False),
+        "ablation": ablation and _ablation(ablation),
         "decontamination": _decontamination(selected),
         "packing": list(_packing(packed)),
         "columns": list(_columns(packed)),
         "first_split": (splits(packed) or ["train"])[0],
         "fingerprints": [(name, f"`{stages[name].fingerprint}`") for name in STAGES],
         "versions": [f"{name} {version}" for name, version in packed.facts.get("versions", {}).items()],
+    }
+
+
+def _ablation(ablation: Ablation) -> dict[str, Any]:
+    (reached_header, reached), (ratio_header, ratios) = reached_rows(ablation), ratio_rows(ablation)
+    return {
+        "sentences": sentences(ablation),
+        "reached_header": reached_header,
+        "reached": reached,
+        "ratio_header": ratio_header,
+        "ratios": ratios,
     }
 
 

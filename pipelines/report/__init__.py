@@ -1,6 +1,6 @@
 """The report: one page about a run, for a browser without a network. `thoughtmill run` ends with it.
 
-manifests ────► facts ──► funnel, spread, traces, shards: figures ─┐
+manifests ────► facts ──► funnel, spread, traces, shards, ablation: figures ─┐
 a few parts ──► sample ─┘                                          ├─► template/page.html.j2 ──► report.html
 a few documents ──► reader ──► room: the reading room ─────────────┘
 
@@ -48,9 +48,10 @@ def render(output: str) -> str:
     Raises:
         MillError: nothing of a run is there, or a file can't be read.
     """
+    from pipelines.ablation import result
     from pipelines.documents.reader import read_allocation
     from pipelines.documents.sample import look
-    from pipelines.report import page, shards, spread, traces
+    from pipelines.report import ablation, page, shards, spread, traces
     from pipelines.report.facts import Facts
     from pipelines.report.funnel import steps
 
@@ -65,6 +66,7 @@ def render(output: str) -> str:
         *(spread.difficulty(facts), spread.spending(facts)),
         *(traces.lengths(facts), traces.gains(facts), traces.rejections(facts)),
         *(shards.packing(facts), shards.cost(facts)),
+        *ablation.figures(result.read(output)),
     ]
     readings, closed = _reading_room(output, stages, sample)
     return page.render(output, facts, steps(told), figures, readings, closed)

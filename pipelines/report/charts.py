@@ -230,6 +230,40 @@ def intervals(title: str, description: str, rows: Sequence[Interval], *, x_label
     return _svg(height, title, description, parts)
 
 
+@dataclass(frozen=True)
+class Band:
+    """A line with a band around it: (x, middle, low, high), ascending in x."""
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float, float, float]]
+
+
+def curves(title: str, description: str, bands: Sequence[Band], *, x_label: str, y_label: str) -> Markup:
+    """A line for each, through its middles, with the band between its lows and highs behind it."""
+    height, top = 300, _TOP + 12
+    floor = height - _BOTTOM
+    every = [point for band in bands for point in band.points] or [(0.0, 0.0, 0.0, 0.0)]
+    low, high = min(point[2] for point in every), max(point[3] for point in every)
+    scale_y = _scale(low, high if high > low else low + 1, floor, top)
+    scale_x = _scale(0, max(point[0] for point in every) or 1, _LEFT, WIDTH - _RIGHT)
+    parts = [_horizontal(scale_y(tick), f"{tick:g}") for tick in ticks(low, high, 5)]
+    for tick in ticks(0, max(point[0] for point in every), 5):
+        parts.append(_text(scale_x(tick), floor + 15, number(tick), "middle"))
+    for kind in ("band", "line"):  # all lines before all bands
+        for band in bands:
+            there = [(scale_x(x), *map(scale_y, rest)) for x, *rest in band.points]
+            edge = [(x, y) for x, y, _, _ in there]
+            if kind == "band":
+                edge = [(x, most) for x, _, _, most in there] + [(x, least) for x, _, least, _ in reversed(there)]
+            places = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+            shape = "polygon" if kind == "band" else "polyline"
+            parts.append(Markup('<{} class="{} {}" points="{}"/>').format(Markup(shape), kind, band.style, places))
+    parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_label, "middle", "label"))
+    parts.append(_text(0, 12, y_label, "start", "label"))
+    return _svg(height, title, description, parts)
+
+
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
