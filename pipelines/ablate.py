@@ -100,8 +100,11 @@ def trainings_of(config: MillConfig, outputs: Mapping[str, str], packed: Mapping
     section = config.ablation
     scores = config.scored or config.output
     thinking = [name for name in outputs if packed[name].counts.get("tokens_thought")]
+    places = "adaptive" if "adaptive" in thinking else next(iter(thinking), None)
     # The baseline's held-out text is what all students are asked about, whichever arms are beside it.
-    of_all = [manifest.digest(packed[section.baseline]), *map(manifest.digest, [packed[n] for n in thinking[:1]])]
+    of_all = [manifest.digest(packed[section.baseline])]
+    if places is not None and any(one.name == "own_thought" for one in section.evaluators):
+        of_all.append(manifest.digest(packed[places]))
     return [
         Training(
             arm=name,
@@ -110,7 +113,7 @@ def trainings_of(config: MillConfig, outputs: Mapping[str, str], packed: Mapping
                 scores=scores,
                 output=output,
                 baseline=outputs[section.baseline],
-                places=outputs[thinking[0]] if thinking else None,
+                places=None if places is None else outputs[places],
             ),
             folder=local_path(curves.folder_of(config.output, name, seed)),
             identity=identity_of(section, [manifest.digest(packed[name]), *of_all]),

@@ -56,6 +56,7 @@ def _ablate(config: Any, beam_args: list[str] | None, *, replace: bool) -> Ablat
     from pipelines import ablate as ablate_module
     from pipelines import report
     from pipelines.ablation.progress import Progress
+    from sharding.storage.manifest import read
 
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
         if manifest is not None:
@@ -67,7 +68,8 @@ def _ablate(config: Any, beam_args: list[str] | None, *, replace: bool) -> Ablat
         found = ablate_module.ablate(
             config, beam_args=beam_args or (), replace=replace, on_stage=on_stage, on_step=progress.step
         )
-    report.write(config.output)
+    if read(config.output, "score") is not None:  # with `scored`, the output itself has nothing to report
+        report.write(config.output)
     return found
 
 

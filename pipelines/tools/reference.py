@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from pipelines.config import MillConfig
 
@@ -112,7 +113,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if dataclasses.is_dataclass(value):
         return ""
-    return f"`{json.dumps(value, ensure_ascii=False)}`"
+    return f"`{json.dumps(to_jsonable_python(value), ensure_ascii=False)}`"
 
 
 def _cell(text: str) -> str:
