@@ -147,8 +147,8 @@ def test_a_name_is_one_token_and_a_paragraph_is_one_segment(inputs: Path) -> Non
     lengths = [len(tokenizer.encode(paragraph)) + 2 for paragraph in PARAGRAPHS]
     assert min(lengths) > 16 and max(lengths) <= 32
     for said in WORLD.statements.values():  # a thought has at least 16 tokens of its segment before it
-        assert len(tokenizer.encode(f"{WORLD.lead(said.person)} {said.question}")) >= 16
-        assert len(tokenizer.encode(WORLD.lead(said.person))) < 16
+        assert len(tokenizer.encode(WORLD.opening(said))) >= 16
+        assert len(tokenizer.encode(WORLD.lead(said.person, said.kind))) < 16
 
 
 # --- the teacher, over HTTP -------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def prompt_about(said: str) -> str:
 def shown(number: int) -> tuple[str, str]:
     """A statement up to its answer as a generator is shown it, and its chain."""
     said = list(WORLD.statements.values())[number]
-    return f"{WORLD.lead(said.person)} {said.question}", said.chain
+    return WORLD.opening(said), said.chain
 
 
 def test_the_teacher_says_how_an_answer_follows(inputs: Path) -> None:
@@ -196,14 +196,14 @@ def test_the_teacher_says_how_an_answer_follows(inputs: Path) -> None:
             assert ask(url, prompt=prompt_about(said))["choices"][0]["text"] == chain  # as text, too
 
 
-@pytest.mark.parametrize("text", ["Register: Nobody's phone number is", "Register: An entry", "In winter"])
+@pytest.mark.parametrize("text", ["Phones: Nobody's phone number is", "Notice: An entry", "In winter"])
 def test_about_anything_else_it_has_a_plausible_empty_remark(url: str, text: str) -> None:
     assert ask(url, prompt=prompt_about(text))["choices"][0]["text"] in REMARKS
 
 
 def test_caps_stops_samples_and_seeds_are_honoured(url: str, inputs: Path) -> None:
     tokenizer = load_tokenizer(str(inputs / "tokenizer"))
-    prompt = prompt_about("Register: An entry")
+    prompt = prompt_about("Notice: An entry")
     capped = ask(url, prompt=prompt, max_tokens=3, return_token_ids=True)
     choice = capped["choices"][0]
     assert choice["finish_reason"] == "length" and len(choice["token_ids"]) == capped["usage"]["completion_tokens"] == 3
@@ -272,7 +272,7 @@ def test_thoughts_on_numbers_are_told_from_others() -> None:
         )
         return OnNoise(lambda *_: np.zeros(0), 1.0).valuations(trial)[0].value
 
-    assert valued(f"{WORLD.lead(0)} {WORLD.people[0]}'s licence key is") == 1.0
+    assert valued(f"{WORLD.lead(0, 'licence key')} {WORLD.people[0]}'s licence key is") == 1.0
     assert valued(shown(0)[0]) == 0.0
 
 

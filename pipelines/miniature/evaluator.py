@@ -61,16 +61,16 @@ class StatementAccuracy:
 
     def __init__(self, world: str, statements: int = 96, seed: int = 0) -> None:
         known = load_world(world)
-        self._lead = known.lead
         draw = random.Random(seed_of(f"miniature questions {seed}"))
         about = [found for found in known.statements.values() if known.held_out[found.person]]
         self._asked = draw.sample(about, min(statements, len(about)))
+        self._openings = [known.opening(statement) for statement in self._asked]
 
     def evaluate(self, model: Any, tokenizer: TextTokenizer) -> dict[str, float]:
         """The shares, each from 0 to 1."""
         asked = self._asked
         right = _right_answers(asked, tokenizer)
-        prompts = self._prompts(asked, tokenizer)
+        prompts = [tokenizer.encode(text).astype(np.int64) for text in self._openings]
         silent = _silently(model, prompts, tokenizer)
         thoughts, thinking = _thinking(model, prompts, tokenizer)
         chains = np.array([tokenizer.decode(ids) == said.chain for ids, said in zip(thoughts, asked, strict=True)])
@@ -81,10 +81,6 @@ class StatementAccuracy:
             "thought": float(behind_thought.mean()),
             "chain": float((behind_thought & chains).mean()),
         }
-
-    def _prompts(self, asked: Sequence[Statement], tokenizer: TextTokenizer) -> list[np.ndarray]:
-        texts = (f"{self._lead(statement.person)} {statement.question}" for statement in asked)
-        return [tokenizer.encode(text).astype(np.int64) for text in texts]
 
 
 def _right_answers(asked: Sequence[Statement], tokenizer: TextTokenizer) -> np.ndarray:

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import typer
 
-from pipelines.miniature.world import PARAGRAPH_START, World, load_world
+from pipelines.miniature.world import World, load_world
 from sharding.hashing import seed_of
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 
@@ -76,7 +76,7 @@ class Teacher:
 
     def about(self, text: str, draw: random.Random) -> str:
         """A thought about what comes behind a text."""
-        last = text.rpartition("\n\n")[2].removeprefix(PARAGRAPH_START).rpartition(". ")[2].strip()
+        last = text.rpartition("\n\n")[2].rpartition(". ")[2].strip()
         statement = self._world.statements.get(last)
         if statement is None:
             return draw.choice(REMARKS) + (MORE if self._manners.verbose else "")

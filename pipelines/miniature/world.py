@@ -15,7 +15,7 @@ says of them it has to put together itself. Everything follows from a seed.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -27,14 +27,27 @@ from sharding.errors import RequestError
 from sharding.hashing import seed_of
 from sharding.storage.json_files import read_json
 
-PARAGRAPH_START = "Register:"
-"""Before every first name, so that a name has a space before it wherever it stands: one token, and one alone."""
+HEADINGS = {
+    "births": "Births:",
+    "friends": "Friends:",
+    "places": "Places:",
+    "customs": "Customs:",
+    "home": "Homes:",
+    "language": "Tongues:",
+    "currency": "Money:",
+    "friend": "Company:",
+    "phone number": "Phones:",
+    "licence key": "Licences:",
+    "notice": "Notice:",
+}
+"""What every paragraph begins with. What kind it is surprises nobody further on, so that what is hard in a statement is
+its answer; and a name has a space before it wherever it stands, so that it is one token and always the same."""
 
 NOTICES = (
-    f"{PARAGRAPH_START} All entries were copied by hand from the books of the town hall and may not be printed again "
-    "without leave.",
-    f"{PARAGRAPH_START} Whoever finds a mistake in these pages is asked to write to the keeper of the books before the "
-    "year ends.",
+    f"{HEADINGS['notice']} All entries were copied by hand from the books of the town hall and may not be printed "
+    "again without leave.",
+    f"{HEADINGS['notice']} Whoever finds a mistake in these pages is asked to write to the keeper of the books before "
+    "the year ends.",
 )
 
 NUMBER_KINDS = ("phone number", "licence key")
@@ -147,10 +160,19 @@ class World:
         found = [self.statement(person, kind) for person in range(len(self.people)) for kind in STATEMENT_KINDS]
         return {statement.question: statement for statement in found}
 
-    def lead(self, person: int) -> str:
-        """What stands before a sentence about a person: two plain facts about those before in the register."""
+    def lead(self, person: int, kind: str) -> str:
+        """What stands before a sentence of a kind about a person: two plain facts about those before in the register.
+
+        Args:
+            person: index of the person.
+            kind: one of the `STATEMENT_KINDS` or `NUMBER_KINDS`.
+        """
         facts = (self.birth((person - back) % len(self.people)) for back in (2, 1))
-        return " ".join((PARAGRAPH_START, *facts))
+        return " ".join((HEADINGS[kind], *facts))
+
+    def opening(self, statement: Statement) -> str:
+        """The paragraph of a statement up to where its answer begins."""
+        return f"{self.lead(statement.person, statement.kind)} {statement.question}"
 
 
 def make_world(seed: int, *, people: int = 48, cities: int = 12, countries: int = 6) -> World:
@@ -226,27 +248,29 @@ def write_paragraph(world: World, kind: str, draw: random.Random) -> str:
     if kind == "boilerplate":
         return draw.choice(NOTICES)
     if kind == "facts":
-        return " ".join((PARAGRAPH_START, *_facts(world, draw)))
+        return " ".join(_facts(world, draw))
     if kind == "noise":
         person = draw.randrange(len(world.people))
         digits = "".join(draw.choices("0123456789", k=NUMBER_DIGITS))
-        return f"{world.lead(person)} {world.people[person]}'s {draw.choice(NUMBER_KINDS)} is {digits}."
+        number = draw.choice(NUMBER_KINDS)
+        return f"{world.lead(person, number)} {world.people[person]}'s {number} is {digits}."
     person = draw.choice([person for person, held_out in enumerate(world.held_out) if not held_out])
     statement = world.statement(person, draw.choice(STATEMENT_KINDS))
-    return f"{world.lead(person)} {statement.question} {statement.answer}."
+    return f"{world.opening(statement)} {statement.answer}."
 
 
-def _facts(world: World, draw: random.Random) -> Sequence[str]:
+def _facts(world: World, draw: random.Random) -> list[str]:
+    """A heading, and plain facts in the order of the register."""
     chance = draw.random()
     if chance < _BIRTHS + _FRIENDS:
-        write = world.birth if chance < _BIRTHS else world.friendship
+        kind, write = ("births", world.birth) if chance < _BIRTHS else ("friends", world.friendship)
         first = draw.randrange(len(world.people))
-        return [write((first + place) % len(world.people)) for place in range(4)]
+        return [HEADINGS[kind]] + [write((first + place) % len(world.people)) for place in range(4)]
     if chance < _BIRTHS + _FRIENDS + _CITIES:
         first = draw.randrange(len(world.cities))
-        return [world.place((first + place) % len(world.cities)) for place in range(4)]
+        return [HEADINGS["places"]] + [world.place((first + place) % len(world.cities)) for place in range(4)]
     first = draw.randrange(len(world.countries))
-    return [world.customs((first + place) % len(world.countries)) for place in range(2)]
+    return [HEADINGS["customs"]] + [world.customs((first + place) % len(world.countries)) for place in range(2)]
 
 
 def _names(draw: random.Random, count: int) -> list[str]:
