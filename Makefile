@@ -12,7 +12,7 @@ UV := $(VENV)-uv/bin/uv
 PRISM := $(VENV)/prism-$(BEAM_VERSION)/prism
 FAST := -m "not model and not slow and not chaos_long" --timeout=60 -n auto --dist loadfile
 
-.PHONY: install lock model demo browser prism test test-fast test-lowest test-newest chaos fuzz lint format clean
+.PHONY: install lock model demo evidence evidence-full browser prism test test-fast test-lowest test-newest chaos fuzz lint format clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,15 @@ model: install
 
 demo: model
 	$(BIN)/python -m pipelines.tools.demo
+
+# A made-up world through all four stages, and small models trained on the arms: see docs/evidence.md.
+evidence: install
+	$(BIN)/python -m pipelines.miniature.run
+	$(BIN)/python -m benchmarks.evidence
+
+evidence-full: install
+	$(BIN)/python -m pipelines.miniature.run --full
+	$(BIN)/python -m benchmarks.evidence
 
 # The report's tests open it in a real browser, and are skipped where there is none. CHROMIUM names one elsewhere.
 browser:

@@ -1,0 +1,100 @@
+"""What the miniature shows, from its finished runs.
+
+    make evidence                                    # or evidence-full, first
+    python -m benchmarks.evidence
+    python -m benchmarks.evidence --output out/miniature/mill
+
+`A_over_B`: how many times the training tokens of arm B arm A takes to the target, with its 95% interval over seeds.
+Where a student of A never gets there it is a lower bound, where one of B doesn't an upper one, and where both happen
+there is none; `..._bound` says which. `surprisal` is the arm adaptive, whose budget goes by surprise, and is held
+against the arm learned where there is one. `gain_influence_spearman`: whether a trace's gain foretells what a step of
+training on it does. `final_...` are the mean scores of each arm at the end, `noise_over_adaptive` is of the arm whose
+thoughts are all about numbers. The last line is one JSON object with the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import conclude
+from pipelines.ablation import result
+from pipelines.ablation.result import Ablation
+from pipelines.ablation.verdict import find
+from pipelines.miniature.run import NOISE, OUTPUT
+from sharding.errors import RequestError
+
+RATIOS = {
+    "raw_over_adaptive": ("raw", "adaptive"),
+    "shuffled_over_adaptive": ("shuffled", "adaptive"),
+    "noise_over_adaptive": (NOISE, "adaptive"),
+    "uniform_over_adaptive": ("uniform", "adaptive"),
+    "uniform_over_learned": ("uniform", "learned"),
+    "surprisal_over_learned": ("adaptive", "learned"),
+}
+"""Figure → the arm whose tokens are counted in those of the other."""
+
+
+def figures_of(made: Ablation) -> dict[str, Any]:
+    """The figures, None where the runs don't say; the ends of an interval beside each."""
+    figures: dict[str, Any] = {"seeds": len(made.seeds), "parameters": made.parameters}
+    for name, (other, arm) in RATIOS.items():
+        found = find(made.verdict.ratios, arm, other)
+        figures[name] = found and found.ratio
+        figures[f"{name}_bound"] = found and found.bound
+        figures[f"{name}_low"], figures[f"{name}_high"] = (found.low, found.high) if found else (None, None)
+    figures["dose_monotone"] = made.dose and made.dose.monotone
+    figures["dose_enough"] = made.dose and made.dose.enough
+    influence = made.influence
+    figures["gain_influence_spearman"] = influence and influence.spearman
+    figures["gain_influence_low"] = influence and influence.low
+    figures["gain_influence_high"] = influence and influence.high
+    for arm, scores in last_scores(made).items():
+        figures |= {f"final_{arm}_{metric.rpartition('.')[2]}": score for metric, score in scores.items()}
+    return figures
+
+
+def last_scores(made: Ablation) -> dict[str, dict[str, float]]:
+    """Of each arm, the mean over seeds of every score at the end."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for curve in made.curves:
+        of_arm = found.setdefault(curve.arm, {})
+        for metric, score in curve.points[-1].scores.items():
+            of_arm.setdefault(metric, []).append(score)
+    return {
+        arm: {metric: sum(scores) / len(scores) for metric, scores in of_arm.items()} for arm, of_arm in found.items()
+    }
+
+
+def render(made: Ablation) -> Table:
+    """Every arm with the tokens that each seed took, and its scores at the end."""
+    scores = last_scores(made)
+    metrics = list(next(iter(scores.values())))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("arm", "tokens to the target, seed by seed", *(name.rpartition(".")[2] for name in metrics)):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm in made.verdict.reached:
+        tokens = ", ".join("never" if found is None else f"{found / 1e6:.2f} M" for found in arm.tokens.values())
+        table.add_row(arm.arm, tokens, *(f"{scores[arm.arm][metric]:.2f}" for metric in metrics))
+    return table
+
+
+def main() -> None:
+    """Read the runs and say what they show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default=f"{OUTPUT}/mill", help="where the ablation is")
+    output = parser.parse_args().output
+    made = result.read(output)
+    if made is None:
+        raise RequestError(f"{output} holds no finished ablation: run `make evidence` first")
+    console = Console()
+    console.print(f"{made.model}; {made.parameters:,} parameters; target {made.verdict.metric}")
+    console.print(render(made))
+    conclude(console, "evidence", figures_of(made), ("torch", "transformers", "tokenizers"))
+
+
+if __name__ == "__main__":
+    main()
