@@ -61,7 +61,10 @@ class Pack(Stage):
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         shards = outcome.files.get("shards", [])
-        counts = outcome.counts | {"rows": sum(entry.rows for entry in shards)}
+        counts = outcome.counts | {
+            "rows": sum(entry.rows for entry in shards),
+            "rows_without_labels": sum(entry.unlabelled_rows for entry in shards),
+        }
         for entry in shards:
             for kind, number in entry.tokens.items():
                 counts[f"tokens_{kind}"] = counts.get(f"tokens_{kind}", 0) + number

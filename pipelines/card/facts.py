@@ -262,6 +262,8 @@ def _packing(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "thoughts cut", _of(counts.get("thoughts_cut", 0), counts.get("thoughts", 0), "lost their end")
     yield "thoughts without room", f"{counts.get('thoughts_dropped', 0):,}"
     yield "tokens in the loss", masked if has_loss_mask(packed) else "all but padding"
+    without = counts.get("rows_without_labels", 0)
+    yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
     yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
 
