@@ -50,6 +50,7 @@ def facts_of(stages: Mapping[str, Manifest]) -> dict[str, Any]:
         **_of_selection(selected),
         "decontamination": _decontamination(selected),
         "packing": list(_packing(packed)),
+        "warnings": [*augmented.facts["warnings"], *packed.facts.get("warnings", [])],
         "columns": list(_columns(packed)),
         "first_split": (splits(packed) or ["train"])[0],
         "fingerprints": [(name, f"`{stages[name].fingerprint}`") for name in STAGES],
@@ -183,7 +184,6 @@ def _of_generation(augmented: Manifest) -> dict[str, Any]:
             for tier in made["tiers"]
         ],
         "cut_points": [f"{nats:,.1f}" for nats in made.get("cut_points_nats", [])],
-        "warnings": made["warnings"],
     }
 
 
@@ -257,6 +257,8 @@ def _packing(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "layout", f"`{packed.config['layout']}`"
     yield "before a thought", _text(config["thought_open"])
     yield "after a thought", _text(config["thought_close"])
+    if starts := packed.facts.get("document_start_ids"):
+        yield "before a document", _text(config["document_start"]) + f" as ids {starts}"
     yield "after a document", _text(config["document_end"]) + f" as ids {packed.facts['document_end_ids']}"
     yield "documents cut", _of(counts.get("documents_cut", 0), counts.get("documents", 0), "longer than a sequence")
     yield "thoughts cut", _of(counts.get("thoughts_cut", 0), counts.get("thoughts", 0), "lost their end")

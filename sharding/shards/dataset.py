@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,24 @@ class PackedDataset:
         """
         if shard in self._labelled:
             return [len(rows) for rows in self._labelled[shard]]
-        return self._open(shard).rows_of_batches
+        with self._open_lock:
+            return self._open(shard).rows_of_batches
+
+    def items_per_row(self) -> np.ndarray:
+        """How many documents, or pieces of one, are in each row: (rows,) int64. Opens every shard for it.
+
+        Raises:
+            MillError: a shard is unreadable, or not the one of its manifest.
+        """
+
+        def look(shard: int) -> np.ndarray:
+            items = MappedShard(self._urls[shard], self._entries[shard]).items_per_row
+            if shard not in self._labelled:
+                return np.concatenate(items)
+            return np.concatenate([of[rows] for of, rows in zip(items, self._labelled[shard], strict=True)])
+
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            return np.concatenate(list(pool.map(look, range(len(self._entries)))))
 
     def __getstate__(self) -> dict[str, Any]:
         # What is open stays behind when a dataset goes to a worker process.
@@ -150,6 +168,8 @@ class PackedDataset:
         self._forget()
 
     def _forget(self) -> None:
+        # Threads that read ahead want the same batch: one decodes it, and the others wait for it.
+        self._open_lock = threading.RLock()
         self._open_shards: OrderedDict[int, MappedShard] = OrderedDict()
         self._open_batches: OrderedDict[tuple[int, int], RowBatch] = OrderedDict()
 
@@ -176,8 +196,9 @@ class PackedDataset:
         sizes = self.rows_of_batches(shard)
         begins = list(accumulate(sizes, initial=0))
         batch = bisect_right(begins, place) - 1
-        rows = self._open_batches.get((shard, batch)) or self._open(shard).read(batch)
-        _keep(self._open_batches, (shard, batch), rows, _OPEN_BATCHES)
+        with self._open_lock:
+            rows = self._open_batches.get((shard, batch)) or self._open(shard).read(batch)
+            _keep(self._open_batches, (shard, batch), rows, _OPEN_BATCHES)
         place -= begins[batch]
         return rows, int(self._labelled[shard][batch][place]) if shard in self._labelled else place
 

@@ -41,6 +41,7 @@ class MappedShard:
 
     Attributes:
         rows_of_batches: rows of each record batch, those that are all padding left out.
+        items_per_row: for each record batch, items of each of these rows: (num_rows,) int64.
 
     Raises:
         MillError: it is absent, unreadable, or not the shard that the manifest names.
@@ -61,7 +62,8 @@ class MappedShard:
             raise MillError(f"cannot read {url}: {error}") from error
         if (rows := sum(map(len, items_per_row))) != entry.rows:
             raise MillError(f"{url}: {rows} rows, its manifest says {entry.rows}")
-        self.rows_of_batches = [int((items > 0).sum()) for items in items_per_row]
+        self.items_per_row = [items[items > 0].astype(np.int64) for items in items_per_row]
+        self.rows_of_batches = list(map(len, self.items_per_row))
         if (padding := entry.rows - sum(self.rows_of_batches)) != entry.padding_rows:
             raise MillError(f"{url}: {padding} rows of padding, its manifest says {entry.padding_rows}")
 

@@ -226,9 +226,10 @@ class EpochOrder:
         """The number of the row at a place of the order, from 0."""
         at = bisect_right(self._begins, place) - 1
         shard = self._shards[at]
-        if self._open[0] != shard:
-            self._open = (shard, self._rows_in(shard))
-        return self._first_rows[shard] + self._open[1][place - self._begins[at]]
+        found = self._open  # once: another thread may put another shard there
+        if found[0] != shard:
+            found = self._open = (shard, self._rows_in(shard))
+        return self._first_rows[shard] + found[1][place - self._begins[at]]
 
     def _rows_in(self, shard: int) -> list[int]:
         """The rows of a shard, from 0: its record batches in an order, and in each its rows."""
