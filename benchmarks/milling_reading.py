@@ -2,7 +2,7 @@
 
 All sides read the same rows on two threads and add up every id, so that what is decoded lazily is decoded:
 
-ours     shards as they are: `sharding.shards.rows`, as `sharding.shards.dataset` and the exporters read them
+ours     shards as they are: `sharding.shards.mapped`, as `sharding.shards.dataset` and the exporters read them
 Parquet  what `thoughtmill export --format parquet` wrote: 32-bit ids, zstd, row groups of 32 MiB; pyarrow
 MDS      what `--format mds` wrote, which isn't compressed; `benchmarks.milling_mds`, in a process of its own
 """
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from sharding import storage
 from sharding.shards.export import export
-from sharding.shards.rows import MappedShard
+from sharding.shards.mapped import MappedShard
 from sharding.storage import manifest
 
 THREADS = 2

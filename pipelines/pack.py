@@ -22,7 +22,7 @@ from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.models.tokenizer import load_tokenizer
-from sharding.packing.laying_out import encode_delimiters
+from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
 from sharding.packing.transforms import LayOut, PackShards
 from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
 from sharding.storage import manifest
@@ -61,14 +61,20 @@ class Pack(Stage):
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         shards = outcome.files.get("shards", [])
-        counts = outcome.counts | {"rows": sum(entry.rows for entry in shards)}
+        counts = outcome.counts | {
+            "rows": sum(entry.rows for entry in shards),
+            "rows_without_labels": sum(entry.unlabelled_rows for entry in shards),
+        }
         for entry in shards:
             for kind, number in entry.tokens.items():
                 counts[f"tokens_{kind}"] = counts.get(f"tokens_{kind}", 0) + number
+        delimiters = encode_delimiters(self.config.pack, self.tokenizer)
         return counts, {
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "vocab_size": self.tokenizer.vocab_size,
-            "document_end_ids": encode_delimiters(self.config.pack, self.tokenizer).document_end.tolist(),
+            "document_start_ids": delimiters.document_start.tolist(),
+            "document_end_ids": delimiters.document_end.tolist(),
+            "warnings": delimiter_warnings(self.config.pack, self.tokenizer),
             "versions": versions.installed(),
         }
 

@@ -8,6 +8,7 @@ what the workers of a cluster have can't be told from here. Imports no Beam, so 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -20,6 +21,9 @@ from pipelines.joints import asks_scorer
 from pipelines.rounds import check_round
 from sharding.errors import MillError, restated
 from sharding.models.tokenizer import load_tokenizer
+from sharding.packing.laying_out import delimiter_warnings
+
+logger = logging.getLogger(__name__)
 
 
 def check(config: MillConfig, stages: Sequence[str]) -> None:
@@ -49,6 +53,8 @@ def check(config: MillConfig, stages: Sequence[str]) -> None:
             if name in used:
                 found = _problems_of_model(name, model, config.tokenizer)
                 problems += (restated(problem, f"models.{name}: {problem}") for problem in found)
+    if "pack" in stages:
+        problems += _problems_of_packing(config)
     if not problems:
         return
     worst = max(problems, key=lambda problem: problem.exit_code)
@@ -83,6 +89,14 @@ def _problems_of_model(name: str, model: ModelConfig, training_tokenizer: str) -
 
         assert isinstance(engine, EndpointEngine)
         yield from engine.look()
+
+
+def _problems_of_packing(config: MillConfig) -> Iterator[MillError]:
+    try:
+        for warning in delimiter_warnings(config.pack, load_tokenizer(config.tokenizer)):
+            logger.warning("%s", warning)
+    except MillError as error:
+        yield error
 
 
 def _absent(who: str, packages: Sequence[str], extra: str, instead: str) -> MillError:

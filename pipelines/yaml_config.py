@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,17 +17,19 @@ from pydantic import TypeAdapter
 
 from pipelines import yaml_tree
 from pipelines.config import MillConfig
+from sharding import storage
 from sharding.errors import RequestError
 
 MAX_CONFIG_BYTES = 1 << 20
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> MillConfig:
+def load(path: storage.Location, overrides: Sequence[str] = ()) -> MillConfig:
     """The config of a YAML file with `key.path=value` overrides on top.
 
     Raises:
         RequestError: the file is absent or no YAML, or a key is unknown, of the wrong type or out of range.
     """
+    path = os.fspath(path)
     tree = yaml_tree.parse(_read(path), path)
     if not isinstance(tree, dict):
         what = "nothing" if tree is None else type(tree).__name__

@@ -15,7 +15,7 @@ from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.records.arrow import token_dtype
 from sharding.records.families import ROWS
 from sharding.records.rows import Item, MaskedRow, Row, TokenType
-from sharding.shards.rows import LossMask, loss_mask
+from sharding.shards.rows import LossMask, is_labelled, loss_mask
 from sharding.storage import arrow_files, manifest
 from sharding.storage.manifest import Manifest
 
@@ -83,7 +83,9 @@ def write_output(
                 entry = storage.write_part(storage.join(folder, name), stored, schema, name=name)
             kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in padded)
             tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
-            entries.append(msgspec.structs.replace(entry, tokens=tokens))
+            unlabelled = sum(not is_labelled(row.token_type, row.seq_lengths, policy) for row in shard)
+            rows_of_kind = {"padding_rows": len(padded) - len(shard), "unlabelled_rows": unlabelled}
+            entries.append(msgspec.structs.replace(entry, tokens=tokens, **rows_of_kind))
     manifest.write(
         folder,
         Manifest(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sharding.errors import MillError, RequestError
 from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import LAYOUTS, Layout
-from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out
+from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.packing.recovery import document_source, items_of, thoughts_of
 from sharding.records.rows import Item, TokenType
 
@@ -487,3 +487,34 @@ def test_what_does_not_go_together_is_not_put_together():
     ]:
         with pytest.raises(MillError, match=said):
             document_source(wrong)
+
+
+# --- documents that begin with a token --------------------------------------------------------------------------------
+
+STARTED = dataclasses.replace(ANGLES, document_start=ids("^"))
+
+
+@pytest.mark.parametrize(
+    ("document", "layout", "max_tokens", "expected"),
+    [
+        (TWO, "after_document", 14, ["^abcde<XY><Z>."]),
+        (TWO, "after_document", 13, ["^abc<XY>", "de<Z>."]),
+        (TWO, "before_segment", 14, ["^<XY>abc<Z>de."]),
+        # Only the first piece has it, and only the last the end.
+        ([("abcdefghijk", [])], "after_document", 6, ["^abcde", "fghij", "k."]),
+        ([("abcde", [])], "after_document", 6, ["^abcd", "e."]),
+    ],
+)
+def test_a_document_may_begin_with_a_token(document, layout, max_tokens, expected):
+    texts, counts = laid_out(document, layout, max_tokens, STARTED)
+    assert texts == expected
+    if not any(thoughts for _, thoughts in document):
+        source = ids("".join(text for text, _ in document))
+        plain, plain_counts = lay_out_plain("doc", source, np.array([0]), STARTED, max_tokens, UINT16)
+        assert ["".join(map(chr, item.input_ids)) for item in plain] == expected
+        assert {k: v for k, v in dataclasses.asdict(plain_counts).items() if v} == counts
+
+
+def test_a_beginning_needs_room():
+    with pytest.raises(RequestError, match=r"pack\.document_start and pack\.document_end; at least 6 needed"):
+        laid_out(TWO, "after_document", 5, STARTED)

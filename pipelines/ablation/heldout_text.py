@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from difficulty.surprisal import token_difficulty_nats
+from difficulty.surprisal import measure_of, token_difficulty_nats
 from sharding.beam.part_join import Parts, groups_of, joined_documents
 from sharding.errors import MillError, RequestError
 from sharding.hashing import Purpose, hashed
@@ -17,7 +17,7 @@ from sharding.records.families import SEGMENTS
 from sharding.records.types import ScoredDocument
 from sharding.storage import manifest
 
-_COLUMNS = ("input_ids", "surprisal_nats", "memory_nats", "source")
+_COLUMNS = ("input_ids", "surprisal_nats", "entropy_nats", "memory_nats", "source")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def held_out(scores: str, baseline: str, path: str | None, max_tokens: int) -> t
 @lru_cache(maxsize=4)
 def _read(scores: str, fraction: float | None, max_tokens: int) -> tuple[HeldOut, ...]:
     scored = manifest.require(scores, "score")
-    tokenizer = load_tokenizer(scored.config["tokenizer"])
+    tokenizer, measure = load_tokenizer(scored.config["tokenizer"]), measure_of(scored.config["difficulty"])
     documents: list[ScoredDocument] = []
     # Parts are dealt out by a hash of the document's id: the first ones are as good as any.
     for group in groups_of(Parts.of(scores, scored, SEGMENTS, _COLUMNS)):
@@ -92,7 +92,8 @@ def _read(scores: str, fraction: float | None, max_tokens: int) -> tuple[HeldOut
     for document in documents:
         if tokens >= max_tokens:
             break
-        nats = token_difficulty_nats(document.surprisal_nats, document.memory_nats).astype(np.float32)
+        nats = token_difficulty_nats(document.surprisal_nats, document.entropy_nats, document.memory_nats, measure)
+        nats = nats.astype(np.float32)
         taken.append(HeldOut(document.doc_id, document.input_ids, nats, document.segment_starts))
         tokens += len(document.input_ids)
     return tuple(taken)

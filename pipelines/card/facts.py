@@ -56,6 +56,7 @@ def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -
         "ablation": ablation and _ablation(ablation),
         "decontamination": _decontamination(selected),
         "packing": list(_packing(packed)),
+        "warnings": [*augmented.facts["warnings"], *packed.facts.get("warnings", [])],
         "columns": list(_columns(packed)),
         "first_split": (splits(packed) or ["train"])[0],
         "fingerprints": [(name, f"`{stages[name].fingerprint}`") for name in STAGES],
@@ -213,7 +214,6 @@ def _of_generation(augmented: Manifest) -> dict[str, Any]:
         ],
         "expected_gain": expected_gain(made),
         "cut_points": [f"{nats:,.1f}" for nats in made.get("cut_points_nats", [])],
-        "warnings": made["warnings"],
     }
 
 
@@ -305,11 +305,15 @@ def _packing(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "layout", f"`{packed.config['layout']}`"
     yield "before a thought", _text(config["thought_open"])
     yield "after a thought", _text(config["thought_close"])
+    if starts := packed.facts.get("document_start_ids"):
+        yield "before a document", _text(config["document_start"]) + f" as ids {starts}"
     yield "after a document", _text(config["document_end"]) + f" as ids {packed.facts['document_end_ids']}"
     yield "documents cut", _of(counts.get("documents_cut", 0), counts.get("documents", 0), "longer than a sequence")
     yield "thoughts cut", _of(counts.get("thoughts_cut", 0), counts.get("thoughts", 0), "lost their end")
     yield "thoughts without room", f"{counts.get('thoughts_dropped', 0):,}"
     yield "tokens in the loss", masked if has_loss_mask(packed) else "all but padding"
+    without = counts.get("rows_without_labels", 0)
+    yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
     yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
 

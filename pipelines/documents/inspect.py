@@ -6,6 +6,7 @@ Finds what is wanted, in a sample where no document is named; `terminal` says ho
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from pipelines.documents.reader import Reader
 from pipelines.documents.sample import Sample, by_hash, look, read_documents
 from pipelines.documents.terminal import document
 from pipelines.terminal import visible
+from sharding import storage
 from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -47,7 +49,7 @@ class Wanted:
     limit: int = DEFAULT_DOCUMENTS
 
 
-def inspect(output: str, wanted: Wanted, *, plain: bool = False) -> Iterator[RenderableType]:
+def inspect(output: storage.Location, wanted: Wanted, *, plain: bool = False) -> Iterator[RenderableType]:
     """What is wanted, one document after another, as something rich prints.
 
     Args:
@@ -59,6 +61,7 @@ def inspect(output: str, wanted: Wanted, *, plain: bool = False) -> Iterator[Ren
         RequestError: what is wanted isn't there; says what is.
         MillError: nothing was scored, or a part can't be read.
     """
+    output = os.fspath(output)
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
     reader = Reader(output, stages)
     _check(wanted, reader, stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 from rich.text import Text
@@ -14,7 +15,7 @@ from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
 
-def quarantine(output: str, limit: int) -> Iterator[Text]:
+def quarantine(output: storage.Location, limit: int) -> Iterator[Text]:
     """What went to quarantine when the source was read and scored, by reason.
 
     Args:
@@ -25,6 +26,7 @@ def quarantine(output: str, limit: int) -> Iterator[Text]:
         RequestError: nothing was scored.
         MillError: a part can't be read.
     """
+    output = os.fspath(output)
     scored = manifest.read(output, "score")
     if scored is None:
         raise RequestError(f"--quarantined: nothing was scored in {output} yet")

@@ -184,6 +184,8 @@ class Reader:
             runs = list(_runs(item.input_ids, item.token_type))
             for place, (kind, ids) in enumerate(runs):
                 if kind == TokenType.DELIMITER:
+                    if number == place == 0:
+                        ids = ids[len(delimiters.document_start) :]
                     # Delimiters that meet are one run: close, open, end of document.
                     if place and runs[place - 1][0] == TokenType.THOUGHT:
                         ids = ids[len(delimiters.thought_close) :]

@@ -10,6 +10,7 @@ depends on the output alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,17 +22,17 @@ from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 
-def report_url(output: str) -> str:
+def report_url(output: storage.Location) -> str:
     """Where the report of a run is, or will be."""
-    return Output(output).report
+    return Output(os.fspath(output)).report
 
 
-def is_there(output: str) -> bool:
+def is_there(output: storage.Location) -> bool:
     """Whether it has been written."""
     return storage.exists(report_url(output))
 
 
-def write(output: str) -> str:
+def write(output: storage.Location) -> str:
     """Write the report into the output, over an older one; its URL.
 
     Raises:
@@ -42,7 +43,7 @@ def write(output: str) -> str:
     return url
 
 
-def render(output: str) -> str:
+def render(output: storage.Location) -> str:
     """The report of a run as HTML; a few MB at most, whatever the size of the corpus.
 
     Raises:
@@ -55,6 +56,7 @@ def render(output: str) -> str:
     from pipelines.report.facts import Facts
     from pipelines.report.funnel import steps
 
+    output = os.fspath(output)
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
     scored = stages["score"]
     if scored is None:

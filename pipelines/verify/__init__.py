@@ -43,7 +43,7 @@ TOKENS_PER_BUCKET = 1 << 28
 
 
 def verify(
-    output: str,
+    output: storage.Location,
     *,
     deep: bool = False,
     workers: int | None = None,
@@ -70,6 +70,7 @@ def verify(
         MillError: the folder holds no finished run, or the pipeline failed.
         RequestError: there are Beam options and nothing for Beam to do, or one is unknown.
     """
+    output = os.fspath(output)
     if beam_args and not deep:
         raise RequestError(f"{' '.join(beam_args)}: Beam options are for --deep; nothing else starts a pipeline")
     started = time.monotonic()

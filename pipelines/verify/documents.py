@@ -71,7 +71,7 @@ class Packing:
         shards: their names.
         layout: where thoughts stand.
         rows_are_left_out, thoughts_are_cut, thoughts_are_dropped: whether that happened to any.
-        document_end: the ids behind every document.
+        document_start, document_end: the ids before and behind every document.
     """
 
     folder: str
@@ -82,6 +82,7 @@ class Packing:
     thoughts_are_cut: bool
     thoughts_are_dropped: bool
     document_end: tuple[int, ...]
+    document_start: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, output: str, packed: Manifest) -> Packing:
@@ -95,6 +96,7 @@ class Packing:
             thoughts_are_cut=count("thoughts_cut", 0) > 0,
             thoughts_are_dropped=count("thoughts_dropped", 0) > 0,
             document_end=tuple(packed.facts.get("document_end_ids", ())),
+            document_start=tuple(packed.facts.get("document_start_ids", ())),
         )
 
     def at(self, found: FoundItem) -> str:
@@ -133,13 +135,19 @@ def compare(
 def _wrong_sources(document: JoinedDocument, pieces: Pieces, packing: Packing) -> Iterator[Problem]:
     """Items whose source is not the stretch of the document that they name, or that lack its end."""
     tokens = document.scored.input_ids
-    end = np.array(packing.document_end)
+    end, begin = np.array(packing.document_end), np.array(packing.document_start)
     for piece in itertools.chain.from_iterable(pieces.values()):
         start, stop = piece.start, piece.stop
         if not len(piece.source) or start < 0 or not np.array_equal(piece.source, tokens[start:stop]):
             said = f"its source tokens {start} to {stop} are not those of the {len(tokens)} that were scored"
             yield Problem(packing.at(piece.found), said)
-        elif stop == len(tokens) and len(end):
+            continue
+        if start == 0 and len(begin):
+            ids, types = (of[: len(begin)] for of in (piece.found.item.input_ids, piece.found.item.token_type))
+            if not (np.array_equal(ids, begin) and (types == TokenType.DELIMITER).all()):
+                said = f"begins with the ids {ids.tolist()}, not with those before a document, {begin.tolist()}"
+                yield Problem(packing.at(piece.found), said)
+        if stop == len(tokens) and len(end):
             ids, types = (of[-len(end) :] for of in (piece.found.item.input_ids, piece.found.item.token_type))
             if not (np.array_equal(ids, end) and (types == TokenType.DELIMITER).all()):
                 said = f"ends with the ids {ids.tolist()}, not with those after a document, {end.tolist()}"

@@ -12,7 +12,7 @@ from pipelines.verify.files import Found, Task, verified_buffer
 from pipelines.verify.report import Problem, at, limited
 from pipelines.verify.splits import SeenDocuments, seen_records
 from sharding.records.rows import MaskedRow, TokenType
-from sharding.shards.rows import loss_mask
+from sharding.shards.rows import LossMask, item_starts, loss_mask
 from sharding.storage.arrow_files import checked_batches
 
 HELD_BATCHES = 1 << 10
@@ -47,6 +47,13 @@ class Batch:
         behind = members[np.cumsum(self.lengths[members]) > place]
         return self.doc_ids[behind[0]] if len(behind) else None
 
+    def unlabelled_rows(self, policy: LossMask) -> int:
+        """Rows with tokens in which none counts, as `sharding.shards.dataset` gives labels."""
+        counted = loss_mask(self.token_type, policy)
+        items_per_row = np.bincount(self.row_of_item, minlength=len(counted))
+        counted[self.row_of_item, item_starts(self.lengths, items_per_row)] = False
+        return int((~counted.any(axis=1) & (items_per_row > 0)).sum())
+
 
 def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
     """Check a shard and set aside what it holds.
@@ -61,7 +68,7 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
         return Found(problems)
     found = Found(readable=True)
     totals = np.zeros(len(TokenType), np.int64)
-    num_rows = 0
+    num_rows = padding_rows = unlabelled = 0
     problems = []
     held: list[np.ndarray] = []
     for arrow in checked_batches(buffer, kind=MaskedRow):
@@ -73,6 +80,8 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
         wrong = list(check_batch(task, batch, num_rows))
         problems += wrong
         totals += np.bincount(batch.token_type.ravel(), minlength=256)[: len(TokenType)]
+        unlabelled += batch.unlabelled_rows(task.stage.config["pack"]["loss_mask"])
+        padding_rows += int((~batch.is_token.any(axis=1)).sum())
         found.counts["items"] += len(batch.lengths)
         held.append(seen_records(batch.doc_ids, split))
         if len(held) == HELD_BATCHES:
@@ -88,7 +97,14 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
         found.problems.append(Problem(task.url, f"{num_rows} rows, its manifest says {task.entry.rows}"))
     if counted != task.entry.tokens:
         found.problems.append(Problem(task.url, f"holds tokens {counted}, its manifest says {task.entry.tokens}"))
+    for what, number, said in (
+        ("rows of padding", padding_rows, task.entry.padding_rows),
+        ("rows without a label", unlabelled, task.entry.unlabelled_rows),
+    ):
+        if number != said:
+            found.problems.append(Problem(task.url, f"{number} {what}, its manifest says {said}"))
     found.counts["rows"] = num_rows
+    found.counts["rows_without_labels"] = unlabelled
     for name, number in counted.items():
         found.counts[f"tokens_{name}"] = number
     return found

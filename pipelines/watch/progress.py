@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import threading
 import time
@@ -277,12 +278,13 @@ def watch(output: str, console: Console, *, log_s: float = LOG_S) -> None:
             time.sleep(max(LOOK_S if shown is not None else log_s, took_s / MAX_SHARE))
 
 
-def state(output: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def state(output: storage.Location) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """What has been done, as `status.read` says, and what is being done; one of the two may be missing.
 
     Raises:
         MillError: both are.
     """
+    output = os.fspath(output)
     doing = published(output)
     try:
         return status.read(output), doing

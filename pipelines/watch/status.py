@@ -6,6 +6,7 @@ The plan tells what is to be generated and what it costs, the ledger what has be
 from __future__ import annotations
 
 import operator
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,12 +62,13 @@ class _Done:
     finished_at: np.ndarray
 
 
-def read(output: str) -> dict[str, Any]:
+def read(output: storage.Location) -> dict[str, Any]:
     """The state of a run as JSON values.
 
     Raises:
         MillError: there is no run in `output`.
     """
+    output = os.fspath(output)
     stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
     plan = read_plan(output)
     if plan is None and not any(stages.values()):

@@ -62,9 +62,12 @@ class PackConfig:
     zstd_level: int = Field(default=6, ge=1, le=22, description="Compression level of the shards.")
     thought_open: str = Field(default="\n\n<think>\n", description="Text before every thought; may be empty.")
     thought_close: str = Field(default="\n</think>", description="Text after every thought; may be empty.")
+    document_start: str = Field(
+        default="", description='Token before every document, such as "<s>" where a trainer expects a BOS; or nothing.'
+    )
     document_end: str | None = Field(
         default=None,
-        description="Text after every document, special tokens allowed; null: the tokenizer's end-of-text token.",
+        description="Token after every document, one of the vocabulary; null: the tokenizer's end-of-text token.",
     )
 
 

@@ -100,8 +100,11 @@ def num_shortened(thoughts: Sequence[np.ndarray], parts: Sequence[Part]) -> int:
     return sum(len(short) < len(whole) for short, whole in zip(placed, given, strict=False))
 
 
-def join_parts(parts: Sequence[Part], max_tokens: int, wrap: int, end: int) -> list[list[Part]]:
-    """Consecutive parts together while they fit, plain ones cut to fill; the last piece has room for the end."""
+def join_parts(parts: Sequence[Part], max_tokens: int, wrap: int, end: int, start: int = 0) -> list[list[Part]]:
+    """Consecutive parts together while they fit, plain ones cut to fill; with room for `start` and `end` tokens.
+
+    These stand before the first piece and behind the last one.
+    """
     pieces: list[list[Part]] = []
     room = 0  # left in the open piece
     for number, whole in enumerate(parts, start=1):
@@ -113,8 +116,8 @@ def join_parts(parts: Sequence[Part], max_tokens: int, wrap: int, end: int) -> l
             if filling and not part.thoughts:
                 pieces[-1].append(Part(part.source[:filling], (), 0, part.opens_segment))
                 part = Part(part.source[filling:], (), 0, opens_segment=False)
+            room = max_tokens if pieces else max_tokens - start
             pieces.append([])
-            room = max_tokens
         pieces[-1].append(part)
         room -= part.num_tokens(wrap)
     return pieces

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from sharding.beam.part_join import JoinedDocument
+from sharding.errors import RequestError
 from sharding.models.tokenizer import TextTokenizer
 from sharding.packing import mixing, order
 from sharding.packing.config import PackConfig
@@ -101,16 +102,54 @@ def segment_tokens(segment: ScoredSegment, thoughts: Sequence[Candidate]) -> Seg
 
 
 def encode_delimiters(config: PackConfig, tokenizer: TextTokenizer) -> Delimiters:
-    """The delimiters of the config as token ids."""
+    """The delimiters of the config as token ids.
+
+    Raises:
+        RequestError: what stands before or after a document is not one token of the vocabulary.
+        MillError: `document_end` is left to the tokenizer, which has no such token.
+    """
     if config.document_end is None:
         document_end = np.array([tokenizer.end_of_text_id], tokenizer.dtype)
     else:
-        document_end = tokenizer.encode_trusted(config.document_end)
+        document_end = _one_token("pack.document_end", config.document_end, tokenizer)
     return Delimiters(
         thought_open=tokenizer.encode_trusted(config.thought_open),
         thought_close=tokenizer.encode_trusted(config.thought_close),
         document_end=document_end,
+        document_start=_one_token("pack.document_start", config.document_start, tokenizer),
     )
+
+
+def _one_token(key: str, text: str, tokenizer: TextTokenizer) -> np.ndarray:
+    """The id of a text that is one token; none of an empty one.
+
+    Spelled with several, it would separate nothing: trainers look for one id.
+    """
+    ids = tokenizer.encode_trusted(text)
+    if text and len(ids) != 1:
+        raise RequestError(
+            f"{key}: {text!r} is {len(ids)} tokens of {tokenizer.name}, and trainers look for one: name an added token "
+            'of its tokenizer.json, or leave it empty ("")'
+        )
+    return ids
+
+
+END_OF_TURN = frozenset(
+    {"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>"}
+)
+"""Tokens that end a turn of a chat: of Llama 3, ChatML, Gemma, Phi and harmony, OpenChat and Command."""
+
+
+def delimiter_warnings(config: PackConfig, tokenizer: TextTokenizer) -> list[str]:
+    """What is odd about the tokens around documents, each as a sentence without its full stop; most often nothing."""
+    end = encode_delimiters(config, tokenizer).document_end
+    text = tokenizer.decode(end)
+    if text not in END_OF_TURN:
+        return []
+    return [
+        f"documents end with {text}, the end of a turn in a chat: a model trained on them learns to end its turn at "
+        "the end of a text; pack.document_end names another token, such as the base model's end of text"
+    ]
 
 
 def split_shards(config: PackConfig) -> dict[Split, int]:

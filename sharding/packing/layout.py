@@ -37,11 +37,13 @@ class Delimiters:
     Attributes:
         thought_open, thought_close: (num_tokens,) ids before and after every thought.
         document_end: (num_tokens,) ids after the last piece of a document.
+        document_start: (num_tokens,) ids before the first piece of a document.
     """
 
     thought_open: np.ndarray = field(default_factory=_no_tokens)
     thought_close: np.ndarray = field(default_factory=_no_tokens)
     document_end: np.ndarray = field(default_factory=_no_tokens)
+    document_start: np.ndarray = field(default_factory=_no_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +125,7 @@ def lay_out(
         ValueError: a token id doesn't fit `dtype`, or thoughts are to stand outside of their segment.
     """
     wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
-    end = len(delimiters.document_end)
+    begin, end = len(delimiters.document_start), len(delimiters.document_end)
     _check_room(delimiters, max_tokens)
     module = importlib.import_module(LAYOUTS[layout])
     thoughts_in = [thought for segment in segments for thought in segment.thoughts]
@@ -131,18 +133,18 @@ def lay_out(
     parts: list[Part] = []
     thoughts_cut = 0
     for number, segment in enumerate(filled, start=1):
-        room = max_tokens - (end if number == len(filled) else 0)
+        room = max_tokens - (begin if number == 1 else 0) - (end if number == len(filled) else 0)
         segment_parts = split_segment(
             segment.input_ids, segment.thoughts, at=_thoughts_at(segment, module), room=room, wrap=wrap
         )
         thoughts_cut += num_shortened(segment.thoughts, segment_parts)
         parts += segment_parts
-    pieces = join_parts(parts, max_tokens, wrap, end)
+    pieces = join_parts(parts, max_tokens, wrap, end, begin)
     items: list[Item] = []
     source_tokens = 0
     for number, piece in enumerate(pieces, start=1):
-        document_end = delimiters.document_end if number == len(pieces) else None
-        items.append(_render(doc_id, source_tokens, piece, module, delimiters, document_end, dtype))
+        ends = (number == 1, number == len(pieces))
+        items.append(_render(doc_id, source_tokens, piece, module, delimiters, ends, dtype))
         source_tokens += sum(len(part.source) for part in piece)
     placed = [thought for part in parts for thought in part.thoughts]
     thought_tokens = sum(map(len, placed))
@@ -180,17 +182,21 @@ def lay_out_plain(
     Raises:
         RequestError, ValueError: as `lay_out`.
     """
-    ids, end = _as_ids(input_ids, dtype), _as_ids(delimiters.document_end, dtype)
+    ids = _as_ids(input_ids, dtype)
+    begin, end = (_as_ids(of, dtype) for of in (delimiters.document_start, delimiters.document_end))
     _check_room(delimiters, max_tokens)
     cuts = [0] if len(ids) else []
-    while cuts and (left := len(ids) - cuts[-1]) + len(end) > max_tokens:
-        cuts.append(cuts[-1] + min(max_tokens, left - 1))  # the document's end doesn't stand alone
+    room = max_tokens - len(begin)
+    while cuts and (left := len(ids) - cuts[-1]) + len(end) > room:
+        cuts.append(cuts[-1] + min(room, left - 1))  # the document's end doesn't stand alone
+        room = max_tokens
     items = []
     for start, stop in zip(cuts, [*cuts[1:], len(ids)], strict=False):
+        head = begin if start == 0 else begin[:0]
         tail = end if stop == len(ids) else end[:0]
-        kinds = np.full(stop - start + len(tail), TokenType.SOURCE, np.uint8)
-        kinds[stop - start :] = TokenType.DELIMITER
-        tokens = np.concatenate((ids[start:stop], tail)) if len(tail) else ids[start:stop]
+        kinds = np.full(len(head) + stop - start + len(tail), TokenType.DELIMITER, np.uint8)
+        kinds[len(head) : len(head) + stop - start] = TokenType.SOURCE
+        tokens = np.concatenate((head, ids[start:stop], tail)) if len(head) or len(tail) else ids[start:stop]
         items.append(Item(doc_id=doc_id, source_start=start, input_ids=tokens, token_type=kinds))
     return items, LayoutCounts(
         documents=1,
@@ -200,17 +206,18 @@ def lay_out_plain(
         source_cuts=max(0, len(items) - 1),
         segments_cut=len(set(cuts[1:]).difference(segment_starts.tolist())) if len(cuts) > 1 else 0,
         source_tokens=len(ids),
-        delimiter_tokens=len(end) if items else 0,
+        delimiter_tokens=len(begin) + len(end) if items else 0,
     )
 
 
 def _check_room(delimiters: Delimiters, max_tokens: int) -> None:
     wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
-    end = len(delimiters.document_end)
+    end = len(delimiters.document_start) + len(delimiters.document_end)
     if max_tokens < wrap + end + 2:
         raise RequestError(
             f"pack.sequence_length: {max_tokens} has no room for a source token, a thought token and the {wrap + end} "
-            f"tokens of pack.thought_open, pack.thought_close and pack.document_end; at least {wrap + end + 2} needed"
+            "tokens of pack.thought_open, pack.thought_close, pack.document_start and pack.document_end; "
+            f"at least {wrap + end + 2} needed"
         )
 
 
@@ -227,10 +234,13 @@ def _render(
     piece: Sequence[Part],
     layout: Any,
     delimiters: Delimiters,
-    document_end: np.ndarray | None,
+    ends: tuple[bool, bool],
     dtype: np.dtype,
 ) -> Item:
+    """An item of a document's parts; `ends` says whether the document begins and ends with it."""
     chunks: list[tuple[np.ndarray, TokenType]] = []
+    if ends[0]:
+        chunks.append((delimiters.document_start, TokenType.DELIMITER))
     for stretch in layout.in_order(piece):
         if stretch.is_thought:
             chunks.append((delimiters.thought_open, TokenType.DELIMITER))
@@ -238,8 +248,8 @@ def _render(
             chunks.append((delimiters.thought_close, TokenType.DELIMITER))
         else:
             chunks.append((stretch.input_ids, TokenType.SOURCE))
-    if document_end is not None:
-        chunks.append((document_end, TokenType.DELIMITER))
+    if ends[1]:
+        chunks.append((delimiters.document_end, TokenType.DELIMITER))
     return Item(
         doc_id=doc_id,
         source_start=source_start,

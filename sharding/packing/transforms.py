@@ -25,7 +25,7 @@ from sharding.packing.layout import Layout
 from sharding.records.families import ROWS
 from sharding.records.rows import Item, MaskedRow, Row, Split, TokenType
 from sharding.records.types import FileEntry
-from sharding.shards.rows import loss_mask
+from sharding.shards.rows import is_labelled, loss_mask
 
 ROW_COUNTS = "row_counts"
 
@@ -183,7 +183,11 @@ class PackShards(beam.PTransform):
         entry = storage.write_part(url, written, self._schema, name=name, zstd_level=self._config.zstd_level)
         kinds = np.sum([np.bincount(row.token_type, minlength=len(TokenType)) for row in rows], axis=0)
         tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
-        yield msgspec.structs.replace(entry, tokens=tokens)
+        filled = [row for row in rows if len(row.seq_lengths)]
+        unlabelled = sum(not is_labelled(row.token_type, row.seq_lengths, self._config.loss_mask) for row in filled)
+        yield msgspec.structs.replace(
+            entry, tokens=tokens, padding_rows=len(rows) - len(filled), unlabelled_rows=unlabelled
+        )
 
     def _masked(self, row: Row) -> MaskedRow:
         return MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, self._config.loss_mask))

@@ -281,6 +281,8 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
         sha256: hex digest of its bytes.
         rows: number of records.
         tokens: counts of the tokens in it by kind, such as {"source": 900, "thought": 80}.
+        padding_rows: of a shard: rows that are all padding.
+        unlabelled_rows: of a shard: other rows in which no token counts in the loss under the corpus's mask.
     """
 
     name: str
@@ -288,6 +290,8 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
     sha256: str
     rows: Size
     tokens: dict[str, Size] = msgspec.field(default_factory=dict)
+    padding_rows: Size = 0
+    unlabelled_rows: Size = 0
 
     def __post_init__(self) -> None:
         if {"", ".", ".."} & set(self.name.split("/")) or set("\\\0:") & set(self.name):

@@ -1,93 +1,84 @@
 """Reading packed shards in a training loop: `PackedDataset`. What the pack stage wrote ends here.
 
-    MANIFEST.json ─► shards of a split ─► order of the epoch ─► this rank's rows ─► ids, positions, lengths, labels
+    MANIFEST.json ─► shards of a split ─► dataset[row]: ids, positions, lengths, labels      (in the workers)
+                                             ▲
+    rank, world size, seed, epoch, position ─┴─ PackedSampler: which row comes next          (in the main process)
 
-Needs numpy alone; only `collate` imports torch. A dataset is a map-style dataset to `torch.utils.data.DataLoader`
-(leave its `shuffle` off: the order is shuffled here) and a resumable stream to a plain loop:
+A map-style dataset whose `[row]` depends on nothing but the corpus: torch copies it into workers, and no copy can go
+wrong. Order and position are `sharding.shards.sampler`'s. Needs numpy alone; only `collate` imports torch.
 
-    dataset = PackedDataset("path/to/output", rank=rank, world_size=world_size)
-    for row in dataset:
-        ...
-        state = dataset.state_dict()   # {"epoch": 0, "row": 128, ...}; load_state_dict(state) goes on behind that row
+    dataset = PackedDataset("path/to/output")
+    sampler = PackedSampler(dataset, rank=rank, world_size=world_size)
+    loader = DataLoader(dataset, batch_size=8, sampler=sampler, collate_fn=collate, num_workers=4)
 
 docs/formats.md trains a model with it. Shards are memory-mapped, so the output must be on a file system.
 """
 
 from __future__ import annotations
 
+import operator
+import os
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
 from sharding.errors import RequestError
-from sharding.hashing import Purpose, hashed
 from sharding.records.rows import TokenType
-from sharding.shards.rows import (
-    IGNORED_LABEL,
-    LOSS_MASKS,
-    LossMask,
-    MappedShard,
-    RowBatch,
-    loss_mask,
-    policy_of,
-    split_of,
-)
+from sharding.shards.mapped import MappedShard
+from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, LossMask, RowBatch, loss_mask, policy_of, split_of
 from sharding.storage import manifest
 
-_OPENERS = 8  # threads that look into shards when a dataset is made: they wait for the disk
+_OPENERS = 8  # threads that look into shards at once: they wait for the disk
+_OPEN_SHARDS = 2  # a batch of a trainer may lie across the end of a shard,
+_OPEN_BATCHES = 2  # and across that of a record batch
 
 
 class PackedDataset:
-    """The packed rows of one split, each seen once an epoch by exactly one rank, in an order of its own per epoch.
+    """The packed rows of one split, in the order of the shards; rows that are all padding are not among them.
 
-    Rows are numbered through epochs; rank r takes every `world_size`-th, so ranks are never more than one row apart.
-    Rows that are all padding are not among them. The order is a keyed hash of seed and epoch: shards are shuffled,
-    then the record batches in a shard, then the rows in a batch, so that reading stays sequential within 2 MiB. Rows
-    were shuffled over the corpus when they were packed.
+    A loop over the dataset gives every row once, in that order, however often it is begun. For training give
+    `PackedSampler` to the loader: rows that are near each other in its order are near each other in the shards, and
+    what was decoded for one is kept for the next.
 
     Args:
         output: the run's output folder, on a file system.
         split: "train" or "validation".
-        rank: this process among those that share the split.
-        world_size: how many they are.
-        seed: key of the order.
-        start: (epoch, row) to start from: rows of that epoch that all ranks together have already had.
-        epochs: stop before the epoch of this number; None: never.
         loss_mask: which tokens get labels; by default those that `pack.loss_mask` of the corpus counts.
-        shuffle: off: every epoch in the order of the shards.
+        labelled_only: leave out the rows without a label, whose loss is NaN when it is a mean over labels. With
+            another mask than the corpus's, or where the manifest counts such rows, shards are read through for them
+            when the dataset is made.
 
     Attributes:
-        rows: rows of one epoch, over all ranks.
+        rows: how many rows there are; `len(dataset)`.
+        rows_of_shards: rows of each shard.
         sequence_length: tokens of a row.
         vocab_size: entries of the vocabulary.
         loss_mask: the policy by which tokens get labels.
+        split: the split.
+        fingerprint: what the corpus is recognised by: its manifest's fingerprint and the sha256 of every shard.
 
     Raises:
         RequestError: an argument is out of range, the split isn't there, or the output isn't on a file system.
-        MillError: the output isn't finished, or a shard is unreadable or not as its manifest says.
+        MillError: the output isn't finished, or a shard is unreadable or not the one of its manifest.
     """
 
     def __init__(
         self,
-        output: str,
+        output: str | os.PathLike[str],
         split: str = "train",
         *,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        start: tuple[int, int] = (0, 0),
-        epochs: int | None = 1,
         loss_mask: LossMask | None = None,
-        shuffle: bool = True,
+        labelled_only: bool = False,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise RequestError(f"rank: {rank} is not one of 0 to world_size - 1 = {world_size - 1}")
+        output = os.fspath(output)
         if loss_mask is not None and loss_mask not in LOSS_MASKS:
             raise RequestError(f"loss_mask: {loss_mask!r} is not one of {', '.join(LOSS_MASKS)}")
         if not isinstance(storage.filesystem(output)[0], LocalFileSystem):
@@ -98,28 +89,26 @@ class PackedDataset:
         if not self._entries:
             raise RequestError(f"split: {split!r} is not one of {', '.join(sorted(set(map(split_of, shards))))}")
         self._urls = [storage.join(manifest.stage_url(output, "pack"), entry.name) for entry in self._entries]
-        self._fingerprint, self._split, self._seed = packed.fingerprint, split, seed
-        self._rank, self._world_size = rank, world_size
-        self._epochs, self._shuffle = epochs, shuffle
+        self.split, self.labelled_only = split, labelled_only
+        self.fingerprint = manifest.digest(packed)
         self._of_corpus = loss_mask in (None, policy_of(packed))
         self.loss_mask: LossMask = loss_mask or policy_of(packed)
         self.sequence_length = int(packed.config["pack"]["sequence_length"])
         self.vocab_size = int(packed.facts["vocab_size"])
-        with ThreadPoolExecutor(min(_OPENERS, len(self._entries))) as pool:
-            self._rows_of_shards = list(pool.map(self._count_rows, range(len(self._entries))))
-        self.rows = sum(self._rows_of_shards)
         self._forget()
-        self._seek(*start)
+        self._labelled = self._look_for_labels() if labelled_only else {}
+        self.rows_of_shards = [
+            sum(map(len, self._labelled[shard])) if shard in self._labelled else entry.rows - entry.padding_rows
+            for shard, entry in enumerate(self._entries)
+        ]
+        self._begins = list(accumulate(self.rows_of_shards, initial=0))
+        self.rows = self._begins[-1]
 
     def __len__(self) -> int:
-        """Rows that this rank gets from `start` to the end of the last epoch."""
-        if self._epochs is None:
-            raise TypeError("a PackedDataset without a last epoch has no length: give it epochs")
-        left = self._epochs * self.rows - self._origin - self._rank
-        return max(0, -(-left // self._world_size))
+        return self.rows
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The row of this rank `index` rows behind `start`.
+    def __getitem__(self, row: SupportsIndex) -> dict[str, np.ndarray]:
+        """The row of this number: always the same one, whatever was read before.
 
         Returns:
             input_ids, position_ids and labels, each (sequence_length,) int64; token_type, (sequence_length,) uint8;
@@ -130,52 +119,45 @@ class PackedDataset:
             first token of a document, which nothing before it predicts.
 
         Raises:
-            IndexError: behind the last epoch.
-            MillError: the shard is unreadable or was changed.
+            IndexError: there is no such row; rows are numbered from 0, and none from the end.
+            MillError: the shard is unreadable, or not the one of its manifest any more.
         """
-        slot = self._origin + index * self._world_size + self._rank
-        if index < 0 or not self.rows or (self._epochs is not None and slot >= self._epochs * self.rows):
-            raise IndexError(f"no row {index}")
-        epoch, place = divmod(slot, self.rows)
-        return self._render(*self._locate(epoch, place))
+        number = operator.index(row)
+        if not 0 <= number < self.rows:
+            raise IndexError(f"row {number} is not one of 0 to {self.rows - 1} of the split {self.split}")
+        shard = bisect_right(self._begins, number) - 1
+        batch, place = self._batch_of(shard, number - self._begins[shard])
+        return self._render(batch, place)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """This rank's rows from where the last loop stopped: a dataset is a stream with a position."""
-        while True:
-            try:
-                row = self[self._taken]
-            except IndexError:
-                return
-            self._taken += 1
-            yield row
+        return (self[row] for row in range(self.rows))
 
-    def state_dict(self, rows_taken: int | None = None) -> dict[str, Any]:
-        """Where the stream is, as JSON values.
-
-        The same on every rank that took as many rows, and good for any number of ranks.
-
-        Args:
-            rows_taken: rows that this rank has taken since `start`; by default those that a loop over the dataset
-                took. Behind a DataLoader, which reads ahead, give the rows that were trained on.
-        """
-        taken = self._taken if rows_taken is None else rows_taken
-        epoch, row = divmod(self._origin + taken * self._world_size, max(1, self.rows))
-        return {
-            "epoch": epoch, "row": row, "seed": self._seed, "shuffle": self._shuffle,
-            "split": self._split, "fingerprint": self._fingerprint,
-        }  # fmt: skip
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where `state_dict` was called.
+    def rows_of_batches(self, shard: int) -> list[int]:
+        """How many rows each record batch of a shard has in this dataset; rows in one batch are read together.
 
         Raises:
-            RequestError: the state is of another order: other shards, split, seed or shuffle.
+            MillError: the shard is unreadable, or not the one of its manifest.
         """
-        here = self.state_dict()
-        for key in ("fingerprint", "split", "seed", "shuffle"):
-            if state.get(key) != here[key]:
-                raise RequestError(f"{key}: the state says {state.get(key)!r}, this dataset has {here[key]!r}")
-        self._seek(int(state["epoch"]), int(state["row"]))
+        if shard in self._labelled:
+            return [len(rows) for rows in self._labelled[shard]]
+        with self._open_lock:
+            return self._open(shard).rows_of_batches
+
+    def items_per_row(self) -> np.ndarray:
+        """How many documents, or pieces of one, are in each row: (rows,) int64. Opens every shard for it.
+
+        Raises:
+            MillError: a shard is unreadable, or not the one of its manifest.
+        """
+
+        def look(shard: int) -> np.ndarray:
+            items = MappedShard(self._urls[shard], self._entries[shard]).items_per_row
+            if shard not in self._labelled:
+                return np.concatenate(items)
+            return np.concatenate([of[rows] for of, rows in zip(items, self._labelled[shard], strict=True)])
+
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            return np.concatenate(list(pool.map(look, range(len(self._entries)))))
 
     def __getstate__(self) -> dict[str, Any]:
         # What is open stays behind when a dataset goes to a worker process.
@@ -186,48 +168,39 @@ class PackedDataset:
         self._forget()
 
     def _forget(self) -> None:
-        self._open_epoch: tuple[int, list[int], list[int]] | None = None
-        self._open_shard: tuple[tuple[int, int], MappedShard, list[int], list[int]] | None = None
-        self._open_batch: tuple[tuple[int, int, int], RowBatch, list[int]] | None = None
+        # Threads that read ahead want the same batch: one decodes it, and the others wait for it.
+        self._open_lock = threading.RLock()
+        self._open_shards: OrderedDict[int, MappedShard] = OrderedDict()
+        self._open_batches: OrderedDict[tuple[int, int], RowBatch] = OrderedDict()
 
-    def _seek(self, epoch: int, row: int) -> None:
-        if epoch < 0 or not 0 <= row <= self.rows:
-            raise RequestError(f"start: epoch {epoch}, row {row}: an epoch has {self.rows} rows")
-        self._origin, self._taken = epoch * self.rows + row, 0
+    def _look_for_labels(self) -> dict[int, list[np.ndarray]]:
+        """Shard → for each of its batches the rows with a label; of the shards that hold others too."""
 
-    def _count_rows(self, shard: int) -> int:
-        entry = self._entries[shard]
-        # Only a shard with a row's worth of padding can hold a row that is all padding; it is the last one.
-        if entry.tokens.get("padding", self.sequence_length) < self.sequence_length or not entry.rows:
-            return entry.rows
-        return entry.rows - MappedShard(self._urls[shard], entry).padding_rows
-
-    def _locate(self, epoch: int, place: int) -> tuple[RowBatch, int]:
-        """The batch and the row in it at a place of an epoch. Keeps open what the next place is likely in."""
-        if self._open_epoch is None or self._open_epoch[0] != epoch:
-            self._open_epoch = (epoch, *self._order(self._rows_of_shards, epoch))
-        shard, place = _find(*self._open_epoch[1:], place)
-        if self._open_shard is None or self._open_shard[0] != (epoch, shard):
+        def look(shard: int) -> list[np.ndarray]:
             opened = MappedShard(self._urls[shard], self._entries[shard])
-            rows = opened.rows_of_batches
-            self._open_shard = ((epoch, shard), opened, *self._order(rows, epoch, shard))
-        batch, place = _find(*self._open_shard[2:], place)
-        if self._open_batch is None or self._open_batch[0] != (epoch, shard, batch):
-            rows_read = self._open_shard[1].read(batch)
-            order = self._permutation(len(rows_read.items_per_row), epoch, shard, batch)
-            self._open_batch = ((epoch, shard, batch), rows_read, order)
-        return self._open_batch[1], self._open_batch[2][place]
+            rows = opened.labelled_rows(self.loss_mask, stored=self._of_corpus)
+            return [np.flatnonzero(labelled) for labelled in rows]
 
-    def _order(self, sizes: Sequence[int], *key: int) -> tuple[list[int], list[int]]:
-        """The parts in the order of the epoch, and the place where each begins."""
-        order = self._permutation(len(sizes), *key)
-        return order, list(accumulate((sizes[part] for part in order), initial=0))
+        # The manifest counts by the corpus's mask: for another one each shard has to be read.
+        wanted = [n for n, entry in enumerate(self._entries) if entry.unlabelled_rows or not self._of_corpus]
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            return dict(zip(wanted, pool.map(look, wanted), strict=True))
 
-    def _permutation(self, length: int, *key: int) -> list[int]:
-        if not self._shuffle:
-            return list(range(length))
-        prefix = ":".join(map(str, (self._seed, *key)))
-        return sorted(range(length), key=lambda part: (_hash(f"{prefix}:{part}"), part))
+    def _open(self, shard: int) -> MappedShard:
+        opened = self._open_shards.get(shard) or MappedShard(self._urls[shard], self._entries[shard])
+        _keep(self._open_shards, shard, opened, _OPEN_SHARDS)
+        return opened
+
+    def _batch_of(self, shard: int, place: int) -> tuple[RowBatch, int]:
+        """The record batch, and the row in it, at a place among the shard's rows; both are kept for the next."""
+        sizes = self.rows_of_batches(shard)
+        begins = list(accumulate(sizes, initial=0))
+        batch = bisect_right(begins, place) - 1
+        with self._open_lock:
+            rows = self._open_batches.get((shard, batch)) or self._open(shard).read(batch)
+            _keep(self._open_batches, (shard, batch), rows, _OPEN_BATCHES)
+        place -= begins[batch]
+        return rows, int(self._labelled[shard][batch][place]) if shard in self._labelled else place
 
     def _render(self, batch: RowBatch, row: int) -> dict[str, np.ndarray]:
         input_ids = batch.input_ids[row].astype(np.int64)
@@ -250,13 +223,12 @@ class PackedDataset:
         }
 
 
-def _find(order: Sequence[int], begins: Sequence[int], place: int) -> tuple[int, int]:
-    at = bisect_right(begins, place) - 1
-    return order[at], place - begins[at]
-
-
-def _hash(text: str) -> bytes:
-    return hashed(Purpose.READING, text)
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Keep what was used last, and forget what wasn't for longest."""
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
 
 
 def collate(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:

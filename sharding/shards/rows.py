@@ -8,12 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from sharding.errors import MillError, RequestError
-from sharding.records.arrow import check_schema, check_values
-from sharding.records.rows import MaskedRow, TokenType
+from sharding.errors import RequestError
+from sharding.records.rows import TokenType
 from sharding.records.types import FileEntry
-from sharding.storage.arrow_files import checked_batches, file_buffer, open_stream
-from sharding.storage.arrow_messages import arrow_errors
 from sharding.storage.manifest import Manifest
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
@@ -127,6 +124,32 @@ def _items_per_row(batch: pa.RecordBatch) -> np.ndarray:
     return batch.column("seq_lengths").value_lengths().to_numpy().astype(np.int64)
 
 
+def item_starts(item_lengths: np.ndarray, items_per_row: np.ndarray) -> np.ndarray:
+    """Where each item begins in its row: (num_items,) int64.
+
+    Args:
+        item_lengths: (num_items,) tokens of the items of all rows, in order.
+        items_per_row: (num_rows,) how many of them each row has.
+    """
+    before = np.cumsum(item_lengths, dtype=np.int64) - item_lengths
+    first_of_row = np.cumsum(items_per_row) - items_per_row
+    row_begins = np.append(before, 0)[np.minimum(first_of_row, len(before))]
+    return before - np.repeat(row_begins, items_per_row)
+
+
+def is_labelled(token_type: np.ndarray, seq_lengths: np.ndarray, policy: LossMask) -> bool:
+    """Whether any token of a row has a label: one that counts, and is not the first of its item.
+
+    Args:
+        token_type: (sequence_length,) uint8.
+        seq_lengths: (num_items,) tokens of each item.
+        policy: which tokens count.
+    """
+    counted = loss_mask(token_type, policy)
+    counted[item_starts(seq_lengths, np.array([len(seq_lengths)]))] = False
+    return bool(counted.any())
+
+
 def split_of(entry: FileEntry) -> str:
     """The split a shard belongs to, from its name."""
     return split_named(entry.name)
@@ -135,39 +158,3 @@ def split_of(entry: FileEntry) -> str:
 def split_named(shard: str) -> str:
     """The split a shard of this name belongs to."""
     return shard.rsplit("/", 1)[-1].split("-")[0]
-
-
-class MappedShard:
-    """A mapped shard: where its record batches are, none decoded."""
-
-    def __init__(self, url: str, entry: FileEntry) -> None:
-        self._url = url
-        buffer = file_buffer(url)
-        try:
-            with arrow_errors(), open_stream(buffer) as reader:
-                self._schema = reader.schema
-                check_schema(MaskedRow, self._schema)
-                lengths = checked_batches(buffer, ("seq_lengths",), kind=MaskedRow)
-                items_per_row = [_items_per_row(batch) for batch in lengths]
-                self._messages = list(pa.ipc.MessageReader.open_stream(buffer))[1:]  # the first is the schema
-        except pa.ArrowException as error:
-            raise MillError(f"cannot read {url}: {error}") from error
-        if (rows := sum(map(len, items_per_row))) != entry.rows:
-            raise MillError(f"{url}: {rows} rows, its manifest says {entry.rows}")
-        self.rows_of_batches = [int((items > 0).sum()) for items in items_per_row]
-        self.padding_rows = entry.rows - sum(self.rows_of_batches)
-
-    def read(self, batch: int) -> RowBatch:
-        """Decode a batch. Its arrays stay valid as long as they are held."""
-        try:
-            with arrow_errors():
-                rows = pa.ipc.read_record_batch(self._messages[batch], self._schema)
-                rows.validate(full=True)
-                check_values(MaskedRow, rows)
-                found = RowBatch.from_arrow(rows)
-            longest = found.tokens_per_row().max(initial=0)
-            if found.item_lengths.min(initial=1) < 1 or longest > found.input_ids.shape[1]:
-                raise pa.ArrowInvalid("its seq_lengths are not those of items in its rows")
-            return found
-        except pa.ArrowException as error:
-            raise MillError(f"cannot read {self._url}, batch {batch}: {error}") from error

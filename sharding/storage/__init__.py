@@ -10,6 +10,7 @@ from sharding.storage.arrow_files import (
 )
 from sharding.storage.files import (
     EXTRA_FOR_PROTOCOL,
+    Location,
     exists,
     filesystem,
     foreign,
@@ -26,6 +27,7 @@ from sharding.storage.files import (
 __all__ = [
     "BATCH_BYTES",
     "EXTRA_FOR_PROTOCOL",
+    "Location",
     "chunks",
     "exists",
     "filesystem",

@@ -32,6 +32,9 @@ from sharding.storage.retries import patiently
 
 logger = logging.getLogger(__name__)
 
+Location = str | os.PathLike[str]
+"""A path or URL as callers give it; `os.fspath` makes it a string."""
+
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
@@ -58,7 +61,7 @@ STORES = frozenset({"file", "hf", "memory", *EXTRA_FOR_PROTOCOL})
 """The protocols of the stores that outputs are kept in: of any other nothing is asked because a file says so."""
 
 
-def filesystem(url: str, *, chained: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(url: Location, *, chained: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `url` and the path in it. A local path may hold "::".
 
     Args:
@@ -69,6 +72,7 @@ def filesystem(url: str, *, chained: bool = False) -> tuple[fsspec.AbstractFileS
     Raises:
         RequestError: the store's protocol is unknown, its package is not installed, or stores are joined that mustn't.
     """
+    url = os.fspath(url)
     if "://" not in url or url.startswith("file://"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     if "::" in url and not chained:
@@ -99,9 +103,9 @@ def foreign(url: str, where: str) -> str:
     return url
 
 
-def join(base: str, *parts: str) -> str:
+def join(base: Location, *parts: str) -> str:
     """`base` and `parts` as one URL or path."""
-    return posixpath.join(base.rstrip("/"), *parts)
+    return posixpath.join(os.fspath(base).rstrip("/"), *parts)
 
 
 @contextlib.contextmanager

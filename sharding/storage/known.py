@@ -208,6 +208,8 @@ class _PackFacts(msgspec.Struct):
     vocab_size: Length
     tokenizer_fingerprint: str
     document_end_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]]
+    document_start_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]] = []
+    warnings: list[str] = []
     versions: dict[str, str] = {}
 
 

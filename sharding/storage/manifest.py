@@ -8,6 +8,7 @@ the same fingerprint is skipped.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 from typing import Any
@@ -80,14 +81,14 @@ def digest(finished: Manifest) -> str:
     return hashing.fingerprint(["\n".join(parts)])
 
 
-def stage_url(output: str, stage: str) -> str:
+def stage_url(output: storage.Location, stage: str) -> str:
     """The folder of a stage: pack's result is the output itself, the others lie under `stages/`."""
-    return Output(output).stage(stage)
+    return Output(os.fspath(output)).stage(stage)
 
 
-def manifest_url(output: str, stage: str) -> str:
+def manifest_url(output: storage.Location, stage: str) -> str:
     """Where the stage's manifest is."""
-    return Output(output).manifest(stage)
+    return Output(os.fspath(output)).manifest(stage)
 
 
 def write(output: str, manifest: Manifest) -> None:
@@ -99,7 +100,7 @@ class _Format(msgspec.Struct):
     format: int
 
 
-def read(output: str, stage: str, *, any_format: bool = False) -> Manifest | None:
+def read(output: storage.Location, stage: str, *, any_format: bool = False) -> Manifest | None:
     """The stage's manifest, or None when the stage hasn't finished.
 
     Args:
@@ -156,7 +157,7 @@ def _misplaced(manifest: Manifest, stage: str) -> str | None:
     return None
 
 
-def require(output: str, stage: str) -> Manifest:
+def require(output: storage.Location, stage: str) -> Manifest:
     """The stage's manifest.
 
     Raises:
@@ -168,7 +169,7 @@ def require(output: str, stage: str) -> Manifest:
     return found
 
 
-def files_url(output: str, manifest: Manifest) -> str:
+def files_url(output: storage.Location, manifest: Manifest) -> str:
     """The folder that the names of the manifest's files are relative to."""
     folder, rest = stage_url(output, manifest.stage), manifest.folder
     if not rest.startswith("../"):
@@ -179,7 +180,7 @@ def files_url(output: str, manifest: Manifest) -> str:
     return storage.join(folder, rest)
 
 
-def file_urls(output: str, manifest: Manifest, family: str) -> list[str]:
+def file_urls(output: storage.Location, manifest: Manifest, family: str) -> list[str]:
     """The URLs of one family of the manifest's files."""
     base = files_url(output, manifest)
     return [storage.join(base, entry.name) for entry in manifest.files.get(family, [])]

@@ -165,7 +165,7 @@ def watch(tmp_path: Path) -> Watch:
 
 
 def read_rows(output: Path) -> None:
-    for _ in PackedDataset(str(output), epochs=1):
+    for _ in PackedDataset(str(output)):
         pass
 
 

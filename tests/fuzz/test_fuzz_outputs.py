@@ -44,7 +44,7 @@ def rewrite(output: Path, change: Callable[[dict[str, Any]], None], stage: str =
 
 
 def read(output: Path) -> None:
-    for _ in PackedDataset(str(output), "train", epochs=1):
+    for _ in PackedDataset(str(output), "train"):
         pass
 
 

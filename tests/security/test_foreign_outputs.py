@@ -44,7 +44,7 @@ def output(made: Path, tmp_path: Path) -> Path:
 
 
 def read_all(output: Path) -> None:
-    for _ in PackedDataset(str(output), epochs=1):
+    for _ in PackedDataset(str(output)):
         pass
 
 

@@ -88,5 +88,5 @@ def test_the_last_id_of_a_vocabulary_comes_back(tmp_path: Path, vocab_size: int,
 @pytest.mark.parametrize("vocab_size", [65_535, 65_536, 65_537])
 def test_rows_of_such_a_vocabulary_come_back(tmp_path: Path, vocab_size: int) -> None:
     packed = write_output(str(tmp_path), vocab_size=vocab_size, documents=60)
-    found = [row["input_ids"].tolist() for row in PackedDataset(packed.url, shuffle=False)]
+    found = [row["input_ids"].tolist() for row in PackedDataset(packed.url)]
     assert found == [row.input_ids.tolist() for row in packed.rows("train")]

@@ -18,6 +18,7 @@ A format's module has
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -65,9 +66,9 @@ FORMATS = {
 
 
 def export(
-    output: str,
+    output: storage.Location,
     fmt: str,
-    target: str,
+    target: storage.Location,
     *,
     splits: Sequence[str] | None = None,
     loss_mask: LossMask | None = None,
@@ -96,6 +97,7 @@ def export(
         RequestError: an argument is not allowed, or the target holds something else: see `target.begin`.
         MillError: the output isn't finished, a shard is not what its manifest says, or the store refused.
     """
+    output, target = os.fspath(output), os.fspath(target)
     packed = manifest.require(output, "pack")
     plan = _plan(packed, fmt, splits, loss_mask)
     if workers < 1:

@@ -8,6 +8,7 @@ beside it under names of its own: nothing else that lies in the folder, and noth
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def upload(
-    output: str,
+    output: storage.Location,
     repo_id: str,
     *,
     private: bool = True,
@@ -51,6 +52,7 @@ def upload(
         RequestError: the name is not one the hub allows, or the output is not on a file system.
         MillError: the run isn't finished, a file is a link or not what the manifest says, or the hub refused.
     """
+    output = os.fspath(output)
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx, validate_repo_id
@@ -79,7 +81,7 @@ def upload(
     return str(repo)
 
 
-def published_names(output: str, *, report: bool = False) -> list[str]:
+def published_names(output: storage.Location, *, report: bool = False) -> list[str]:
     """The files of a finished output that make the dataset: its shards, and what the mill wrote beside its manifest.
 
     Args:
@@ -89,6 +91,7 @@ def published_names(output: str, *, report: bool = False) -> list[str]:
     Raises:
         MillError: the run isn't finished, or a file isn't the output's own.
     """
+    output = os.fspath(output)
     packed, at = manifest.require(output, "pack"), Output(output)
     if not storage.exists(at.success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")

@@ -1,0 +1,161 @@
+"""Random-access sources for Grain: `RowSource` and `DocumentSource`. Beside `sharding.shards.dataset`.
+
+    shards ─► PackedDataset ─► RowSource: packed rows, in epochs of an order of their own ─┐
+                          └──► DocumentSource: documents with their thoughts, unpacked ────┴─► grain.MapDataset.source
+
+Both have what Grain asks of a `RandomAccessDataSource` (a length, an item for each number, and nothing that changes),
+and import no Grain. What `source[i]` is depends on `i` alone, so Grain's own states are exact.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from sharding import storage
+from sharding.errors import RequestError
+from sharding.records.rows import TokenType
+from sharding.shards.dataset import PackedDataset
+from sharding.shards.rows import IGNORED_LABEL, LossMask
+from sharding.shards.sampler import EpochOrder
+
+_OPEN_ORDERS = 2  # readers that run ahead are in two epochs at once
+
+
+class RowSource:
+    """The packed rows of a split, one epoch after another.
+
+    Args:
+        output: the run's output folder, on a file system.
+        split: "train" or "validation".
+        seed: each epoch in an order of its own that follows from it, in which rows that come together lie together in
+            the shards: quicker than Grain's `shuffle`, for which a record batch is decoded for each row. None: every
+            epoch in the order of the shards.
+        epochs: how many there are.
+        loss_mask: which tokens get labels; by default those that count in the corpus.
+        labelled_only: leave out rows without a label.
+
+    Raises:
+        RequestError, MillError: see `PackedDataset`.
+    """
+
+    def __init__(
+        self,
+        output: storage.Location,
+        split: str = "train",
+        *,
+        seed: int | None = None,
+        epochs: int = 1,
+        loss_mask: LossMask | None = None,
+        labelled_only: bool = False,
+    ) -> None:
+        if epochs < 1:
+            raise RequestError(f"epochs: {epochs} is not at least 1")
+        self._dataset = PackedDataset(output, split, loss_mask=loss_mask, labelled_only=labelled_only)
+        self._seed, self._epochs = seed, epochs
+        self._orders: dict[int, EpochOrder] = {}
+
+    def __len__(self) -> int:
+        return self._epochs * len(self._dataset)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        """The row of a number: see `training_arrays`; each of (sequence_length,).
+
+        Raises:
+            IndexError: there is no such row.
+            MillError: its shard is unreadable, or not the one of its manifest.
+        """
+        number = _checked(index, len(self), self)
+        epoch, place = divmod(number, len(self._dataset))
+        if self._seed is None:
+            return training_arrays(self._dataset[place])
+        orders = self._orders  # replaced and never changed: threads read it
+        if (order := orders.get(epoch)) is None:
+            order = EpochOrder(self._dataset, self._seed, epoch)
+            kept = sorted(orders, key=lambda other: abs(other - epoch))[: _OPEN_ORDERS - 1]
+            self._orders = {epoch: order, **{other: orders[other] for other in kept}}
+        return training_arrays(self._dataset[order.row_at(place)])
+
+    def __repr__(self) -> str:
+        # Grain's DataLoader keeps it in its states, and refuses those of another source.
+        return f"RowSource({_named(self._dataset)}, seed={self._seed}, epochs={self._epochs})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_orders": {}}
+
+
+class DocumentSource:
+    """The documents of a split with their thoughts, each alone and without padding, for trainers that pack themselves.
+
+    A document that was longer than a row is several. Their number needs the lengths of all rows, which are read when a
+    source is made; it then holds 8 bytes for each row.
+
+    Args:
+        output: the run's output folder, on a file system.
+        split: "train" or "validation".
+        loss_mask: which tokens get labels; by default those that count in the corpus.
+
+    Raises:
+        RequestError, MillError: see `PackedDataset`.
+    """
+
+    def __init__(self, output: storage.Location, split: str = "train", *, loss_mask: LossMask | None = None) -> None:
+        self._dataset = PackedDataset(output, split, loss_mask=loss_mask)
+        per_row = self._dataset.items_per_row()
+        self._begins = np.concatenate(([0], np.cumsum(per_row, dtype=np.int64)))
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        """The document of a number: see `training_arrays`; each of (num_tokens,).
+
+        Raises:
+            IndexError: there is no such document.
+            MillError: its shard is unreadable, or not the one of its manifest.
+        """
+        number = _checked(index, len(self), self)
+        row = int(np.searchsorted(self._begins, number, side="right")) - 1
+        found = self._dataset[row]
+        start, stop = found["cu_seqlens"][number - int(self._begins[row]) :][:2].tolist()
+        arrays = training_arrays(found)
+        return {name: values[start:stop] for name, values in arrays.items() if name != "segment_ids"} | {
+            "segment_ids": np.ones(stop - start, np.int32)
+        }
+
+    def __repr__(self) -> str:
+        return f"DocumentSource({_named(self._dataset)})"
+
+
+def training_arrays(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A row of `PackedDataset` as trainers on Grain take it.
+
+    Returns:
+        input_ids: int32. labels: int32, at each token the one behind it, which it is to predict; -100 where that one
+        doesn't count, at the last token of a document, and in padding. positions: int32, from 0 in every document.
+        segment_ids: int32, from 1 for each document, 0 in padding. loss_mask: bool, where there is a label.
+    """
+    labels = np.append(row["labels"][1:], IGNORED_LABEL).astype(np.int32)
+    lengths = np.diff(row["cu_seqlens"])
+    segment_ids = np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)
+    return {
+        "input_ids": row["input_ids"].astype(np.int32),
+        "labels": labels,
+        "positions": row["position_ids"].astype(np.int32),
+        "segment_ids": np.where(row["token_type"] == TokenType.PADDING, 0, segment_ids).astype(np.int32),
+        "loss_mask": labels != IGNORED_LABEL,
+    }
+
+
+def _checked(index: SupportsIndex, length: int, source: object) -> int:
+    number = operator.index(index)
+    if not 0 <= number < length:
+        raise IndexError(f"{number} is not one of 0 to {length - 1} of {source!r}")
+    return number
+
+
+def _named(dataset: PackedDataset) -> str:
+    mask = f"{dataset.loss_mask}, labelled only" if dataset.labelled_only else dataset.loss_mask
+    return f"corpus {dataset.fingerprint}, {dataset.split}, {dataset.rows} rows, {mask}"

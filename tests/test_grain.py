@@ -1,0 +1,167 @@
+"""`shards.grain_sources` under the real Grain: fields, exact states at any world size, and mixes by weight."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+import pytest
+
+from sharding.shards.dataset import PackedDataset
+from sharding.shards.grain_sources import DocumentSource, RowSource
+from sharding.shards.rows import IGNORED_LABEL
+from sharding.shards.sampler import EpochOrder
+from tests.packed_output import PackedOutput, write_output
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> PackedOutput:
+    return write_output(str(tmp_path_factory.mktemp("output")), policy="no_delimiters")
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+def test_a_row_has_what_trainers_take(output: PackedOutput) -> None:
+    source = RowSource(output.url)
+    assert len(source) == len(output.rows("train"))
+    rows = [source[number] for number in range(len(source))]
+    for found, row, stored in zip(rows, PackedDataset(output.url), output.rows("train"), strict=True):
+        assert {name: values.dtype.name for name, values in found.items()} == {
+            "input_ids": "int32", "labels": "int32", "positions": "int32", "segment_ids": "int32", "loss_mask": "bool",
+        }  # fmt: skip
+        np.testing.assert_array_equal(found["input_ids"], stored.input_ids)
+        # What is predicted at a place is the token behind it: the label that a model of transformers shifts.
+        np.testing.assert_array_equal(found["labels"][:-1], row["labels"][1:])
+        assert found["labels"][-1] == IGNORED_LABEL
+        np.testing.assert_array_equal(found["loss_mask"], found["labels"] != IGNORED_LABEL)
+        rest = 64 - int(stored.seq_lengths.sum())
+        lengths = [*stored.seq_lengths.tolist(), rest]
+        assert found["segment_ids"].tolist() == [
+            number if number <= len(stored.seq_lengths) else 0
+            for number, length in enumerate(lengths, start=1)
+            for _ in range(length)
+        ]
+        assert found["positions"].tolist() == [place for length in lengths for place in range(length)]
+
+
+def test_documents_are_the_items_of_the_rows(output: PackedOutput) -> None:
+    source = DocumentSource(output.url)
+    expected = []
+    for row in output.rows("train"):
+        ends = np.cumsum(row.seq_lengths)
+        expected += [row.input_ids[end - length : end] for end, length in zip(ends, row.seq_lengths, strict=True)]
+    assert len(source) == len(expected)
+    for number, ids in enumerate(expected):
+        found = source[number]
+        np.testing.assert_array_equal(found["input_ids"], ids)
+        assert found["positions"].tolist() == list(range(len(ids))) and found["labels"][-1] == IGNORED_LABEL
+        assert set(found["segment_ids"].tolist()) == {1}
+        assert {len(values) for values in found.values()} == {len(ids)}
+
+
+def test_a_seed_gives_every_epoch_the_order_of_the_sampler(output: PackedOutput) -> None:
+    source, dataset = RowSource(output.url, seed=3, epochs=2), PackedDataset(output.url)
+    orders = [EpochOrder(dataset, 3, epoch) for epoch in range(2)]
+    assert len(source) == 2 * len(dataset)
+    for number in range(len(source)):
+        epoch, place = divmod(number, len(dataset))
+        np.testing.assert_array_equal(source[number]["input_ids"], dataset[orders[epoch].row_at(place)]["input_ids"])
+
+
+@pytest.mark.parametrize("kind", [RowSource, DocumentSource])
+def test_what_is_not_there_is_an_error(output: PackedOutput, kind: Any) -> None:
+    source = kind(Path(output.url))
+    for index in (-1, len(source)):
+        with pytest.raises(IndexError, match=f"{index} is not one of 0 to {len(source) - 1}"):
+            source[index]
+
+
+def test_a_state_of_grain_is_exact(output: PackedOutput) -> None:
+    """Taken anywhere, as JSON, and set on an iterator of another process's making."""
+
+    def pipeline() -> Any:
+        rows = grain.MapDataset.source(RowSource(output.url, seed=0, epochs=3))
+        return iter(rows.batch(4).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+    whole = list(pipeline())
+    for steps in (0, 1, 7, len(whole) - 1):
+        first = pipeline()
+        for _ in range(steps):
+            next(first)
+        state = json.loads(json.dumps(first.get_state()))
+        resumed = pipeline()
+        resumed.set_state(state)
+        rest = list(resumed)
+        assert len(rest) == len(whole) - steps
+        assert all(same(one, other) for one, other in zip(rest, whole[steps:], strict=True))
+
+
+def test_rows_go_on_at_another_world_size(output: PackedOutput) -> None:
+    rows = grain.MapDataset.source(RowSource(output.url, seed=0, epochs=2))
+
+    def ranks(world_size: int, rows_taken: int) -> list[Any]:
+        return [iter(rows[rows_taken + rank :: world_size].to_iter_dataset()) for rank in range(world_size)]
+
+    before = ranks(2, 0)
+    taken = [next(rank) for _ in range(5) for rank in before]
+    after = ranks(3, 10)
+    taken += [next(rank) for _ in range(5) for rank in after]
+    assert all(same(found, rows[number]) for number, found in enumerate(taken))
+
+
+def test_grains_loader_refuses_the_state_of_another_corpus(output: PackedOutput, tmp_path: Path) -> None:
+    """It compares what its source says of itself."""
+    other = write_output(str(tmp_path), policy="no_delimiters", batch_bytes=3_000)  # the same rows in other bytes
+
+    def loader(url: str) -> Any:
+        source = RowSource(url)
+        sampler = grain.IndexSampler(len(source), grain.NoSharding(), shuffle=True, num_epochs=1, seed=0)
+        return iter(grain.DataLoader(data_source=source, sampler=sampler, worker_count=0))
+
+    first = loader(output.url)
+    next(first)
+    state = first.get_state()
+    again, elsewhere = loader(output.url), loader(other.url)
+    again.set_state(state)
+    assert same(next(again), next(first))
+    with pytest.raises(ValueError, match="ource in checkpoint does not match"):
+        elsewhere.set_state(state)
+
+
+def test_corpora_are_mixed_by_weight(output: PackedOutput, tmp_path: Path) -> None:
+    other = write_output(str(tmp_path), policy="no_delimiters", vocab_size=60_000)
+    sources = [grain.MapDataset.source(RowSource(url, seed=0, epochs=9)) for url in (output.url, other.url)]
+    mixed = grain.MapDataset.mix(sources, weights=[0.75, 0.25])
+    first = {PackedDataset(output.url)[row]["input_ids"].tobytes() for row in range(len(output.rows("train")))}
+    found = [mixed[number]["input_ids"].astype(np.int64).tobytes() in first for number in range(100)]
+    assert sum(found) == 75
+
+
+def test_many_threads_read_the_same(output: PackedOutput) -> None:
+    """Grain reads with sixteen threads; what one keeps for the next must not mix with another's."""
+    source = RowSource(output.url, seed=0, epochs=4)
+    alone = [source[number]["input_ids"].tobytes() for number in range(len(source))]
+    numbers = np.random.default_rng(0).permutation(len(source)).tolist()
+    shared = RowSource(output.url, seed=0, epochs=4)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda number: shared[number]["input_ids"].tobytes(), numbers))
+    assert found == [alone[number] for number in numbers]
+
+
+def test_the_documented_lines_read_a_corpus(output: PackedOutput, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parent.parent / "docs" / "formats.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [block for block in blocks if "RowSource(" in block]
+    assert "path/to/output" in example
+    exec(compile(example.replace("path/to/output", output.url), str(page), "exec"), {})
+    labelled = len(PackedDataset(output.url, labelled_only=True))
+    assert capsys.readouterr().out.count("(4, 64)") == 2 * labelled // 4
