@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from pipelines.ablation import curves, evaluators
@@ -27,6 +28,7 @@ from pipelines.ablation.student import batch_of, device_of, labelled, new_studen
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.shards.dataset import PackedDataset
+from sharding.shards.sampler import EpochOrder
 from sharding.storage import manifest
 
 CHECKPOINT_S = 120.0
@@ -103,8 +105,9 @@ class _Run:
         self.training, config = training, training.config
         packed = manifest.require(training.setting.output, "pack")
         self._tokenizer = load_tokenizer(packed.config["tokenizer"])
-        self._rows = PackedDataset(training.setting.output, seed=training.seed, epochs=None)
-        if not self._rows.rows:
+        self._rows = PackedDataset(training.setting.output)
+        self._epoch, self._order = 0, EpochOrder(self._rows, training.seed, 0)
+        if not len(self._rows):
             raise MillError(f"arm {training.arm}: its train split has no sequence")
         self._size = self._rows.sequence_length
         self._rows_per_step = config.batch_tokens // self._size
@@ -137,7 +140,7 @@ class _Run:
     def step(self) -> None:
         """One step of training."""
         config, first = self.training.config, self._step * self._rows_per_step
-        rows = [self._rows[first + place] for place in range(self._rows_per_step)]
+        rows = [self._row(first + place) for place in range(self._rows_per_step)]
         batches = [batch_of(rows[start : start + self._micro_rows]) for start in range(0, len(rows), self._micro_rows)]
         tokens, nats = sum(map(labelled, batches)), 0.0
         for batch in batches:
@@ -159,6 +162,13 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         self._step += 1
         self._nats, self._labelled = self._nats + nats, self._labelled + tokens
+
+    def _row(self, number: int) -> dict[str, np.ndarray]:
+        """The row of that number over all epochs, each in an order of its own."""
+        epoch, place = divmod(number, len(self._rows))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, EpochOrder(self._rows, self.training.seed, epoch)
+        return self._rows[self._order.row_at(place)]
 
     def ask_if_due(self) -> bool:
         """Ask the evaluators where a point of the curve is due; whether it was."""

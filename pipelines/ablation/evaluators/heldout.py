@@ -47,7 +47,7 @@ class Heldout:
         splits = {split_of(entry) for entry in packed.files.get("shards", [])}
         self._rows: PackedDataset | None = None
         if "validation" in splits:
-            self._rows = PackedDataset(setting.output, "validation", loss_mask="all", shuffle=False)
+            self._rows = PackedDataset(setting.output, "validation", loss_mask="all")
         self._num_rows = max(1, max_tokens // self._size)
 
     def evaluate(self, model: Any, tokenizer: TextTokenizer) -> dict[str, float]:
@@ -59,10 +59,10 @@ class Heldout:
 
     @torch.no_grad()
     def _packed(self, model: Any) -> dict[str, float]:
-        if self._rows is None or not self._rows.rows:
+        if self._rows is None or not len(self._rows):
             return {}
         sums, numbers = np.zeros(len(TokenType)), np.zeros(len(TokenType))
-        last = min(self._rows.rows, self._num_rows)
+        last = min(len(self._rows), self._num_rows)
         for start in range(0, last, _ROWS):
             rows = [self._rows[place] for place in range(start, min(start + _ROWS, last))]
             batch = batch_of(rows)
