@@ -30,7 +30,7 @@ from pipelines.joints import allocation_of
 from pipelines.plan import chance, make_plan, show, strata
 from pipelines.plan.corpus import scaled_histogram
 from pipelines.plan.explore import gain_of
-from pipelines.plan.forecast import of_tier, run_gain
+from pipelines.plan.explored import of_tier, run_gain
 from pipelines.plan.frontier import frontier
 from pipelines.plan.learned import read_gain, read_learned
 from pipelines.plan.measured import MeasuredTier, Pilot, read_pilot
@@ -151,7 +151,7 @@ def test_where_no_trace_helps_exploring_finds_nothing(samples: int, keep: str) -
 
 def test_a_segment_whose_traces_all_fail_gains_nothing() -> None:
     config = _with_select(SelectConfig(value="continuation_gain"))
-    rejected = judged("d", candidate(0, reasons=["loop"]), candidate(1, reasons=["loop"]))
+    rejected = judged("d", candidate(0, reasons=("loop",)), candidate(1, reasons=("loop",)))
     valuer = Valuer(config.select, Known(3.0), threshold_nats=2.0)
     assert gain_of(config, valuer.valued(rejected, ())) == 0.0
     passed = judged("d", candidate(0))
