@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -15,13 +16,14 @@ import pytest
 from rich.console import Console
 
 from difficulty.budget.allocation import Allocation
-from difficulty.gain.fitting import Observations, fit
-from pipelines import report
+from difficulty.gain.features import GROUPS, fit_features
+from difficulty.gain.model import GainModel
+from pipelines import report, yaml_config
 from pipelines.arms import arm_config, mill_arms
 from pipelines.config import MillConfig
 from pipelines.documents.inspect import Wanted, inspect
 from pipelines.plan import make_plan, show
-from pipelines.plan.learned import Learned, TierCost, write_learned
+from pipelines.plan.learned import Learned, TierCost, read_learned, write_learned
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.watch import status
@@ -62,26 +64,28 @@ def segments_of(config: MillConfig) -> list[ScoredSegment]:
 
 
 def teach(config: MillConfig, gains: Mapping[str, float], tokens: Mapping[str, float] | None = None) -> None:
-    """Leave the model that a pilot would which saw these gains on every segment of a source."""
+    """Leave a model by which a segment gains by its source alone, and the more the harder it is."""
     segments = segments_of(config)
-    tiers = ("brief", "deep")
+    features = fit_features(segments)
     scale = {"brief": 1.0, "deep": 1.4}
-    noise = np.random.default_rng(1).normal(0, 0.3, (len(tiers), len(segments)))
-    observed = Observations(
-        segments=segments * len(tiers),
-        documents=np.array([hash_of(s.doc_id) for s in segments] * len(tiers)),
-        tiers=[tier for tier in tiers for _ in segments],
-        gain_nats=np.concatenate([[gains[s.source] * scale[t] for s in segments] for t in tiers]) + noise.ravel(),
-        chances=np.ones(len(tiers) * len(segments)),
+    columns = len(features.groups)
+    coefficients = np.zeros((len(scale), columns))
+    for group, part in (("source", 1.0), ("source and difficulty", 0.3)):
+        places = np.flatnonzero(features.groups == GROUPS.index(group))
+        for place, source in zip(places, features.sources, strict=True):
+            coefficients[:, place] = np.array(list(scale.values())) * part * gains[source]
+    model = GainModel(
+        tiers=tuple(scale),
+        features=features,
+        coefficients=coefficients,
+        covariance=np.stack([0.01 * np.eye(columns, dtype=np.float32)] * len(scale)),
+        prior=np.zeros(len(scale)),
+        prior_variance=np.zeros(len(scale)),
+        weight=1.0,
     )
-    model = fit(observed, segments, config.budget.tiers).model
     costs = {tier: TierCost(thought_tokens=n) for tier, n in (tokens or {}).items()}
     scored = manifest.require(config.output, "score")
     write_learned(config, scored, Learned(model=model, costs=costs, report={}, made_from={"segments": len(segments)}))
-
-
-def hash_of(doc_id: str) -> int:
-    return sum((i + 1) * ord(c) for i, c in enumerate(doc_id))
 
 
 def allocation_in(output: str) -> Allocation:
@@ -114,6 +118,18 @@ def finished(taught: MillConfig) -> MillConfig:
     return taught
 
 
+@pytest.fixture
+def config(taught: MillConfig, tmp_path: Path) -> MillConfig:
+    """The same run, scored and not taught, in a folder of its own."""
+    return elsewhere(taught, tmp_path)
+
+
+def elsewhere(taught: MillConfig, folder: Path, **budget: Any) -> MillConfig:
+    shutil.copytree(Output(taught.output).stage("score"), folder / "out" / "stages" / "score")
+    tree = yaml_config.to_mapping(taught)
+    return from_mapping(tree | {"output": str(folder / "out"), "budget": tree["budget"] | budget})
+
+
 def printed(what: Any) -> str:
     console = Console(width=300, file=io.StringIO())
     console.print(what)
@@ -123,7 +139,7 @@ def printed(what: Any) -> str:
 def test_the_budget_goes_to_the_source_that_gains(finished: MillConfig) -> None:
     allocation = allocation_in(finished.output)
     of = {segment.segment_id: segment.source for segment in segments_of(finished)}
-    spent = {name: 0.0 for name in GAINS}
+    spent = dict.fromkeys(GAINS, 0.0)
     costs = dict(zip((t.name for t in finished.budget.tiers), allocation.by_gain.costs, strict=True))  # type: ignore[union-attr]
     made = requests_of(finished.output)
     for request in made:
@@ -172,18 +188,10 @@ def test_the_plan_says_what_the_run_does(taught: MillConfig, finished: MillConfi
 
 @pytest.mark.slow
 def test_two_processes_make_the_same(taught: MillConfig, finished: MillConfig, tmp_path: Path) -> None:
-    shutil.copytree(Path(finished.output) / "stages" / "score", tmp_path / "out" / "stages" / "score")
-    shutil.copytree(Path(finished.output) / "stages" / "gain", tmp_path / "out" / "stages" / "gain")
-    (tmp_path / "out" / "stages" / "gain" / "steps.json").unlink()
-    config = from_mapping(json.loads(json.dumps(tree_of(taught))) | {"output": str(tmp_path / "out")})
+    config = elsewhere(taught, tmp_path)
+    teach(config, GAINS)
     mill(config, stages=["augment"], beam_args=TWO)
     assert part_bytes(config.output) == part_bytes(finished.output)
-
-
-def tree_of(config: MillConfig) -> dict[str, Any]:
-    from pipelines import yaml_config
-
-    return yaml_config.to_mapping(config)
 
 
 def test_the_steps_are_counted_once(taught: MillConfig, finished: MillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +207,7 @@ def test_the_steps_are_counted_once(taught: MillConfig, finished: MillConfig, mo
     make_plan(taught)
 
 
-def test_without_a_model_nothing_is_bought(tmp_path: Path, byte_tokenizer: str) -> None:
-    config = from_mapping(tree_in(tmp_path, byte_tokenizer))
+def test_without_a_model_nothing_is_bought(config: MillConfig) -> None:
     with pytest.raises(RequestError, match=r"no model of gain.*thoughtmill plan CONFIG --pilot \d+ --explore"):
         mill(config)
     assert manifest.read(config.output, "score") is not None
@@ -214,41 +221,47 @@ def test_without_a_model_nothing_is_bought(tmp_path: Path, byte_tokenizer: str) 
     assert manifest.read(config.output, "augment") is None
 
 
+@pytest.mark.slow
+def test_a_run_begins_with_the_pilot_that_its_config_asks_for(taught: MillConfig, tmp_path: Path) -> None:
+    """Score, pilot, learn, augment: made-up traces gain what noise gains, so the plan may well refuse to buy."""
+    tree = yaml_config.to_mapping(elsewhere(taught, tmp_path, pilot_segments=24))
+    config = from_mapping(tree | {"select": {"value": "continuation_gain"}})
+    with contextlib.suppress(RequestError):
+        mill(config, stages=["score", "augment"])
+    learned = read_learned(config, manifest.require(config.output, "score"))
+    assert set(learned.model.tiers) == {"brief", "deep"} and learned.made_from["segments"] > 0
+    before = Path(Output(config.output).gain).read_bytes()
+    with contextlib.suppress(RequestError):
+        mill(config, stages=["augment"])
+    assert Path(Output(config.output).gain).read_bytes() == before  # it is made once
+
+
 def test_before_the_scores_a_plan_says_what_is_missing(tmp_path: Path, byte_tokenizer: str) -> None:
-    with pytest.raises(RequestError, match="thoughtmill score CONFIG.*--explore"):
+    with pytest.raises(RequestError, match=r"thoughtmill score CONFIG.*--explore"):
         make_plan(from_mapping(tree_in(tmp_path, byte_tokenizer)))
 
 
-def test_another_model_is_another_input(tmp_path: Path, byte_tokenizer: str) -> None:
-    config = from_mapping(tree_in(tmp_path, byte_tokenizer))
-    mill(config, stages=["score"])
+def test_another_model_is_another_input(config: MillConfig) -> None:
     teach(config, GAINS)
-    first = mill(config, stages=["score", "augment"])["augment"]
+    first = mill(config, stages=["augment"])["augment"]
     assert mill(config, stages=["augment"])["augment"] == first
     teach(config, {"prose": -3.0, "tables": 4.0})
-    with pytest.raises(RequestError, match="input gain: .* → .*--replace"):
+    with pytest.raises(RequestError, match=r"input gain: .* → .*--replace"):
         mill(config, stages=["augment"])
     assert manifest.require(config.output, "augment") == first
+    right = Path(Output(config.output).gain).read_bytes()
+    teach(config, {"prose": -2.0, "tables": -2.0})
+    with pytest.raises(RequestError, match="Don't buy"):
+        mill(config, stages=["augment"], replace=True)
+    assert manifest.require(config.output, "augment") == first  # nothing is withdrawn for a plan that is refused
+    Path(Output(config.output).gain).write_bytes(right)
     again = mill(config, stages=["augment"], replace=True)["augment"]
     assert again.inputs["gain"] != first.inputs["gain"]
     of = {segment.segment_id: segment.source for segment in segments_of(config)}
     assert {of[request.segment_id] for request in requests_of(config.output)} == {"tables"}
 
 
-def test_a_refused_budget_leaves_what_is_there(tmp_path: Path, byte_tokenizer: str) -> None:
-    config = from_mapping(tree_in(tmp_path, byte_tokenizer))
-    mill(config, stages=["score"])
-    teach(config, GAINS)
-    first = mill(config, stages=["augment"])["augment"]
-    teach(config, {"prose": -2.0, "tables": -2.0})
-    with pytest.raises(RequestError, match="Don't buy"):
-        mill(config, stages=["augment"], replace=True)
-    assert manifest.require(config.output, "augment") == first
-
-
-def test_tiers_are_as_long_as_the_pilot_found_them(tmp_path: Path, byte_tokenizer: str) -> None:
-    config = from_mapping(tree_in(tmp_path, byte_tokenizer))
-    mill(config, stages=["score"])
+def test_tiers_are_as_long_as_the_pilot_found_them(config: MillConfig) -> None:
     teach(config, GAINS, {"brief": 24.0, "deep": 120.0})
     mill(config, stages=["augment"])
     by_gain = allocation_in(config.output).by_gain
@@ -257,9 +270,8 @@ def test_tiers_are_as_long_as_the_pilot_found_them(tmp_path: Path, byte_tokenize
     assert [tier["expected_tokens"] for tier in said] == [None, None, None]
 
 
-def test_a_budget_beyond_the_gain_stays_unspent(tmp_path: Path, byte_tokenizer: str) -> None:
-    config = from_mapping(tree_in(tmp_path, byte_tokenizer, thinking_tokens_per_source_token=3.0))
-    mill(config, stages=["score"])
+def test_a_budget_beyond_the_gain_stays_unspent(taught: MillConfig, tmp_path: Path) -> None:
+    config = elsewhere(taught, tmp_path, thinking_tokens_per_source_token=3.0)
     teach(config, GAINS)
     made = mill(config, stages=["augment"])["augment"]
     assert made.facts["planned_spend"] < 0.9 * made.facts["target_spend"]
@@ -292,5 +304,5 @@ def test_a_wrong_section_is_refused(tmp_path: Path, byte_tokenizer: str, budget:
 def test_it_needs_a_scorer(tmp_path: Path, byte_tokenizer: str) -> None:
     tree = tree_in(tmp_path, byte_tokenizer)
     tree["difficulty"] = {"scorer": "none"}
-    with pytest.raises(RequestError, match="learned needs a scorer.*name uniform or fixed"):
+    with pytest.raises(RequestError, match=r"learned needs a scorer.*name uniform or fixed"):
         from_mapping(tree)

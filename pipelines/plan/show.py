@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from difficulty.budget.tiers import margin_in_words
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.watch.status import UNIT_NAMES
 
@@ -138,8 +139,8 @@ def _expected_gain(budget: Mapping[str, Any], tiers: Sequence[Mapping[str, Any]]
         f"{tier['name']} {_gain(tier['expected_gain_nats'])}" for tier in tiers if tier["expected_gain_nats"]["value"]
     ]
     return (
-        f"expected gain in nats: {_gain(budget['expected_gain_nats'])} in all; {', '.join(by_tier)}; the last "
-        f"1,000 {UNIT_NAMES[budget['unit']]} bring {1000 * budget['marginal_nats']:.3g}"
+        f"expected gain in nats: {_gain(budget['expected_gain_nats'])} in all; {', '.join(by_tier)}; "
+        f"{margin_in_words(budget['unit'], budget['marginal_nats'])}"
     )
 
 
