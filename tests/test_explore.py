@@ -34,10 +34,11 @@ from pipelines.plan.explored import of_tier, run_gain
 from pipelines.plan.frontier import frontier
 from pipelines.plan.learned import read_gain, read_learned
 from pipelines.plan.measured import MeasuredTier, Pilot, read_pilot
+from pipelines.plan.pilot import tokens_per_second
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding.errors import RequestError
-from sharding.records.types import ScoredSegment
+from sharding.records.types import LedgerRow, ScoredSegment
 from sharding.storage import manifest
 from tests.test_gain_null import Known
 from tests.test_selection import candidate, judged
@@ -165,6 +166,27 @@ def _with_select(select: SelectConfig) -> MillConfig:
     config = Config()
     config.select = select  # type: ignore[attr-defined]
     return config  # type: ignore[return-value]
+
+
+def test_the_rate_is_of_the_time_in_which_something_was_generated() -> None:
+    """A pilot that was interrupted for an hour was not slow for an hour."""
+
+    def row(begin: float, end: float) -> LedgerRow:
+        names = ("segment_id", "tier", "model", "revision", "engine", "engine_version", "prompt", "prompt_version")
+        return LedgerRow(
+            **dict.fromkeys((*names, "key", "request_key", "text", "finish_reason", "closed"), ""),
+            sample=0,
+            thought_tokens=100,
+            token_ids=np.zeros(0, np.uint32),
+            sum_logprobs=None,
+            prompt_tokens=1,
+            wall_s=end - begin,
+            finished_at=end,
+        )
+
+    assert tokens_per_second([row(0, 10), row(5, 10), row(5, 20)]) == 300 / 20
+    assert tokens_per_second([row(0, 10), row(3600, 3610)]) == 200 / 20
+    assert tokens_per_second([row(0, 10)]) is None
 
 
 # --- the frontier -----------------------------------------------------------------------------------------------------
@@ -300,7 +322,8 @@ def test_an_exploring_pilot_teaches_and_the_run_buys_nothing_twice(
     bought = {row.key for row in read_ledger(config.ledger_url)}
     assert "0 of them in the ledger already" in said[0] and "at most" in said[0]
     plan = make_plan(config, pilot=SEGMENTS, explore=True, say=said.append)
-    assert f"{2 * SEGMENTS} of them in the ledger already; the others take about 0 thinking tokens" in said[1]
+    assert "tokens per second (models.pretend.tokens_per_gpu_second is not set)" in said[1]
+    assert f"{2 * SEGMENTS} of them in the ledger already; the others take about 0 thinking tokens" in said[2]
     rows = list(read_ledger(config.ledger_url))
     assert {row.key for row in rows} == bought and len(rows) == len(bought) == SEGMENTS * 3
 
