@@ -1,11 +1,11 @@
-"""What a budget learned from a noisy pilot is worth: simulated corpora whose gain is known, through the real allocation.
+"""What a budget learned from a noisy pilot is worth: corpora whose gain is known, through the real allocation.
 
     python -m benchmarks.learned_budget [runs]
 
 Every corpus has 2,400 segments; the budget is a quarter of them at 1,024 tokens. A pilot tries one tier, drawn at
 random, on each of 400 or 1,600 segments, drawn from strata of difficulty, and measures each gain with a standard
-deviation of 5 nats where a gain is about 1. "share" is what the plan gains, in truth, of what it would gain if the gains
-were known; "adaptive" goes by difficulty. The last line is one JSON object with the figures.
+deviation of 5 nats where a gain is about 1. "share" is what the plan gains, in truth, of what it would gain if the
+gains were known; "adaptive" goes by difficulty. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Simulated corpora whose gain is known, for `benchmarks/learned_budget.py`: real scored segments of made-up tokens.
 
-Every corpus has eight kinds of text, told by 30% of a segment's tokens, six sources and heavy-tailed difficulty, none of
-them tied to another. They differ in what a thought gains by.
+Every corpus has eight kinds of text, told by 30% of a segment's tokens, six sources and heavy-tailed difficulty, none
+of them tied to another. They differ in what a thought gains by.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 
 UNSHRUNK = 1e4
 """Prior variance of an unshrunk coefficient, in the variance of what is observed."""
@@ -56,8 +57,6 @@ def fit_components(
         groups: (columns,) int64, the group of each column; numbers may be left out.
         unshrunk: the group whose coefficients are left unshrunk.
     """
-    from scipy.optimize import minimize
-
     scale = float(np.sqrt(np.average(observed**2, weights=weights))) or 1.0
     weighted = rows * weights[:, None]
     gram, moments = rows.T @ weighted, weighted.T @ (observed / scale)

@@ -21,6 +21,8 @@ from sharding.records.types import ScoredSegment
 DIRECTIONS = 16
 """Directions of the corpus's tokens that tell kinds of text apart."""
 
+_BEYOND = 4  # directions after those, whose strength is that of chance
+
 VOCABULARY = 4096
 """Tokens that are counted, those of the most segments first: rarer ones can't be placed by a few thousand segments."""
 
@@ -71,7 +73,8 @@ class FeatureMap:
         centres, scales: (numbers,) float64, mean and standard deviation of the numbers over the corpus.
         tokens: (vocabulary,) uint32, ascending ids of the tokens that are counted.
         weights: (vocabulary,) float32, ln of segments per segment that has the token.
-        directions: (vocabulary, directions) float16, orthogonal columns.
+        directions: (vocabulary, directions) float16, orthogonal columns, the shorter the nearer their strength is to
+            that of chance.
         kind_centres: (directions,) float64, the corpus's mean; `kind_scale`: its root mean square distance from it.
         sources: names of the sources told apart.
     """
@@ -111,8 +114,11 @@ class FeatureMap:
         numbers = np.column_stack([raw_numbers(segments), usual])
         numbers = np.clip((numbers - self.centres) / self.scales, -MOST_DEVIATIONS, MOST_DEVIATIONS)
         numbers[:, 1:] /= np.sqrt(len(NUMBERS) - 1)  # all together as far apart as kinds are
-        names = np.array([segment.source for segment in segments], dtype=object)
-        sources = np.array([names == source for source in self.sources], np.float64).reshape(-1, len(segments)).T
+        places = {name: place for place, name in enumerate(self.sources)}
+        sources = np.zeros((len(segments), len(self.sources)))
+        for row, segment in enumerate(segments):
+            if segment.source in places:
+                sources[row, places[segment.source]] = 1.0
         plain = np.column_stack([numbers, kinds, sources])
         within = np.minimum(difficulty, self.most_difficulty)[:, None]
         return np.column_stack([difficulty, np.ones(len(segments)), plain, plain * within])
@@ -214,7 +220,11 @@ def _directions(corpus: Sequence[ScoredSegment]) -> tuple[np.ndarray, np.ndarray
         values.append(value / length if length > 0 else value)
         indptr.append(indptr[-1] + len(value))
     matrix = csr_array((np.concatenate(values), np.concatenate(columns), indptr), shape=(len(corpus), len(tokens)))
-    _, _, right = svds(matrix, k=wanted, v0=np.ones(min(matrix.shape)), random_state=0)
-    right = right[::-1].T  # the strongest first
+    found_directions = min(wanted + _BEYOND, min(matrix.shape) - 1)
+    _, strengths, right = svds(matrix, k=found_directions, v0=np.ones(min(matrix.shape)), random_state=0)
+    floor = float(strengths[0])
+    strengths, right = strengths[::-1][:wanted], right[::-1][:wanted].T  # the strongest first
     right = right * np.sign(right[np.abs(right).argmax(axis=0), np.arange(wanted)])
+    if found_directions > wanted:  # what is no stronger than the directions after it tells no kinds apart
+        right = right * np.maximum(1 - (floor / strengths) ** 2, 0.0)
     return tokens, weights, right.astype(np.float16)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from difficulty.budget.tiers import TierConfig
 from difficulty.gain.components import fit_components
@@ -107,14 +108,16 @@ def fit(
         RequestError: a tier was never tried, or one was tried that the config doesn't have.
         MillError: there is nothing to learn from, or a number is none.
     """
-    thinking = [tier for tier in tiers if not tier.skips]
-    features = fit_features(corpus)
-    sample = _sample(observations, features, [tier.name for tier in thinking])
-    model = _model(sample, features, thinking)
-    predicted = _out_of_fold(sample, features, thinking, seed)
-    tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
-    report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
-    return Fitted(model, report)
+    # On one thread: the matrices are small, and the result is then the same whatever the number of cores.
+    with threadpool_limits(limits=1):
+        thinking = [tier for tier in tiers if not tier.skips]
+        features = fit_features(corpus)
+        sample = _sample(observations, features, [tier.name for tier in thinking])
+        model = _model(sample, features, thinking)
+        predicted = _out_of_fold(sample, features, thinking, seed)
+        tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
+        report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
+        return Fitted(model, report)
 
 
 def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> _Sample:
