@@ -268,11 +268,16 @@ class Choices:
         return self.holdback.shown_tokens(segment, tier)
 
     def focus(self, segment: ScoredSegment, text: str) -> list[str]:
-        byte_ends = load_tokenizer(self.holdback.tokenizer).byte_ends(segment.input_ids)
-        nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
-        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.holdback.threshold_nats)
-        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
-        return [text[span.char_start : span.char_end] for span in hardest_first]
+        return hardest_spans(self.holdback, segment, text)
+
+
+def hardest_spans(holdback: Holdback, segment: ScoredSegment, text: str) -> list[str]:
+    """The hard spans of a segment of this text, the hardest first."""
+    byte_ends = load_tokenizer(holdback.tokenizer).byte_ends(segment.input_ids)
+    nats = token_difficulty_nats(segment.surprisal_nats, segment.memory_nats)
+    spans = hard_spans(text, byte_ends, nats, threshold_nats=holdback.threshold_nats)
+    hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
+    return [text[span.char_start : span.char_end] for span in hardest_first]
 
 
 def asks_scorer(config: MillConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -79,11 +80,8 @@ def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool)
     """The exploring pilot, where the budget is to be spent by one, none was made, and the config says how large."""
     if config.budget.pilot_segments is None:
         return
-    from pipelines import preflight
-    from pipelines.beam_options import beam_options, works_here
-    from pipelines.plan.evidence import gather
+    from pipelines.plan import make_plan
     from pipelines.plan.learned import find_gain, read_learned
-    from pipelines.plan.learning import explore
 
     if find_gain(config) is not None:
         if not replace:
@@ -91,6 +89,5 @@ def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool)
         with contextlib.suppress(RequestError):
             read_learned(config, manifest.require(config.output, "score"))
             return
-    if works_here(beam_options(beam_args)):
-        preflight.check(config, ["augment", "select"])
-    explore(config, gather(config, 1), config.budget.pilot_segments, beam_args)
+    say = partial(print, file=sys.stderr)  # what it will cost, before it is spent
+    make_plan(config, pilot=config.budget.pilot_segments, explore=True, beam_args=beam_args, say=say)

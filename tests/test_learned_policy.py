@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import pickle
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,8 @@ def gaining_tokens(tiers: tuple[TierConfig, ...], gains: np.ndarray) -> tuple[fl
     return float(tokens[found.base].sum()), float(tokens[last].sum())
 
 
+Corpus = tuple[tuple[TierConfig, ...], int, int, str]
+
 corpora = st.tuples(
     st.sampled_from(TIERS),
     st.sampled_from([1, 2, 7, 60, 900, 4000]),
@@ -90,7 +93,7 @@ corpora = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(corpora)
-def test_a_segment_climbs_the_hull_that_any_price_would_choose_from(corpus):
+def test_a_segment_climbs_the_hull_that_any_price_would_choose_from(corpus: Corpus) -> None:
     tiers, n, seed, kind = corpus
     gains = gains_of(tiers, min(n, 60), seed, kind)
     costs = np.array([t.tokens_per_segment for t in tiers])
@@ -104,7 +107,7 @@ def test_a_segment_climbs_the_hull_that_any_price_would_choose_from(corpus):
         assert (gains - price * costs)[rows, reached] == pytest.approx((gains - price * costs).max(axis=1), abs=1e-9)
 
 
-def test_steps_without_gain_are_none():
+def test_steps_without_gain_are_none() -> None:
     gains = np.array([[0.0, -1.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 2.9]])
     found = climb(gains, np.array([0.0, 10.0, 20.0]))
     assert found.base.tolist() == [0, 0, 0]
@@ -113,14 +116,14 @@ def test_steps_without_gain_are_none():
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 2 * LARGEST_GAIN_NATS])
-def test_an_impossible_gain_is_refused(wrong):
+def test_an_impossible_gain_is_refused(wrong: float) -> None:
     with pytest.raises(MillError, match="expected gain of a segment"):
         GainSteps([0.0, 1.0]).add(np.array([[0.0, wrong]]), np.zeros((1, 2)), np.zeros(1))
 
 
 @settings(deadline=None, max_examples=30)
 @given(corpora, st.integers(1, 6))
-def test_merging_is_independent_of_order_and_grouping(corpus, num_parts):
+def test_merging_is_independent_of_order_and_grouping(corpus: Corpus, num_parts: int) -> None:
     tiers, n, seed, kind = corpus
     gains = gains_of(tiers, n, seed, kind)
     whole = steps_of(tiers, gains)
@@ -129,7 +132,7 @@ def test_merging_is_independent_of_order_and_grouping(corpus, num_parts):
         part = GainSteps(whole.costs)
         for some in np.array_split(rows, 3):
             part.add(gains[some], np.full((len(some), len(tiers)), 0.5), np.ones(len(some)))
-        parts.append(pickle.loads(pickle.dumps(part)))
+        parts.append(copy.deepcopy(part))
     left = reduce(GainSteps.merge, parts, GainSteps(whole.costs))
     right = reduce(lambda merged, part: part.merge(merged), reversed(parts))
     assert left == right == whole
@@ -139,14 +142,14 @@ def test_merging_is_independent_of_order_and_grouping(corpus, num_parts):
     assert again == whole
 
 
-def test_the_state_stays_small():
+def test_the_state_stays_small() -> None:
     tiers = TIERS[2]
     steps = steps_of(tiers, gains_of(tiers, 60_000, 1), parts=7)
     assert len(steps.table().bin) <= MAX_BINS
     assert len(json.dumps(steps.to_json())) < 64_000
 
 
-def test_other_costs_are_not_merged():
+def test_other_costs_are_not_merged() -> None:
     with pytest.raises(MillError, match="other costs"):
         GainSteps([0.0, 1.0]).merge(GainSteps([0.0, 2.0]))
 
@@ -162,7 +165,7 @@ def test_other_costs_are_not_merged():
         lambda data: data["bin_steps"].__setitem__(1, -1),
     ],
 )
-def test_malformed_steps_are_refused(damage):
+def test_malformed_steps_are_refused(damage: Any) -> None:
     data = steps_of(TIERS[1], gains_of(TIERS[1], 50, 3)).to_json()
     damage(data)
     with pytest.raises(MillError, match="malformed"):
@@ -174,7 +177,7 @@ def test_malformed_steps_are_refused(damage):
 
 @settings(deadline=None, max_examples=80)
 @given(corpora, st.floats(0, 1), st.integers(1, 4))
-def test_the_budget_is_met_and_nothing_without_gain_is_bought(corpus, position, parts):
+def test_the_budget_is_met_and_nothing_without_gain_is_bought(corpus: Corpus, position: float, parts: int) -> None:
     tiers, n, seed, kind = corpus
     gains = gains_of(tiers, n, seed, kind)
     low, high = gaining_tokens(tiers, gains)
@@ -204,7 +207,7 @@ def test_the_budget_is_met_and_nothing_without_gain_is_bought(corpus, position, 
 
 @settings(deadline=None, max_examples=40)
 @given(corpora, st.floats(0.05, 0.95))
-def test_no_plan_gains_much_more(corpus, position):
+def test_no_plan_gains_much_more(corpus: Corpus, position: float) -> None:
     """Against the best for the same price: the Lagrangian bound at the plan's own marginal gain."""
     tiers, n, seed, kind = corpus
     gains = gains_of(tiers, n, seed, kind)
@@ -221,7 +224,7 @@ def test_no_plan_gains_much_more(corpus, position):
 
 @settings(deadline=None, max_examples=30)
 @given(corpora, st.floats(0, 1))
-def test_a_plan_depends_on_the_segments_alone_and_travels(corpus, position):
+def test_a_plan_depends_on_the_segments_alone_and_travels(corpus: Corpus, position: float) -> None:
     tiers, n, seed, kind = corpus
     gains = gains_of(tiers, n, seed, kind)
     low, high = gaining_tokens(tiers, gains)
@@ -231,7 +234,7 @@ def test_a_plan_depends_on_the_segments_alone_and_travels(corpus, position):
     again = Allocation.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     ids = ids_of(n)
-    chosen = pickle.loads(pickle.dumps(plan)).tiers_by_gain(ids, gains)
+    chosen = copy.deepcopy(plan).tiers_by_gain(ids, gains)
     order = np.random.default_rng(seed).permutation(n)
     assert (again.tiers_by_gain([ids[i] for i in order], gains[order]) == chosen[order]).all()
     one = int(order[0])
@@ -239,7 +242,7 @@ def test_a_plan_depends_on_the_segments_alone_and_travels(corpus, position):
 
 
 @pytest.mark.parametrize("num_segments", [30_000])
-def test_what_the_plan_comes_to_is_within_one_percent(num_segments):
+def test_what_the_plan_comes_to_is_within_one_percent(num_segments: int) -> None:
     tiers = TIERS[1]
     costs = np.array([t.tokens_per_segment for t in tiers])
     for seed, kind in enumerate(("own", "kinds", "difficulty")):
@@ -251,7 +254,7 @@ def test_what_the_plan_comes_to_is_within_one_percent(num_segments):
             assert costs[chosen].sum() == pytest.approx(target, rel=0.01)
 
 
-def test_a_plan_by_hand():
+def test_a_plan_by_hand() -> None:
     gains = np.array([[0.0, 1.0, 1.2], [0.0, 0.5, 3.0], [0.0, -1.0, -2.0], [0.0, 0.1, 0.1]])
     plan = plan_of((SKIP, SHORT, LONG), gains, 500)
     assert plan.tiers_by_gain(ids_of(4), gains).tolist() == [1, 2, 0, 0]
@@ -263,7 +266,7 @@ def test_a_plan_by_hand():
     assert plan.warnings == ()
 
 
-def test_a_budget_beyond_the_gain_stays_unspent_and_is_said():
+def test_a_budget_beyond_the_gain_stays_unspent_and_is_said() -> None:
     gains = np.zeros((100, 2))
     gains[:20, 1] = 2.0
     plan = plan_of((SKIP, SHORT), gains, 8_000)
@@ -275,12 +278,12 @@ def test_a_budget_beyond_the_gain_stays_unspent_and_is_said():
     )
 
 
-def test_no_gain_at_all_is_refused():
-    with pytest.raises(RequestError, match="buys nothing.*short, long.*Don't buy.*--explore.*policy adaptive"):
+def test_no_gain_at_all_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"buys nothing.*short, long.*Don't buy.*--explore.*policy adaptive"):
         plan_of((SKIP, SHORT, LONG), -np.ones((9, 3)), 300)
 
 
-def test_a_budget_that_no_policy_could_meet_is_refused():
+def test_a_budget_that_no_policy_could_meet_is_refused() -> None:
     gains = gains_of((SHORT, LONG), 10, 1)
     with pytest.raises(RequestError, match=r"budget.thinking_tokens: 900 .*10 segments.*allowed: from 1000 to 4000"):
         plan_of((SHORT, LONG), gains, 900)
@@ -288,18 +291,18 @@ def test_a_budget_that_no_policy_could_meet_is_refused():
         plan_of((SHORT, LONG), gains, 4_100)
 
 
-def test_a_tier_that_all_pay_for_without_gain_is_named():
+def test_a_tier_that_all_pay_for_without_gain_is_named() -> None:
     plan = plan_of((SHORT, LONG), -np.ones((10, 2)), 1_000)
     assert plan.planned_spend == 1_000
     assert any("tier short is paid for without an expected gain" in warning for warning in plan.warnings)
 
 
-def test_an_empty_corpus_is_refused():
+def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(MillError, match="no segments"):
         plan_of((SKIP, SHORT), np.zeros((0, 2)), 10)
 
 
-def test_a_plan_says_by_what_it_decides():
+def test_a_plan_says_by_what_it_decides() -> None:
     gains = gains_of(TIERS[1], 50, 1)
     plan = plan_of(TIERS[1], gains, 2_000)
     with pytest.raises(MillError, match="expected gains"):
@@ -316,7 +319,7 @@ def test_a_plan_says_by_what_it_decides():
         {"by_gain": {"model": "x", "costs": [0.0, 1.0, 2.0], "steps": [[0, 7]]}},
     ],
 )
-def test_a_malformed_plan_is_refused(damage):
+def test_a_malformed_plan_is_refused(damage: Any) -> None:
     plan = plan_of((SKIP, SHORT, LONG), gains_of((SKIP, SHORT, LONG), 30, 1), 2_000)
     with pytest.raises(MillError, match="malformed"):
         Allocation.from_json(plan.to_json() | damage)

@@ -34,6 +34,15 @@ else:
 Axis = Literal["difficulty", "hash", "none", "gain"]
 
 
+_MARGIN = {"tokens": (1000, "1,000 tokens bring"), "dollars": (1, "dollar brings"), "gpu_hours": (1, "GPU-hour brings")}
+
+
+def margin_in_words(unit: Unit, marginal_nats: float) -> str:
+    """What the last of a budget brings, from nats per unit."""
+    size, words = _MARGIN[unit]
+    return f"the last {words} {size * marginal_nats:.3g}"
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelPrice:
     """What a generated token of a model costs. A field is needed only for a budget in its unit."""
@@ -142,8 +151,8 @@ class BudgetConfig:
 
     policy: PolicyName = Field(
         default="adaptive",
-        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all; learned: "
-        "by the gain that a pilot (`thoughtmill plan --pilot N --explore`) leads to expect.",
+        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all; "
+        "learned: by the gain that a pilot (`thoughtmill plan --pilot N --explore`) leads to expect.",
     )
     thinking_tokens: int | None = Field(default=None, gt=0, description="The budget in generated tokens.")
     thinking_tokens_per_source_token: float | None = Field(

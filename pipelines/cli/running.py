@@ -126,6 +126,13 @@ def plan(
     pilot: Annotated[
         int, typer.Option(min=0, help="Generate so many segments, into the run's ledger, and measure them.")
     ] = 0,
+    explore: Annotated[
+        bool,
+        typer.Option("--explore", help="The pilot tries every tier on segments of every kind, and learns what pays."),
+    ] = False,
+    tries: Annotated[
+        int | None, typer.Option(min=1, help="With --explore: so many of the tiers on each segment, at random; all.")
+    ] = None,
     sample_documents: Annotated[
         int, typer.Option(min=1, help="Documents scored to stand for a source that isn't scored yet.")
     ] = 64,
@@ -142,7 +149,10 @@ def plan(
         sample_documents=sample_documents,
         accelerators=accelerators,
         pilot=pilot,
+        explore=explore,
+        tries=tries,
         beam_args=beam_args or (),
+        say=err.print,
     )
     if as_json:
         out.print_json_line(made)

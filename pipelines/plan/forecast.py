@@ -22,6 +22,7 @@ from pipelines.joints import Choices, TierGains, allocation_of, holdback_of, pla
 from pipelines.plan import chance
 from pipelines.plan.chance import DRAWS, MIN_MEASURED
 from pipelines.plan.corpus import Corpus, Evidence
+from pipelines.plan.explored import FEWEST_EXPLORED, of_tier, run_gain
 from pipelines.plan.measured import MeasuredTier, Pilot
 from sharding.errors import RequestError
 from sharding.hashing import content_id, text_number
@@ -239,23 +240,27 @@ def _tier(
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
         )
-    documents, samples = measured.documents, tier.samples
-    valued = [number for number, nats in enumerate(measured.heldout_nats) if nats is not None]
-    kept = _of_all(measured.kept, documents, segments, random, most=samples if keep_all else 1)
+    aimed = of_tier(measured, plans[0], number)
+    # Lengths of other segments' traces are better than none; what others gain is another matter.
+    measured = aimed if len(aimed.generations) >= min(FEWEST_EXPLORED, len(measured.generations)) else measured
+    documents, samples, stand_for = measured.documents, tier.samples, measured.weights
+    kept = _of_all(measured.kept, documents, segments, random, stand_for, most=samples if keep_all else 1)
     return TierForecast(
         name=tier.name,
         model=tier.model,
         segments=segments,
         generations=generations,
         tokens_in=samples
-        * _of_all(measured.prompt_tokens, documents, segments, random, least=min(measured.prompt_tokens)),
-        tokens_out=_of_all(measured.thought_tokens, documents, segments, random, most=samples * (tier.max_tokens or 0)),
+        * _of_all(measured.prompt_tokens, documents, segments, random, stand_for, least=min(measured.prompt_tokens)),
+        tokens_out=_of_all(
+            measured.thought_tokens, documents, segments, random, stand_for, most=samples * (tier.max_tokens or 0)
+        ),
         kept=kept,
         kept_tokens=_kept_tokens(tier, measured, kept, random),
         basis="pilot",
-        cut=_of_all(measured.cut, documents, segments, random, most=samples),
-        accepted=_of_all(measured.accepted, documents, segments, random, most=samples),
-        gain_nats=chance.mean(np.array([measured.heldout_nats[i] for i in valued]), documents[valued], random),
+        cut=_of_all(measured.cut, documents, segments, random, stand_for, most=samples),
+        accepted=_of_all(measured.accepted, documents, segments, random, stand_for, most=samples),
+        gain_nats=run_gain(aimed, segments[0], random),
     )
 
 
@@ -264,13 +269,15 @@ def _of_all(
     documents: np.ndarray,
     totals: np.ndarray,
     random: np.random.Generator,
+    weights: np.ndarray | None,
     *,
     least: float = 0.0,
     most: float = 0.0,
 ) -> np.ndarray:
     """`chance.total` in a range that holds at least what was measured."""
     measured = np.array(values, np.float64)
-    return chance.total(measured, documents, totals, random, least=least, most=max(most, float(measured.max())))
+    most = max(most, float(measured.max()))
+    return chance.total(measured, documents, totals, random, least=least, most=most, weights=weights)
 
 
 def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -278,10 +285,11 @@ def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, ran
     counts, cap = np.array(measured.kept), tier.max_tokens or 0
     if counts.sum() >= MIN_MEASURED:
         lengths = np.repeat(np.array(measured.kept_tokens) / np.maximum(counts, 1), counts)
-        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, most=cap)
+        stand_for = None if measured.weights is None else np.repeat(measured.weights, counts)
+        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, stand_for, most=cap)
     lengths = np.array(measured.thought_tokens) / np.array(measured.generations)
     many = np.full_like(kept, 1e6)
-    return kept * _of_all(lengths, measured.documents, many, random, most=cap) / many
+    return kept * _of_all(lengths, measured.documents, many, random, measured.weights, most=cap) / many
 
 
 def _copies(config: MillConfig, evidence: Evidence, weights: np.ndarray) -> np.ndarray:

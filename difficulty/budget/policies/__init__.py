@@ -2,7 +2,8 @@
 
 A policy's module has
 
-    AXIS          what orders the segments: "difficulty", "hash" of the id, "none" where all get the same tier, or "gain"
+    AXIS          what orders the segments: "difficulty", "hash" of the id, "none" where all get the same tier,
+                  or "gain"
     SPENDS_ALL    whether the budget is to be spent, or no more than kept to
     choices       (config, costs, resolutions) → the tiers that can be chosen, by their place in the config, from the
                   cheapest to the dearest; costs and resolutions are those of a segment at each tier

@@ -1,8 +1,8 @@
 """Learned: the budget goes where a pilot leads to expect the most gain for its price, and nowhere else.
 
 The other policies order segments on one axis. Here every segment has its own gains and so its own order of tiers;
-`allocate` takes their steps (`GainSteps`) in place of a histogram. Only steps that are expected to gain are bought: where
-they don't take the budget, less is spent, and the plan says so.
+`allocate` takes their steps (`GainSteps`) in place of a histogram. Only steps that are expected to gain are bought:
+where they don't take the budget, less is spent, and the plan says so.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ def _refuse(config: BudgetConfig, costs: np.ndarray, num_segments: int, source_t
 def _no_gain(config: BudgetConfig) -> str:
     tiers = ", ".join(tier.name for tier in config.tiers if not tier.skips)
     return (
-        f"budget.policy: {config.policy} buys nothing: by the pilot no tier ({tiers}) is expected to gain on any segment. "
-        "Don't buy; or try other models and prompts in budget.tiers, a larger pilot (`thoughtmill plan --pilot N "
-        "--explore`, which says how large), or spend it on an assumption all the same with policy adaptive"
+        f"budget.policy: {config.policy} buys nothing: by the pilot no tier ({tiers}) is expected to gain on any "
+        "segment. Don't buy; or try other models and prompts in budget.tiers, a larger pilot (`thoughtmill plan "
+        "--pilot N --explore`, which says how large), or spend it on an assumption all the same with policy adaptive"
     )
 
 
