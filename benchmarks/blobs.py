@@ -52,8 +52,8 @@ def mix(pages: int, blobs: int) -> list[dict[str, str]]:
         found.append(("hex", "\n".join(" ".join(f"{number:08x}" for number in row) for row in rows.tolist())))
     found += [("licence", text[:BLOB_CHARACTERS]) for text in licences()[:blobs]]
     # What the small model's vocabulary can't spell would be quarantined.
-    ascii_only = [(kind, text.encode("ascii", "ignore").decode()) for kind, text in found]
-    return [{"id": f"{kind}:{number}", "text": text} for number, (kind, text) in enumerate(ascii_only)]
+    spelled = [(kind, "".join(c for c in text if c == "\n" or " " <= c <= "~")) for kind, text in found]
+    return [{"id": f"{kind}:{number}", "text": text} for number, (kind, text) in enumerate(spelled)]
 
 
 def licences() -> list[str]:
