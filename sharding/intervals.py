@@ -42,15 +42,16 @@ def mean_of_segments(
     """The mean over all segments, and its interval over documents.
 
     Args:
-        segments: (documents,) how many segments each document has; at least one document has any.
+        segments: (documents,) how many segments each document has; at least one document has any. Or what they weigh,
+            where they count unequally.
         totals: (documents,) the sum over them of what is averaged.
         level: of confidence.
         fewest: with fewer documents there is no interval.
     """
     has_any = segments > 0
     sizes, sums = segments[has_any].astype(np.float64), totals[has_any].astype(np.float64)
-    number, documents = int(sizes.sum()), len(sizes)
-    mean = float(sums.sum() / number)
+    number, documents = round(float(sizes.sum())), len(sizes)
+    mean = float(sums.sum() / sizes.sum())
     if documents < max(fewest, 2):
         return Mean(mean, None, None, number, documents)
     half = _half_width(sizes, sums - mean * sizes, level)

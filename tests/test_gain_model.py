@@ -227,9 +227,19 @@ def test_a_loss_is_not_promised_as_a_gain(corpus: SimulatedCorpus, mean: float) 
     assert f"{report.needed_observations:,} tries" in advice
 
 
+def test_a_tier_that_was_tried_rarely_counts_by_what_it_stands_for(corpus: SimulatedCorpus) -> None:
+    """Half of the tries had a chance of 0.1 and gain 10, the others one of 0.9 and gain 0: the mean is 9, not 5."""
+    rare = np.arange(400) % 8 < 4
+    tried = constant(corpus, np.where(rare, 10.0, 0.0))
+    tried = Observations(tried.segments, tried.documents, tried.tiers, tried.gain_nats, np.where(rare, 0.1, 0.9))
+    tier = fit(tried, corpus.segments, ONE_TIER).report.tiers[0]
+    assert tier.mean_nats == pytest.approx(9.0)
+    assert tier.low_nats is not None and tier.low_nats < 9.0
+
+
 def test_tiers_share_what_is_common_to_them() -> None:
     corpus = simulate("three tiers", SEGMENTS, 2)
-    model = fit(pilot(corpus, 500, 2), corpus.segments, THREE_TIERS).model
+    model = fit(pilot(corpus, 300, 2), corpus.segments, THREE_TIERS).model
     gains = model.expected(corpus.segments).mean
     assert model.tiers == ("brief", "deep", "other")
     for tier in range(3):
@@ -252,6 +262,20 @@ def test_no_document_is_predicted_by_a_model_that_saw_it(
     assert of_document.sum() == 4
     assert (predicted[0].predicted[of_document] == predicted[1].predicted[of_document]).all()
     assert (predicted[0].predicted[~of_document] != predicted[1].predicted[~of_document]).any()
+
+
+def test_the_same_measurement_three_times_says_no_more_than_once(corpus: SimulatedCorpus) -> None:
+    """As where all tiers are measured on one continuation: what they share must not count as often as there are."""
+    gains = np.random.default_rng(9).normal(0, NOISE_NATS, 150)
+    documents = np.arange(150)
+    once = constant(corpus, gains)
+    once = Observations(once.segments, documents, once.tiers, gains, np.ones(150))
+    thrice = Observations(
+        [*once.segments] * 3, np.tile(documents, 3), [*once.tiers] * 3, np.tile(gains, 3), np.ones(450)
+    )
+    found, wanted = (fit(tried, corpus.segments, ONE_TIER) for tried in (thrice, once))
+    assert found.model.weight == pytest.approx(wanted.model.weight, abs=0.01)
+    assert found.report.tiers[0].low_nats == pytest.approx(wanted.report.tiers[0].low_nats, abs=0.01)
 
 
 def test_what_was_tried_must_fit_the_config(corpus: SimulatedCorpus) -> None:

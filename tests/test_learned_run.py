@@ -63,7 +63,9 @@ def segments_of(config: MillConfig) -> list[ScoredSegment]:
     return [segment for url in urls for segment in storage.read_records(url, ScoredSegment)]
 
 
-def teach(config: MillConfig, gains: Mapping[str, float], tokens: Mapping[str, float] | None = None) -> None:
+def teach(
+    config: MillConfig, gains: Mapping[str, float], tokens: Mapping[str, float] | None = None, **said: Any
+) -> None:
     """Leave a model by which a segment gains by its source alone, and the more the harder it is."""
     segments = segments_of(config)
     features = fit_features(segments)
@@ -85,7 +87,7 @@ def teach(config: MillConfig, gains: Mapping[str, float], tokens: Mapping[str, f
     )
     costs = {tier: TierCost(thought_tokens=n) for tier, n in (tokens or {}).items()}
     scored = manifest.require(config.output, "score")
-    write_learned(config, scored, Learned(model=model, costs=costs, report={}, made_from={"segments": len(segments)}))
+    write_learned(config, scored, Learned(model=model, costs=costs, report=said, made_from={"segments": len(segments)}))
 
 
 def allocation_in(output: str) -> Allocation:
@@ -276,6 +278,10 @@ def test_a_budget_beyond_the_gain_stays_unspent(taught: MillConfig, tmp_path: Pa
     made = mill(config, stages=["augment"])["augment"]
     assert made.facts["planned_spend"] < 0.9 * made.facts["target_spend"]
     assert any("the pilot expects no gain from more" in warning for warning in made.facts["warnings"])
+    assert not any("rests to" in warning for warning in made.facts["warnings"])
+    teach(config, GAINS, promises=False, weight=0.3)
+    warnings = make_plan(config)["warnings"]
+    assert any("rests to 70% on the prior" in warning for warning in warnings)
 
 
 @pytest.mark.slow

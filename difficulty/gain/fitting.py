@@ -143,13 +143,25 @@ def _sample(observations: Observations, features: FeatureMap, names: Sequence[st
     weights = 1 / chances
     # As many observations as unequal weights are worth (Kish 1965).
     weights *= weights.sum() / (weights**2).sum()
-    return _Sample(
-        features.rows(observations.segments),
-        np.array([names.index(tier) for tier in observations.tiers]),
-        np.unique(observations.documents, return_inverse=True)[1],
-        gains,
-        weights,
-    )
+    tiers = np.array([names.index(tier) for tier in observations.tiers])
+    documents = np.unique(observations.documents, return_inverse=True)[1]
+    return _Sample(features.rows(observations.segments), tiers, documents, gains, weights)
+
+
+def _repeats(gains: np.ndarray, tiers: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """(n,) how many observations of its document say what one alone would (design effect: Kish 1965).
+
+    Tiers that are tried on one segment are measured on the same continuation, and the segments of a document resemble
+    each other. 1 + (m - 1) rho for a document of m observations; rho, their correlation, is estimated over all pairs.
+    """
+    apart = gains - (np.bincount(tiers, gains) / np.maximum(np.bincount(tiers), 1))[tiers]
+    numbers, sums = np.bincount(documents), np.bincount(documents, apart)
+    pairs = float((numbers * (numbers - 1)).sum())
+    power = float((apart**2).mean())
+    if pairs == 0 or power == 0:
+        return np.ones(len(gains))
+    rho = float((sums**2 - np.bincount(documents, apart**2)).sum()) / pairs / power
+    return 1 + (numbers[documents] - 1) * min(max(rho, 0.0), 1.0)
 
 
 def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
@@ -165,11 +177,12 @@ def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -
     rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
     groups = np.concatenate([features.groups + part * len(GROUPS) for part in (0, *[1] * own.shape[1])])
     shape = (parts.shape[1], sample.rows.shape[1])
+    weights = sample.weights / _repeats(sample.gains, sample.tiers, sample.documents)
     found, evidence = [], []
     for hypothesis in HYPOTHESES:
         names = {"difficulty", "level", *hypothesis, *(f"{name} and difficulty" for name in hypothesis)}
         columns = np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
-        posterior = fit_components(rows[:, columns], sample.gains, sample.weights, groups[columns], unshrunk=0)
+        posterior = fit_components(rows[:, columns], sample.gains, weights, groups[columns], unshrunk=0)
         coefficients, covariance = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
         coefficients[columns], covariance[np.ix_(columns, columns)] = posterior.mean, posterior.covariance
         found.append(

@@ -54,8 +54,9 @@ def cautions(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[st
         compared = config.select.values_tier(tier.samples) and needs_controls(config.select.value_name)
         if compared and made.tiers[number].basis == "pilot" and made.tiers[number].gain_nats is None:
             said.append(
-                f"the pilot can't tell what the traces of tier {tier.name} gain: too few other documents have traces "
-                "to compare them with; a larger --pilot can"
+                f"the pilot can't tell what the traces of tier {tier.name} gain: too few of its segments are of "
+                "those that the plan gives this tier, or too few other documents have traces to compare with; "
+                "a larger --pilot can"
             )
         if pilot is not None and made.tiers[number].basis == "pilot":
             mean = float(made.tiers[number].tokens_out[0] / max(made.tiers[number].generations[0], 1e-9))

@@ -14,7 +14,7 @@ from difficulty.budget.policies.learned import costs_of
 from difficulty.budget.tiers import TierConfig
 from pipelines.config import MillConfig
 from pipelines.joints import TierGains, goes_by_gain, prices
-from pipelines.plan.learned import TierCost, read_learned
+from pipelines.plan.learned import Learned, TierCost, read_learned
 from sharding import hashing
 from sharding.storage.manifest import Manifest
 
@@ -52,10 +52,21 @@ def expected_gain(config: MillConfig, scored: Manifest) -> ExpectedGain | None:
     if not goes_by_gain(config):
         return None
     learned = read_learned(config, scored)
-    gains = TierGains.of(learned.model, config.budget.tiers)
+    gains = TierGains.of(learned.model, config.budget.tiers, _cautions(learned))
     tiers = tuple(_as_measured(tier, learned.costs) for tier in config.budget.tiers)
     measured = dataclasses.replace(config, budget=dataclasses.replace(config.budget, tiers=tiers))
     return ExpectedGain(config=measured, gains=gains, costs=costs_of(measured.budget, prices(measured)))
+
+
+def _cautions(learned: Learned) -> list[str]:
+    """Where the pilot's gains can't be told from none, what is bought rests on the prior, and that is said."""
+    if learned.report.get("promises", True):
+        return []
+    return [
+        "the pilot doesn't show that thinking gains anything here (`thoughtmill plan` has its report): what is bought "
+        f"rests to {1 - learned.report['weight']:.0%} on the prior, that thinking resolves a share of the difficulty; "
+        "a larger pilot tells, or don't buy"
+    ]
 
 
 def _as_measured(tier: TierConfig, costs: Mapping[str, TierCost]) -> TierConfig:

@@ -8,7 +8,6 @@ accounts for what its parts share.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,14 +22,12 @@ from pipelines.joints import Choices, TierGains, allocation_of, holdback_of, pla
 from pipelines.plan import chance
 from pipelines.plan.chance import DRAWS, MIN_MEASURED
 from pipelines.plan.corpus import Corpus, Evidence
+from pipelines.plan.explored import FEWEST_EXPLORED, of_tier, run_gain
 from pipelines.plan.measured import MeasuredTier, Pilot
 from sharding.errors import RequestError
 from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
-
-FEWEST_EXPLORED = 8
-"""Of fewer segments an exploring pilot says less than of all those that it tried."""
 
 BYTES_PER_TOKEN = {2: 0.84, 4: 0.99}
 """What a training token takes in a shard, types and lengths included, by the bytes of an id: measured with zstd at
@@ -107,7 +104,7 @@ def forecast(
             plans,
             weights,
             prompts,
-            of_tier(pilot.tiers.get(tier.name) if pilot else None, plans[0], number),
+            pilot.tiers.get(tier.name) if pilot else None,
             random,
             keep_all=config.select.keep == "all",
         )
@@ -243,6 +240,9 @@ def _tier(
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
         )
+    aimed = of_tier(measured, plans[0], number)
+    # Lengths of other segments' traces are better than none; what others gain is another matter.
+    measured = aimed if len(aimed.generations) >= min(FEWEST_EXPLORED, len(measured.generations)) else measured
     documents, samples, stand_for = measured.documents, tier.samples, measured.weights
     kept = _of_all(measured.kept, documents, segments, random, stand_for, most=samples if keep_all else 1)
     return TierForecast(
@@ -260,45 +260,8 @@ def _tier(
         basis="pilot",
         cut=_of_all(measured.cut, documents, segments, random, stand_for, most=samples),
         accepted=_of_all(measured.accepted, documents, segments, random, stand_for, most=samples),
-        gain_nats=_gain(measured, segments[0], random),
+        gain_nats=run_gain(aimed, segments[0], random),
     )
-
-
-def _gain(measured: MeasuredTier, segments: float, random: np.random.Generator) -> np.ndarray | None:
-    """What the run will measure: the mean over so many segments, whose noise is another than the pilot's.
-
-    A pilot of the plan's own tiers is a part of the run. One that explored stands for it, and the run values the same
-    traces beside other controls.
-    """
-    valued = np.array([place for place, nats in enumerate(measured.heldout_nats) if nats is not None], np.int64)
-    if not len(valued):
-        return None
-    chosen = measured.where(valued)
-    nats = np.array(chosen.heldout_nats, np.float64)
-    of = segments if measured.segment else math.inf
-    return chance.mean(nats, chosen.documents, random, chosen.weights, of=of)
-
-
-def of_tier(measured: MeasuredTier | None, allocation: Allocation, number: int) -> MeasuredTier | None:
-    """Of what was measured that which speaks of the segments that the plan gives a tier.
-
-    A plain pilot measures them and no others. An exploring one tried the tier on segments of every kind: of those that
-    the plan gives it, or where they are too few, of all.
-    """
-    if measured is None or not measured.segment:
-        return measured
-    if allocation.by_gain is not None:
-        # What was learned from other documents decides, as the run's model hasn't seen the segments of the run.
-        thinking = [place for place, cost in enumerate(allocation.by_gain.costs) if cost > 0]
-        gains = np.zeros((len(measured.segment), len(allocation.tiers)))
-        gains[:, thinking] = np.array(measured.expected_nats)
-        given = allocation.tiers_by_gain(measured.segment, gains)
-    elif allocation.axis == "difficulty":
-        given = allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats))
-    else:
-        return measured  # the hash that decides knows nothing of a segment
-    chosen = np.flatnonzero(given == number)
-    return measured.where(chosen) if len(chosen) >= FEWEST_EXPLORED else measured
 
 
 def _of_all(

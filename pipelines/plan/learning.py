@@ -62,6 +62,11 @@ def explore(
     frame = exploring.frame_of(config, scored, count)
     tried = exploring.draw(config, frame, tiers, count, tries)
     pilot, notes = exploring.measure(config, tried, beam_args, say)
+    for name, rate in pilot.tokens_per_second.items():
+        if rate is not None and config.models[name].tokens_per_gpu_second is None:
+            # Said at once: a budget in GPU-hours needs it, and the plan would end there.
+            key = f"models.{name}.tokens_per_gpu_second"
+            say(f"model {name} generated {rate:,.0f} tokens per second ({key} is not set)")
     observed = _observations(pilot, tried)
     corpus = _corpus(frame)
     decode = load_tokenizer(config.tokenizer).decode
