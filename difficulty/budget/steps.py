@@ -61,9 +61,7 @@ def climb(gains_nats: np.ndarray, costs: np.ndarray) -> Climb:
     Raises:
         MillError: a gain is no number, or beyond LARGEST_GAIN_NATS.
     """
-    wrong = ~(np.abs(gains_nats) <= LARGEST_GAIN_NATS)
-    if wrong.any():
-        raise MillError(f"expected gain of a segment: {gains_nats[wrong][0]} nats; allowed: {LARGEST_GAIN_NATS:.0e}")
+    _check_gains(gains_nats)
     n, num_tiers = gains_nats.shape
     order = np.argsort(costs, kind="stable")
     gains, costs = gains_nats[:, order], costs[order]
@@ -88,6 +86,12 @@ def climb(gains_nats: np.ndarray, costs: np.ndarray) -> Climb:
     return Climb(base, tiers, slopes)
 
 
+def _check_gains(gains_nats: np.ndarray) -> None:
+    wrong = ~(np.abs(gains_nats) <= LARGEST_GAIN_NATS)
+    if wrong.any():
+        raise MillError(f"expected gain of a segment: {gains_nats[wrong][0]} nats; allowed: {LARGEST_GAIN_NATS:.0e}")
+
+
 class GainSteps:
     """The steps of a corpus, and the tiers that its segments have before they take one.
 
@@ -98,7 +102,7 @@ class GainSteps:
         shift: log2 of the width of a bin in keys.
     """
 
-    __slots__ = ("_bins", "_sums", "_waiting", "_waiting_rows", "costs", "shift")
+    __slots__ = ("_bins", "_raw", "_raw_rows", "_sums", "_waiting", "costs", "shift")
 
     def __init__(self, costs: Sequence[float]) -> None:
         if len(costs) > MAX_TIERS:
@@ -108,7 +112,8 @@ class GainSteps:
         self._bins = np.empty(0, np.int64)
         self._sums = np.empty((0, len(_COLUMNS)), np.int64)
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._waiting_rows = 0
+        self._raw: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._raw_rows = 0
 
     def __getstate__(self) -> dict[str, Any]:
         self._count()
@@ -145,6 +150,14 @@ class GainSteps:
         Raises:
             MillError: a gain is no number, or beyond LARGEST_GAIN_NATS.
         """
+        _check_gains(gains_nats)
+        self._raw.append((gains_nats, deviations_nats, difficulty_nats))
+        self._raw_rows += len(gains_nats)
+        if self._raw_rows >= _WAITING:
+            self._count()
+
+    def _steps_of(self, gains_nats: np.ndarray, deviations_nats: np.ndarray, difficulty_nats: np.ndarray) -> None:
+        """Has the steps of segments wait to be counted."""
         found = climb(gains_nats, np.array(self.costs))
         rows = np.arange(len(gains_nats))
         low, high, slope = [found.base], [found.base], [np.full(len(rows), LARGEST_NATS)]
@@ -166,9 +179,6 @@ class GainSteps:
         ]
         keys = ((from_ * MAX_TIERS + to) << KEY_BITS) | difficulty_keys(np.concatenate(slope))
         self._waiting.append((keys, np.stack([np.ones(len(row), np.int64), *micro], axis=1)))
-        self._waiting_rows += len(rows)
-        if self._waiting_rows >= _WAITING:
-            self._count()
 
     def merge(self, other: GainSteps) -> GainSteps:
         """The steps of the segments of both. Associative and commutative.
@@ -188,11 +198,14 @@ class GainSteps:
         return merged
 
     def _count(self) -> None:
+        if self._raw:
+            self._steps_of(*(np.concatenate(arrays) for arrays in zip(*self._raw, strict=True)))
+            self._raw, self._raw_rows = [], 0
         if not self._waiting:
             return
         keys = np.concatenate([self._bins << self.shift, *(keys for keys, _ in self._waiting)])
         sums = np.concatenate([self._sums, *(sums for _, sums in self._waiting)])
-        self._waiting, self._waiting_rows = [], 0
+        self._waiting = []
         widen, self._bins, self._sums = joined_bins(keys >> self.shift, sums)
         self.shift += widen
 
