@@ -98,7 +98,10 @@ def test_what_a_drift_says() -> None:
 def test_selection_is_held_against_the_pilot(kept: int, gain: float, said: list[str]) -> None:
     measured = replace(pilot(SPREAD), kept=(0, 1) * 20, heldout_nats=(0.8, 1.2) * 20)
     mean = {"mean": gain, "low": gain - 0.3, "high": gain + 0.3}
-    account = [{"tier": "deep", "candidates": 100, "kept": kept, "gains": {"heldout": mean}}, {"tier": "x"}]
+    account: list[dict[str, Any]] = [
+        {"tier": "deep", "candidates": 100, "kept": kept, "gains": {"heldout": mean}},
+        {"tier": "x"},
+    ]
     found = unlike_promised({"deep": measured}, account)
     assert len(found) == len(said) and all(part in text for part, text in zip(said, found, strict=True))
 
