@@ -260,6 +260,22 @@ def test_a_run_stops_before_more_is_spent(tree: dict[str, Any], monkeypatch: pyt
     assert augmented.counts["found"] == len(made), "nothing that was paid for is lost"
 
 
+@pytest.mark.slow
+def test_processes_of_their_own_stop_too(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told by a file, which they look for with every heartbeat."""
+    monkeypatch.setattr(drift_watch, "LOOK_S", 0.5)
+    monkeypatch.setattr(drift_watch, "MAX_SHARE", 1.0)
+    tree["models"]["pretend"]["engine_args"] = {"capacity": 4, "tokens_per_second": 40}
+    with_pilot(tree, 0.4)
+    tree["budget"]["stop_if"] = {"length_off_by": 0.2}
+    config = from_mapping(tree)
+    two = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    with pytest.raises(MillError, match=r"budget\.stop_if\.length_off_by=0\.2 allows"):
+        mill(config, beam_args=two)
+    planned = status.read(config.output)["generation"]["generations_planned"]
+    assert 20 < len({row.key for row in read_ledger(config.ledger_url)}) < 0.9 * planned
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [({}, "names nothing to stop for"), ({"length_off_by": -1}, "length_off_by"), ({"gain": 1}, "stop_if.gain")],
