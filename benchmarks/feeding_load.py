@@ -133,8 +133,8 @@ class _Drawn:
     def __init__(self, num_tiers: int) -> None:
         self._num_tiers = num_tiers
 
-    def tier(self, segment: ScoredSegment) -> int:
-        return int(fraction_of(segment.segment_id) * self._num_tiers)
+    def tiers(self, segments: Sequence[ScoredSegment]) -> list[int]:
+        return [int(fraction_of(segment.segment_id) * self._num_tiers) for segment in segments]
 
     def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
         return len(segment.input_ids)

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from augment.selection.intervals import mean_of_segments
+from sharding.intervals import mean_of_segments
 
 DOCUMENTS = (5, 10, 30, 100)
 CORRELATIONS = (0.0, 0.5)

@@ -1,7 +1,7 @@
 """Control arms: corpora for an ablation, of one source, one budget and one ledger, with equal training tokens.
 
     score, once ─► raw: packed without thoughts ─► its number of sequences
-                   uniform, adaptive, rephrase: augment, select, pack, cut to that number ─► arms.json
+                   uniform, adaptive, rephrase, learned: augment, select, pack, cut to that number ─► arms.json
 
 Every arm is an output of its own under OUTPUT/arms, made by the four stages as any other run: `verify`, `status`, the
 card and the exports work on it. What differs between two arms is what `ARMS` says and nothing else.
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from pipelines import yaml_config
 from pipelines.config import MillConfig
+from pipelines.plan.learned import find_gain
 from pipelines.run import mill
 from sharding import storage
 from sharding.errors import MillError, RequestError
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from pipelines.stage import Did
 
 RAW = "raw"
+LEARNED = "learned"
 ARMS = {
     RAW: "the source alone",
     "uniform": "the budget dealt out by lot",
     "adaptive": "the budget spent by difficulty",
     "rephrase": "as adaptive, with every prompt replaced by one that asks to rephrase",
+    LEARNED: "the budget spent by the gain that a pilot leads to expect, where one was made",
 }
 """The arms and what they are, in the order in which they are made."""
 
@@ -73,7 +76,7 @@ class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def mill_arms(
     config: MillConfig,
-    arms: Sequence[str] = tuple(ARMS),
+    arms: Sequence[str] | None = None,
     *,
     beam_args: Sequence[str] = (),
     replace: bool = False,
@@ -83,7 +86,8 @@ def mill_arms(
 
     Args:
         config: the run whose arms these are; its output is scored, and not packed.
-        arms: names of `ARMS`; raw is always made, since it says how long the others are.
+        arms: names of `ARMS`; raw is always made, since it says how long the others are. None: all, learned where a
+            pilot has explored.
         beam_args: Beam options.
         replace: make stages again that another config has made.
         on_stage: as `mill`'s, with the name of the arm before ("" for the scores that all share).
@@ -95,9 +99,11 @@ def mill_arms(
         RequestError: an arm is not known, or the request was wrong otherwise.
         MillError: a stage failed, or an arm is shorter than the raw one.
     """
-    for name in arms:
+    for name in arms or ():
         if name not in ARMS:
             raise RequestError(f"arms: {name!r} is not one of {', '.join(ARMS)}")
+    if arms is None:
+        arms = [name for name in ARMS if name != LEARNED or find_gain(arm_config(config, LEARNED)) is not None]
 
     def make(name: str, arm: MillConfig, **stages: Any) -> dict[str, Manifest]:
         return mill(arm, beam_args=beam_args, replace=replace, on_stage=partial(on_stage, name), **stages)
@@ -141,9 +147,10 @@ def arm_config(config: MillConfig, name: str, max_rows: Mapping[str, int] | None
     budget = tree["budget"]
     if name == RAW:
         skip = next((tier.name for tier in config.budget.tiers if tier.skips), "skip")
-        budget |= {"policy": "fixed", "fixed_tier": skip, "tiers": [{"name": skip}]}
+        budget |= {"policy": "fixed", "fixed_tier": skip, "tiers": [{"name": skip}], "pilot_segments": None}
     else:
-        budget |= {"policy": "uniform" if name == "uniform" else "adaptive", "fixed_tier": None}
+        policy = name if name in ("uniform", LEARNED) else "adaptive"
+        budget |= {"policy": policy, "fixed_tier": None, "pilot_segments": None}
     if name == "rephrase":
         for tier in budget["tiers"]:
             tier["prompt"] = tier["prompt"] and REPHRASE_PROMPT

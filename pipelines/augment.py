@@ -14,6 +14,7 @@ from typing import Any
 
 import apache_beam as beam
 import msgspec
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
@@ -21,13 +22,16 @@ from augment.ledger.dropping import dropped_rows, drops
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
+from difficulty.budget.allocation import Allocation
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.counts import request_counts, tier_facts
+from pipelines.counts import gain_facts, request_counts, tier_facts
 from pipelines.joints import Choices, Holdback, holdback_of, plan_budget, trace_planner, work_order
 from pipelines.outcome import Built, Outcome
+from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift import promises_of
 from pipelines.plan.drift_watch import DriftWatch, Generations
+from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
 from pipelines.plan.measured import budget_section, forecast_for, read_pilot
 from pipelines.rounds import round_facts
 from pipelines.stage import Stage
@@ -51,32 +55,48 @@ class Augment(Stage):
     name = "augment"
 
     def __init__(self, config: MillConfig) -> None:
-        self.config = config
-        self.scored = manifest.require(config.output, "score")
+        asked, self.scored = config, manifest.require(config.output, "score")
+        self.expected = expected_gain(config, self.scored)
+        self.config = config = asked if self.expected is None else self.expected.config
         self.planner = trace_planner(config)
         self.holdback = holdback_of(config)
-        self.allocation = plan_budget(config, self.scored)
         self.idle = not self.planner.models  # every tier skips
-        self.segments = Parts.of(config.output, self.scored, SEGMENTS, SEGMENT_COLUMNS)
+        columns = (*SEGMENT_COLUMNS, *(GAIN_COLUMNS if self.expected is not None else ()))
+        self.segments = Parts.of(config.output, self.scored, SEGMENTS, columns)
         self.num_parts = part_count(self.segments.urls)
-        self.choices = Choices(self.allocation, self.holdback)
         self.drops = drops(config.ledger_url)  # before its parts are listed
         prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
             sections={
-                "budget": budget_section(config.budget),
+                "budget": budget_section(asked.budget),
                 "models": {name: self.planner.decides(name) for name in self.planner.models},
                 "sampling": config.sampling,
                 "closing": config.closing,
                 "holdback": _section(self.holdback),
             },
-            inputs={"score": manifest.digest(self.scored), **prompts},
+            inputs={
+                "score": manifest.digest(self.scored),
+                **prompts,
+                **({"gain": self.expected.digest} if self.expected is not None else {}),
+            },
             earlier=(self.scored,),
             rehearsal=any(model.engine == "rehearsal" for model in self.planner.models.values()),
         )
-        generations = math.ceil(sum(planned_generations(config, self.allocation).values()))
-        self.order = work_order(config, self.started_at, planned_generations=generations, beats_url=self.at.alive)
+        if self.expected is None:
+            self._spend_by(plan_budget(config, self.scored))
+
+    def prepare(self, options: PipelineOptions) -> None:
+        """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs."""
+        if self.expected is not None:
+            steps = corpus_steps(self.expected, self.scored, options, self.output)
+            self._spend_by(plan_budget(self.config, self.scored, (self.expected.gains, steps)))
+
+    def _spend_by(self, allocation: Allocation) -> None:
+        self.allocation = allocation
+        self.choices = Choices(allocation, self.holdback, self.expected.gains if self.expected is not None else None)
+        generations = math.ceil(sum(planned_generations(self.config, allocation).values()))
+        self.order = work_order(self.config, self.started_at, planned_generations=generations, beats_url=self.at.alive)
 
     def revised(self, found: Manifest) -> Manifest | None:
         """None where generations that this stage asked for were dropped from the ledger since it was made."""
@@ -164,6 +184,7 @@ class Augment(Stage):
             "planned_spend": allocation.planned_spend,
             "unit": allocation.unit,
             "planned_tokens": allocation.planned_tokens,
+            **gain_facts(allocation),
             "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
             "forecast": forecast_for(self.output, self.sections["budget"]),
             "warnings": list(allocation.warnings) + planner.warnings(),

@@ -155,8 +155,9 @@ class MillConfig:
             return self
         thinking = [tier for tier in self.budget.tiers if tier.model is not None]
         policy = self.budget.policy
-        if thinking and policy_module(policy).AXIS == "difficulty":
-            others = " or ".join(name for name in POLICIES if policy_module(name).AXIS != "difficulty")
+        scored = ("difficulty", "gain")
+        if thinking and policy_module(policy).AXIS in scored:
+            others = " or ".join(name for name in POLICIES if policy_module(name).AXIS not in scored)
             raise ValueError(f"budget.policy: {policy} needs a scorer, and difficulty.scorer is none; name {others}")
         if thinking and self.layout == "at_hard_span":
             raise ValueError("layout: at_hard_span needs a scorer, and difficulty.scorer is none; name another layout")

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from difficulty.budget.allocation import Allocation
+from difficulty.budget.allocation import Allocation, TierPlan
 from difficulty.surprisal import Measure, token_difficulty_nats
 from sharding import tally
 from sharding.records.types import ContaminatedDocument, Quarantined, Request, ScoredDocument
 
 MICRO = 1_000_000
+
+NORMAL_90 = 1.645
+"""Standard deviations on either side of the mean that hold 90% of a normal distribution."""
 
 
 def document_counts(document: ScoredDocument, threshold_nats: float, measure: Measure) -> dict[str, int]:
@@ -60,6 +63,7 @@ def tier_facts(allocation: Allocation, counts: Mapping[str, int], num_segments: 
             "generations": counts.get(f"tier.{tier.name}.samples", 0),
             "planned_segments": tier.segments,
             "planned_tokens": tier.tokens,
+            **({} if tier.gain_nats is None else {"planned_gain_nats": planned_gain(tier)}),
         }
         for tier in allocation.tiers
     ]
@@ -67,3 +71,20 @@ def tier_facts(allocation: Allocation, counts: Mapping[str, int], num_segments: 
         if tier.tokens == 0 and tier.resolution == 0:
             fact["segments"] = num_segments - counts["requests"]
     return facts
+
+
+def gain_facts(allocation: Allocation) -> dict[str, Any]:
+    """What a plan by expected gain promises of all tiers and of the last unit of the budget; of other plans nothing."""
+    if allocation.gain_nats is None:
+        return {}
+    return {
+        "planned_gain_nats": planned_gain(*allocation.tiers),
+        "marginal_gain_nats": allocation.marginal_nats,
+    }
+
+
+def planned_gain(*tiers: TierPlan) -> dict[str, float]:
+    """The expected gain of tiers with a 90% interval, as wide as it is if what isn't known is the same of all."""
+    value = sum(tier.gain_nats or 0.0 for tier in tiers)
+    half = NORMAL_90 * sum(tier.gain_deviation_nats or 0.0 for tier in tiers)
+    return {"value": value, "low": value - half, "high": value + half}

@@ -7,6 +7,7 @@ is there at once.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from augment.selection.values import needs_continuation
 from difficulty.budget.allocate import allocate
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.histogram import DifficultyHistogram
-from difficulty.budget.tiers import ModelPrice
+from difficulty.budget.policies import policy_module
+from difficulty.budget.steps import GainSteps
+from difficulty.budget.tiers import ModelPrice, TierConfig
 from difficulty.config import DifficultyConfig
+from difficulty.gain.model import GainModel
 from difficulty.surprisal import Measure, hard_spans, token_difficulty_nats
 from pipelines.config import MillConfig
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import ScoredSegment
 from sharding.storage import manifest
@@ -36,8 +40,13 @@ MIN_HELD_BACK_TOKENS = 8
 """A shorter tail would tell nothing."""
 
 
-def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
-    """The tier of every segment, from the histogram of the scored parts.
+def plan_budget(config: MillConfig, scored: Manifest, by_gain: tuple[TierGains, GainSteps] | None = None) -> Allocation:
+    """The tier of every segment, from the histogram of the scored parts, or by what each tier is expected to gain.
+
+    Args:
+        config: the run.
+        scored: the manifest of the scored parts.
+        by_gain: expected gains and the steps of the corpus, where the policy goes by them.
 
     Raises:
         RequestError: the budget can't be met.
@@ -55,8 +64,20 @@ def plan_budget(config: MillConfig, scored: Manifest) -> Allocation:
             f"({reasons or 'none'} in quarantine; {fields}): correct the config and add --replace; the records are in "
             f"{manifest.stage_url(config.output, 'score')}/quarantine-*.arrow"
         )
+    if by_gain is not None:
+        gains, steps = by_gain
+        tokens, model = scored.counts["source_tokens"], gains.model.digest
+        made: Allocation = policy_module(config.budget.policy).allocate(
+            steps, config.budget, source_tokens=tokens, model=model
+        )
+        return dataclasses.replace(made, warnings=(*made.warnings, *gains.cautions))
     histogram = DifficultyHistogram.from_json(scored.facts["histogram"])
     return allocation_of(config, histogram, scored.counts["source_tokens"])
+
+
+def goes_by_gain(config: MillConfig) -> bool:
+    """Whether the budget is spent by what a pilot leads to expect."""
+    return bool(policy_module(config.budget.policy).AXIS == "gain")
 
 
 def allocation_of(config: MillConfig, histogram: DifficultyHistogram, source_tokens: int) -> Allocation:
@@ -200,24 +221,74 @@ def holdback_of(config: MillConfig) -> Holdback:
 
 
 @dataclass(frozen=True)
+class TierGains:
+    """The gain that is expected of each tier of a config.
+
+    Attributes:
+        model: what expects it.
+        columns: by tier of the config its place among the model's tiers; None for the tier that skips, which gains 0.
+        cautions: what the owner of a budget should know of it, in words.
+    """
+
+    model: GainModel
+    columns: tuple[int | None, ...]
+    cautions: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: GainModel, tiers: Sequence[TierConfig], cautions: Sequence[str] = ()) -> TierGains:
+        """Those of the tiers of a config.
+
+        Raises:
+            RequestError: the model knows nothing of a tier.
+        """
+        for tier in tiers:
+            if not tier.skips and tier.name not in model.tiers:
+                raise RequestError(
+                    f"budget.tiers: the pilot didn't try the tier {tier.name}, only {', '.join(model.tiers)}; "
+                    "`thoughtmill plan CONFIG --pilot N --explore` tries all"
+                )
+        columns = tuple(None if tier.skips else model.tiers.index(tier.name) for tier in tiers)
+        return cls(model, columns, tuple(cautions))
+
+    def expected(self, segments: Sequence[ScoredSegment]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation in nats: two (segments, tiers) float64."""
+        found = self.model.expected(segments)
+        mean, deviation = (np.zeros((len(segments), len(self.columns))) for _ in range(2))
+        for tier, column in enumerate(self.columns):
+            if column is not None:
+                mean[:, tier], deviation[:, tier] = found.mean[:, column], np.sqrt(found.variance[:, column])
+        return mean, deviation
+
+
+@dataclass(frozen=True)
 class Choices:
     """What is decided of segments before they are asked about: `augment.requests.planner.SegmentChoices`."""
 
     allocation: Allocation
     holdback: Holdback
+    gains: TierGains | None = None
+    """Where the plan goes by them."""
 
-    def tier(self, segment: ScoredSegment) -> int:
-        return self.allocation.tier_of(segment.segment_id, segment.difficulty_nats)
+    def tiers(self, segments: Sequence[ScoredSegment]) -> list[int]:
+        if self.gains is not None:
+            ids = [segment.segment_id for segment in segments]
+            return [int(tier) for tier in self.allocation.tiers_by_gain(ids, self.gains.expected(segments)[0])]
+        return [self.allocation.tier_of(segment.segment_id, segment.difficulty_nats) for segment in segments]
 
     def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
         return self.holdback.shown_tokens(segment, tier)
 
     def focus(self, segment: ScoredSegment, text: str) -> list[str]:
-        byte_ends = load_tokenizer(self.holdback.tokenizer).byte_ends(segment.input_ids)
-        nats = self.holdback.token_nats(segment)
-        spans = hard_spans(text, byte_ends, nats, threshold_nats=self.holdback.threshold_nats)
-        hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
-        return [text[span.char_start : span.char_end] for span in hardest_first]
+        return hardest_spans(self.holdback, segment, text)
+
+
+def hardest_spans(holdback: Holdback, segment: ScoredSegment, text: str) -> list[str]:
+    """The hard spans of a segment of this text, the hardest first."""
+    byte_ends = load_tokenizer(holdback.tokenizer).byte_ends(segment.input_ids)
+    nats = holdback.token_nats(segment)
+    spans = hard_spans(text, byte_ends, nats, threshold_nats=holdback.threshold_nats)
+    hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
+    return [text[span.char_start : span.char_end] for span in hardest_first]
 
 
 def asks_scorer(config: MillConfig) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.config import MillConfig
+from sharding.errors import RequestError
+from sharding.storage import manifest
 from sharding.storage.manifest import STAGES, Manifest
 
 if TYPE_CHECKING:
@@ -64,7 +68,26 @@ def mill(
 
     begun: list[str] = []
     for name in stages:
+        if name == "augment":
+            _learn_first(config, beam_args, replace=replace)
         on_begin = partial(begin, name)
         manifests[name], did = kinds[name](config).run(beam_args=beam_args, replace=replace, on_begin=on_begin)
         on_stage(name, manifests[name], did)
     return manifests
+
+
+def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool) -> None:
+    """The exploring pilot, where the budget is to be spent by one, none was made, and the config says how large."""
+    if config.budget.pilot_segments is None:
+        return
+    from pipelines.plan import make_plan
+    from pipelines.plan.learned import find_gain, read_learned
+
+    if find_gain(config) is not None:
+        if not replace:
+            return  # whether it is of this config is for the stage to say
+        with contextlib.suppress(RequestError):
+            read_learned(config, manifest.require(config.output, "score"))
+            return
+    say = partial(print, file=sys.stderr)  # what it will cost, before it is spent
+    make_plan(config, pilot=config.budget.pilot_segments, explore=True, beam_args=beam_args, say=say)

@@ -103,6 +103,14 @@ class Stage:
         """
         raise NotImplementedError
 
+    def prepare(self, options: PipelineOptions) -> None:
+        """What has to be found out before the stage is made, while the lease is held and nothing is withdrawn yet.
+
+        Raises:
+            RequestError: it can't be made as asked.
+            MillError: it couldn't be found out.
+        """
+
     def at_work(self) -> contextlib.AbstractContextManager[Any]:
         """What is around the pipeline, while the lease is held."""
         return contextlib.nullcontext()
@@ -148,6 +156,7 @@ class Stage:
                 storage.sweep(folder)
             if revised is None:
                 on_begin()
+                self.prepare(options)
                 self._withdraw()
                 made, did = self.make(options), Did.RAN
             else:

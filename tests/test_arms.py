@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pipelines import yaml_config
-from pipelines.arms import ARMS, arm_config, mill_arms, render
+from pipelines.arms import ARMS as ALL_ARMS
+from pipelines.arms import arm_config, mill_arms, render
 from pipelines.borrowed_scores import BorrowedScores
 from pipelines.config import MillConfig
 from pipelines.run import mill
@@ -32,6 +33,8 @@ from tests.conftest import rehearsal_tree
 from tests.test_stages import hashes, shard_rows
 
 SPLITS = ("train", "validation")
+ARMS = tuple(name for name in ALL_ARMS if name != "learned")
+"""Those of a run without a pilot; `tests/test_learned_run.py` has the other."""
 
 
 def documents() -> list[dict[str, str]]:

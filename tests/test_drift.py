@@ -231,7 +231,7 @@ def test_a_run_warns_once(
     drifts = read_drifts(config.output)
     assert [drift.kind for drift in drifts] == kinds
     said = [record.getMessage() for record in caplog.records if "the pilot promised" in record.getMessage()]
-    assert said == [str(drift) for drift in drifts]
+    assert len(said) == len(kinds), "once, by whichever look was the first to tell"
     for text in (shown(status.render(status.read(config.output))), shown(summary.render(config.output))):
         assert text.count("long on average, and the pilot promised") == len(kinds)
     assert shown(summary.render(config.output)).count("kept, and the pilot promised 0.0%") == len(kinds)

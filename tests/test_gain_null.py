@@ -13,11 +13,11 @@ from augment.selection.account import account_counts, split_account
 from augment.selection.chance import chance_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import pools_of
-from augment.selection.intervals import mean_of_segments
 from augment.selection.keeping import choose
 from augment.selection.values.protocol import GainConfig, Valuation
 from augment.selection.valuing import TOO_FEW_CONTROLS, Valuer
 from sharding.hashing import text_number
+from sharding.intervals import mean_of_segments
 from tests.test_selection import candidate, judged
 
 TOKENS = 96

@@ -46,8 +46,8 @@ class TierRequest:
 class SegmentChoices(Protocol):
     """What is decided of segments before they are asked about, which this package knows nothing of."""
 
-    def tier(self, segment: ScoredSegment) -> int:
-        """Index of its tier, in the order of the config."""
+    def tiers(self, segments: Sequence[ScoredSegment]) -> Sequence[int]:
+        """Index of the tier of each, in the order of the config."""
 
     def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
         """How many of its tokens the prompt may show, from its start; 0: nothing to think about, and no request."""
@@ -117,8 +117,8 @@ class TracePlanner:
         """
         tokenizer = load_tokenizer(self.tokenizer)
         before = np.empty(0, tokenizer.dtype)
-        for segment in segments:
-            tier = self.tiers[choices.tier(segment)]
+        for segment, chosen in zip(segments, choices.tiers(segments), strict=True):
+            tier = self.tiers[chosen]
             shown_tokens = 0 if tier is None else choices.shown_tokens(segment, tier.tier)
             if tier is not None and shown_tokens:
                 shown = first_tokens(segment, shown_tokens)

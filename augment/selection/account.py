@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from augment.selection.intervals import mean_of_segments
 from augment.selection.valuing import ValuedSegment
 from sharding.hashing import Purpose, hash64
+from sharding.intervals import mean_of_segments
 from sharding.records.types import Candidate
 
 MICRO = 1_000_000

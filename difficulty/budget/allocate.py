@@ -46,9 +46,15 @@ def allocate(
         prices: price by model name, for a budget in dollars or GPU-hours.
 
     Raises:
-        RequestError: the segments can't take the budget, or can't keep to it; or a price is missing.
+        RequestError: the segments can't take the budget, or can't keep to it; a price is missing; or the policy goes by
+            expected gain, which no histogram of difficulty tells.
         MillError: the histogram is empty.
     """
+    if policy_module(config.policy).AXIS == "gain":
+        raise RequestError(
+            f"budget.policy: {config.policy} goes by what a pilot of the scored corpus has measured, and there is none "
+            "here: run `thoughtmill score CONFIG`, then `thoughtmill plan CONFIG --pilot N --explore`"
+        )
     num_segments = histogram.num_segments
     if num_segments == 0:
         raise MillError("budget: no segments were scored, so there is nothing to spend on")

@@ -1,7 +1,8 @@
 """A finished plan: which tier each segment gets, and what that is expected to cost.
 
 `difficulty.budget` makes it, the augment stage asks it for every segment's tier. It is a few numbers, immutable and
-picklable, so it travels to every worker as a side input; a segment's tier depends on its id and difficulty alone.
+picklable, so it travels to every worker as a side input; a segment's tier depends on its id and difficulty alone, under
+policy learned on its id and the gain expected of each tier.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from difficulty.budget.histogram import (
     hash_key,
     hash_keys,
 )
+from difficulty.budget.steps import climb
 from difficulty.budget.tiers import Axis, PolicyName, Unit
 from sharding.errors import MillError
 
@@ -41,6 +43,9 @@ class TierPlan:
         spend: the same in the budget's unit.
         difficulty_nats: difficulty mass of those segments; under policies uniform and fixed their share by number.
         resolution: share of the difficulty the tier is expected to resolve.
+        gain_nats: expected gain of those segments together; None but under policy learned.
+        gain_deviation_nats: standard deviation of that sum, if what the model doesn't know is the same of all of them,
+            which is the most that it can be.
     """
 
     name: str
@@ -49,6 +54,8 @@ class TierPlan:
     spend: float
     difficulty_nats: float
     resolution: float
+    gain_nats: float | None = None
+    gain_deviation_nats: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,8 @@ class SharedBin:
 
     Attributes:
         bin: the bin of keys, `key >> shift`.
-        step: the upper of the two tiers, as an index into `Allocation.choices`.
+        step: the upper of the two tiers, as an index into `Allocation.choices`; on the axis of gain the step between
+            them, as an index into `ByGain.steps`.
         share: the share of the bin's segments, drawn by the hash of their id, that gets the upper tier.
     """
 
@@ -67,15 +75,31 @@ class SharedBin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByGain:
+    """What a plan by expected gain needs beside its cuts.
+
+    Attributes:
+        model: digest of the model of gain that the plan was made with, and has to be carried out with.
+        costs: of a segment at each tier, in the budget's unit.
+        steps: (lower tier, higher tier) of each step of which a part is bought.
+    """
+
+    model: str
+    costs: tuple[float, ...]
+    steps: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Allocation:
     """The plan. Index `i` of a tier is its place in the config.
 
     Attributes:
-        axis: what orders the segments: "difficulty" (adaptive), "hash" (uniform) or "none" (fixed).
+        axis: what orders the segments: "difficulty" (adaptive), "hash" (uniform), "none" (fixed) or "gain" (learned).
         shift: log2 of the width in keys of a bin on that axis.
         choices: the tiers that can be chosen, from the cheapest to the dearest.
         cuts: (len(choices) - 1,) not descending; a segment whose bin is at `cuts[j]` or above gets at least
-            `choices[j + 1]`.
+            `choices[j + 1]`. On the axis of gain (steps,), for each of `by_gain.steps` the lowest bin of gain per cost
+            at which it is bought.
         shared_bin: the one that straddles the budget, if one had to be shared.
         unit: what spend is counted in.
         target_spend: the budget.
@@ -84,6 +108,7 @@ class Allocation:
             0 when nothing is left to the hash. It doesn't cover generations shorter or longer than expected.
         marginal_nats: nats that the last unit spent is expected to resolve (λ, the price of a unit of the budget).
         warnings: what the owner of the budget should know, in words.
+        by_gain: on the axis of gain, what it needs.
     """
 
     policy: PolicyName
@@ -99,6 +124,7 @@ class Allocation:
     marginal_nats: float
     tiers: tuple[TierPlan, ...]
     warnings: tuple[str, ...]
+    by_gain: ByGain | None = None
 
     def tier_of(self, segment_id: str, difficulty_nats: float) -> int:
         """The segment's tier.
@@ -107,8 +133,9 @@ class Allocation:
         there only, the hash of the id decides.
 
         Raises:
-            MillError: the difficulty is no number from 0 to LARGEST_NATS.
+            MillError: the difficulty is no number from 0 to LARGEST_NATS, or doesn't decide (see `tiers_by_gain`).
         """
+        self._check_difficulty_decides()
         if self.axis == "none":
             return self.choices[0]
         key = difficulty_key(difficulty_nats) if self.axis == "difficulty" else hash_key(segment_id)
@@ -120,6 +147,7 @@ class Allocation:
 
     def tiers_of(self, segment_ids: Sequence[str], difficulty_nats: np.ndarray) -> np.ndarray:
         """`tier_of` for parallel ids and (n,) float64 difficulties: (n,) int64."""
+        self._check_difficulty_decides()
         choices = np.array(self.choices, dtype=np.int64)
         if self.axis == "none":
             return np.full(len(segment_ids), choices[0])
@@ -129,6 +157,45 @@ class Allocation:
             shared = np.flatnonzero(bins == self.shared_bin.bin)
             steps[shared] += draws(segment_ids[i] for i in shared.tolist()) < self.shared_bin.share
         return choices[steps]
+
+    def _check_difficulty_decides(self) -> None:
+        if self.by_gain is not None:
+            raise MillError(
+                f"policy {self.policy}: the tier of a segment follows from its expected gains, not difficulty"
+            )
+
+    def tiers_by_gain(self, segment_ids: Sequence[str], gains_nats: np.ndarray) -> np.ndarray:
+        """The tiers of segments by the gain that is expected of each tier: (n,) int64.
+
+        Args:
+            segment_ids: n ids.
+            gains_nats: (n, tiers) float64, in the order of the config; 0 for the tier that skips.
+
+        Raises:
+            MillError: the plan doesn't go by gain, or a gain is no number.
+        """
+        if self.by_gain is None:
+            raise MillError(f"policy {self.policy}: the tier of a segment doesn't follow from its expected gains")
+        found = climb(gains_nats, np.array(self.by_gain.costs))
+        step_of = np.full((len(self.tiers),) * 2, len(self.cuts))
+        for number, (low, high) in enumerate(self.by_gain.steps):
+            step_of[low, high] = number
+        cuts, shared = np.array([*self.cuts, KEY_LIMIT], np.int64), self.shared_bin
+        chosen, climbing = found.base.copy(), np.ones(len(segment_ids), bool)
+        for tiers, slopes in zip(found.tiers.T, found.slopes.T, strict=True):
+            steps, bins = step_of[chosen, tiers], difficulty_keys(slopes) >> self.shift
+            takes = bins >= cuts[steps]
+            if shared is not None:
+                drawn = np.flatnonzero((steps == shared.step) & (bins == shared.bin))
+                takes[drawn] = draws(segment_ids[i] for i in drawn.tolist()) < shared.share
+            climbing &= takes & (tiers >= 0)
+            chosen = np.where(climbing, tiers, chosen)
+        return chosen
+
+    @property
+    def gain_nats(self) -> float | None:
+        """Expected gain of all thinking; None where the plan doesn't go by it."""
+        return None if self.by_gain is None else sum(tier.gain_nats or 0.0 for tier in self.tiers)
 
     @property
     def cut_points_nats(self) -> tuple[float, ...]:
@@ -149,10 +216,13 @@ class Allocation:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-safe dict. Its `from_nats`, by tier the cut point or None if none gets it, is for people alone."""
+        plain = asdict(self)
+        if self.by_gain is None:
+            del plain["by_gain"]
         return {
-            **asdict(self),
+            **plain,
             **{name: list(getattr(self, name)) for name in ("choices", "cuts", "warnings")},
-            "tiers": [asdict(tier) for tier in self.tiers],
+            "tiers": [{k: v for k, v in asdict(tier).items() if v is not None} for tier in self.tiers],
             "from_nats": {
                 self.tiers[i].name: None if nats == float("inf") else nats
                 for i, nats in zip(self.choices[1:], self.cut_points_nats, strict=False)
@@ -177,16 +247,33 @@ class Allocation:
     def _goes_together(self) -> bool:
         """Whether every place that it names is there."""
         steps, shared = len(self.choices), self.shared_bin
-        numbers = [number for tier in self.tiers for number in astuple(tier)[1:]]
+        numbers = [number for tier in self.tiers for number in astuple(tier)[1:] if number is not None]
         return (
             steps > 0
             and all(0 <= choice < len(self.tiers) for choice in self.choices)
-            and len(self.cuts) == (0 if self.axis == "none" else steps - 1)
-            and list(self.cuts) == sorted(self.cuts)
+            and (self.axis == "gain") == (self.by_gain is not None)
+            and (self._cuts_fit() if self.by_gain is None else self._gains_fit(self.by_gain))
             and all(0 <= cut <= KEY_LIMIT for cut in self.cuts)
             and 0 <= self.shift <= KEY_BITS
-            and (shared is None or (0 < shared.step < steps and 0 <= shared.bin < KEY_LIMIT))
+            and (shared is None or 0 <= shared.bin < KEY_LIMIT)
             and all(math.isfinite(number) and abs(number) < 1e24 for number in numbers)
+        )
+
+    def _cuts_fit(self) -> bool:
+        steps, shared = len(self.choices), self.shared_bin
+        return (
+            len(self.cuts) == (0 if self.axis == "none" else steps - 1)
+            and list(self.cuts) == sorted(self.cuts)
+            and (shared is None or 0 < shared.step < steps)
+        )
+
+    def _gains_fit(self, by_gain: ByGain) -> bool:
+        return (
+            len(by_gain.costs) == len(self.tiers)
+            and all(0 <= cost < 1e24 for cost in by_gain.costs)
+            and len(self.cuts) == len(by_gain.steps)
+            and all(0 <= tier < len(self.tiers) for step in by_gain.steps for tier in step)
+            and (self.shared_bin is None or 0 <= self.shared_bin.step < len(by_gain.steps))
         )
 
 

@@ -97,6 +97,28 @@ def _digest(segment_id: str) -> bytes:
     return hashed(Purpose.TIER, segment_id, 16)
 
 
+def joined_bins(bins: np.ndarray, counts: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Bins joined in pairs, all at once and as little as needed, until at most MAX_BINS are occupied.
+
+    Args:
+        bins: (n,) int64 below 2**53, in any order; they may repeat.
+        counts: (n,) or (n, columns) int64, what is added up in each.
+
+    Returns:
+        log2 of how much wider a bin is now, the occupied bins, ascending, and their sums.
+    """
+    order = np.argsort(bins, kind="stable")
+    bins, counts = bins[order], counts[order]
+    # Neighbours stay apart at width 2**s exactly when the highest bit in which they differ is at s or above.
+    # frexp's exponent of an integer below 2**53 is its bit length.
+    differing_bits = np.frexp((bins[1:] ^ bins[:-1]).astype(np.float64))[1]
+    apart = np.sort(differing_bits)[::-1]
+    widen = int(apart[MAX_BINS - 1]) if len(apart) >= MAX_BINS else 0
+    bins = bins >> widen
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    return widen, bins[starts], np.add.reduceat(counts, starts) if len(starts) else counts
+
+
 class KeyCounts:
     """Counts of integer keys in at most `MAX_BINS` bins of one width, 2**shift keys each.
 
@@ -143,18 +165,9 @@ class KeyCounts:
 
     def _set(self, bins: np.ndarray, counts: np.ndarray) -> None:
         """Takes bins of the present width as the content, and widens them until at most MAX_BINS are occupied."""
-        order = np.argsort(bins, kind="stable")
-        bins, counts = bins[order], counts[order]
-        # Neighbours stay apart at width 2**s exactly when the highest bit in which they differ is at s or above.
-        # frexp's exponent of an integer below 2**53 is its bit length.
-        differing_bits = np.frexp((bins[1:] ^ bins[:-1]).astype(np.float64))[1]
-        apart = np.sort(differing_bits)[::-1]
-        widen = int(apart[MAX_BINS - 1]) if len(apart) >= MAX_BINS else 0
-        bins = bins >> widen
-        starts = np.flatnonzero(np.diff(bins, prepend=-1))
-        totals = np.add.reduceat(counts, starts) if len(starts) else counts
+        widen, bins, totals = joined_bins(bins, counts)
         self.shift += widen
-        self.counts = dict(zip(bins[starts].tolist(), totals.tolist(), strict=True))
+        self.counts = dict(zip(bins.tolist(), totals.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-safe dict: `bin_steps` are the differences between occupied bins, the first from 0."""

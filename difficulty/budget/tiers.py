@@ -23,6 +23,7 @@ POLICIES = {
     "adaptive": "difficulty.budget.policies.adaptive",
     "uniform": "difficulty.budget.policies.uniform",
     "fixed": "difficulty.budget.policies.fixed",
+    "learned": "difficulty.budget.policies.learned",
 }
 """The policies by the names they have in a config, and where they are; see `difficulty.budget.policies`."""
 
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
 else:
     PolicyName = Literal[tuple(POLICIES)]
 
-Axis = Literal["difficulty", "hash", "none"]
+Axis = Literal["difficulty", "hash", "none", "gain"]
+
+
+_MARGIN = {"tokens": (1000, "1,000 tokens bring"), "dollars": (1, "dollar brings"), "gpu_hours": (1, "GPU-hour brings")}
+
+
+def margin_in_words(unit: Unit, marginal_nats: float) -> str:
+    """What the last of a budget brings, from nats per unit."""
+    size, words = _MARGIN[unit]
+    return f"the last {words} {size * marginal_nats:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -142,7 +152,8 @@ class BudgetConfig:
 
     policy: PolicyName = Field(
         default="adaptive",
-        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all.",
+        description="adaptive: by difficulty; uniform: as many of each tier, by hash; fixed: one tier for all; "
+        "learned: by the gain that a pilot (`thoughtmill plan --pilot N --explore`) leads to expect.",
     )
     thinking_tokens: int | None = Field(default=None, gt=0, description="The budget in generated tokens.")
     thinking_tokens_per_source_token: float | None = Field(
@@ -154,6 +165,12 @@ class BudgetConfig:
     fixed_tier: str | None = Field(default=None, description="Name of the tier for all, under policy fixed.")
     stop_if: StopConfig | None = Field(
         default=None, description="Stop where traces are not as the pilot promised; null: warn alone. Needs a pilot."
+    )
+    pilot_segments: int | None = Field(
+        default=None,
+        gt=0,
+        description="Under policy learned, `thoughtmill run` begins with an exploring pilot of so many segments where "
+        "none has been made; null: it stops and asks for one.",
     )
 
     @model_validator(mode="after")
@@ -176,6 +193,8 @@ class BudgetConfig:
             raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(names)}; got {self.fixed_tier}")
         if self.policy != "fixed" and self.fixed_tier is not None:
             raise ValueError(f"fixed_tier {self.fixed_tier} is set, but policy is {self.policy}")
+        if self.policy != "learned" and self.pilot_segments is not None:
+            raise ValueError(f"pilot_segments {self.pilot_segments} is set, but policy is {self.policy}")
         return self
 
     @property

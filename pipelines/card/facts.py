@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
+from difficulty.budget.tiers import margin_in_words
 from pipelines.card.front_matter import has_loss_mask, splits
 from pipelines.card.markdown import share
 from sharding.storage.manifest import STAGES, Manifest
@@ -194,9 +195,27 @@ def _of_generation(augmented: Manifest) -> dict[str, Any]:
             )
             for tier in made["tiers"]
         ],
+        "expected_gain": expected_gain(made),
         "cut_points": [f"{nats:,.1f}" for nats in made.get("cut_points_nats", [])],
         "warnings": made["warnings"],
     }
+
+
+def expected_gain(made: Mapping[str, Any]) -> str:
+    """What a plan by expected gain promised; "" for other plans."""
+    if not made.get("planned_gain_nats"):
+        return ""
+    by_tier = [
+        f"{tier['name']} {_range(tier['planned_gain_nats'])}" for tier in made["tiers"] if tier["planned_tokens"] > 0
+    ]
+    return (
+        f"{_range(made['planned_gain_nats'])} nats in all ({', '.join(by_tier)}); "
+        f"{margin_in_words(made['unit'], made['marginal_gain_nats'])}"
+    )
+
+
+def _range(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:+,.1f} ({estimate['low']:+,.1f} to {estimate['high']:+,.1f})"
 
 
 def _cell(value: Any) -> str:

@@ -126,6 +126,13 @@ def plan(
     pilot: Annotated[
         int, typer.Option(min=0, help="Generate so many segments, into the run's ledger, and measure them.")
     ] = 0,
+    explore: Annotated[
+        bool,
+        typer.Option("--explore", help="The pilot tries every tier on segments of every kind, and learns what pays."),
+    ] = False,
+    tries: Annotated[
+        int | None, typer.Option(min=1, help="With --explore: so many of the tiers on each segment, at random; all.")
+    ] = None,
     sample_documents: Annotated[
         int, typer.Option(min=1, help="Documents scored to stand for a source that isn't scored yet.")
     ] = 64,
@@ -142,7 +149,10 @@ def plan(
         sample_documents=sample_documents,
         accelerators=accelerators,
         pilot=pilot,
+        explore=explore,
+        tries=tries,
         beam_args=beam_args or (),
+        say=err.print,
     )
     if as_json:
         out.print_json_line(made)
@@ -154,9 +164,14 @@ def plan(
 def arms(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
-    names: Annotated[str, typer.Option("--arms", help="Some of raw, uniform, adaptive and rephrase.")] = (
-        "raw,uniform,adaptive,rephrase"
-    ),
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            help="Some of raw, uniform, adaptive, rephrase and learned; all, unless told otherwise, learned where a "
+            "pilot has explored.",
+        ),
+    ] = None,
     overrides: SetOption = None,
     replace: ReplaceOption = False,
 ) -> None:
@@ -171,7 +186,7 @@ def arms(
 
     results = arms_module.mill_arms(
         load(config, overrides),
-        [name.strip() for name in names.split(",") if name.strip()],
+        None if names is None else [name.strip() for name in names.split(",") if name.strip()],
         beam_args=beam_args or (),
         replace=replace,
         on_stage=on_stage,

@@ -49,6 +49,8 @@ def render(output: str) -> Group:
     )
     if forecast := card_facts.forecast(augmented):
         facts.add_row("", forecast)
+    if promised := card_facts.expected_gain(augmented.facts):
+        facts.add_row("expected gain", promised)
     facts.add_row(
         "traces",
         f"{selected.counts['kept']:,} kept of {selected.counts['candidates']:,}"

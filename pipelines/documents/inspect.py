@@ -22,6 +22,9 @@ from sharding.storage.manifest import Manifest
 
 DEFAULT_DOCUMENTS = 3
 
+_LOOKED_AT = 64
+"""Documents that are read to find a tier, where difficulty doesn't decide."""
+
 _NEAREST = 5
 
 Stages = Mapping[str, Manifest | None]
@@ -65,7 +68,7 @@ def inspect(output: str, wanted: Wanted, *, plain: bool = False) -> Iterator[Ren
         doc_ids: Sequence[str] = [doc_id]
     else:
         sample = look(output, stages)
-        doc_ids = _matching(wanted, sample, reader)[: wanted.limit]
+        doc_ids = _matching(wanted, sample, reader, output)[: wanted.limit]
         if not doc_ids:
             raise RequestError(_nothing(wanted, sample))
     documents = read_documents(output, stages, doc_ids)
@@ -115,7 +118,7 @@ def _reasons(selected: Manifest) -> dict[str, int]:
     return counts
 
 
-def _matching(wanted: Wanted, sample: Sample, reader: Reader) -> list[str]:
+def _matching(wanted: Wanted, sample: Sample, reader: Reader, output: str) -> list[str]:
     """Documents of the sample that have what is wanted, in the order of their hash; those with candidates first."""
     if wanted.rejected is not None:
         fitting = {
@@ -123,6 +126,9 @@ def _matching(wanted: Wanted, sample: Sample, reader: Reader) -> list[str]:
         }
     elif wanted.tier is not None:
         fitting = {c.doc_id for c in sample.candidates if c.tier == wanted.tier}
+        if not fitting and not reader.difficulty_decides:
+            seen = read_documents(output, reader.stages, sample.doc_ids[:_LOOKED_AT])
+            fitting = {name for name, found in seen.items() if wanted.tier in reader.tier_names(found.segments)}
         fitting = fitting or {
             segment_id.rpartition("#")[0]
             for segment_id, nats in sample.difficulty_nats.items()

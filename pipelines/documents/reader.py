@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
+from difficulty.gain.model import GainModel
 from difficulty.surprisal import measure_of, token_difficulty_nats
 from pipelines.documents.blocks import Block, DocumentView, Mark, Segment, Source, Thought, Unit
 from pipelines.documents.sample import DocumentRecords
@@ -24,7 +25,7 @@ from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.records.rows import Item, TokenType
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
-from sharding.storage.json_files import read_json
+from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -37,6 +38,12 @@ class _Spending(msgspec.Struct):
 
     histogram: dict[str, Any]
     allocation: dict[str, Any]
+
+
+class _Learned(msgspec.Struct):
+    """Of `stages/gain/model.json` what is needed to read a plan."""
+
+    model: dict[str, Any]
 
 
 class Reader:
@@ -54,13 +61,34 @@ class Reader:
         self.threshold_nats = float(scored.config["difficulty"]["threshold_nats"])
         self._measure = measure_of(scored.config["difficulty"])
         self.allocation = read_allocation(output, scored)
+        self._model = read_model(output, scored, self.allocation)
         self._tokenizer: TextTokenizer = load_tokenizer(scored.config["tokenizer"])
 
+    @property
+    def difficulty_decides(self) -> bool:
+        """Whether there is a plan, and a segment's tier follows from its id and difficulty."""
+        return self.allocation is not None and self.allocation.by_gain is None
+
     def tier_name(self, segment_id: str, difficulty_nats: float) -> str | None:
-        """The tier of a segment, None before there is a plan."""
-        if self.allocation is None:
+        """The tier of a segment where difficulty decides; otherwise None."""
+        if self.allocation is None or not self.difficulty_decides:
             return None
         return self.allocation.tiers[self.allocation.tier_of(segment_id, difficulty_nats)].name
+
+    def tier_names(self, segments: Sequence[ScoredSegment]) -> list[str | None]:
+        """The tiers of segments; None before there is a plan, or where its model of gain is no longer there."""
+        if self.allocation is None or self.allocation.by_gain is None:
+            return [self.tier_name(segment.segment_id, segment.difficulty_nats) for segment in segments]
+        if self._model is None:
+            return [None] * len(segments)
+        gains = self._model.expected(segments).mean
+        by_tier = np.zeros((len(segments), len(self.allocation.tiers)))
+        for column, name in enumerate(self._model.tiers):
+            for place, tier in enumerate(self.allocation.tiers):
+                if tier.name == name:
+                    by_tier[:, place] = gains[:, column]
+        chosen = self.allocation.tiers_by_gain([segment.segment_id for segment in segments], by_tier)
+        return [self.allocation.tiers[i].name for i in chosen.tolist()]
 
     def view(self, document: DocumentRecords) -> DocumentView:
         """The document as the corpus has it; as selection left it, thoughts behind their segments, before it is packed.
@@ -74,12 +102,12 @@ class Reader:
         segments = [
             Segment(
                 index=scored.segment_index,
-                tier=next((c.tier for c in candidates), self.tier_name(scored.segment_id, scored.difficulty_nats)),
+                tier=next((c.tier for c in candidates), tier),
                 difficulty_nats=scored.difficulty_nats,
                 num_tokens=len(scored.input_ids),
                 candidates=candidates,
             )
-            for scored in document.segments
+            for scored, tier in zip(document.segments, self.tier_names(document.segments), strict=True)
             for candidates in [[c for c in document.candidates if c.segment_index == scored.segment_index]]
         ]
         kept = [candidate for candidate in document.candidates if candidate.kept]
@@ -234,3 +262,20 @@ def read_allocation(output: str, scored: Manifest) -> Allocation | None:
     if found.histogram != scored.facts["histogram"]:
         return None
     return Allocation.from_json(found.allocation)
+
+
+def read_model(output: str, scored: Manifest, allocation: Allocation | None) -> GainModel | None:
+    """The model of gain that a plan was made with; None where the plan has none, or the model isn't there any more.
+
+    Raises:
+        MillError: the file can't be understood.
+    """
+    if allocation is None or allocation.by_gain is None:
+        return None
+    lender = [manifest.files_url(output, scored).removesuffix("/stages/score")] if scored.folder else []
+    for url in (Output(of).gain for of in (output, *lender)):
+        if storage.exists(url):
+            model = GainModel.from_json(read_json(url, _Learned, "a model of gain", MAX_BYTES).model)
+            if model.digest == allocation.by_gain.model:
+                return model
+    return None

@@ -6,31 +6,28 @@ scored parts or a sample ─► evidence ─► forecast ─► a plan for peopl
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from augment.selection.values import needs_controls
+from difficulty.budget.steps import GainSteps
 from pipelines import preflight
 from pipelines.config import MillConfig
+from pipelines.counts import planned_gain
+from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
 from pipelines.plan import measured
+from pipelines.plan.cautions import cautions, share
 from pipelines.plan.chance import estimate
 from pipelines.plan.corpus import Evidence
 from pipelines.plan.evidence import gather
 from pipelines.plan.forecast import Forecast, TierForecast, allocation_for, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
 from sharding.errors import RequestError
-from sharding.models.store import resolve_model
 from sharding.storage import manifest
 
 __all__ = ["make_plan"]
-
-CUT_WARNING = 0.2
-"""A cap that ends more than this share of a tier's generations is worth a word."""
 
 SAMPLE_DOCUMENTS = 64
 """Documents looked at, unless the user says otherwise."""
@@ -42,7 +39,10 @@ def make_plan(
     sample_documents: int = SAMPLE_DOCUMENTS,
     accelerators: int = 1,
     pilot: int = 0,
+    explore: bool = False,
+    tries: int | None = None,
     beam_args: Sequence[str] = (),
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """The plan as JSON values; every estimate is {"value", "low", "high"} with a 90% interval, or None if not known.
 
@@ -51,12 +51,20 @@ def make_plan(
         sample_documents: how many documents stand for the corpus where the whole isn't scored.
         accelerators: how many generate at the same time.
         pilot: how many segments to generate really and measure; 0: none.
+        explore: the pilot tries every tier on segments of every kind, and learns what each gains where.
+        tries: tiers that an exploring pilot tries on each segment, drawn at random; None: all.
         beam_args: Beam options for the pilot.
+        say: is told what an exploring pilot will cost, before it is spent.
 
     Raises:
-        RequestError: the budget can't be met, or a pilot is asked for before the corpus is scored.
+        RequestError: the budget can't be met, a pilot is asked for before the corpus is scored, or an exploring one
+            can't measure what its tiers gain.
         MillError: the source can't be read, the scorer can't be loaded, or the pilot failed.
     """
+    if explore and not pilot:
+        raise RequestError("plan --explore: tell how many segments to try, as in --pilot 400 --explore")
+    if tries is not None and not explore:
+        raise RequestError("plan --tries: is for a pilot that tries tiers at random; add --explore")
     if manifest.read(config.output, "score") is None:
         preflight.check(config, ["score"])  # a sample of the source is scored here
     evidence = gather(config, max(sample_documents, pilot))
@@ -65,21 +73,72 @@ def make_plan(
             "plan --pilot: the corpus isn't scored yet, so a pilot's tiers would not be those of the run, and what it "
             "buys would be bought twice: run `thoughtmill score` first, or plan without --pilot"
         )
-    if pilot:
-        from pipelines.beam_options import beam_options, works_here
+    asked = config
+    found: Pilot | None = None
+    notes: list[str] = []
+    if explore:
+        found, notes = _explore(config, evidence, pilot, tries, beam_args, say)
+    config, by_gain = _by_gain(config, evidence, beam_args)
+    if pilot and not explore:
         from pipelines.plan.pilot import measure
 
-        if works_here(beam_options(beam_args)):
-            preflight.check(config, ["augment", "select"])
-        found: Pilot | None = measure(config, evidence, allocation_for(config, evidence), pilot, beam_args)
-        notes: list[str] = []
-    else:
-        found, notes = measured.read_pilot(config, evidence.scored)
-    made = forecast(config, evidence, found)
+        _check_workers(config, beam_args)
+        gains = by_gain[0] if by_gain is not None else None
+        choices = Choices(allocation_for(config, evidence, by_gain), holdback_of(config), gains)
+        found = measure(config, evidence, choices, pilot, beam_args)
+    elif not pilot:
+        found, notes = measured.read_pilot(asked, evidence.scored)
+    made = forecast(config, evidence, found, by_gain)
     if pilot and found is not None and evidence.scored is not None:
         thinking = estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0))
-        measured.write_pilot(config, evidence.scored, found, {"thought_tokens": thinking})
+        measured.write_pilot(asked, evidence.scored, found, {"thought_tokens": thinking})
     return _to_json(config, evidence, made, found, accelerators, notes)
+
+
+def _explore(
+    config: MillConfig,
+    evidence: Evidence,
+    count: int,
+    tries: int | None,
+    beam_args: Sequence[str],
+    say: Callable[[str], None],
+) -> tuple[Pilot, list[str]]:
+    """The measurements of an exploring pilot, stored at once: a budget that can't be met loses nothing of it."""
+    from pipelines.plan import learning
+
+    assert evidence.scored is not None
+    _check_workers(config, beam_args)
+    _, found, notes = learning.explore(config, evidence.scored, count, tries=tries, beam_args=beam_args, say=say)
+    measured.write_pilot(config, evidence.scored, found, {})
+    return found, notes
+
+
+def _check_workers(config: MillConfig, beam_args: Sequence[str]) -> None:
+    from pipelines.beam_options import beam_options, works_here
+
+    if works_here(beam_options(beam_args)):
+        preflight.check(config, ["augment", "select"])
+
+
+def _by_gain(
+    config: MillConfig, evidence: Evidence, beam_args: Sequence[str]
+) -> tuple[MillConfig, tuple[TierGains, GainSteps] | None]:
+    """What the policy learned goes by, and the config with its tiers as long as measured; otherwise it as it is.
+
+    Raises:
+        RequestError: the policy is learned, and the corpus isn't scored or wasn't explored.
+    """
+    if evidence.scored is None or not goes_by_gain(config):
+        return config, None
+    from pipelines.beam_options import beam_options
+    from pipelines.plan.corpus_steps import corpus_steps
+    from pipelines.plan.expected_gain import expected_gain
+
+    expected = expected_gain(config, evidence.scored)
+    assert expected is not None
+    scored_in = config.scored or config.output
+    steps = corpus_steps(expected, evidence.scored, beam_options(beam_args), scored_in)
+    return expected.config, (expected.gains, steps)
 
 
 def _to_json(
@@ -93,6 +152,8 @@ def _to_json(
     allocation = made.allocation
     interval = partial(estimate, resampled=evidence.scored is None)
     tiers = [_tier(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
+    for tier, planned in zip(tiers, allocation.tiers, strict=True):
+        tier["expected_gain_nats"] = None if planned.gain_nats is None else planned_gain(planned)
     costs = [cost for cost in tiers if cost["model"] is not None]
     gpu_hours = _sum([cost["_gpu_hours"] for cost in costs])
     dollars = _sum([cost["_dollars"] for cost in costs])
@@ -108,7 +169,7 @@ def _to_json(
             "scored": evidence.scored is not None,
             "documents": len(evidence.sample),
             "complete": evidence.scored is not None or evidence.complete,
-            "pilot_segments": sum(len(t.thought_tokens) for t in pilot.tiers.values()) if pilot else 0,
+            "pilot_segments": pilot.segments if pilot else 0,
             "rehearsal": _is_rehearsal(config),
         },
         "budget": {
@@ -116,6 +177,8 @@ def _to_json(
             "unit": allocation.unit,
             "target": allocation.target_spend,
             "planned": allocation.planned_spend,
+            "expected_gain_nats": None if allocation.gain_nats is None else planned_gain(*allocation.tiers),
+            "marginal_nats": allocation.marginal_nats,
         },
         "score": {
             "documents": interval(made.documents),
@@ -142,12 +205,28 @@ def _to_json(
             "shards": config.pack.num_shards,
             "bytes": interval(size_bytes),
         },
+        **_explored(config, evidence, pilot),
         "warnings": [
             *notes,
             *evidence.notes,
             *allocation.warnings,
-            *_warnings(config, made, pilot),
+            *cautions(config, made, pilot),
         ],
+    }
+
+
+def _explored(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> dict[str, Any]:
+    """What an exploring pilot says beyond a plain one: the frontier of the tiers, and what was learned."""
+    if pilot is None or not pilot.explored:
+        return {}
+    from pipelines.plan.frontier import frontier
+    from pipelines.plan.learned import read_learned
+
+    assert evidence.scored is not None  # a pilot belongs to scores
+    learned = read_learned(config, evidence.scored)
+    return {
+        "frontier": frontier(config, pilot),
+        "learned": {"made_from": dict(learned.made_from), "report": dict(learned.report)},
     }
 
 
@@ -175,91 +254,19 @@ def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resamp
         "dollars": None if dollars is None else interval(dollars),
         "length_from": tier.basis,
         "rate_from": rate_from,
-        "cut_share": _share(tier, tier.cut),
-        "accepted_share": _share(tier, tier.accepted),
-        "kept_share": _share(tier, tier.kept if tier.basis == "pilot" else None),
+        "cut_share": share(tier, tier.cut),
+        "accepted_share": share(tier, tier.accepted),
+        "kept_share": share(tier, tier.kept if tier.basis == "pilot" else None),
         "gain_nats": None if tier.gain_nats is None else estimate(tier.gain_nats),
         "_gpu_hours": gpu_hours,
         "_dollars": dollars,
     }
 
 
-def _share(tier: TierForecast, counts: np.ndarray | None) -> dict[str, float] | None:
-    """Of the tier's generations; None where it wasn't measured, or there is none."""
-    return None if counts is None or not tier.generations.all() else estimate(counts / tier.generations)
-
-
 def _sum(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     """The sum, or None where a part is not known or there is none."""
     known = [part for part in parts if part is not None]
     return np.sum(known, axis=0) if known and len(known) == len(parts) else None
-
-
-def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[str]:
-    said = []
-    used = {tier.model: tier for tier in made.tiers if tier.model is not None and tier.segments[0] > 0}
-    for name in used:
-        if thinks_not(config, str(name)):
-            said.append(
-                f"model {name} ({config.models[str(name)].name}) has no thinking mode; more tokens don't replace it"
-            )
-    for number, tier in enumerate(config.budget.tiers):
-        if tier.model is None or made.tiers[number].segments[0] == 0:
-            continue
-        room = config.models[tier.model].max_model_len - (tier.max_tokens or 0)
-        if config.difficulty.segment_tokens > room:
-            said.append(
-                f"segments of up to difficulty.segment_tokens={config.difficulty.segment_tokens} are longer than the "
-                f"{room} tokens that budget.tiers.{number}.max_tokens leaves of models.{tier.model}.max_model_len: "
-                "their beginning will not be shown"
-            )
-        cut = _share(made.tiers[number], made.tiers[number].cut)
-        if cut is not None and cut["value"] > CUT_WARNING:
-            said.append(
-                f"budget.tiers.{number}.max_tokens={tier.max_tokens} cuts {cut['value']:.0%} of the traces of tier "
-                f"{tier.name}: raise it, or spend on fewer segments"
-            )
-        if (found := made.tiers[number].gain_nats) is not None and (gain := estimate(found))["low"] <= 0:
-            said.append(
-                f"the pilot doesn't show that the traces of tier {tier.name} gain anything: {gain['value']:+.2f} nats "
-                f"per segment beyond traces of other segments ({gain['low']:+.2f} to {gain['high']:+.2f}): "
-                + ("a larger --pilot tells" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
-            )
-        compared = config.select.values_tier(tier.samples) and needs_controls(config.select.value_name)
-        if compared and made.tiers[number].basis == "pilot" and made.tiers[number].gain_nats is None:
-            said.append(
-                f"the pilot can't tell what the traces of tier {tier.name} gain: too few other documents have traces "
-                "to compare them with; a larger --pilot can"
-            )
-        if pilot is not None and made.tiers[number].basis == "pilot":
-            mean = float(made.tiers[number].tokens_out[0] / max(made.tiers[number].generations[0], 1e-9))
-            if abs(mean * tier.samples / tier.tokens_per_segment - 1) > 0.1:
-                said.append(
-                    f"tier {tier.name} takes {mean:,.0f} tokens per generation, and the budget counts with "
-                    f"{tier.tokens_per_segment / tier.samples:,.0f}: set budget.tiers.{number}.expected_tokens to "
-                    f"{mean:.0f} to spend what you asked for"
-                )
-    if made.infeasible_share > 0:
-        said.append(
-            f"in {made.infeasible_share:.0%} of the resampled corpora the budget can't be met: it is at the edge"
-        )
-    return said
-
-
-def thinks_not(config: MillConfig, name: str) -> bool:
-    """Whether a model's chat template is at hand and has no thinking mode; only its files are looked at."""
-    from augment.requests.dialects import find_thinking
-
-    model = config.models[name]
-    if model.engine == "rehearsal" or model.thinking is True or not Path(resolve_model(model.name)).is_dir():
-        return False
-    folder = Path(resolve_model(model.name))
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        return not find_thinking(template.read_text(encoding="utf-8"))[0]
-    settings = folder / "tokenizer_config.json"
-    said: Mapping[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    return not find_thinking(str(said.get("chat_template") or ""))[0]
 
 
 def _is_rehearsal(config: MillConfig) -> bool:

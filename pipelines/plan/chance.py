@@ -79,6 +79,7 @@ def total(
     *,
     least: float,
     most: float,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """The sum over so many of what was measured on a few: those as they are, the others like them.
 
@@ -90,54 +91,85 @@ def total(
         measured, documents: (n,) a number for each segment, and which document it is of.
         totals: an array, how many there are, those measured included.
         least, most: the range.
+        weights: (n,) for how many of the others each stands, but for a factor; None: all for as many.
     """
-    size, mean = len(measured), float(measured.mean())
-    independent = effective_number(measured, documents)
-    weights = random.dirichlet(np.append(np.full(size, independent / size), 1.0), _MANY)
-    seen = weights[:, :-1] @ measured
-    low, high = (np.quantile(seen + weights[:, -1] * bound, _EVEN) for bound in (least, most))
+    size = len(measured)
+    shares = _shares(measured, weights)
+    mean = float(shares @ measured)
+    independent = effective_number(measured, documents, weights)
+    parts = random.dirichlet(np.append(shares * independent, 1.0), _MANY)
+    seen = parts[:, :-1] @ measured
+    low, high = (np.quantile(seen + parts[:, -1] * bound, _EVEN) for bound in (least, most))
     means = random.permutation(np.where(_EVEN < 0.5, low, high))
     # All of a tier may have been measured, or more than the tier gets by now.
     others = np.maximum(totals - size, 0.0)
     # Within the range, the spread of a number shrinks with its distance from the ends, as that of a share does.
     widest = (mean - least) * (most - mean)
-    relative = float(measured.std()) / math.sqrt(widest) if widest > 0 else 1.0
+    relative = math.sqrt(_variance(measured, shares) / widest) if widest > 0 else 1.0
     spread = relative * np.sqrt(np.maximum((means - least) * (most - means), 0.0))
     drawn = others[1:] * means + random.standard_normal(DRAWS) * spread * np.sqrt(others[1:] * size / independent)
     drawn = np.clip(drawn, others[1:] * least, others[1:] * most)
     return np.asarray(np.minimum(totals, size) * mean + np.append(others[0] * mean, drawn))
 
 
-def effective_number(measured: np.ndarray, documents: np.ndarray) -> float:
+def effective_number(measured: np.ndarray, documents: np.ndarray, weights: np.ndarray | None = None) -> float:
     """So many independent numbers say as much about the mean as these, of which some are of one document and alike.
 
     The variance between documents tells (Korn and Graubard 1998). Where all are equal there is none, and a document is
     taken for one number.
     """
     _, document_of = np.unique(documents, return_inverse=True)
-    of_each = np.bincount(document_of)
-    variance = float(measured.var())
-    if variance == 0 or len(of_each) == 1:
-        return float(len(measured) ** 2 / (of_each @ of_each))
-    between = standard_error(measured, documents) ** 2
+    shares = _shares(measured, weights)
+    of_each = np.bincount(document_of, shares)
+    variance = _variance(measured, shares)
+    if np.ptp(measured) == 0 or len(of_each) == 1:
+        return float(1 / (of_each @ of_each))
+    between = standard_error(measured, documents, weights) ** 2
     return float(min(variance / between, len(measured))) if between else float(len(measured))
 
 
-def mean(measured: np.ndarray, documents: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
+def mean(
+    measured: np.ndarray,
+    documents: np.ndarray,
+    random: np.random.Generator,
+    weights: np.ndarray | None = None,
+    *,
+    of: float = math.inf,
+) -> np.ndarray | None:
     """The mean of few numbers, uncertain by Student's t over documents; None of fewer than `MIN_MEASURED`.
 
     Nothing is added to it, so its draws needn't be independent: evenly spaced quantiles give a steadier interval.
+
+    Args:
+        weights: see `total`.
+        of: of so many other numbers of the kind the mean is forecast, which vary as well; infinite: of the kind itself.
     """
     if len(measured) < MIN_MEASURED:
         return None
     freedom = max(len(np.unique(documents)) - 1, 1)
     student = np.quantile(random.standard_t(freedom, _MANY), _EVEN)
-    alone = float(measured.std(ddof=1)) / math.sqrt(len(measured))
-    return float(measured.mean()) + np.append(0.0, max(standard_error(measured, documents), alone) * student)
+    shares = _shares(measured, weights)
+    middle = float(shares @ measured)
+    size = len(measured)
+    alone = math.sqrt(size / (size - 1) * float(shares**2 @ (measured - middle) ** 2))
+    error = max(standard_error(measured, documents, weights), alone)
+    error = math.hypot(error, math.sqrt(_variance(measured, shares) / max(of, 1.0)))
+    return middle + np.append(0.0, error * student)
 
 
-def standard_error(measured: np.ndarray, documents: np.ndarray) -> float:
+def standard_error(measured: np.ndarray, documents: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Of the mean, as documents differ; 0 for a single document."""
     _, document_of = np.unique(documents, return_inverse=True)
-    of_each = np.bincount(document_of, measured - measured.mean())
-    return math.sqrt(len(of_each) / max(len(of_each) - 1, 1) * float(of_each @ of_each)) / len(measured)
+    shares = _shares(measured, weights)
+    of_each = np.bincount(document_of, shares * (measured - shares @ measured))
+    return math.sqrt(len(of_each) / max(len(of_each) - 1, 1) * float(of_each @ of_each))
+
+
+def _shares(measured: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """(n,) what each number counts for in the mean."""
+    counts = np.ones(len(measured)) if weights is None else weights
+    return counts / counts.sum()
+
+
+def _variance(measured: np.ndarray, shares: np.ndarray) -> float:
+    return float(shares @ (measured - shares @ measured) ** 2) if np.ptp(measured) > 0 else 0.0

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from augment.selection.intervals import mean_of_segments
 from pipelines.plan.measured import MeasuredTier
 from pipelines.watch.files import KINDS, Drift, Kind
+from sharding.intervals import mean_of_segments
 
 FALSE_ALARMS = 0.05
 """At most, over all tiers, kinds and looks of a run."""

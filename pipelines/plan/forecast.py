@@ -8,16 +8,18 @@ accounts for what its parts share.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
+from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.joints import Choices, allocation_of, holdback_of, trace_planner
+from pipelines.joints import Choices, TierGains, allocation_of, holdback_of, plan_budget, trace_planner
 from pipelines.plan import chance
 from pipelines.plan.chance import DRAWS, MIN_MEASURED
 from pipelines.plan.corpus import Corpus, Evidence
@@ -26,6 +28,9 @@ from sharding.errors import RequestError
 from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
+
+FEWEST_EXPLORED = 8
+"""Of fewer segments an exploring pilot says less than of all those that it tried."""
 
 BYTES_PER_TOKEN = {2: 0.84, 4: 0.99}
 """What a training token takes in a shard, types and lengths included, by the bytes of an id: measured with zstd at
@@ -76,16 +81,24 @@ class Forecast:
     infeasible_share: float
 
 
-def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> Forecast:
+def forecast(
+    config: MillConfig, evidence: Evidence, pilot: Pilot | None, by_gain: tuple[TierGains, GainSteps] | None = None
+) -> Forecast:
     """The forecast.
+
+    Args:
+        config: the run.
+        evidence: of its corpus.
+        pilot: what was measured.
+        by_gain: expected gains and the steps of the corpus, where the policy goes by them.
 
     Raises:
         RequestError: the budget can't be met; says what can.
     """
     random = np.random.Generator(np.random.PCG64(_seed(config)))
     draws = evidence.resamplings(random)
-    corpora, plans, infeasible = plans_of(config, evidence, draws)
-    prompts = prompt_requests(config, evidence, plans[0])
+    corpora, plans, infeasible = plans_of(config, evidence, draws, by_gain)
+    prompts = prompt_requests(config, evidence, plans[0], by_gain[0] if by_gain is not None else None)
     weights = draws * np.array([document.weight for document in evidence.sample])
     tiers = tuple(
         _tier(
@@ -94,7 +107,7 @@ def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> For
             plans,
             weights,
             prompts,
-            pilot.tiers.get(tier.name) if pilot else None,
+            of_tier(pilot.tiers.get(tier.name) if pilot else None, plans[0], number),
             random,
             keep_all=config.select.keep == "all",
         )
@@ -111,13 +124,18 @@ def forecast(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> For
     )
 
 
-def plans_of(config: MillConfig, evidence: Evidence, draws: np.ndarray) -> tuple[list[Corpus], list[Allocation], int]:
+def plans_of(
+    config: MillConfig,
+    evidence: Evidence,
+    draws: np.ndarray,
+    by_gain: tuple[TierGains, GainSteps] | None = None,
+) -> tuple[list[Corpus], list[Allocation], int]:
     """The corpus and the plan of each draw of the sample, the first as it is; in how many the budget can't be met.
 
     Raises:
         RequestError: it can't be met in the first.
     """
-    corpora, plans = [evidence.corpus(draws[0])], [allocation_for(config, evidence)]
+    corpora, plans = [evidence.corpus(draws[0])], [allocation_for(config, evidence, by_gain)]
     infeasible = 0
     for multiplicity in draws[1:]:
         corpus, plan = corpora[0], plans[0]
@@ -132,18 +150,20 @@ def plans_of(config: MillConfig, evidence: Evidence, draws: np.ndarray) -> tuple
     return corpora, plans, infeasible
 
 
-def allocation_for(config: MillConfig, evidence: Evidence) -> Allocation:
+def allocation_for(
+    config: MillConfig, evidence: Evidence, by_gain: tuple[TierGains, GainSteps] | None = None
+) -> Allocation:
     """The plan for the corpus as the evidence has it.
 
     Raises:
         RequestError: the budget can't be met.
     """
+    if evidence.scored is not None:
+        return plan_budget(config, evidence.scored, by_gain)
     corpus = evidence.corpus(np.ones(len(evidence.sample)))
     try:
         return _allocate(config, corpus)
     except RequestError as error:
-        if evidence.scored is not None:
-            raise
         raise RequestError(f"{error} (as estimated from {len(evidence.sample)} documents)") from error
 
 
@@ -151,7 +171,9 @@ def _allocate(config: MillConfig, corpus: Corpus) -> Allocation:
     return allocation_of(config, corpus.histogram, round(corpus.source_tokens))
 
 
-def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocation) -> list[tuple[int, int, Request]]:
+def prompt_requests(
+    config: MillConfig, evidence: Evidence, allocation: Allocation, gains: TierGains | None = None
+) -> list[tuple[int, int, Request]]:
     """(document, tier, request) of the sample's segments that think, counted in training tokens.
 
     The generators' own tokenizers and chat templates take seconds to load and change a prompt's length by little.
@@ -161,7 +183,7 @@ def prompt_requests(config: MillConfig, evidence: Evidence, allocation: Allocati
         planner.models[name] = dataclasses.replace(
             model, engine="rehearsal", urls=(), served_name=None, api_key_env=None, engine_args={}
         )
-    choices = Choices(allocation, holdback_of(config))
+    choices = Choices(allocation, holdback_of(config), gains)
     numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
     found = []
     for number, document in enumerate(evidence.sample):
@@ -221,24 +243,62 @@ def _tier(
             kept_tokens=tokens_out if keep_all else tokens_out / tier.samples,
             basis="max_tokens" if tier.expected_tokens is None else "expected_tokens",
         )
-    documents, samples = measured.documents, tier.samples
-    valued = [number for number, nats in enumerate(measured.heldout_nats) if nats is not None]
-    kept = _of_all(measured.kept, documents, segments, random, most=samples if keep_all else 1)
+    documents, samples, stand_for = measured.documents, tier.samples, measured.weights
+    kept = _of_all(measured.kept, documents, segments, random, stand_for, most=samples if keep_all else 1)
     return TierForecast(
         name=tier.name,
         model=tier.model,
         segments=segments,
         generations=generations,
         tokens_in=samples
-        * _of_all(measured.prompt_tokens, documents, segments, random, least=min(measured.prompt_tokens)),
-        tokens_out=_of_all(measured.thought_tokens, documents, segments, random, most=samples * (tier.max_tokens or 0)),
+        * _of_all(measured.prompt_tokens, documents, segments, random, stand_for, least=min(measured.prompt_tokens)),
+        tokens_out=_of_all(
+            measured.thought_tokens, documents, segments, random, stand_for, most=samples * (tier.max_tokens or 0)
+        ),
         kept=kept,
         kept_tokens=_kept_tokens(tier, measured, kept, random),
         basis="pilot",
-        cut=_of_all(measured.cut, documents, segments, random, most=samples),
-        accepted=_of_all(measured.accepted, documents, segments, random, most=samples),
-        gain_nats=chance.mean(np.array([measured.heldout_nats[i] for i in valued]), documents[valued], random),
+        cut=_of_all(measured.cut, documents, segments, random, stand_for, most=samples),
+        accepted=_of_all(measured.accepted, documents, segments, random, stand_for, most=samples),
+        gain_nats=_gain(measured, segments[0], random),
     )
+
+
+def _gain(measured: MeasuredTier, segments: float, random: np.random.Generator) -> np.ndarray | None:
+    """What the run will measure: the mean over so many segments, whose noise is another than the pilot's.
+
+    A pilot of the plan's own tiers is a part of the run. One that explored stands for it, and the run values the same
+    traces beside other controls.
+    """
+    valued = np.array([place for place, nats in enumerate(measured.heldout_nats) if nats is not None], np.int64)
+    if not len(valued):
+        return None
+    chosen = measured.where(valued)
+    nats = np.array(chosen.heldout_nats, np.float64)
+    of = segments if measured.segment else math.inf
+    return chance.mean(nats, chosen.documents, random, chosen.weights, of=of)
+
+
+def of_tier(measured: MeasuredTier | None, allocation: Allocation, number: int) -> MeasuredTier | None:
+    """Of what was measured that which speaks of the segments that the plan gives a tier.
+
+    A plain pilot measures them and no others. An exploring one tried the tier on segments of every kind: of those that
+    the plan gives it, or where they are too few, of all.
+    """
+    if measured is None or not measured.segment:
+        return measured
+    if allocation.by_gain is not None:
+        # What was learned from other documents decides, as the run's model hasn't seen the segments of the run.
+        thinking = [place for place, cost in enumerate(allocation.by_gain.costs) if cost > 0]
+        gains = np.zeros((len(measured.segment), len(allocation.tiers)))
+        gains[:, thinking] = np.array(measured.expected_nats)
+        given = allocation.tiers_by_gain(measured.segment, gains)
+    elif allocation.axis == "difficulty":
+        given = allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats))
+    else:
+        return measured  # the hash that decides knows nothing of a segment
+    chosen = np.flatnonzero(given == number)
+    return measured.where(chosen) if len(chosen) >= FEWEST_EXPLORED else measured
 
 
 def _of_all(
@@ -246,13 +306,15 @@ def _of_all(
     documents: np.ndarray,
     totals: np.ndarray,
     random: np.random.Generator,
+    weights: np.ndarray | None,
     *,
     least: float = 0.0,
     most: float = 0.0,
 ) -> np.ndarray:
     """`chance.total` in a range that holds at least what was measured."""
     measured = np.array(values, np.float64)
-    return chance.total(measured, documents, totals, random, least=least, most=max(most, float(measured.max())))
+    most = max(most, float(measured.max()))
+    return chance.total(measured, documents, totals, random, least=least, most=most, weights=weights)
 
 
 def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -260,10 +322,11 @@ def _kept_tokens(tier: TierConfig, measured: MeasuredTier, kept: np.ndarray, ran
     counts, cap = np.array(measured.kept), tier.max_tokens or 0
     if counts.sum() >= MIN_MEASURED:
         lengths = np.repeat(np.array(measured.kept_tokens) / np.maximum(counts, 1), counts)
-        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, most=cap)
+        stand_for = None if measured.weights is None else np.repeat(measured.weights, counts)
+        return _of_all(lengths, np.repeat(measured.documents, counts), kept, random, stand_for, most=cap)
     lengths = np.array(measured.thought_tokens) / np.array(measured.generations)
     many = np.full_like(kept, 1e6)
-    return kept * _of_all(lengths, measured.documents, many, random, most=cap) / many
+    return kept * _of_all(lengths, measured.documents, many, random, measured.weights, most=cap) / many
 
 
 def _copies(config: MillConfig, evidence: Evidence, weights: np.ndarray) -> np.ndarray:

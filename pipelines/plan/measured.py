@@ -35,6 +35,14 @@ class MeasuredTier:
         heldout_nats: what the kept one gains beyond controls on text that the choice didn't look at; None where none
             is kept, or none was valued.
         document: the document that it is of, by a number; without, each is of another.
+
+    Of an exploring pilot alone:
+        segment, difficulty_nats: its id and difficulty.
+        weight: how many of the corpus it stands for, but for a factor that all share.
+        gain_nats: what thinking about it brings the corpus: as `heldout_nats`, but 0 where no trace passes the gates;
+            None where it can't be told.
+        null_nats: the same with a control's traces in place of its own, of which the truth is 0.
+        expected_nats: of every tier that thinks, in the order of the config, as learned from other documents.
     """
 
     thought_tokens: tuple[int, ...]
@@ -46,6 +54,22 @@ class MeasuredTier:
     kept_tokens: tuple[int, ...]
     heldout_nats: tuple[float | None, ...]
     document: tuple[int, ...] = ()
+    segment: tuple[str, ...] = ()
+    difficulty_nats: tuple[float, ...] = ()
+    weight: tuple[float, ...] = ()
+    gain_nats: tuple[float | None, ...] = ()
+    null_nats: tuple[float | None, ...] = ()
+    expected_nats: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """(segments,) float64; None where all count the same."""
+        return np.array(self.weight) if self.weight else None
+
+    def where(self, chosen: np.ndarray) -> MeasuredTier:
+        """The entries at these places, (n,) int64."""
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return MeasuredTier(**{name: tuple(c[i] for i in chosen) if c else () for name, c in columns.items()})
 
     @property
     def documents(self) -> np.ndarray:
@@ -59,6 +83,18 @@ class Pilot:
 
     tiers: Mapping[str, MeasuredTier]
     tokens_per_second: Mapping[str, float | None]
+
+    @property
+    def explored(self) -> bool:
+        """Whether it tried tiers at random, whatever the plan would give a segment."""
+        return any(tier.segment for tier in self.tiers.values())
+
+    @property
+    def segments(self) -> int:
+        """How many segments it looked at."""
+        if self.explored:
+            return len({name for tier in self.tiers.values() for name in tier.segment})
+        return sum(len(tier.generations) for tier in self.tiers.values())
 
 
 def read_pilot(config: MillConfig, scored: Manifest | None) -> tuple[Pilot | None, list[str]]:
@@ -130,6 +166,6 @@ def forecast_for(output: str, budget: Mapping[str, Any]) -> dict[str, Any] | Non
         return None
     try:
         found = json.loads(storage.read_bytes(url))
-        return found["forecast"] if found["budget"] == budget else None
+        return (found["forecast"] or None) if found["budget"] == budget else None
     except (ValueError, KeyError, TypeError):
         return None  # it is for people alone, and not worth a run

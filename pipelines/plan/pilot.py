@@ -6,6 +6,7 @@ What it measures takes the place of a plan's assumptions.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,9 +25,8 @@ from augment.selection.controls import pools_of
 from augment.selection.judging import Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
-from augment.selection.valuing import Valuer
+from augment.selection.valuing import ValuedSegment, Valuer
 from augment.transforms import GenerateMissing
-from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
 from pipelines.joints import Choices, ScorerNats, holdback_of, trace_planner, work_order
@@ -45,7 +45,7 @@ LEAST_PER_TIER = 4
 
 
 def measure(
-    config: MillConfig, evidence: Evidence, allocation: Allocation, count: int, beam_args: Sequence[str] = ()
+    config: MillConfig, evidence: Evidence, choices: Choices, count: int, beam_args: Sequence[str] = ()
 ) -> Pilot:
     """Generate about `count` segments of the sample and measure them.
 
@@ -53,24 +53,39 @@ def measure(
         MillError: too much of it failed; what was generated is in the ledger.
     """
     planner = trace_planner(config)
-    requests = _requests(config, planner, evidence, allocation, pick_segments(config, evidence, allocation, count))
+    requests = _requests(config, planner, evidence, choices, pick_segments(config, evidence, choices, count))
+    rows = generated(config, planner, requests, beam_args)
+    return _measured(config, requests, rows)
+
+
+def generated(
+    config: MillConfig,
+    planner: TracePlanner,
+    requests: Sequence[tuple[SampledDocument, Request]],
+    beam_args: Sequence[str],
+) -> list[LedgerRow]:
+    """The ledger's rows for some requests, after what it lacked of them was generated.
+
+    Raises:
+        MillError: too much of it failed, or is empty; what was generated is in the ledger.
+    """
     _generate(config, planner, requests, beam_args)
     wanted = {request.request_key for _, request in requests}
     rows = collapse_duplicates(row for row in read_ledger(config.ledger_url) if row.request_key in wanted)
     empty, allowed = sum(not row.text.strip() for row in rows), config.ledger.max_empty_fraction
     if empty > allowed * len(rows):
         raise worker.too_many_empty(empty, len(rows), allowed, config.ledger_url)
-    return _measured(config, requests, rows)
+    return rows
 
 
-def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation, count: int) -> set[str]:
+def pick_segments(config: MillConfig, evidence: Evidence, choices: Choices, count: int) -> set[str]:
     """Ids of the segments to generate: by hash, as many of each tier as its share, but a few of each at least."""
     by_tier: dict[int, list[str]] = {}
     for document in evidence.sample:
-        for segment in document.segments:
-            tier = allocation.tier_of(segment.segment_id, segment.difficulty_nats)
+        for segment, tier in zip(document.segments, choices.tiers(document.segments), strict=True):
             if not config.budget.tiers[tier].skips:
                 by_tier.setdefault(tier, []).append(segment.segment_id)
+    allocation = choices.allocation
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
@@ -80,9 +95,8 @@ def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation
 
 
 def _requests(
-    config: MillConfig, planner: TracePlanner, evidence: Evidence, allocation: Allocation, chosen: set[str]
+    config: MillConfig, planner: TracePlanner, evidence: Evidence, choices: Choices, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
-    choices = Choices(allocation, holdback_of(config))
     found = []
     for document in evidence.sample:
         if chosen.isdisjoint(segment.segment_id for segment in document.segments):
@@ -115,9 +129,10 @@ def _generate(
             worker.close_all()
 
 
-def _measured(
+def judged_of(
     config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
-) -> Pilot:
+) -> tuple[list[tuple[Request, JudgedSegment]], dict[str, float | None]]:
+    """Each request with its judged candidates, those that failed left out; and tokens per second by model."""
     tokenizer = load_tokenizer(config.tokenizer)
     judge = Judge(config.select, tokenizer, holdback_of(config).valued_tiers)
     rows_of: dict[str, list[LedgerRow]] = {}
@@ -135,30 +150,43 @@ def _measured(
         judged.append((request, judge.judge(judge.ask(request, document_hash(ids), ids, start), candidates)))
     if not judged:
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
-    by_tier: dict[str, list[dict[str, Any]]] = {}
-    numbers: dict[str, int] = {}
-    for (request, segment), decided in zip(judged, _decided(config, [segment for _, segment in judged]), strict=True):
-        number = numbers.setdefault(request.doc_id, len(numbers))
-        by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided) | {"document": number})
-    return Pilot(
-        tiers={
-            name: MeasuredTier(**{field: tuple(entry[field] for entry in entries) for field in entries[0]})
-            for name, entries in sorted(by_tier.items())
-        },
-        tokens_per_second={name: tokens_per_second(of_model) for name, of_model in sorted(made.items())},
-    )
+    return judged, {name: tokens_per_second(of_model) for name, of_model in sorted(made.items())}
 
 
-def _decided(config: MillConfig, segments: Sequence[JudgedSegment]) -> Iterator[list[Candidate]]:
-    """The candidates of each segment as the select stage would decide, with the pilot's own traces as controls."""
+def valued_of(config: MillConfig, segments: Sequence[JudgedSegment]) -> Iterator[ValuedSegment]:
+    """Each segment with its candidates' values, with the pilot's own traces as controls."""
     select = config.select
     valuer = Valuer(select, ScorerNats.of(config), config.difficulty.threshold_nats)
     pools = pools_of(segments, select.gain.control_pool) if needs_controls(select.value_name) else {}
     for segment in segments:
-        yield choose(valuer.valued(segment, pools.get(segment.tier, ())).candidates, select)
+        yield valuer.valued(segment, pools.get(segment.tier, ()))
 
 
-def _measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:
+def by_tier(entries: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, MeasuredTier]:
+    """(tier, the entries of a segment in its lists) as measured tiers."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for tier, entry in entries:
+        found.setdefault(tier, []).append(entry)
+    return {
+        name: MeasuredTier(**{field: tuple(entry[field] for entry in own) for field in own[0]})
+        for name, own in sorted(found.items())
+    }
+
+
+def _measured(
+    config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
+) -> Pilot:
+    judged, rates = judged_of(config, requests, rows)
+    numbers: dict[str, int] = {}
+    entries = []
+    for (request, segment), valued in zip(judged, valued_of(config, [one for _, one in judged]), strict=True):
+        number = numbers.setdefault(request.doc_id, len(numbers))
+        decided = choose(valued.candidates, config.select)
+        entries.append((request.tier, measurements(request, segment, decided) | {"document": number}))
+    return Pilot(tiers=by_tier(entries), tokens_per_second=rates)
+
+
+def measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:
     """The entries of one segment in the lists of `MeasuredTier`."""
     kept = [candidate for candidate in decided if candidate.kept]
     return {
@@ -174,8 +202,15 @@ def _measurements(request: Request, judged: JudgedSegment, decided: Sequence[Can
 
 
 def tokens_per_second(rows: Sequence[LedgerRow]) -> float | None:
-    """The rate at which an engine made these; its start is no part of it. None of fewer than `MIN_MEASURED`."""
+    """The rate at which an engine made these, while at least one of them was under way.
+
+    Its start is no part of that, nor is the time between a pilot that was interrupted and the one that went on. None of
+    fewer than `MIN_MEASURED`.
+    """
     if len(rows) < MIN_MEASURED:
         return None
-    span_s = max(row.finished_at for row in rows) - min(row.finished_at - row.wall_s for row in rows)
-    return sum(row.thought_tokens for row in rows) / span_s if span_s > 0 else None
+    busy_s, until = 0.0, -math.inf
+    for row in sorted(rows, key=lambda row: row.finished_at - row.wall_s):
+        busy_s += max(row.finished_at - max(row.finished_at - row.wall_s, until), 0.0)
+        until = max(until, row.finished_at)
+    return sum(row.thought_tokens for row in rows) / busy_s if busy_s > 0 else None

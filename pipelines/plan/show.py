@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from difficulty.budget.tiers import margin_in_words
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.watch.status import UNIT_NAMES
 
@@ -18,6 +19,9 @@ _COLUMNS = ("tier", "segments", "generations", "tokens in", "tokens out", "", "G
 _MEASURED_COLUMNS = ("passing", "kept")
 _SMALL = 0.001
 """What is less needs no digits: a second of a GPU, a tenth of a cent."""
+
+_COSTS = ("thought_tokens", "gpu_seconds", "dollars")
+_UNITS = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-seconds"}
 
 _BASIS = {"pilot": "measured", "expected_tokens": "as stated", "max_tokens": "at most", "": ""}
 
@@ -44,6 +48,8 @@ def render(plan: Mapping[str, Any]) -> Group:
         "2 augment",
         f"{_shown(augment['tokens_in'])} prompt tokens in, {_shown(augment['tokens_out'])} thinking tokens out",
     )
+    if budget["expected_gain_nats"] is not None:
+        facts.add_row("", _expected_gain(budget, augment["tiers"]))
     tiers = Table(box=None, padding=(0, 1), pad_edge=False)
     is_measured = any(tier["accepted_share"] is not None for tier in augment["tiers"])
     shares = ("accepted_share", "kept_share") if is_measured else ()
@@ -71,6 +77,10 @@ def render(plan: Mapping[str, Any]) -> Group:
     costs.add_row("3 select", f"{_shown(select['candidates'])} candidates, {_shown(select['kept'])} kept")
     if gains := [f"{tier['name']} {_gain(tier['gain_nats'])}" for tier in augment["tiers"] if tier["gain_nats"]]:
         costs.add_row("", f"held-out gain, nats per segment beyond controls: {', '.join(gains)}")
+    if "frontier" in plan:
+        costs.add_row("frontier", _frontier(plan["frontier"]))
+    if "learned" in plan:
+        costs.add_row("learned", _learned(plan["learned"]))
     costs.add_row(
         "4 pack",
         f"{_shown(pack['training_tokens'])} training tokens, {_shown(pack['sequences'])} sequences in "
@@ -81,6 +91,57 @@ def render(plan: Mapping[str, Any]) -> Group:
     if plan["basis"]["rehearsal"]:
         costs.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))
     return Group(facts, tiers, costs)
+
+
+def _frontier(frontier: Mapping[str, Any]) -> Table:
+    """A row for each tier that was tried: what it gains per segment and what that takes."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in (
+        "tier",
+        "nats per segment",
+        "of chance alone",
+        "tokens",
+        "GPU-seconds",
+        "dollars",
+        "nats/1,000 tokens",
+    ):
+        table.add_column(name, justify="left" if name == "tier" else "right")
+    table.add_column("")
+    for tier in frontier["tiers"]:
+        rate = tier["nats_per_1000_tokens"]
+        table.add_row(
+            tier["name"],
+            *("unknown" if tier[name] is None else _gain(tier[name]) for name in ("gain_nats", "null_nats")),
+            *("unknown" if tier[name] is None else _number(tier[name]) for name in _COSTS),
+            "unknown" if rate is None else f"{rate:+.2f}",
+            _dominated(tier, frontier["unit"]),
+        )
+    return table
+
+
+def _dominated(tier: Mapping[str, Any], unit: str) -> str:
+    if not tier["is_dominated"]:
+        return ""
+    by = " and ".join(tier["dominated_by"]) or "no thinking at all"
+    return f"dominated in {_UNITS[unit]} by {by}" + ("" if tier["shown"] else ", as far as it goes: within chance")
+
+
+def _learned(learned: Mapping[str, Any]) -> str:
+    made_from = learned["made_from"]
+    words = "; ".join(learned["report"].get("words", ()))
+    told = f"{made_from['gains']:,} gains of {made_from['segments']:,} segments in {made_from['documents']:,} documents"
+    return f"from {told}" + (f": {words}" if words else "")
+
+
+def _expected_gain(budget: Mapping[str, Any], tiers: Sequence[Mapping[str, Any]]) -> str:
+    """What the plan promises: in all, by tier, and for one unit more."""
+    by_tier = [
+        f"{tier['name']} {_gain(tier['expected_gain_nats'])}" for tier in tiers if tier["expected_gain_nats"]["value"]
+    ]
+    return (
+        f"expected gain in nats: {_gain(budget['expected_gain_nats'])} in all; {', '.join(by_tier)}; "
+        f"{margin_in_words(budget['unit'], budget['marginal_nats'])}"
+    )
 
 
 def _basis(basis: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.histogram import DifficultyHistogram
-from pipelines.report import charts
+from pipelines.report import by_gain, charts
 from pipelines.report.charts import Series, number
 from pipelines.report.facts import Facts, Figure, missing_until
 
@@ -50,7 +50,7 @@ def _binned(facts: Facts, histogram: DifficultyHistogram) -> _Binned:
 def _shares(allocation: Allocation | None, histogram: DifficultyHistogram) -> dict[str, np.ndarray]:
     """By tier, the share of each bin's segments that gets it; without a plan all under one name."""
     bins, _ = histogram.by_difficulty.bins()
-    if allocation is None:
+    if allocation is None or allocation.by_gain is not None:  # whose tiers difficulty doesn't tell
         return {"segments": np.ones(len(bins))}
     shares = {tier.name: np.zeros(len(bins)) for tier in allocation.tiers}
     names = [allocation.tiers[i].name for i in allocation.choices]
@@ -88,8 +88,9 @@ def difficulty(facts: Facts) -> Figure:
     if not histogram.num_segments:
         return Figure(key=key, title=title, missing="The corpus has no segments.")
     binned = _binned(facts, histogram)
-    order = facts.tiers or ["segments"]
-    series = [Series(n, facts.style_of(n) if facts.tiers else "s1", binned.segments[n].tolist()) for n in order]
+    tiers = facts.tiers if facts.allocation is not None and facts.allocation.by_gain is None else []
+    order = tiers or ["segments"]
+    series = [Series(n, facts.style_of(n) if tiers else "s1", binned.segments[n].tolist()) for n in order]
     cuts = _cuts(facts.allocation)
     median, p95 = histogram.quantiles([0.5, 0.95])
     threshold = scored.config["difficulty"]["threshold_nats"]
@@ -97,7 +98,9 @@ def difficulty(facts: Facts) -> Figure:
         f"Half of the segments hold less than {median:,.0f} nats above the threshold of {threshold:g}, "
         f"one in twenty more than {p95:,.0f}."
     )
-    if not facts.tiers:
+    if facts.tiers and not tiers:
+        says += " Tiers go by expected gain here, not by difficulty."
+    elif not tiers:
         says += " Tiers appear once the augment stage has planned."
     described = f"{histogram.num_segments:,} segments from {binned.edges[0]:g} to {binned.edges[-1]:g} nats." + "".join(
         f" {name} from {nats:,.0f} nats." for nats, name in cuts
@@ -116,7 +119,7 @@ def difficulty(facts: Facts) -> Figure:
             marks=[(nats, f"{name} from {nats:,.0f}") for nats, name in cuts],
             open_end=True,
         ),
-        legend=charts.legend([(s.name, s.style) for s in series]) if facts.tiers else None,
+        legend=charts.legend([(s.name, s.style) for s in series]) if tiers else None,
         header=("nats", *order),
         rows=[
             (_span(binned.edges, i), *(f"{binned.segments[name][i]:,.0f}" for name in order))
@@ -144,6 +147,8 @@ def spending(facts: Facts) -> Figure:
     scored, allocation = facts.stages["score"], facts.allocation
     if scored is None or allocation is None:
         return Figure(key=key, title=title, missing=missing_until("augment"))
+    if allocation.by_gain is not None:
+        return by_gain.spending(facts, allocation)
     histogram = DifficultyHistogram.from_json(scored.facts["histogram"])
     binned = _binned(facts, histogram)
     thinking = [name for name in facts.tiers if binned.tokens[name].any()]

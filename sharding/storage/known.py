@@ -25,11 +25,18 @@ class _Model(msgspec.Struct):
     engine: str
 
 
+class _Range(msgspec.Struct):
+    value: Number
+    low: Number
+    high: Number
+
+
 class _Tier(msgspec.Struct):
     name: str
     segments: Number
     generations: Number
     planned_tokens: Number
+    planned_gain_nats: _Range | None = None
 
 
 class _TierConfig(msgspec.Struct):
@@ -42,12 +49,6 @@ class _TierConfig(msgspec.Struct):
 class _Budget(msgspec.Struct):
     tiers: list[_TierConfig]
     policy: str = ""
-
-
-class _Range(msgspec.Struct):
-    value: Number
-    low: Number
-    high: Number
 
 
 class _Forecast(msgspec.Struct):
@@ -168,6 +169,8 @@ class _AugmentFacts(msgspec.Struct):
     target_spend: Number
     unit: Literal["tokens", "dollars", "gpu_hours"]
     cut_points_nats: list[Number] = []
+    planned_gain_nats: _Range | None = None
+    marginal_gain_nats: Number | None = None
     forecast: _Forecast | None = None
 
 

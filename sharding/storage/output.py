@@ -10,7 +10,8 @@ OUTPUT/
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
     ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
-    └── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
+    ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
+    └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
 """
 
 from __future__ import annotations
@@ -110,6 +111,16 @@ class Output:
     def pilot(self) -> str:
         """What a pilot measured."""
         return join(self.root, "pilot.json")
+
+    @property
+    def gain(self) -> str:
+        """What an exploring pilot taught of the gain of each tier."""
+        return join(self.root, "stages", "gain", "model.json")
+
+    @property
+    def steps(self) -> str:
+        """How many segments could take which step from tier to tier at which expected gain for its cost."""
+        return join(self.root, "stages", "gain", "steps.json")
 
     @property
     def report(self) -> str:

@@ -2,11 +2,16 @@
 
 A policy's module has
 
-    AXIS          what orders the segments: "difficulty", "hash" of the id, or "none" where all get the same tier
+    AXIS          what orders the segments: "difficulty", "hash" of the id, "none" where all get the same tier,
+                  or "gain"
     SPENDS_ALL    whether the budget is to be spent, or no more than kept to
     choices       (config, costs, resolutions) → the tiers that can be chosen, by their place in the config, from the
                   cheapest to the dearest; costs and resolutions are those of a segment at each tier
     ordered       (histogram) → the segments in bins on that axis
+
+but for one on the axis of gain, where each segment has an order of its own: in place of the last two it has
+
+    allocate      (steps, config, source_tokens, model) → the plan, of what `difficulty.budget.steps` counts
 
 The table is in `difficulty.budget.tiers`, whose config section checks the names.
 """

@@ -1,0 +1,230 @@
+"""From a pilot that tried tiers at random to a model of gain, and to a report of how far it can be believed. Pure.
+
+Every prediction that the report or the weight rests on is made for documents that the fit has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from difficulty.budget.tiers import TierConfig
+from difficulty.gain.components import fit_components
+from difficulty.gain.features import GROUPS, FeatureMap, fit_features
+from difficulty.gain.model import GainModel
+from difficulty.gain.report import LearningReport, Tried, make_report
+from sharding.errors import MillError, RequestError
+from sharding.records.types import ScoredSegment
+
+FOLDS = 5
+"""Parts of the documents; each is predicted from the others."""
+
+HYPOTHESES: tuple[tuple[str, ...], ...] = (
+    ("entropy",),
+    ("numbers",),
+    ("kind",),
+    ("source",),
+    ("entropy", "numbers", "kind", "source"),
+)
+"""What the gain may hang on besides difficulty, each by itself and with it; weighed by how likely each makes the
+observations. As likely beforehand as all of them together is that it hangs on difficulty alone, the prior."""
+
+FEWEST_DOCUMENTS = 20
+"""With fewer there is nothing to learn from, and the prior stays alone."""
+
+
+_MOST_EVIDENCE = 600.0  # exp of it is still a number
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What a pilot measured: one entry for every tier that was tried on a segment.
+
+    Attributes:
+        segments: (n,) the segment; one that was tried with several tiers comes several times.
+        documents: (n,) int64, a number for each document.
+        tiers: (n,) name of the tier.
+        gain_nats: (n,) float64, measured net gain: noisy, but right on average.
+        chances: (n,) float64, with which this tier was tried on this segment, in (0, 1].
+    """
+
+    segments: Sequence[ScoredSegment]
+    documents: np.ndarray
+    tiers: Sequence[str]
+    gain_nats: np.ndarray
+    chances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a pilot taught.
+
+    Attributes:
+        model: for workers.
+        report: for people.
+    """
+
+    model: GainModel
+    report: LearningReport
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Observations as arrays: features, tier by number, documents from 0, gains, and how many each counts as."""
+
+    rows: np.ndarray
+    tiers: np.ndarray
+    documents: np.ndarray
+    gains: np.ndarray
+    weights: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> _Sample:
+        return _Sample(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+
+def fit(
+    observations: Observations,
+    corpus: Sequence[ScoredSegment],
+    tiers: Sequence[TierConfig],
+    *,
+    decode: Callable[[Sequence[int]], str] | None = None,
+    paying_nats: float = 1.0,
+    seed: int = 0,
+) -> Fitted:
+    """Learns the gain of each thinking tier, and reports how far that goes.
+
+    Args:
+        observations: of the pilot, at least one for every thinking tier.
+        corpus: segments drawn at random from the whole corpus, whether tried or not; a few thousand.
+        tiers: the config's; those that skip are left out.
+        decode: from token ids to their text, for the report.
+        paying_nats: a gain per segment that would be worth its price, to say how large a pilot would show it.
+        seed: of the division into folds.
+
+    Raises:
+        RequestError: a tier was never tried, or one was tried that the config doesn't have.
+        MillError: there is nothing to learn from, or a number is none.
+    """
+    thinking = [tier for tier in tiers if not tier.skips]
+    features = fit_features(corpus)
+    sample = _sample(observations, features, [tier.name for tier in thinking])
+    model = _model(sample, features, thinking)
+    predicted = _out_of_fold(sample, features, thinking, seed)
+    tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
+    report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
+    return Fitted(model, report)
+
+
+def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> _Sample:
+    number = len(observations.segments)
+    if number == 0:
+        raise MillError("the pilot measured no gain, so there is nothing to learn from")
+    gains = np.asarray(observations.gain_nats, np.float64)
+    chances = np.asarray(observations.chances, np.float64)
+    for what, values in {"gain": gains, "chance": chances}.items():
+        if len(values) != number or not np.isfinite(values).all():
+            raise MillError(
+                f"the pilot's {what} of {number} observations: {len(values)} values, or some are no numbers"
+            )
+    if (chances <= 0).any() or (chances > 1).any():
+        raise MillError(f"a tier was tried with chance {chances[(chances <= 0) | (chances > 1)][0]}; allowed: (0, 1]")
+    unknown, missing = set(observations.tiers) - set(names), set(names) - set(observations.tiers)
+    if unknown or missing:
+        which = (
+            f"tried tier {sorted(unknown)[0]}, which" if unknown else f"never tried tier {sorted(missing)[0]}, which"
+        )
+        has = "doesn't have" if unknown else "has"
+        raise RequestError(f"the pilot {which} budget.tiers {has}: run `thoughtmill plan --pilot N --explore` anew")
+    weights = 1 / chances
+    # As many observations as unequal weights are worth (Kish 1965).
+    weights *= weights.sum() / (weights**2).sum()
+    return _Sample(
+        features.rows(observations.segments),
+        np.array([names.index(tier) for tier in observations.tiers]),
+        np.unique(observations.documents, return_inverse=True)[1],
+        gains,
+        weights,
+    )
+
+
+def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+    """The model from these observations alone.
+
+    Its terms come in parts: one that all tiers share, in proportion to what they are expected to resolve, and one of
+    each tier's own.
+    """
+    resolutions = np.array([tier.resolution for tier in tiers])
+    ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(tiers))
+    own = np.eye(len(tiers)) if len(tiers) > 1 else np.zeros((1, 0))
+    parts = np.column_stack([ratios[:, None], own])  # (tiers, parts): what each part counts for a tier
+    rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
+    groups = np.concatenate([features.groups + part * len(GROUPS) for part in (0, *[1] * own.shape[1])])
+    shape = (parts.shape[1], sample.rows.shape[1])
+    found, evidence = [], []
+    for hypothesis in HYPOTHESES:
+        names = {"difficulty", "level", *hypothesis, *(f"{name} and difficulty" for name in hypothesis)}
+        columns = np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
+        posterior = fit_components(rows[:, columns], sample.gains, sample.weights, groups[columns], unshrunk=0)
+        coefficients, covariance = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
+        coefficients[columns], covariance[np.ix_(columns, columns)] = posterior.mean, posterior.covariance
+        found.append(
+            (
+                parts @ coefficients.reshape(shape),
+                np.einsum("ta,acbd,tb->tcd", parts, covariance.reshape(shape * 2), parts),
+            )
+        )
+        evidence.append(posterior.evidence)
+    odds = np.exp(np.clip(evidence, -_MOST_EVIDENCE, _MOST_EVIDENCE)) / len(HYPOTHESES)
+    shares = odds / odds.sum()
+    coefficients = sum(share * own for share, (own, _) in zip(shares, found, strict=True))
+    covariance = np.zeros((len(tiers), shape[1], shape[1]))
+    for share, (own_coefficients, own_covariance) in zip(shares, found, strict=True):
+        apart = own_coefficients - coefficients  # hypotheses that disagree are not known to be right
+        covariance += share * (own_covariance + apart[:, :, None] * apart[:, None, :])
+    scale, scale_variance = _prior(sample, resolutions)
+    enough = len(np.unique(sample.documents)) >= FEWEST_DOCUMENTS
+    return GainModel(
+        tiers=tuple(tier.name for tier in tiers),
+        features=features,
+        coefficients=np.asarray(coefficients),
+        covariance=covariance.astype(np.float32),
+        prior=scale * resolutions,
+        prior_variance=scale_variance * resolutions**2,
+        weight=float(odds.sum() / (1 + odds.sum())) if enough else 0.0,
+    )
+
+
+def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
+    """Nats gained per resolved mean difficulty, and the variance of that.
+
+    The scale is fitted, unshrunk; as thinking is taken to help or to do nothing, it is what is left of the estimate's
+    normal distribution above 0. So the prior orders segments as the adaptive policy does, however small it is.
+    """
+    from scipy.special import log_ndtr
+
+    mass = sample.rows[:, 0] * resolutions[sample.tiers]
+    power = float(sample.weights @ mass**2)
+    if power == 0:  # nothing is expected to resolve anything
+        return 0.0, 0.0
+    estimate = float(sample.weights @ (mass * sample.gains)) / power
+    sums = np.bincount(sample.documents, weights=sample.weights * mass * (sample.gains - estimate * mass))
+    error = max(float(np.sqrt((sums**2).sum())) / power, 1e-12)
+    z = estimate / error
+    hazard = float(np.exp(-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - log_ndtr(z)))
+    return error * (z + hazard), error**2 * max(1 - hazard * (z + hazard), 0.0)
+
+
+def _out_of_fold(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
+    """(n,) what a model from the documents of the other folds says of each observation."""
+    documents = int(sample.documents.max()) + 1
+    folds = np.random.default_rng([seed, documents]).permutation(documents) % FOLDS
+    fold_of = folds[sample.documents]
+    predicted = np.zeros(len(sample.gains))
+    for fold in range(FOLDS):
+        held, rest = fold_of == fold, fold_of != fold
+        if held.any() and rest.any():
+            model = _model(sample.where(rest), features, tiers)
+            predicted[held] = model.of_rows(sample.rows[held]).mean[np.arange(held.sum()), sample.tiers[held]]
+    return predicted
