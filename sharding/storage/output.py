@@ -10,7 +10,7 @@ OUTPUT/
 └── stages/
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
     ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow
-    ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, alive/
+    ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
 """
