@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pipelines import report, yaml_config
@@ -171,3 +173,10 @@ def test_arms_are_left_whole_on_request(config: MillConfig, found: Ablation) -> 
     assert whole["adaptive"].sequences["train"] > whole["raw"].sequences["train"]
     assert whole["adaptive"].sequences_left_out == 0
     assert arm_config(config, "adaptive").pack.max_rows == {}
+
+
+def test_the_section_in_the_docs_is_a_valid_one(config: MillConfig) -> None:
+    page = Path(__file__).parent.parent / "docs" / "ablation.md"
+    [block] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    tree = yaml_config.to_mapping(config) | yaml.safe_load(block)
+    assert yaml_config.from_mapping(tree).ablation.target.metric == "heldout.source"
