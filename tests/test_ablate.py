@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pipelines import report, yaml_config
@@ -23,6 +25,8 @@ from sharding.errors import RequestError
 from sharding.records.types import Candidate, Request
 from sharding.storage import manifest
 from tests.test_ablation import config_in
+
+pytestmark = pytest.mark.slow
 
 HELD = [
     {"name": "heldout", "options": {"max_tokens": 2048}},
@@ -110,8 +114,9 @@ def test_the_verdict_is_written_and_shown(config: MillConfig, found: Ablation) -
 
 
 def test_what_is_done_is_not_done_again(config: MillConfig, found: Ablation) -> None:
-    again = ablate(config, on_step=lambda training, tokens: pytest.fail("trained again"))
-    assert again == found
+    seen: list[int] = []
+    again = ablate(config, on_step=lambda training, tokens: seen.append(tokens))
+    assert again == found and seen == [2048] * len(ARMS)
     otherwise = replace(config, ablation=replace(config.ablation, learning_rate=1e-3))
     with pytest.raises(RequestError, match=r"arm raw, seed 0, was trained by another config.*--replace"):
         ablate(otherwise)
@@ -124,7 +129,8 @@ def test_the_table_is_shown_without_training(config: MillConfig, found: Ablation
     path = tmp_path / "mill.yaml"
     path.write_text(yaml_config.dump(config), encoding="utf-8")
     shown = CliRunner().invoke(app, ["ablate", str(path), "--table"])
-    assert shown.exit_code == 0 and "tokens to target" in shown.output and "dose_0.5" in shown.output
+    assert shown.exit_code == 0
+    assert "heldout.source of raw at its end" in shown.output and "dose_0.5" in shown.output
     told = CliRunner().invoke(app, ["ablate", str(path), "--table", "--json"])
     assert json.loads(told.output)["baseline"] == "raw"
 
@@ -167,3 +173,10 @@ def test_arms_are_left_whole_on_request(config: MillConfig, found: Ablation) -> 
     assert whole["adaptive"].sequences["train"] > whole["raw"].sequences["train"]
     assert whole["adaptive"].sequences_left_out == 0
     assert arm_config(config, "adaptive").pack.max_rows == {}
+
+
+def test_the_section_in_the_docs_is_a_valid_one(config: MillConfig) -> None:
+    page = Path(__file__).parent.parent / "docs" / "ablation.md"
+    [block] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    tree = yaml_config.to_mapping(config) | yaml.safe_load(block)
+    assert yaml_config.from_mapping(tree).ablation.target.metric == "heldout.source"

@@ -165,7 +165,7 @@ class AblationConfig:
         if len(set(evaluators)) != len(evaluators):
             raise ValueError(f"evaluators: {', '.join(evaluators)} must differ")
         if self.influence is not None and self.influence.arm not in (None, *names):
-            raise ValueError(f"influence.arm: {self.influence.arm!r} is not one of {', '.join(names)}")
+            raise ValueError(f"ablation.influence.arm: {self.influence.arm!r} is not one of {', '.join(names)}")
         return self
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.ablation.config import AblationConfig
 from pipelines.ablation.curves import Curve
 from pipelines.ablation.result import Dose
-from pipelines.ablation.verdict import LEVEL, resamples
+from pipelines.ablation.verdict import LEVEL, resamples, stretched
 from sharding.storage.manifest import Manifest
 
 PREFIX = "dose_"
@@ -57,7 +57,8 @@ def fit(names: Sequence[str], doses: np.ndarray, scores: np.ndarray) -> Dose:
     ends: list[float] = []
     if len(scores) > 1:
         drawn = [plateau(doses, weights @ scores)[0] for weights in _few(resamples(len(scores), "/".join(names)))]
-        ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        found = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        ends = np.clip(enough + (found - enough) * stretched(len(scores)), doses[0], doses[-1]).tolist()
     beyond = float(doses[-1])
     return Dose(
         doses=dict(zip(names, doses.tolist(), strict=True)),

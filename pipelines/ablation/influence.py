@@ -21,6 +21,7 @@ from pipelines.ablation.heldout_text import held_out, windows
 from pipelines.ablation.result import Influence
 from pipelines.ablation.student import device_of, logits_of, new_student, read_texts, within_documents
 from pipelines.ablation.training import read_checkpoint
+from pipelines.ablation.verdict import stretched
 from sharding import storage
 from sharding.beam.part_join import Parts, groups_of, joined_documents
 from sharding.errors import MillError, RequestError
@@ -188,7 +189,9 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 def correlation_interval(
     first: np.ndarray, second: np.ndarray, documents: Sequence[str]
 ) -> tuple[float, float] | tuple[None, None]:
-    """A 95% interval of the rank correlation: a percentile bootstrap over documents, since theirs hang together.
+    """A 95% interval of the rank correlation: a bootstrap over documents, whose traces hang together.
+
+    Its deviations are stretched for few documents, as those of `pipelines.ablation.verdict`.
 
     Args:
         first, second: (n,) float64.
@@ -208,7 +211,9 @@ def correlation_interval(
     for chosen in rng.integers(0, len(members), (RESAMPLES, len(members))):
         places = np.concatenate([members[group] for group in chosen])
         drawn.append(spearman(first[places], second[places]))
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    found = spearman(first, second)
+    ends = found + (np.quantile(drawn, [0.025, 0.975]) - found) * stretched(len(members))
+    low, high = np.clip(ends, -1, 1).tolist()
     return low, high
 
 

@@ -62,7 +62,7 @@ def train(training: Training, on_step: Callable[[int], None] = lambda tokens: No
 
     Args:
         training: which one.
-        on_step: called with the tokens trained on so far, after every step.
+        on_step: called with the tokens trained on so far, after every step; once where all were before.
 
     Returns:
         Its curve, which `curve.json` holds as well.
@@ -77,6 +77,7 @@ def train(training: Training, on_step: Callable[[int], None] = lambda tokens: No
     if found is not None:
         curves.check(found, training.identity)
         if found.done and found.tokens == run.points[-1]:
+            on_step(found.tokens)
             return found
     run.restore()
     run.ask_if_due()
