@@ -287,6 +287,7 @@ def test_what_make_evidence_full_asks_for_is_a_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute of two cores, most of it imports; more where others use them too
 def test_the_whole_chain_runs_and_ends_in_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
