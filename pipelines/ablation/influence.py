@@ -36,7 +36,7 @@ from sharding.records.types import Candidate, ScoredSegment
 from sharding.shards.rows import LossMask, loss_mask
 from sharding.storage import manifest
 
-RESAMPLES = 2_000
+RESAMPLES = 1_000
 _MIN_DOCUMENTS = 8
 
 

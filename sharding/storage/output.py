@@ -40,7 +40,14 @@ class Output:
         Raises:
             RequestError: there is one; names it.
         """
-        folders = (self.data, self.ledger, join(self.root, "arms"), join(self.root, "ablation"), self.stages, self.alive)
+        folders = (
+            self.data,
+            self.ledger,
+            join(self.root, "arms"),
+            join(self.root, "ablation"),
+            self.stages,
+            self.alive,
+        )
         for folder in (*folders, *map(self.stage, ("score", "augment", "select"))):
             fs, path = filesystem(folder)
             if isinstance(fs, LocalFileSystem) and Path(path).is_symlink():
