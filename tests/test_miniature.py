@@ -287,7 +287,10 @@ def test_what_make_evidence_full_asks_for_is_a_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_chain_runs_and_ends_in_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(900)  # half a minute of two cores, most of it imports; more where others use them too
+def test_the_whole_chain_runs_and_ends_in_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_evidence(tmp_path, TINY)
     made = result.read(str(tmp_path / "mill"))
     assert made is not None and not made.rehearsal
@@ -307,6 +310,10 @@ def test_the_whole_chain_runs_and_ends_in_figures(tmp_path: Path, capsys: pytest
     assert set(evidence.last_scores(made)) == {"raw", "adaptive", NOISE}
     written = (tmp_path / "mill" / "ablation.json").read_bytes()
     capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["evidence", "--output", str(tmp_path / "mill")])
+    evidence.main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["name"] == "evidence" and last["figures"].keys() == figures.keys()
     make_evidence(tmp_path, TINY)  # all of it is there
     assert (tmp_path / "mill" / "ablation.json").read_bytes() == written
 

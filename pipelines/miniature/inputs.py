@@ -38,7 +38,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     cities: int = 12
     countries: int = 6
     documents: int = 3_000
-    scorer_tokens: int = 200_000
+    scorer_tokens: int = 600_000
 
 
 TINY = Scale(people=16, cities=4, countries=2, documents=120, scorer_tokens=8_192)

@@ -104,8 +104,13 @@ def make_evidence(output: Path, scale: Scale, *, full: bool = False, wrong_share
 
 
 def _command(words: Sequence[str]) -> None:
+    """A command of thoughtmill, as a shell runs it; one that fails ends this process as well."""
     sys.argv = ["thoughtmill", *words]
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 def main(
