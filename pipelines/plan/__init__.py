@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from augment.selection.values import needs_controls
+from augment.selection.verdict import SEGMENTS_KEPT, shortfall
 from pipelines import preflight
 from pipelines.config import MillConfig
+from pipelines.joints import holdback_of
 from pipelines.plan import measured
 from pipelines.plan.chance import estimate
 from pipelines.plan.corpus import Evidence
@@ -142,6 +144,7 @@ def _to_json(
             "shards": config.pack.num_shards,
             "bytes": interval(size_bytes),
         },
+        "nothing_kept": pilot is not None and _keeps_nothing(config, pilot),
         "warnings": [
             *notes,
             *evidence.notes,
@@ -149,6 +152,11 @@ def _to_json(
             *_warnings(config, made, pilot),
         ],
     }
+
+
+def _keeps_nothing(config: MillConfig, pilot: Pilot) -> bool:
+    """Whether selection keeps nothing of more than a handful of segments, and was not told that it may."""
+    return shortfall(pilot.counts, config.select.min_kept_share) is not None and not pilot.counts[SEGMENTS_KEPT]
 
 
 def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resampled: bool) -> dict[str, Any]:
@@ -197,6 +205,9 @@ def _sum(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[str]:
     said = []
+    if pilot is not None and (short := shortfall(pilot.counts, config.select.min_kept_share)):
+        said.append(f"of the pilot's segments too few keep a thought: {short}")
+    valued_tiers = holdback_of(config).valued_tiers
     used = {tier.model: tier for tier in made.tiers if tier.model is not None and tier.segments[0] > 0}
     for name in used:
         if thinks_not(config, str(name)):
@@ -223,9 +234,12 @@ def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[s
             said.append(
                 f"the pilot doesn't show that the traces of tier {tier.name} gain anything: {gain['value']:+.2f} nats "
                 f"per segment beyond traces of other segments ({gain['low']:+.2f} to {gain['high']:+.2f}): "
-                + ("a larger --pilot tells" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
+                + ("a larger --pilot may tell" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
             )
-        compared = config.select.values_tier(tier.samples) and needs_controls(config.select.value_name)
+        accepted = _share(made.tiers[number], made.tiers[number].accepted)
+        if accepted is not None and accepted["value"] == 0:
+            continue  # nothing is left to be measured, and a larger pilot would say the same
+        compared = tier.name in valued_tiers and needs_controls(config.select.value_name)
         if compared and made.tiers[number].basis == "pilot" and made.tiers[number].gain_nats is None:
             said.append(
                 f"the pilot can't tell what the traces of tier {tier.name} gain: too few other documents have traces "
@@ -235,7 +249,7 @@ def _warnings(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[s
             mean = float(made.tiers[number].tokens_out[0] / max(made.tiers[number].generations[0], 1e-9))
             if abs(mean * tier.samples / tier.tokens_per_segment - 1) > 0.1:
                 said.append(
-                    f"tier {tier.name} takes {mean:,.0f} tokens per generation, and the budget counts with "
+                    f"tier {tier.name} takes {mean:,.0f} tokens per generation, and the budget reckons with "
                     f"{tier.tokens_per_segment / tier.samples:,.0f}: set budget.tiers.{number}.expected_tokens to "
                     f"{mean:.0f} to spend what you asked for"
                 )

@@ -7,6 +7,7 @@ What it measures takes the place of a plan's assumptions.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,13 +19,13 @@ from augment.ledger.parts import ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
-from augment.selection.account import kept_nats
+from augment.selection.account import account_counts, kept_nats, split_account
 from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
 from augment.selection.judging import Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
-from augment.selection.valuing import Valuer
+from augment.selection.valuing import ValuedSegment, Valuer
 from augment.transforms import GenerateMissing
 from difficulty.budget.allocation import Allocation
 from pipelines.beam_options import beam_options, local_shuffle
@@ -41,7 +42,8 @@ from sharding.records.types import Candidate, LedgerRow, Request
 from sharding.storage.output import Output
 
 LEAST_PER_TIER = 4
-"""A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
+"""A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing; fewer only
+where so many were not asked for."""
 
 
 def measure(
@@ -72,10 +74,11 @@ def pick_segments(config: MillConfig, evidence: Evidence, allocation: Allocation
             if not config.budget.tiers[tier].skips:
                 by_tier.setdefault(tier, []).append(segment.segment_id)
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
+    least = max(1, min(LEAST_PER_TIER, count // max(1, len(by_tier))))
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
         share = round(count * allocation.tiers[tier].segments / total) if total else 0
-        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: max(share, LEAST_PER_TIER)])
+        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: max(share, least)])
     return chosen
 
 
@@ -137,8 +140,10 @@ def _measured(
         raise MillError("pilot: nothing was generated; no tier gets a segment of the sample, or every request failed")
     by_tier: dict[str, list[dict[str, Any]]] = {}
     numbers: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for (request, segment), decided in zip(judged, _decided(config, [segment for _, segment in judged]), strict=True):
         number = numbers.setdefault(request.doc_id, len(numbers))
+        counts.update(account_counts(decided, ValuedSegment(candidates=decided, document=segment.document)))
         by_tier.setdefault(request.tier, []).append(_measurements(request, segment, decided) | {"document": number})
     return Pilot(
         tiers={
@@ -146,6 +151,7 @@ def _measured(
             for name, entries in sorted(by_tier.items())
         },
         tokens_per_second={name: tokens_per_second(of_model) for name, of_model in sorted(made.items())},
+        counts=split_account(counts)[0],
     )
 
 
