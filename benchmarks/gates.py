@@ -14,12 +14,13 @@ time of writing. The last line is one JSON object with the figures.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from augment.selection.gates import GatesConfig
+from augment.selection.gates.off_topic import OffTopic, TellingWords
 from benchmarks.labelled_traces import LabelledTrace, labelled_traces
 from benchmarks.machine import conclude
 
@@ -86,6 +87,33 @@ def by_kind(halves: dict[str, Judged]) -> Table:
     return table
 
 
+def unrelated(traces: Sequence[LabelledTrace]) -> Iterator[tuple[LabelledTrace, str]]:
+    """Good traces with each segment of their language that they are not about: off topic, whatever they say."""
+    segments: dict[str, set[str]] = {}
+    for trace in traces:
+        segments.setdefault(trace.language, set()).add(trace.segment)
+    for trace in traces:
+        if trace.class_ != "failure":
+            yield from ((trace, segment) for segment in sorted(segments[trace.language] - {trace.segment}))
+
+
+def off_topic_by_chance(traces: Sequence[LabelledTrace]) -> dict[str, tuple[float, int, int]]:
+    """Of each language, of unrelated pairs: shared telling words per pair of words; found off topic; judged."""
+    gate, found = OffTopic(), {}
+    for language in distinct(trace.language for trace in traces):
+        shared = pairs = hits = number = 0
+        for trace, segment in unrelated([trace for trace in traces if trace.language == language]):
+            said, source = TellingWords(trace.text), TellingWords(segment)
+            if len(said.words) * len(source.words) < gate.min_words**2:
+                continue
+            shared += len(said.words & source.words)
+            pairs += len(said.words) * len(source.words)
+            hits += gate.objects(trace.subject(segment))
+            number += 1
+        found[language] = (shared / max(1, pairs), hits, number)
+    return found
+
+
 def figures(halves: dict[str, Judged], gates: Sequence[str]) -> dict[str, float | int | None]:
     made: dict[str, float | int | None] = {"traces": len(halves["all"])}
     for half, judged in halves.items():
@@ -114,8 +142,15 @@ def main() -> None:
             ):
                 console.print(trace.language, trace.class_, trace.kind, objections, markup=False, style="bold")
                 console.print(trace.text[:400], markup=False)
-    console.print(by_gate(halves, gates), by_kind(halves))
-    conclude(console, "gates", figures(halves, gates), ("py3langid",))
+    chance = off_topic_by_chance(traces)
+    table = Table("unrelated trace and segment", "shared by chance", "found off topic")
+    for language, (rate, hits, number) in chance.items():
+        table.add_row(language, f"{rate:.5f}", shown((hits, number)))
+    console.print(by_gate(halves, gates), by_kind(halves), table)
+    made = figures(halves, gates)
+    for language, (rate, hits, number) in chance.items():
+        made |= {f"off_topic_chance_{language}": rate, f"off_topic_unrelated_{language}": hits / max(1, number)}
+    conclude(console, "gates", made, ("py3langid",))
 
 
 if __name__ == "__main__":

@@ -44,10 +44,14 @@ class LabelledTrace:
         """Whether gates may not be tuned on it: half of all, by the text's hash."""
         return fraction_of(self.text) >= 0.5
 
+    def subject(self, segment: str) -> Subject:
+        """The trace as if it were about a segment."""
+        trace = Trace(text=self.text, closed="natural", finish_reason="stop", thought_tokens=100)
+        return Subject(trace=trace, source_text=segment, prompt="expert")
+
     def objections(self, config: GatesConfig) -> list[str]:
         """The gates that object, in their order."""
-        trace = Trace(text=self.text, closed="natural", finish_reason="stop", thought_tokens=100)
-        subject = Subject(trace=trace, source_text=self.segment, prompt="expert")
+        subject = self.subject(self.segment)
         return [name for name, gate in config.enabled().items() if gate.objects(subject)]
 
 

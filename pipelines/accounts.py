@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
+from augment.selection.verdict import SEGMENTS, SEGMENTS_KEPT
 from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.layout import LayoutCounts
@@ -25,7 +26,10 @@ ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
         *("requests", "generations", "found", "generated", "failed"),
         *("empty", "thought_tokens_found", "thought_tokens_now"),
     ),
-    "select": ("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens"),
+    "select": (
+        *("requested", "candidates", "missing", "kept", "rejected", "thought_tokens", "kept_thought_tokens"),
+        *(SEGMENTS, SEGMENTS_KEPT),
+    ),
     "pack": (*mixing.COUNTS, *(count.name for count in fields(LayoutCounts))),
 }
 """Stage → the counts that its manifest has even where they are 0."""

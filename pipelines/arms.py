@@ -309,8 +309,8 @@ def render(results: Mapping[str, ArmResult]) -> Table:
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm", style="bold")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for name, arm in results.items():
-        table.add_row(name, *(f"{value(arm):,}" for value in columns.values()))
+    for name in results:
+        table.add_column(name, justify="right", overflow="fold")
+    for what, value in columns.items():
+        table.add_row(what, *(f"{value(arm):,}" for arm in results.values()))
     return table

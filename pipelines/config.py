@@ -176,7 +176,8 @@ class MillConfig:
             key = ".".join(["select.gain.scorer", *map(str, first["loc"])])
             raise ValueError(f"{key}: {first['msg']}; its keys are those of difficulty") from error
         gain = self.select.value_name in ("continuation_gain", "self_gain")
-        if scorer == "none" and gain and any(self.select.values_tier(t.samples) for t in self.budget.tiers if t.model):
+        thinks = any(tier.model for tier in self.budget.tiers)
+        if scorer == "none" and gain and thinks and self.select.values_traces(has_scorer=False):
             raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
         return self
 

@@ -11,6 +11,7 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from difficulty.budget.tiers import ModelPrice, TierConfig
 from difficulty.config import DifficultyConfig
 from difficulty.gain.model import GainModel
 from difficulty.surprisal import Measure, hard_spans, token_difficulty_nats
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
@@ -209,7 +211,8 @@ class Holdback:
 def holdback_of(config: MillConfig) -> Holdback:
     """What the config asks for: see `Holdback`."""
     select = config.select
-    valued = tuple(tier.name for tier in config.budget.tiers if select.values_tier(tier.samples))
+    values = select.values_traces(config.gain_difficulty.scorer != "none")
+    valued = tuple(tier.name for tier in config.budget.tiers if tier.model is not None and values)
     return Holdback(
         tokenizer=config.tokenizer,
         threshold_nats=config.difficulty.threshold_nats,
@@ -289,6 +292,12 @@ def hardest_spans(holdback: Holdback, segment: ScoredSegment, text: str) -> list
     spans = hard_spans(text, byte_ends, nats, threshold_nats=holdback.threshold_nats)
     hardest_first = sorted(spans, key=lambda span: (-span.nats, span.token_start))
     return [text[span.char_start : span.char_end] for span in hardest_first]
+
+
+def select_section(config: MillConfig) -> dict[str, Any]:
+    """The parts of the `select` section that can change what is kept."""
+    plain: dict[str, Any] = yaml_config.to_mapping(config.select)
+    return {key: value for key, value in plain.items() if key != "min_kept_share"}
 
 
 def asks_scorer(config: MillConfig) -> bool:

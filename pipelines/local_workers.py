@@ -1,24 +1,29 @@
-"""The worker processes of Beam's local runner: one that is killed is told. Beam itself would wait for it without end.
+"""Beam's local runner: a worker process that is killed is told, and Ctrl-C is this process's alone.
 
 The system kills a process where memory runs out. The thread of Beam's that minds it ends with an error then, which
-nobody hears, and the pipeline goes on waiting. So a pipeline with worker processes runs on a thread of its own here,
-and whichever comes first, its end or such an error, is what came of it. Used by `pipelines.running`.
+nobody hears, and the pipeline goes on waiting. So a pipeline runs on a thread of its own here, and whichever comes
+first, its end or such an error, is what came of it.
+
+A terminal sends Ctrl-C to every process that it started, and each would answer with a traceback. That thread blocks the
+signal, and so do the threads and engines that come from it; worker processes, which begin in a shell, ignore it. The
+main thread alone hears it, and ends them. Used by `pipelines.running`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import threading
-from pathlib import Path
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipelines.stopping import end_workers
 from sharding.errors import MillError
 from sharding.memory_kills import kills_for_memory
 
@@ -27,15 +32,22 @@ _MINDER = "run_worker"
 """Beam's name for the threads that mind worker processes."""
 
 
+_HEARD_BY_MAIN = {signal.SIGINT, signal.SIGHUP}
+"""Not SIGTERM, by which engines are told to end."""
+
+
+def is_local(pipeline: beam.Pipeline) -> bool:
+    """Whether Beam's local runner will run a pipeline."""
+    return (pipeline.options.view_as(StandardOptions).runner or "").endswith("FnApiRunner")
+
+
 def has_processes(pipeline: beam.Pipeline) -> bool:
     """Whether a pipeline's workers will be processes of this machine that Beam's local runner starts."""
-    runner = pipeline.options.view_as(StandardOptions).runner or ""
-    return runner.endswith("FnApiRunner") and pipeline.options.view_as(DirectOptions).direct_running_mode == (
-        "multi_processing"
-    )
+    mode = pipeline.options.view_as(DirectOptions).direct_running_mode
+    return is_local(pipeline) and mode == "multi_processing"
 
 
-def run_with_processes(pipeline: beam.Pipeline) -> Any:
+def run_locally(pipeline: beam.Pipeline) -> Any:
     """Run a pipeline to its end; its state.
 
     Raises:
@@ -45,6 +57,7 @@ def run_with_processes(pipeline: beam.Pipeline) -> Any:
     ended: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD_BY_MAIN)
         try:
             ended.put((pipeline.run().wait_until_finish(), None))
         except BaseException as error:  # noqa: BLE001 - raised below, on the thread that waits
@@ -58,14 +71,32 @@ def run_with_processes(pipeline: beam.Pipeline) -> Any:
 
     kills, before, threading.excepthook = kills_for_memory(), threading.excepthook, heard
     try:
-        threading.Thread(target=run, name="thoughtmill-pipeline", daemon=True).start()
-        state, error = ended.get()
+        with _deaf_workers():
+            threading.Thread(target=run, name="thoughtmill-pipeline", daemon=True).start()
+            state, error = ended.get()
         if error is not None:
-            _end_workers()  # Beam waits for the others, also when this process ends
             raise error
         return state
+    except BaseException:
+        if has_processes(pipeline):
+            end_workers()  # Beam waits for the others, also when this process ends
+        raise
     finally:
         threading.excepthook = before
+
+
+@contextlib.contextmanager
+def _deaf_workers() -> Iterator[None]:
+    """Has worker processes ignore what a terminal sends to all of its processes."""
+    kind, name = SubprocessSDKEnvironment, "from_command_string"
+    made = vars(kind)[name]
+    setattr(
+        kind, name, staticmethod(lambda command_string: made.__func__(kind, f"trap '' INT HUP; exec {command_string}"))
+    )
+    try:
+        yield
+    finally:
+        setattr(kind, name, made)
 
 
 def _told(said: str, for_memory: bool) -> MillError:
@@ -77,18 +108,3 @@ def _told(said: str, for_memory: bool) -> MillError:
         "difficulty.batch_tokens or source.max_document_bytes, or take a machine with more memory, and run again; what "
         "was generated is in the ledger"
     )
-
-
-def _end_workers() -> None:
-    """Kill the worker processes that this one has started, on systems that tell which they are."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
-            parents[int(path.parent.name)] = int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-    for pid in parents:
-        above = parents[pid]
-        while above in parents and above != os.getpid():
-            above = parents[above]
-        with contextlib.suppress(OSError):
-            if above == os.getpid() and b"sdk_worker_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)

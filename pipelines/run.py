@@ -25,6 +25,7 @@ def mill(
     stages: Sequence[str] = STAGES,
     beam_args: Sequence[str] = (),
     replace: bool = False,
+    force: bool = False,
     on_stage: OnStage = lambda stage, manifest, did: None,
 ) -> dict[str, Manifest]:
     """Run stages in order, skipping those that are done.
@@ -34,6 +35,7 @@ def mill(
         stages: which of `STAGES`; each needs the results of those before it.
         beam_args: Beam options, such as "--runner=...".
         replace: make stages again that another config has made in this output.
+        force: make them again whatever made them; what is in the ledger is not generated again.
         on_stage: called with (stage, None, None) when a stage that isn't done begins, and with (stage, its manifest,
             what was done) after every stage.
 
@@ -71,7 +73,9 @@ def mill(
         if name == "augment":
             _learn_first(config, beam_args, replace=replace)
         on_begin = partial(begin, name)
-        manifests[name], did = kinds[name](config).run(beam_args=beam_args, replace=replace, on_begin=on_begin)
+        manifests[name], did = kinds[name](config).run(
+            beam_args=beam_args, replace=replace, force=force, on_begin=on_begin
+        )
         on_stage(name, manifests[name], did)
     return manifests
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.local_workers import has_processes, run_with_processes
+from pipelines.local_workers import is_local, run_locally
 from sharding.errors import MillError, restated
 
 PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
@@ -29,7 +31,7 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
         RequestError: a step found that the request was wrong.
     """
     try:
-        state = run_with_processes(pipeline) if has_processes(pipeline) else pipeline.run().wait_until_finish()
+        state = run_locally(pipeline) if is_local(pipeline) else _run_elsewhere(pipeline)
     except MillError as error:
         raise _located(error, name) from error
     except Exception as error:  # every runner has a class of its own for what a worker sends back as text
@@ -38,6 +40,22 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
         raise _located(found, name) from error
     if state not in (None, PipelineState.DONE):
         raise MillError(f"{name}: the runner ended with {state}: see its log")
+
+
+def _run_elsewhere(pipeline: beam.Pipeline) -> Any:
+    """Run a pipeline on another runner to its end; its state. One that is stopped takes its job along.
+
+    What the job would make is published by nobody.
+    """
+    result = pipeline.run()
+    try:
+        return result.wait_until_finish()
+    except Exception:
+        raise
+    except BaseException:
+        with contextlib.suppress(Exception):
+            result.cancel()
+        raise
 
 
 def told_by_worker(text: str) -> MillError | None:

@@ -18,14 +18,15 @@ from augment.selection.benchmarks.index import index_digest, load_index
 from augment.selection.candidates import ROW_COLUMNS, AskedSegment
 from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls, ShuffleTraces
 from augment.selection.values import needs_controls, value_digest
+from augment.selection.verdict import check_kept
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
-from pipelines.joints import ScorerNats, asks_scorer, holdback_of
+from pipelines.joints import ScorerNats, asks_scorer, holdback_of, select_section
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.drift import unlike_promised
 from pipelines.plan.measured import read_pilot
 from pipelines.scorer_identity import difficulty_section, model_inputs
-from pipelines.stage import Stage
+from pipelines.stage import Did, Stage
 from sharding.beam.joins import GroupRecords, JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
@@ -33,6 +34,7 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import CONTAMINATED, KEPT, REJECTED, REQUESTS, SEGMENTS
 from sharding.records.types import LedgerRow
 from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 
 
 class Select(Stage):
@@ -61,7 +63,7 @@ class Select(Stage):
             config.output,
             sections={
                 "tokenizer": config.tokenizer,
-                "select": config.select,
+                "select": select_section(config),
                 "scorer": difficulty_section(config.gain_difficulty) if self.valued_tiers else None,
             },
             inputs={
@@ -73,6 +75,16 @@ class Select(Stage):
             },
             earlier=(self.augmented,),
         )
+
+    def run(self, **options: Any) -> tuple[Manifest, Did]:
+        """See `Stage.run`. What was selected is published before it is found to be nothing.
+
+        Raises:
+            MillError: no segment keeps a thought.
+        """
+        made, did = super().run(**options)
+        check_kept(made.counts, self.config.select.min_kept_share, self.output)
+        return made, did
 
     def build(self, root: beam.Pipeline) -> Built:
         select, tokenizer, ledger = self.config.select, self.config.tokenizer, self.config.ledger_url

@@ -125,13 +125,19 @@ class Stage:
     # --- the skeleton -------------------------------------------------------------------------------------------------
 
     def run(
-        self, *, beam_args: Sequence[str] = (), replace: bool = False, on_begin: Callable[[], None] = lambda: None
+        self,
+        *,
+        beam_args: Sequence[str] = (),
+        replace: bool = False,
+        force: bool = False,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> tuple[Manifest, Did]:
         """Run the stage unless it is done.
 
         Args:
             beam_args: Beam options.
             replace: make it again where another config has made it.
+            force: make it again whatever made it.
             on_begin: called when this run holds the lease and begins.
 
         Returns:
@@ -144,12 +150,13 @@ class Stage:
         """
         temporary_folder()  # Beam needs one
         options = beam_options(beam_args)
-        found, revised = self._done(replace)
+        found, revised = (None, None) if force else self._done(replace)
         if found is not None and found == revised and self._is_published():
             return found, Did.NOTHING
         self.at.check_links()
         with Lease(self.output, self.name) as lease:
-            found, revised = self._done(replace)  # another run may have finished it a moment ago
+            # Another run may have finished it a moment ago.
+            found, revised = (None, None) if force else self._done(replace)
             if found is not None and found == revised and self._is_published():
                 return found, Did.NOTHING
             for folder in self.at.folders:

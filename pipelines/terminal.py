@@ -32,6 +32,12 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE).encode("utf-8", "backslashreplace").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 segment", "1,200 segments"; a noun in -ss takes -es."""
+    ending = "" if number == 1 else "es" if noun.endswith("ss") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 class Terminal(Console):
     """Standard output or standard error, for people.
 

@@ -142,11 +142,23 @@ def _explain(problem: Any) -> str:
         return f"{path}: is required"
     if kind == "value_error" and (not path or "." in message.split(":")[0]):
         return message  # a check across sections names its own keys
-    shown = repr(problem["input"])
+    shown = _as_written(problem["input"])
     shown = shown if len(shown) <= 120 else shown[:117] + "..."
     if kind == "string_type" and isinstance(problem["input"], int | float):
         message += "; quote it to make it text"
     return f"{path}: {shown} is not allowed: {message}"
+
+
+def _as_written(value: Any) -> str:
+    """A value as YAML has it, on one line; texts in quotes, so that their ends are seen."""
+    if value is None or isinstance(value, dict | list | tuple | bool):
+        try:
+            tree = list(value) if isinstance(value, tuple) else value
+            text: str = yaml.dump(_literal(tree), Dumper=yaml_tree.Dumper, default_flow_style=True, width=1000)
+        except yaml.YAMLError:
+            return repr(value)
+        return text.removesuffix("\n").removesuffix("\n...")
+    return repr(value)
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:

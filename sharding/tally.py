@@ -7,7 +7,10 @@ twice, from a bundle that was tried again. Nothing is locked: an addition may be
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+_doing: list[str] = []
 _counts: Counter[str] = Counter()
 
 
@@ -24,3 +27,18 @@ def read() -> dict[str, int]:
 def clear() -> None:
     """Begin anew."""
     _counts.clear()
+
+
+@contextmanager
+def at(what: str) -> Iterator[None]:
+    """What takes a while and has no numbers, such as loading a model, for as long as it does."""
+    _doing.append(what)
+    try:
+        yield
+    finally:
+        _doing.remove(what)
+
+
+def doing() -> str:
+    """What is under way of that kind; "" where nothing is."""
+    return ", ".join(dict.fromkeys(_doing))

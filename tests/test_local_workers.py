@@ -16,7 +16,7 @@ from augment.feeding.config import FeedingConfig
 from augment.feeding.stats import FeederStats
 from pipelines import local_workers
 from pipelines.beam_options import beam_options
-from pipelines.local_workers import has_processes, run_with_processes
+from pipelines.local_workers import has_processes, run_locally
 from pipelines.running import run_pipeline
 from sharding import memory_kills
 from sharding.errors import MillError
@@ -55,7 +55,7 @@ def test_where_the_system_has_killed_for_memory_it_is_said(monkeypatch: pytest.M
     counts = iter([1, 2])
     monkeypatch.setattr(local_workers, "kills_for_memory", lambda: next(counts))
     with pytest.raises(MillError, match="was killed, because memory ran out"):
-        run_with_processes(Waits(*TWO, said="return code 137"))  # type: ignore[arg-type]
+        run_locally(Waits(*TWO, said="return code 137"))  # type: ignore[arg-type]
 
 
 def test_other_threads_fail_as_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_other_threads_fail_as_they_did(monkeypatch: pytest.MonkeyPatch) -> None
         def wait_until_finish(self) -> str:
             return "DONE"
 
-    assert run_with_processes(Ends(*TWO)) == "DONE"  # type: ignore[arg-type]
+    assert run_locally(Ends(*TWO)) == "DONE"  # type: ignore[arg-type]
     assert heard == ["division by zero"] and threading.excepthook is before
 
 

@@ -20,7 +20,7 @@ from augment.selection.controls import controls_for, controls_of, lowest_ranks, 
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED, choose
 from augment.selection.transforms import _JudgeFn
 from augment.selection.valuing import ValuedSegment
-from pipelines.joints import MIN_SHOWN_TOKENS, Holdback
+from pipelines.joints import MIN_SHOWN_TOKENS, Holdback, holdback_of
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -114,6 +114,7 @@ def test_sampling_is_in_proportion_to_the_exponential_of_the_value_and_the_same_
         ({"value": "none", "keep": "sample"}, "needs a value"),
         ({"value": "continuation"}, "continuation_gain"),
         ({"keep": "worst"}, "keep"),
+        ({"min_value": 0.5}, "min_value: 0.5 .*best_above alone, and keep is best"),
     ],
 )
 def test_a_config_that_can_not_be(
@@ -124,10 +125,28 @@ def test_a_config_that_can_not_be(
 
 
 def test_which_tiers_are_valued() -> None:
-    assert [SelectConfig().values_tier(samples) for samples in (1, 4)] == [False, True]
-    assert [SelectConfig(value="length").values_tier(samples) for samples in (1, 4)] == [True, True]
-    assert not SelectConfig(value="none").values_tier(4)
-    assert [SelectConfig(keep="best_above").values_tier(samples) for samples in (1, 4)] == [True, True]
+    assert [SelectConfig().values_traces(has_scorer) for has_scorer in (False, True)] == [False, True]
+    assert [SelectConfig(value="length").values_traces(has_scorer) for has_scorer in (False, True)] == [True, True]
+    assert not SelectConfig(value="none").values_traces(True)
+    assert SelectConfig(keep="best_above").values_traces(False), "which the config refuses"
+
+
+@pytest.mark.parametrize(
+    ("sections", "valued"),
+    [
+        ({}, ("brief", "deep")),
+        ({"select": {"value": "none"}}, ()),
+        ({"difficulty": {"scorer": "none", "segment_tokens": 64}}, ()),
+        ({"select": {"gain": {"scorer": {"scorer": "rehearsal"}}}}, ("brief", "deep")),
+    ],
+)
+def test_every_tier_that_can_be_valued_is(
+    rehearsal_config: Callable[..., dict[str, Any]], sections: dict[str, Any], valued: tuple[str, ...]
+) -> None:
+    tree = rehearsal_config("x.jsonl", **sections)
+    if "difficulty" in sections:
+        tree["budget"]["policy"] = "uniform"
+    assert holdback_of(from_mapping(tree)).valued_tiers == valued
 
 
 # --- the account ------------------------------------------------------------------------------------------------------
@@ -438,7 +457,7 @@ def select_stage(
 
 
 @pytest.mark.slow
-def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
+def test_the_stage_values_every_tier_and_keeps_the_best(
     select_stage: Callable[..., tuple[str, manifest.Manifest, list[Candidate]]],
 ) -> None:
     output, selected, candidates = select_stage()
@@ -451,7 +470,7 @@ def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
         assert sum(c.kept for c in group) <= 1
         running = [c for c in group if not c.reasons or c.reasons == [NOT_CHOSEN]]
         if group[0].tier == "brief":
-            assert all(c.value is None for c in group)
+            assert all(c.kept for c in running), "a single one is kept whatever its value: it is mostly noise"
         elif len(running) > 1 and running[0].value is not None:
             compared += 1
             [best] = [c for c in running if c.kept]
@@ -460,7 +479,7 @@ def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
     assert compared > 3
     table = {row["tier"]: row for row in selected.facts["account"]}
     assert table["deep"]["gains"]["heldout_first"]["segments"] >= compared
-    assert "gains" not in table["brief"]
+    assert table["brief"]["gains"]["heldout_first"]["segments"] > 0
     assert sum(row["candidates"] for row in table.values()) == len(candidates) == selected.counts["candidates"]
 
     # The last segment's prompt ended before its tail; the others showed the whole segment.
@@ -475,7 +494,7 @@ def test_the_stage_values_tiers_with_several_samples_and_keeps_the_best(
         r for url in manifest.file_urls(output, augmented, "requests") for r in storage.read_records(url, Request)
     ]
     held_back = [r for r in requests if r.shown_tokens < lengths[r.segment_id][0]]
-    assert held_back and all(lengths[r.segment_id][1] and r.tier == "deep" for r in held_back)
+    assert {r.tier for r in held_back} == {"brief", "deep"} and all(lengths[r.segment_id][1] for r in held_back)
 
 
 @pytest.mark.slow

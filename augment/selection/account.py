@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from augment.selection.gates.language import spoken_language
 from augment.selection.valuing import ValuedSegment
+from augment.selection.verdict import FOREIGN, SEGMENTS, SEGMENTS_KEPT
 from sharding.hashing import Purpose, hash64
 from sharding.intervals import mean_of_segments
 from sharding.records.types import Candidate
@@ -49,7 +51,7 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
         candidates: all of the segment's, decided.
         valued: what was found out of them before.
     """
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter({SEGMENTS: 1, SEGMENTS_KEPT: int(any(candidate.kept for candidate in candidates))})
     for candidate in candidates:
         group = (candidate.tier, candidate.model, candidate.prompt)
         outcome = "kept" if candidate.kept else "rejected"
@@ -67,6 +69,8 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
             counts[_name(group, "objections", reason)] += 1
             if place == 0:
                 counts[f"rejected.{reason}"] += 1
+                if reason == "language" and (language := spoken_language(candidate.text)) is not None:
+                    counts[f"{FOREIGN}{language}"] += 1
                 counts[_name(group, "reasons", reason)] += 1
     counts.update(_gain_counts(candidates, valued))
     return dict(counts)

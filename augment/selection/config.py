@@ -22,7 +22,7 @@ class SelectConfig:
         default=None,
         min_length=1,
         description=f"What candidates are chosen by: none, {', '.join(BUILT_IN)}, or your own as file.py:Class; null: "
-        "continuation_gain for tiers with several samples and for keep best_above, none for the others.",
+        "continuation_gain where there is a scorer to ask, also of tiers with one sample, whose worth it tells.",
     )
     keep: Literal["first", "best", "best_above", "sample", "all"] = Field(
         default="best",
@@ -31,7 +31,8 @@ class SelectConfig:
         "a value the first); or all.",
     )
     min_value: float = Field(
-        default=0.0, description="For keep best_above, in the value's unit (nats for gains), beyond chance."
+        default=0.0,
+        description="For keep best_above, in the value's unit (nats for gains), beyond chance; with no other keep.",
     )
     sample_temperature: float = Field(default=1.0, gt=0, description="For keep sample, in the value's unit.")
     seed: int = Field(default=0, ge=0, description="Of keep sample.")
@@ -41,6 +42,13 @@ class SelectConfig:
         "a control arm, not for training.",
     )
     gain: GainConfig = Field(default_factory=GainConfig, description="How values that are gains are measured.")
+    min_kept_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of the segments thought about that should keep a thought: below it run and pilot end with a "
+        "warning, and where none does, with an error; 0: neither.",
+    )
     gates: GatesConfig = Field(default_factory=GatesConfig, description="Reasons to reject a candidate.")
     decontaminate: DecontaminationConfig | None = Field(
         default=None, description="Benchmarks that documents and traces must not overlap with; null: not looked at."
@@ -51,9 +59,9 @@ class SelectConfig:
         """The value in use where there is one."""
         return self.value or "continuation_gain"
 
-    def values_tier(self, samples: int) -> bool:
-        """Whether the traces of a tier with so many samples are valued."""
-        return self.value != "none" and (self.value is not None or samples > 1 or self.keep == "best_above")
+    def values_traces(self, has_scorer: bool) -> bool:
+        """Whether traces are valued: unless told otherwise, wherever there is a scorer to ask."""
+        return self.value != "none" and (has_scorer or self.value is not None or self.keep == "best_above")
 
     @model_validator(mode="after")
     def _value_is_there(self) -> SelectConfig:
@@ -61,6 +69,10 @@ class SelectConfig:
             raise ValueError(
                 f"value: {self.value!r} is none of none, {', '.join(sorted(BUILT_IN))}; one of your own is named as "
                 '"file.py:Class" or "module:Class"'
+            )
+        if self.min_value and self.keep != "best_above":
+            raise ValueError(
+                f"min_value: {self.min_value:g} is looked at by keep: best_above alone, and keep is {self.keep}"
             )
         if self.value == "none" and self.keep in ("best_above", "sample"):
             raise ValueError(f"keep {self.keep} needs a value; value is none")

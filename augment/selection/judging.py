@@ -10,7 +10,8 @@ import numpy as np
 from augment.selection.benchmarks.index import BenchmarkIndex, load_index
 from augment.selection.candidates import AskedSegment, JudgedSegment, trace_of
 from augment.selection.config import SelectConfig
-from augment.selection.gates.gate import Gate, Subject
+from augment.selection.gates.gate import Gate, Subject, Words
+from augment.selection.gates.leaked_sentences import without_leaked_opening
 from sharding.hashing import fingerprint
 from sharding.models.tokenizer import TextTokenizer
 from sharding.records.types import Candidate, ContaminatedDocument, Request
@@ -90,11 +91,19 @@ class Judge:
             continuation=self._tokenizer.decode_bytes(after).decode(errors="ignore"),
         )
 
+    def _without_opening(self, candidate: Candidate, source_line: str) -> Candidate:
+        """The candidate without what it says of the prompt before it begins to think."""
+        text = without_leaked_opening(candidate.text, source_line)
+        if text == candidate.text or candidate.reasons:
+            return candidate
+        return msgspec.structs.replace(candidate, text=text, input_ids=self._tokenizer.encode(text))
+
     def judge(self, asked: AskedSegment, candidates: Sequence[Candidate]) -> JudgedSegment:
         """The segment with its candidates, each with what the gates have against it."""
+        source_line = Words(asked.source_text).line if candidates else ""
         judged = [
             judge(
-                candidate,
+                self._without_opening(candidate, source_line),
                 asked.source_text,
                 self._gates,
                 self._index.hits(candidate.text) if self._index is not None else (),

@@ -94,10 +94,15 @@ class _JudgeFn(_WithJudgeFn):
         _, joined = group
         for asked in joined["asked"]:
             candidates = make_candidates(asked.request, joined["rows"], self._tokenizer)
+            shortened = 0
             if candidates:
-                yield self._judge.judge(asked, candidates)
+                judged = self._judge.judge(asked, candidates)
+                pairs = zip(candidates, judged.candidates, strict=True)
+                shortened = sum(before.text != after.text for before, after in pairs)
+                yield judged
             wanted = asked.request.samples
-            yield beam.pvalue.TaggedOutput(COUNTS, {"requested": wanted, "missing": wanted - len(candidates)})
+            counts = {"requested": wanted, "missing": wanted - len(candidates), "openings_left_out": shortened}
+            yield beam.pvalue.TaggedOutput(COUNTS, counts)
 
 
 class PickControls(beam.PTransform):

@@ -9,6 +9,7 @@ from typing import Any
 
 from difficulty.config import SCORERS, DifficultyConfig
 from difficulty.scorers.protocol import Scorer
+from sharding import tally
 
 
 def make_scorer(config: DifficultyConfig) -> Scorer:
@@ -18,7 +19,8 @@ def make_scorer(config: DifficultyConfig) -> Scorer:
         MillError: a model can't be loaded, or can't score.
         RequestError: the config asks for what the model or the machine can't do.
     """
-    scorer: Scorer = _module(config).make(config)
+    with tally.at(f"loading the scorer {config.model or config.scorer}"):
+        scorer: Scorer = _module(config).make(config)
     return scorer
 
 

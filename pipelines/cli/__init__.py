@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from pipelines import stopping
 from pipelines.cli import ablating as ablating
 from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
 from pipelines.cli import running as running
-from pipelines.cli.application import DEBUG, app, err, out
+from pipelines.cli.application import DEBUG, SAFE, app, err, out
 from pipelines.cli.logs import set_up_logging as set_up_logging
 from pipelines.secrets import told
 from sharding.errors import MillError
@@ -48,8 +49,19 @@ def options(
 
 def main(program: str | None = None) -> None:
     """Entry point: our own errors become one message and an exit code."""
+    with stopping.heard():
+        _main(program)
+
+
+def _main(program: str | None) -> None:
     try:
         app(prog_name=program)
+    except stopping.Stopped as stopped:
+        stopping.speak_again()
+        err.print(
+            Text.assemble(("stopped", "yellow bold"), told(f" by {stopping.SIGNALS[stopped.signal]}{SAFE['said']}"))
+        )
+        stopping.end(stopped)
     except SystemExit as ended:
         sys.exit(_finished(ended.code))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told here

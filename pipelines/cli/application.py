@@ -15,12 +15,13 @@ app = typer.Typer(
     name="thoughtmill",
     help="Mill raw text into thinking-augmented pretraining corpora.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 out = Terminal()
 err = Terminal(stderr=True)
 DEBUG = {"on": False}
+SAFE = {"said": ""}
+"""What a person is told who stops the command."""
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
 BeamArgument = Annotated[
@@ -32,9 +33,20 @@ SetOption = Annotated[
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Make finished stages again, from the same config too; the ledger is kept.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
+
+
+def can_go_on(command: str, ledger_url: str) -> None:
+    """Say, to whoever stops the command, what is safe and how to go on."""
+    SAFE["said"] = (
+        f": the stages that are done and the generations in {ledger_url} are safe; `thoughtmill {command}` goes on "
+        "from there and buys none of them again"
+    )
 
 
 def load(path: str, overrides: list[str] | None) -> MillConfig:

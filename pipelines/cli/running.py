@@ -12,17 +12,21 @@ from pipelines.cli.application import (
     DEBUG,
     BeamArgument,
     ConfigArgument,
+    ForceOption,
     JsonOption,
     QuietOption,
     ReplaceOption,
     SetOption,
     app,
+    can_go_on,
     err,
     load,
     out,
 )
+from sharding.errors import MillError
 
 if TYPE_CHECKING:
+    from pipelines.config import MillConfig
     from pipelines.stage import Did
     from sharding.storage.manifest import Manifest
 
@@ -33,12 +37,13 @@ def run(
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
     replace: ReplaceOption = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, replace, quiet)
+    _run(config, STAGES, beam_args, overrides, replace=replace, force=force, quiet=quiet)
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -48,9 +53,10 @@ def _stage_command(stage: str, about: str) -> None:
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
         replace: ReplaceOption = False,
+        force: ForceOption = False,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, replace, quiet)
+        _run(config, (stage,), beam_args, overrides, replace=replace, force=force, quiet=quiet)
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -64,15 +70,17 @@ def _run(
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
+    *,
     replace: bool,
+    force: bool,
     quiet: bool,
 ) -> None:
     from pipelines.cli import summary
-    from pipelines.documents.quarantine import barren_files
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
 
     config = load(path, overrides)
+    can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}", config.ledger_url)
     anything = False
 
     def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
@@ -82,17 +90,27 @@ def _run(
         if not quiet:
             said = "..." if manifest is None else _told(stage, manifest, did)
             err.print(Text.assemble((stage, "bold"), f" {said}"), style="dim" if manifest is None else "")
-            for warning in barren_files(manifest) if manifest is not None and stage == "score" else ():
+            for warning in _warnings(config, stage, manifest) if manifest is not None else ():
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
 
     with Progress(config.output, err, quiet=quiet) as progress:
-        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, on_stage=on_stage)
+        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, force=force, on_stage=on_stage)
     if "pack" in stages:
         _write_report(config.output, again=anything)
-        out.print(summary.render(config.output))
+        out.print(summary.render(config.output, config.select.min_kept_share))
         if not anything:
             out.print("Everything was done already; nothing was run.")
         out.lost = None  # the corpus is there, whether or not this could be said
+
+
+def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
+    """What whoever waits for a stage should know of it."""
+    from pipelines.cli import summary
+    from pipelines.documents.quarantine import barren_files
+
+    if stage == "score":
+        return list(barren_files(manifest))
+    return summary.selection_warnings(manifest, config.select.min_kept_share) if stage == "select" else []
 
 
 def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
@@ -139,25 +157,38 @@ def plan(
     accelerators: Annotated[int, typer.Option(min=1, help="Accelerators that generate at the same time.")] = 1,
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Tell what a run will take: segments, tokens, GPU-hours, money, bytes, before anything is bought."""
     from pipelines import plan as plan_module
     from pipelines.plan import show
+    from pipelines.watch.progress import Progress
 
-    made = plan_module.make_plan(
-        load(config, overrides),
-        sample_documents=sample_documents,
-        accelerators=accelerators,
-        pilot=pilot,
-        explore=explore,
-        tries=tries,
-        beam_args=beam_args or (),
-        say=err.print,
-    )
+    mill_config = load(config, overrides)
+    if pilot:
+        can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}", mill_config.ledger_url)
+    with Progress(mill_config.output, err, quiet=quiet or as_json, publish=False) as progress:
+        progress.stage("plan")
+        made = plan_module.make_plan(
+            mill_config,
+            sample_documents=sample_documents,
+            accelerators=accelerators,
+            pilot=pilot,
+            explore=explore,
+            tries=tries,
+            beam_args=beam_args or (),
+            say=err.print,
+        )
+        progress.stage(None)
     if as_json:
         out.print_json_line(made)
     else:
         out.print(show.render(made))
+    if pilot and made["nothing_kept"]:
+        raise MillError(
+            "plan --pilot: no segment of the pilot keeps a thought, and a run would end so: see the warning; what was "
+            "generated is in the ledger, and another `select` section is measured on it without generating"
+        )
 
 
 @app.command()
@@ -174,13 +205,14 @@ def arms(
     ] = None,
     overrides: SetOption = None,
     replace: ReplaceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make control arms: corpora of equal length without thoughts and with them, ready to be compared in training."""
     from pipelines import arms as arms_module
     from pipelines.card.facts import REHEARSAL_NOTICE
 
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
-        if manifest is not None:
+        if manifest is not None and not quiet:
             name = f"{arm}: {stage}" if arm else stage
             err.print(Text.assemble((name, "bold"), f" {_told(stage, manifest, did)}"))
 

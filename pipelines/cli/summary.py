@@ -10,17 +10,24 @@ from rich.table import Table
 from rich.text import Text
 
 from augment.selection.account import in_words
+from augment.selection.verdict import shortfall, worth
 from pipelines import report
 from pipelines.card import facts as card_facts
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.quarantine import barren_files
+from pipelines.terminal import counted
 from pipelines.watch.files import read_drifts
 from sharding.storage import manifest
 from sharding.storage.output import Output
 
 
-def render(output: str) -> Group:
-    """The summary of a finished run, as something rich prints."""
+def render(output: str, min_kept_share: float = 0.0) -> Group:
+    """The summary of a finished run, as something rich prints.
+
+    Args:
+        output: of the run.
+        min_kept_share: `select.min_kept_share`; fewer segments with a thought are a warning.
+    """
     stages = {stage: manifest.require(output, stage) for stage in manifest.STAGES}
     scored, augmented, selected, packed = (stages[stage] for stage in manifest.STAGES)
     tokens = max(1, scored.counts["source_tokens"])
@@ -28,7 +35,9 @@ def render(output: str) -> Group:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     counts = scored.counts
-    facts.add_row("documents", f"{counts['documents']:,} in {counts['segments']:,} segments{_not_taken(counts)}")
+    facts.add_row(
+        "documents", f"{counts['documents']:,} in {counted(counts['segments'], 'segment')}{_not_taken(counts)}"
+    )
     for warning in barren_files(scored):
         facts.add_row("warning", Text(warning, "yellow"))
     if further := card_facts.further_round(augmented):
@@ -56,22 +65,23 @@ def render(output: str) -> Group:
         f"{selected.counts['kept']:,} kept of {selected.counts['candidates']:,}"
         + (f"; rejected: {_reasons(selected.counts, 'rejected.')}" if selected.counts["rejected"] else ""),
     )
-    if gains := _gains(selected):
-        facts.add_row("worth", gains)
+    if worths := _gains(selected):
+        facts.add_row("worth", worths)
     if left_out := _left_out(packed.counts):
         facts.add_row("not in the corpus", left_out)
     shards = packed.files.get("shards", [])
     total = max(1, packed.counts["rows"] * packed.config["pack"]["sequence_length"])
     facts.add_row(
         "shards",
-        f"{len(shards)} with {packed.counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} "
+        f"{counted(len(shards), 'file')} with {counted(packed.counts['rows'], 'sequence')} of "
+        f"{packed.config['pack']['sequence_length']:,} "
         f"tokens, {sum(s.size_bytes for s in shards) / 1e6:,.2f} MB, "
         f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding; "
-        f"{packed.counts.get('documents_cut', 0):,} documents longer than a sequence were cut",
+        f"{_cut(packed.counts.get('documents_cut', 0))}",
     )
     facts.add_row("speed", _speed(stages))
     told = (*augmented.facts["warnings"], *map(str, read_drifts(output)), *selected.facts.get("warnings", ()))
-    for warning in told:
+    for warning in (*told, *selection_warnings(selected, min_kept_share)):
         facts.add_row("warning", Text(warning, "yellow"))
     if packed.rehearsal:
         facts.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))
@@ -85,6 +95,11 @@ def render(output: str) -> Group:
     if counts["quarantined"]:
         facts.add_row("", f"thoughtmill inspect {output} --quarantined")
     return Group("", facts)
+
+
+def _cut(documents: int) -> str:
+    was = "was" if documents == 1 else "were"
+    return f"{counted(documents, 'document')} longer than a sequence {was} cut"
 
 
 def _not_taken(counts: dict[str, int]) -> str:
@@ -106,8 +121,17 @@ def _reasons(counts: dict[str, int], prefix: str) -> str:
 
 def _gains(selected: manifest.Manifest) -> str:
     """What thoughts are worth on text that their generators did not see, by tier, with 95% intervals."""
-    rows = [row for row in selected.facts.get("account") or [] if row.get("gains")]
-    return "; ".join(_tier_gains(row["tier"], row["gains"]) for row in rows)
+    account = selected.facts.get("account") or []
+    rows = [row for row in account if row.get("gains")]
+    unmeasured = [said for said, is_bad in worth(account) if not is_bad]
+    return "; ".join([*(_tier_gains(row["tier"], row["gains"]) for row in rows), *unmeasured])
+
+
+def selection_warnings(selected: manifest.Manifest, min_kept_share: float) -> list[str]:
+    """That too few segments keep a thought, and which tiers are worth less than nothing; of made-up traces no worth."""
+    short = shortfall(selected.counts, min_kept_share)
+    bad = [said for said, is_bad in worth(selected.facts.get("account") or []) if is_bad and not selected.rehearsal]
+    return [*([short] if short else []), *bad]
 
 
 def _tier_gains(tier: str, gains: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from augment.selection.verdict import SEGMENTS_KEPT, shortfall
 from difficulty.budget.steps import GainSteps
 from pipelines import preflight
 from pipelines.config import MillConfig
@@ -206,6 +207,7 @@ def _to_json(
             "bytes": interval(size_bytes),
         },
         **_explored(config, evidence, pilot),
+        "nothing_kept": pilot is not None and _keeps_nothing(config, pilot),
         "warnings": [
             *notes,
             *evidence.notes,
@@ -228,6 +230,11 @@ def _explored(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> di
         "frontier": frontier(config, pilot),
         "learned": {"made_from": dict(learned.made_from), "report": dict(learned.report)},
     }
+
+
+def _keeps_nothing(config: MillConfig, pilot: Pilot) -> bool:
+    """Whether selection keeps nothing of more than a handful of segments, and was not told that it may."""
+    return shortfall(pilot.counts, config.select.min_kept_share) is not None and not pilot.counts[SEGMENTS_KEPT]
 
 
 def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resampled: bool) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from augment.selection.values import needs_controls
+from augment.selection.verdict import shortfall
 from pipelines.config import MillConfig
+from pipelines.joints import holdback_of
 from pipelines.plan.chance import estimate
 from pipelines.plan.forecast import Forecast, TierForecast
 from pipelines.plan.measured import Pilot
@@ -23,6 +25,9 @@ CUT_WARNING = 0.2
 def cautions(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[str]:
     """What the owner of the budget should know, in words."""
     said = []
+    if pilot is not None and (short := shortfall(pilot.counts, config.select.min_kept_share)):
+        said.append(f"of the pilot's segments too few keep a thought: {short}")
+    valued_tiers = holdback_of(config).valued_tiers
     used = {tier.model: tier for tier in made.tiers if tier.model is not None and tier.segments[0] > 0}
     for name in used:
         if thinks_not(config, str(name)):
@@ -49,9 +54,12 @@ def cautions(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[st
             said.append(
                 f"the pilot doesn't show that the traces of tier {tier.name} gain anything: {gain['value']:+.2f} nats "
                 f"per segment beyond traces of other segments ({gain['low']:+.2f} to {gain['high']:+.2f}): "
-                + ("a larger --pilot tells" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
+                + ("a larger --pilot may tell" if gain["high"] > 0 else "try another prompt or model, or a longer cap")
             )
-        compared = config.select.values_tier(tier.samples) and needs_controls(config.select.value_name)
+        accepted = share(made.tiers[number], made.tiers[number].accepted)
+        if accepted is not None and accepted["value"] == 0:
+            continue  # nothing is left to be measured, and a larger pilot would say the same
+        compared = tier.name in valued_tiers and needs_controls(config.select.value_name)
         if compared and made.tiers[number].basis == "pilot" and made.tiers[number].gain_nats is None:
             said.append(
                 f"the pilot can't tell what the traces of tier {tier.name} gain: too few of its segments are of "
@@ -62,7 +70,7 @@ def cautions(config: MillConfig, made: Forecast, pilot: Pilot | None) -> list[st
             mean = float(made.tiers[number].tokens_out[0] / max(made.tiers[number].generations[0], 1e-9))
             if abs(mean * tier.samples / tier.tokens_per_segment - 1) > 0.1:
                 said.append(
-                    f"tier {tier.name} takes {mean:,.0f} tokens per generation, and the budget counts with "
+                    f"tier {tier.name} takes {mean:,.0f} tokens per generation, and the budget reckons with "
                     f"{tier.tokens_per_segment / tier.samples:,.0f}: set budget.tiers.{number}.expected_tokens to "
                     f"{mean:.0f} to spend what you asked for"
                 )

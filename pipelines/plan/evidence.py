@@ -18,7 +18,7 @@ from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.pieces import Piece, choose_pieces, size_of
 from pipelines.plan.ranges import choose_ranges
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
-from sharding import sources
+from sharding import sources, tally
 from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError
 from sharding.hashing import content_id
@@ -105,6 +105,7 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
     read_bytes = text_bytes = 0
     estimated = False
     for group, piece in enumerate(ranges):
+        tally.add(pieces=1)
         records = list(itertools.islice(sources.read_documents(piece.unit, piece.source), MAX_RANGE_DOCUMENTS + 1))
         read = [record for record in records[:MAX_RANGE_DOCUMENTS] if isinstance(record, Document)]
         if len(records) <= MAX_RANGE_DOCUMENTS:
@@ -164,6 +165,7 @@ def _score(config: MillConfig, chosen: Sequence[Piece]) -> Iterator[SampledDocum
         while sum(len(segment.input_ids) for segment in own) < len(ids):
             own.append(next(segments))
         counted = own[not piece.is_first : len(own) - (not piece.is_last)] or own
+        tally.add(documents=1, segments=len(own), tokens=len(ids))
         if counted:
             text_bytes = len(tokenizer.decode_bytes(np.concatenate([segment.input_ids for segment in counted])))
             size = size_of(text_bytes, config.difficulty.segment_tokens)

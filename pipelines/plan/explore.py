@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from augment.ledger.reading import read_ledger
 from augment.requests.planner import TracePlanner
-from augment.selection.account import kept_nats
+from augment.selection.account import account_counts, kept_nats, split_account
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import ValuedSegment
@@ -219,10 +220,12 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
     judged, rates = judged_of(config, requests, generated(config, planner, requests, beam_args))
     of_segment = {one.segment.segment_id: one for one in tried}
     numbers: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     entries = []
     for (request, segment), valued in zip(judged, valued_of(config, [one for _, one in judged]), strict=True):
         one = of_segment[request.segment_id]
         decided = choose(valued.candidates, config.select)
+        counts.update(account_counts(decided, valued))
         entry = measurements(request, segment, decided)
         entry |= {
             "document": numbers.setdefault(segment.document, len(numbers)),
@@ -233,7 +236,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
             "null_nats": _null(valued),
         }
         entries.append((request.tier, entry))
-    pilot = Pilot(tiers=by_tier(entries), tokens_per_second=rates)
+    pilot = Pilot(tiers=by_tier(entries), tokens_per_second=rates, counts=split_account(counts)[0])
     return pilot, list(_notes(pilot, len(requests) - len(judged)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from augment.selection.values import value_digest
 from difficulty.budget.tiers import BudgetConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.joints import holdback_of, trace_planner
+from pipelines.joints import holdback_of, select_section, trace_planner
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage.manifest import Manifest
@@ -79,10 +79,17 @@ class MeasuredTier:
 
 @dataclass(frozen=True, kw_only=True)
 class Pilot:
-    """The measurements of all tiers, by their name, and tokens per second by the name of the model."""
+    """What a pilot came to.
+
+    Attributes:
+        tiers: the measurements of all tiers, by their name.
+        tokens_per_second: by the name of the model.
+        counts: as those of the select stage; empty of a pilot that an earlier version made.
+    """
 
     tiers: Mapping[str, MeasuredTier]
     tokens_per_second: Mapping[str, float | None]
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def explored(self) -> bool:
@@ -118,8 +125,9 @@ def read_pilot(config: MillConfig, scored: Manifest | None) -> tuple[Pilot | Non
             name: MeasuredTier(**{key: tuple(values) for key, values in tier.items()})
             for name, tier in found["tiers"].items()
         }
-        return Pilot(tiers=tiers, tokens_per_second=found["tokens_per_second"]), []
-    except (ValueError, KeyError, TypeError) as error:
+        counts = {str(name): int(count) for name, count in found.get("counts", {}).items()}
+        return Pilot(tiers=tiers, tokens_per_second=found["tokens_per_second"], counts=counts), []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MillError(f"{url} is not what a pilot writes: {error!r}; remove it, or add --pilot") from error
 
 
@@ -131,6 +139,7 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
         "forecast": dict(forecast),
         "tiers": {name: asdict(tier) for name, tier in pilot.tiers.items()},
         "tokens_per_second": dict(pilot.tokens_per_second),
+        "counts": dict(pilot.counts),
     }
     storage.write_json(Output(config.output).pilot, content)
 
@@ -151,7 +160,7 @@ def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
         "prompts": planner.prompt_versions(),
         "sampling": yaml_config.to_mapping(config.sampling),
         "closing": yaml_config.to_mapping(config.closing),
-        "select": yaml_config.to_mapping(config.select),
+        "select": select_section(config),
         "value's code": value_digest(config.select.value_name) if shown.valued_tiers else "",
         "layout": "at_hard_span" if shown.at_hard_span else "",
         "tokenizer": config.tokenizer,

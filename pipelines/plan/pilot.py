@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from augment.ledger.parts import ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.planner import TracePlanner
-from augment.selection.account import kept_nats
+from augment.selection.account import account_counts, kept_nats, split_account
 from augment.selection.candidates import JudgedSegment, make_candidates
 from augment.selection.controls import pools_of
 from augment.selection.judging import Judge, document_hash
@@ -41,7 +42,8 @@ from sharding.records.types import Candidate, LedgerRow, Request
 from sharding.storage.output import Output
 
 LEAST_PER_TIER = 4
-"""A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing."""
+"""A tier that gets segments at all has at least so many in the pilot, or its measurements would say nothing; fewer only
+where so many were not asked for."""
 
 
 def measure(
@@ -87,10 +89,11 @@ def pick_segments(config: MillConfig, evidence: Evidence, choices: Choices, coun
                 by_tier.setdefault(tier, []).append(segment.segment_id)
     allocation = choices.allocation
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
+    least = max(1, min(LEAST_PER_TIER, count // max(1, len(by_tier))))
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
         share = round(count * allocation.tiers[tier].segments / total) if total else 0
-        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: max(share, LEAST_PER_TIER)])
+        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: max(share, least)])
     return chosen
 
 
@@ -178,12 +181,14 @@ def _measured(
 ) -> Pilot:
     judged, rates = judged_of(config, requests, rows)
     numbers: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     entries = []
     for (request, segment), valued in zip(judged, valued_of(config, [one for _, one in judged]), strict=True):
         number = numbers.setdefault(request.doc_id, len(numbers))
         decided = choose(valued.candidates, config.select)
+        counts.update(account_counts(decided, valued))
         entries.append((request.tier, measurements(request, segment, decided) | {"document": number}))
-    return Pilot(tiers=by_tier(entries), tokens_per_second=rates)
+    return Pilot(tiers=by_tier(entries), tokens_per_second=rates, counts=split_account(counts)[0])
 
 
 def measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:

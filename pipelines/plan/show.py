@@ -15,7 +15,7 @@ from pipelines.watch.status import UNIT_NAMES
 
 Estimate = Mapping[str, float]
 
-_COLUMNS = ("tier", "segments", "generations", "tokens in", "tokens out", "", "GPU-hours", "dollars")
+_COLUMNS = ("segments", "generations", "tokens in", "tokens out", "", "GPU-hours", "dollars")
 _MEASURED_COLUMNS = ("passing", "kept")
 _SMALL = 0.001
 """What is less needs no digits: a second of a GPU, a tenth of a cent."""
@@ -41,7 +41,7 @@ def render(plan: Mapping[str, Any]) -> Group:
     took = "" if score["seconds_here"] is None else f"; about {_time(score['seconds_here']['value'])} on this machine"
     facts.add_row(
         "1 score",
-        f"{_shown(score['documents'])} documents, {_shown(score['segments'])} segments, "
+        f"{_things(score['documents'], 'document')}, {_things(score['segments'], 'segment')}, "
         f"{_shown(score['tokens_in'])} source tokens{took}",
     )
     facts.add_row(
@@ -53,19 +53,14 @@ def render(plan: Mapping[str, Any]) -> Group:
     tiers = Table(box=None, padding=(0, 1), pad_edge=False)
     is_measured = any(tier["accepted_share"] is not None for tier in augment["tiers"])
     shares = ("accepted_share", "kept_share") if is_measured else ()
-    for name in (*_COLUMNS, *(_MEASURED_COLUMNS if is_measured else ())):
-        tiers.add_column(name, justify="left" if name in ("tier", "") else "right")
+    # A column for each tier: of these there are few, and a number that is cut is worse than none.
+    tiers.add_column("tier")
     for tier in augment["tiers"]:
-        thinking = ("generations", "tokens_in", "tokens_out") if tier["model"] is not None else ()
-        tiers.add_row(
-            tier["name"],
-            _short(tier["segments"]),
-            *(_short(tier[name]) for name in thinking),
-            *([""] * (3 - len(thinking))),
-            _BASIS[tier["length_from"]],
-            *(_short(tier[name]) if thinking else "" for name in ("gpu_hours", "dollars")),
-            *("" if tier[name] is None else _share(tier[name]) for name in shares),
-        )
+        tiers.add_column(tier["name"], justify="right", overflow="fold")
+    names = (*_COLUMNS, *(_MEASURED_COLUMNS if is_measured else ()))
+    columns = [_column(tier, shares) for tier in augment["tiers"]]
+    for name, *cells in zip(names, *columns, strict=True):
+        tiers.add_row(name, *cells)
     costs = Table.grid(padding=(0, 2))
     costs.add_column(style="bold", no_wrap=True)
     costs.add_column(overflow="fold")
@@ -144,6 +139,18 @@ def _expected_gain(budget: Mapping[str, Any], tiers: Sequence[Mapping[str, Any]]
     )
 
 
+def _column(tier: Mapping[str, Any], shares: Sequence[str]) -> list[str]:
+    """What there is to say of a tier, in the order of the rows."""
+    thinks = tier["model"] is not None
+    return [
+        _short(tier["segments"]),
+        *(_short(tier[name]) if thinks else "" for name in ("generations", "tokens_in", "tokens_out")),
+        _BASIS[tier["length_from"]],
+        *(_short(tier[name]) if thinks else "" for name in ("gpu_hours", "dollars")),
+        *("" if tier[name] is None else _share(tier[name]) for name in shares),
+    ]
+
+
 def _basis(basis: Mapping[str, Any]) -> str:
     if basis["scored"]:
         text = "the scored parts: difficulty as it is"
@@ -175,6 +182,10 @@ def _short(value: Estimate | None) -> str:
 def _shown(value: Estimate) -> str:
     point, low, high = (_number(value[key]) for key in ("value", "low", "high"))
     return point if low == high == point else f"{point} ({low} – {high})"
+
+
+def _things(value: Estimate, noun: str) -> str:
+    return f"{_shown(value)} {noun}{'' if _shown(value) == '1' else 's'}"
 
 
 def _gain(value: Estimate) -> str:

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 LOG_S = 60.0
+FIRST_LOG_S = 4.0
+"""Whoever reads a log knows after so long that something is done, and what."""
+
 PUBLISH_S = 10.0
 STALE_S = 60.0
 """What was published longer ago is of a run that is gone."""
@@ -51,10 +54,14 @@ class Progress:
         output: the run's output.
         console: where it is shown; a panel if it is a terminal.
         quiet: show nothing. It is published for `status` all the same.
+        publish: whether it is: what only plans writes nothing into an output.
     """
 
-    def __init__(self, output: str, console: Console, *, quiet: bool = False, log_s: float = LOG_S) -> None:
+    def __init__(
+        self, output: str, console: Console, *, quiet: bool = False, log_s: float = LOG_S, publish: bool = True
+    ) -> None:
         self._output, self._console, self._quiet, self._log_s = output, console, quiet, log_s
+        self._publish = publish
         self._url = Output(output).progress
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thoughtmill-progress", daemon=True)
@@ -84,7 +91,7 @@ class Progress:
             self._live.stop()
         self._warning.leave()
         with contextlib.suppress(Exception):
-            if read_snapshot(self._output)["run"] == self._run_id:
+            if self._publish and read_snapshot(self._output)["run"] == self._run_id:
                 storage.remove(self._url, self._output)
 
     def stage(self, name: str | None) -> None:
@@ -114,6 +121,7 @@ class Progress:
             "tokens_per_second": counts["tokens"] / elapsed_s if counts.get("tokens") and elapsed_s > 0 else None,
             "generation": self._generation,
             "waits": waits.current(),
+            "doing": tally.doing(),
             "warning": self._warning.message,
         }
 
@@ -128,7 +136,7 @@ class Progress:
         self._look_again = began + max(LOOK_S, took_s / MAX_SHARE)
 
     def _run(self) -> None:
-        logged, published, stage = time.monotonic(), float("-inf"), ""
+        logged, published, stage, told = time.monotonic(), float("-inf"), "", None
         while not self._stop.wait(LOOK_S):
             try:
                 found, now = self.snapshot(), time.monotonic()
@@ -138,9 +146,13 @@ class Progress:
                     continue
                 if self._live is not None:
                     self._live.update(render(found), refresh=True)
-                elif not self._quiet and now >= logged + self._log_s:
-                    logged = now
+                elif not self._quiet and (
+                    now >= logged + self._log_s or (found["stage"] != told and found["elapsed_s"] >= FIRST_LOG_S)
+                ):
+                    logged, told = now, found["stage"]
                     self._console.print(Text(line(found)))
+                if not self._publish:
+                    continue
                 if now >= published + PUBLISH_S or found["stage"] != stage:  # what was published says another one
                     published, stage = now, found["stage"]
                     storage.write_json(self._url, found)
@@ -183,7 +195,7 @@ class _LastWarning(logging.Handler):
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a snapshot tells, as (name, text)."""
     counts: Mapping[str, int] = found["counts"]
-    done = [f"{counts[name]:,} {name}" for name in ("documents", "segments", "tokens") if counts.get(name)]
+    done = [f"{counts[name]:,} {name}" for name in ("pieces", "documents", "segments", "tokens") if counts.get(name)]
     if done:
         yield "done", ", ".join(done)
     if found["tokens_per_second"]:
@@ -192,6 +204,8 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
     generation = found["generation"]
     waiting = [*found.get("waits", ()), *(generation or {}).get("waits", ())]
+    if doing := found.get("doing"):
+        yield "doing", doing
     for wait in waits.all_told(waiting):
         yield "waiting", wait
     if generation:

@@ -25,6 +25,7 @@ from augment.ledger.dropping import dropped_rows, drops
 from augment.ledger.parts import every_part
 from augment.ledger.reading import RANK
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.terminal import counted
 from pipelines.watch.files import read_drifts, read_plan
 from sharding import storage, waits
 from sharding.errors import MillError
@@ -266,6 +267,6 @@ def under_way(generation: Mapping[str, Any]) -> str:
         return "no process is at work" + (f"; the last generation came {since / 60:,.1f} min ago" if since else "")
     failed = f", {generation['failed']:,} failed" if generation["failed"] else ""
     return (
-        f"{generation['in_flight']:,} in flight and {generation['waiting']:,} waiting in {generation['processes']} "
-        f"processes{failed}"
+        f"{generation['in_flight']:,} in flight and {generation['waiting']:,} waiting in "
+        f"{counted(generation['processes'], 'process')}{failed}"
     )

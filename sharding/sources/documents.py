@@ -14,6 +14,9 @@ EXCERPT_BYTES = 400
 MAX_DETAIL = 1000
 """Characters."""
 
+FIELDS_SHOWN = 20
+"""So many fields of a record are named where the one that is asked for is missing."""
+
 
 def refuse(origin: str, reason: str, detail: str, payload: bytes = b"") -> Quarantined:
     """A record that can't be read, with the first bytes of it."""
@@ -40,7 +43,7 @@ def document_of(record: Mapping[str, Any], origin: str, source: Source, payload:
     config = source.config
     text = record.get(config.text_field)
     if text is None:
-        detail = f"no field {config.text_field!r}; the record has {sorted(record)[:20]}"
+        detail = f"no field {config.text_field!r}; the record has {', '.join(sorted(record)[:FIELDS_SHOWN]) or 'none'}"
         return refuse(origin, "missing_text", detail, payload)
     if not isinstance(text, str):
         return refuse(origin, "text_not_string", f"field {config.text_field!r} is {type(text).__name__}", payload)

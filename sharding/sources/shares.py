@@ -184,6 +184,14 @@ def check_scored(
         MillError: it is over the source's share.
     """
     reasons = {n.removeprefix("quarantined."): c for n, c in counts.items() if n.startswith("quarantined.")}
+    if not counts["documents"]:
+        fields = ", ".join(f"{source.key}.text_field: {source.config.text_field!r}" for source in sources)
+        first = min(filter(None, (tally.first for tally in tallies)), default="")
+        raise MillError(
+            f"{sources[0].key}: none of {counts['documents_in']:,} records became a document ({fields}): correct the "
+            + (f"config and add --replace; one of them is {first}; all" if first else "config and add --replace; those")
+            + f" in quarantine are in {parts}"
+        )
     by_tokenizer = counts["quarantined"] - sum(sum(tally.refused.values()) for tally in tallies)
     for source, tally in zip(sources, tallies, strict=True):
         refused = sum(tally.refused.values())

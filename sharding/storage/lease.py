@@ -42,6 +42,15 @@ _SETTLE_S = 1.0
 """After a takeover, so long for another one at the same moment to show."""
 
 
+_held: set[Lease] = set()
+
+
+def give_back_all() -> None:
+    """Give back the leases that this process holds; for one that is about to end, whatever its threads are doing."""
+    for lease in tuple(_held):
+        lease.give_back()
+
+
 class Lease:
     """The right to write to an output, held within a `with` block.
 
@@ -79,6 +88,7 @@ class Lease:
             self._wait_for_takeover()
         self._thread = threading.Thread(target=self._renew, name="thoughtmill-lease", daemon=True)
         self._thread.start()
+        _held.add(self)
         return self
 
     def __exit__(
@@ -87,6 +97,12 @@ class Lease:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Remove the lease if it is still ours; it ends by itself where that fails."""
+        _held.discard(self)
+        self._ended.set()
         try:
             if (found := self._read()) is not None and found.get("token") == self._token:
                 storage.remove(self.url, self._output)

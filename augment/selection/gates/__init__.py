@@ -12,6 +12,7 @@ from augment.selection.gates.gate import Gate
 from augment.selection.gates.language import Language
 from augment.selection.gates.leakage import Leakage
 from augment.selection.gates.loop import Loop
+from augment.selection.gates.off_topic import OffTopic
 from augment.selection.gates.refusal import Refusal
 from augment.selection.gates.too_short import TooShort
 from augment.selection.gates.unclosed import Unclosed
@@ -33,6 +34,7 @@ class GatesConfig:
     loop: Loop = Loop()
     verbatim: Verbatim = Verbatim()
     language: Language = Language()
+    off_topic: OffTopic = OffTopic()
 
     def enabled(self) -> dict[str, Gate]:
         """The gates that are applied, by name and in order."""

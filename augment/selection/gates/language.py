@@ -116,11 +116,23 @@ def main_languages(text: str) -> frozenset[str]:
 
 def sure_shares(text: str) -> dict[str, float]:
     """The share of a text's pieces that is surely in each language, kin taken as one; empty without prose."""
+    pieces = _looked_at(text)
+    counts = Counter(filter(None, map(_sure_language, pieces)))
+    return {language: count / len(pieces) for language, count in counts.items()}
+
+
+def spoken_language(text: str) -> str | None:
+    """The language that most of a text is surely in, as an ISO 639-1 code; None where it can't be told."""
+    counts = Counter(_identifier().rank(piece)[0][0] for piece in _looked_at(text) if _sure_language(piece))
+    return max(counts, key=lambda language: (counts[language], language)) if counts else None
+
+
+def _looked_at(text: str) -> list[str]:
+    """The pieces of a text's prose that are looked at."""
     pieces = list(_pieces(prose(text)))
     if len(pieces) > MAX_PIECES:
         pieces = [pieces[i * len(pieces) // MAX_PIECES] for i in range(MAX_PIECES)]
-    counts = Counter(filter(None, map(_sure_language, pieces)))
-    return {language: count / len(pieces) for language, count in counts.items()}
+    return pieces
 
 
 def _sure_language(piece: str) -> str | None:

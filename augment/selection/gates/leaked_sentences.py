@@ -258,6 +258,35 @@ _FOLLOWED_BY = tuple(
 )
 
 
+_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)]*(?=\s)|[。！？]+[”」』]?|\n")
+_MAX_OPENING = 400
+"""Characters; a longer sentence is no opening."""
+
+_MAX_OPENINGS = 3
+
+
+def without_leaked_opening(text: str, source_line: str) -> str:
+    """A trace without the sentences about the prompt that it begins with, where something is left.
+
+    A reasoning model sums up what it was asked before it thinks, and what follows is worth no less for that.
+
+    Args:
+        text: of the trace.
+        source_line: the segment's words as `Words.line` has them; what it says too is no sign.
+    """
+    left = text
+    for _ in range(_MAX_OPENINGS):
+        end = _SENTENCE_END.search(left, 0, _MAX_OPENING)
+        if end is None:
+            break
+        said = leaked_sentences(f" {' '.join(words_of(left[: end.end()]))} ")
+        rest = left[end.end() :].lstrip()
+        if not rest or not said or said <= leaked_sentences(source_line):
+            break
+        left = rest
+    return left
+
+
 def leaked_sentences(line: str) -> set[str]:
     """The beginnings of such sentences in a line of words, as `Words.line` has it; linear in its length."""
     found = set()
