@@ -34,6 +34,7 @@ from pipelines.run import mill
 from pipelines.tools.demo import topic_documents
 from pipelines.yaml_config import from_mapping
 from sharding.beam.part_join import scored_documents
+from sharding.errors import RequestError
 from sharding.storage import manifest
 
 KINDS = ("page", "base64", "hex", "licence")
@@ -140,7 +141,11 @@ def main() -> None:
         table = Table("policy", *(f"{kind} segments" for kind in KINDS), "on blobs", title="Where the budget goes")
         figures: dict[str, Any] = {}
         for policy, config in configs.items():
-            counts = spread(config)
+            try:
+                counts = spread(config)
+            except RequestError as error:  # where the pilot shows no gain, nothing is bought
+                console.print(f"{policy}: {error}")
+                counts = Counter()
             thinking = sum(counts[kind] for kind in KINDS)
             on_blobs = 1 - counts["page"] / thinking if thinking else None
             told = [f"{counts[kind]} of {counts[f'all {kind}']}" for kind in KINDS]
