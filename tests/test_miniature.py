@@ -35,6 +35,7 @@ from pipelines.miniature.world import (
 )
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
+from sharding.storage.output import Output
 
 WORLD = make_world(7)
 TEXTS = [document["text"] for document in write_documents(WORLD, 400, 3)]
@@ -308,14 +309,14 @@ def test_the_whole_chain_runs_and_ends_in_figures(
     figures = evidence.figures_of(made)
     assert {"raw_over_adaptive", "raw_over_adaptive_low", "shuffled_over_adaptive", "dose_monotone"} <= set(figures)
     assert set(evidence.last_scores(made)) == {"raw", "adaptive", NOISE}
-    written = (tmp_path / "mill" / "ablation.json").read_bytes()
+    written = Path(Output(str(tmp_path / "mill")).ablation).read_bytes()
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["evidence", "--output", str(tmp_path / "mill")])
     evidence.main()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["name"] == "evidence" and last["figures"].keys() == figures.keys()
     make_evidence(tmp_path, TINY)  # all of it is there
-    assert (tmp_path / "mill" / "ablation.json").read_bytes() == written
+    assert Path(Output(str(tmp_path / "mill")).ablation).read_bytes() == written
 
 
 def test_inputs_of_other_sizes_are_not_taken_for_these(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`make evidence`: the miniature from nothing to its verdict.
 
     inputs ─► teacher on a port of its own ─► the noise arm ─► `ablate`: the other arms, students, verdict
-                                                                      ─► out/miniature/mill/ablation.json
+                                                                      ─► out/miniature/mill/ablation/ablation.json
 
 What is done is skipped, as everywhere in the mill.
 """
