@@ -24,7 +24,7 @@ from sharding.storage.output import MANIFEST_NAME as MANIFEST_NAME
 from sharding.storage.output import SUCCESS_NAME as SUCCESS_NAME
 from sharding.storage.output import Output
 
-FORMAT = 3
+FORMAT = 4
 """Version of the layout of manifests and parts; part of every fingerprint."""
 
 TOLD = ("card",)
