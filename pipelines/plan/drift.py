@@ -151,7 +151,7 @@ def unlike_promised(tiers: Mapping[str, MeasuredTier], account: Iterable[Mapping
                 )
         gain = (row.get("gains") or {}).get("heldout")
         valued = np.array([nats is not None for nats in tier.heldout_nats])
-        if gain is None or gain["low"] is None or not valued.any():
+        if gain is None or gain.get("low") is None or not valued.any():
             continue
         nats = np.array([nats or 0.0 for nats in tier.heldout_nats])
         found = mean_of_segments(np.bincount(place, valued), np.bincount(place, nats), level=level)
