@@ -22,8 +22,8 @@ ABOUT = (
 )
 CHAT = (
     "Good morning, sunshine! I hope your weekend was relaxing and full of laughter. I'm your friendly helper, ready "
-    "to brighten your day with jokes, recipes, travel tips or motivational quotes. Would you prefer coffee recommendations "
-    "or a bedtime story about pirates, dragons and princesses?"
+    "to brighten your day with jokes, recipes, travel tips or motivational quotes. Would you prefer coffee or a "
+    "bedtime story about pirates, dragons and princesses, with recommendations for dessert?"
 )
 GERMAN = (
     "Ein Gletscher fließt, weil Eis sich unter Druck langsam verformt, und weil er auf dem Wasser an seinem Grund "
