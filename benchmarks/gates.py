@@ -4,7 +4,7 @@
     python -m benchmarks.gates --list
     python -m benchmarks.gates --set third
 
-356 traces written by hand (`benchmarks/gate_traces`): ordinary good ones in prose, code, tables, formulae and matrices,
+400 traces written by hand (`benchmarks/gate_traces`): ordinary good ones in prose, code, tables, formulae and matrices,
 baits (good ones that only look like a refusal, a leak, a loop), and failures of every gate that reads the text. Half of
 them, by hash, is held out: gates were tuned on the other half alone. Precision is the share of failures among what a
 gate objects to. `--list` shows every trace of the half for tuning that came out wrong, `--set` takes the traces of one

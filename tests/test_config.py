@@ -41,6 +41,7 @@ MISTAKES = [
                 "thinking_tokens": 10,
                 "tiers": [{"name": "a", "model": "pretend", "prompt": "brief", "max_tokens": 9, "samples": 2}],
             },
+            "select": {"value": "continuation_gain"},
         },
         ["select.value", "continuation_gain", "needs a scorer"],
     ),

@@ -256,7 +256,7 @@ def test_share_that_may_be_copied() -> None:
 def test_real_text_is_no_copy_of_other_real_text(name: str) -> None:
     for source in (SEGMENT, inspect.getsource(string), JAPANESE):
         if source not in REAL[name]:
-            assert reasons(REAL[name], source, "brief") in ([], ["language"])
+            assert reasons(REAL[name], source, "brief") in ([], ["language"], ["off_topic"])
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ class _JudgeFn(_WithJudgeFn):
                 shortened = sum(before.text != after.text for before, after in pairs)
                 yield judged
             wanted = asked.request.samples
-            counts = {"requested": wanted, "missing": wanted - len(candidates), "openings_left_out": shortened}
-            yield beam.pvalue.TaggedOutput(COUNTS, counts)
+            counts = {"requested": wanted, "missing": wanted - len(candidates)}
+            yield beam.pvalue.TaggedOutput(COUNTS, counts | ({"openings_left_out": shortened} if shortened else {}))
 
 
 class PickControls(beam.PTransform):

@@ -90,10 +90,13 @@ def pick_segments(config: MillConfig, evidence: Evidence, choices: Choices, coun
     allocation = choices.allocation
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
     least = max(1, min(LEAST_PER_TIER, count // max(1, len(by_tier))))
+    shares = {tier: round(count * allocation.tiers[tier].segments / total) if total else 0 for tier in by_tier}
+    quotas = {tier: max(share, least) for tier, share in shares.items()}
+    while sum(quotas.values()) > max(count, len(quotas)):  # what was rounded up is taken from where there is most
+        quotas[max(quotas, key=lambda tier: (quotas[tier], tier))] -= 1
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
-        share = round(count * allocation.tiers[tier].segments / total) if total else 0
-        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: max(share, least)])
+        chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: quotas[tier]])
     return chosen
 
 

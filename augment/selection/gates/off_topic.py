@@ -7,7 +7,8 @@ the other, and that is the measure: a trace that has no more in common with its 
 topic. How many that are was measured on traces held against segments that they are not about, and traces about their
 segment share some twenty times as many (`python -m benchmarks.gates`).
 
-What is in another language than its segment is not judged: there are no words to share.
+What is in another language than its segment is not judged: there are no words to share. Nor is what is code for the
+most part.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class OffTopic(Gate):
     def objects(self, subject: Subject) -> bool:
         said, source = TellingWords(subject.trace.text), _source_words(subject.source_text)
         # Code may show that a text is about another; that it has words of its own shows nothing.
-        pairs = len(TellingWords(without_code(subject.trace.text)).words) * len(source.words)
-        if pairs < self.min_words**2:
+        prose = without_code(subject.trace.text)
+        pairs = len(TellingWords(prose).words) * len(source.words)
+        if 2 * len(prose) < len(subject.trace.text) or pairs < self.min_words**2:
             return False
         shared = len(said.words & source.words) + len(said.numbers & source.numbers)
         halves = HALVES if _is_unspaced(subject.source_text) else 1
