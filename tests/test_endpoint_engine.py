@@ -749,6 +749,7 @@ def test_a_run_on_servers_leaves_no_key_behind(
         difficulty={"scorer": "endpoint", "model": byte_tokenizer, "segment_tokens": 64, **reached},
         models={"pretend": {"engine": "endpoint", "name": byte_tokenizer, **reached}},
         ledger={"max_failed_fraction": 0.9},
+        select={"min_kept_share": 0},
     )
     config = from_mapping(tree)
     mill(config)

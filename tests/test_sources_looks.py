@@ -263,7 +263,7 @@ def test_only_the_fields_of_the_config_are_strict(line: bytes, outcome: str | No
 
 def test_what_a_record_without_text_has_is_told_all_the_same() -> None:
     record = parse_json_line(b'{"id": "a", "body": "t", "score": NaN}', "f.jsonl:1", SOURCE)
-    assert isinstance(record, Quarantined) and "['body', 'id', 'score']" in record.detail
+    assert isinstance(record, Quarantined) and "body, id, score" in record.detail
 
 
 # --- joined files, padding, windows -----------------------------------------------------------------------------------
