@@ -254,7 +254,8 @@ def test_a_pilot_of_everything_selects_what_the_run_selects(tree: dict[str, Any]
     for name in ("brief", "deep"):
         assert tiers[name]["kept_share"]["value"] == pytest.approx(accounts[name]["kept_share"], abs=1e-4)
         assert tiers[name]["kept_share"]["low"] == tiers[name]["kept_share"]["high"], "all were measured"
-    assert tiers["brief"]["gain_nats"] is not None, "a tier with one sample is valued too"
+    if keep != "best_above":  # of few that are kept there is no interval
+        assert tiers["brief"]["gain_nats"] is not None, "a tier with one sample is valued too"
     gain, actual = tiers["deep"]["gain_nats"], accounts["deep"]["gains"]["heldout"]
     assert gain["value"] == pytest.approx(actual["mean"], abs=1e-3)
     assert gain["low"] < gain["value"] < gain["high"]
