@@ -30,9 +30,9 @@ HYPOTHESES: tuple[tuple[str, ...], ...] = (
     ("entropy", "numbers", "kind", "source"),
 )
 """What the gain may hang on besides difficulty, each by itself and with it; weighed by how likely each makes the
-observations. That it hangs on difficulty alone, the prior, is as likely beforehand as any one of them. It could be taken
-for likelier, but the mistakes cost differently: to learn where difficulty is right loses a hundredth of the gain, to stay
-with difficulty where it is wrong may lose half."""
+observations. That it hangs on difficulty alone, the prior, is as likely beforehand as any one of them. It could be
+taken for likelier, but the mistakes cost differently: to learn where difficulty is right loses a hundredth of the gain,
+to stay with difficulty where it is wrong may lose half."""
 
 FEWEST_DOCUMENTS = 20
 """With fewer there is nothing to learn from, and the prior stays alone."""
