@@ -391,7 +391,7 @@ def test_what_cannot_be_explored(tree: dict[str, Any]) -> None:
         ({}, {"tries": 2}, "plan --tries: is for a pilot that tries"),
         ({}, {"pilot": 20, "explore": True}, "the corpus isn't scored yet"),
         ({}, {"pilot": 20, "explore": True, "tries": 3}, "plan --tries: 3 of 2 tiers; allowed: 1 to 2"),
-        ({"select": {}}, {"pilot": 20, "explore": True}, "tier brief would have no value.*select.value"),
+        ({"select": {"value": "none"}}, {"pilot": 20, "explore": True}, "tier brief would have no value.*select.value"),
         ({"select": {"value": "length"}}, {"pilot": 20, "explore": True}, "length measures no gain"),
         ({}, {"pilot": 2, "explore": True}, "select.gain.controls=2 others: raise --pilot"),
         ({"budget": skips}, {"pilot": 20, "explore": True}, "no tier with a model"),

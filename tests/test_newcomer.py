@@ -14,6 +14,7 @@ from rich.console import Console
 
 from augment.selection.gates.leaked_sentences import without_leaked_opening
 from pipelines import arms
+from pipelines.joints import Choices, holdback_of
 from pipelines.plan import make_plan, show
 from pipelines.plan.evidence import gather
 from pipelines.plan.forecast import allocation_for
@@ -88,7 +89,8 @@ def test_tables_fit_a_terminal(tree: Tree) -> None:
 def test_a_pilot_takes_as_many_segments_as_it_is_told(tree: Tree, count: int) -> None:
     config = from_mapping(tree)
     evidence = gather(config, 100)
-    taken = pick_segments(config, evidence, allocation_for(config, evidence), count)
+    choices = Choices(allocation_for(config, evidence), holdback_of(config))
+    taken = pick_segments(config, evidence, choices, count)
     assert len(taken) <= max(count, 2), "one of each tier at least"
 
 

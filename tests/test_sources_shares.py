@@ -74,7 +74,13 @@ def test_the_share_of_files_is_exact(barren: int, files: int, limit: float, refu
         shares.check_files(source, barren, files, shown)
 
 
-COUNTS = {"quarantined": 12, "quarantined.empty": 2, "quarantined.not_in_vocabulary": 10, "duplicates_dropped": 0}
+COUNTS = {
+    "documents": 88,
+    "quarantined": 12,
+    "quarantined.empty": 2,
+    "quarantined.not_in_vocabulary": 10,
+    "duplicates_dropped": 0,
+}
 
 
 @pytest.mark.parametrize(("dropped", "named"), [(0, "sources.1: 10 of 50"), (1, "sources.0: 6 of 50")])
