@@ -350,7 +350,8 @@ def test_an_exploring_pilot_teaches_and_the_run_buys_nothing_twice(
     assert 0 < augmented.counts["found"] <= len(bought)
     assert len({row.key for row in read_ledger(config.ledger_url)}) == len(list(read_ledger(config.ledger_url)))
     forecast = {tier["name"]: tier["gain_nats"] for tier in plan["augment"]["tiers"] if tier["gain_nats"]}
-    assert forecast, "of a tier with few explored segments of its own the gain isn't told"
+    untold = [warning for warning in plan["warnings"] if "can't tell what the traces of tier" in warning]
+    assert len(forecast) + len(untold) == 2, "of a tier with few explored segments of its own the gain isn't told"
     for row in selected.facts["account"]:
         if row["tier"] not in forecast:
             continue
@@ -391,7 +392,11 @@ def test_what_cannot_be_explored(tree: dict[str, Any]) -> None:
         ({}, {"tries": 2}, "plan --tries: is for a pilot that tries"),
         ({}, {"pilot": 20, "explore": True}, "the corpus isn't scored yet"),
         ({}, {"pilot": 20, "explore": True, "tries": 3}, "plan --tries: 3 of 2 tiers; allowed: 1 to 2"),
-        ({"select": {"value": "none"}}, {"pilot": 20, "explore": True}, "tier brief would have no value.*select.value"),
+        (
+            {"select": {"value": "none"}},
+            {"pilot": 20, "explore": True},
+            "tier brief and deep would have no value.*select.value",
+        ),
         ({"select": {"value": "length"}}, {"pilot": 20, "explore": True}, "length measures no gain"),
         ({}, {"pilot": 2, "explore": True}, "select.gain.controls=2 others: raise --pilot"),
         ({"budget": skips}, {"pilot": 20, "explore": True}, "no tier with a model"),

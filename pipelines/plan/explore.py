@@ -76,8 +76,8 @@ def thinking_tiers(config: MillConfig) -> list[TierConfig]:
     valued = holdback_of(config).valued_tiers
     if unvalued := [tier.name for tier in tiers if tier.name not in valued]:
         raise RequestError(
-            f"plan --explore: the traces of tier {' and '.join(unvalued)} would have no value (one sample, and "
-            "select.value is not set), so what they gain can't be measured; set select.value: continuation_gain"
+            f"plan --explore: the traces of tier {' and '.join(unvalued)} would have no value, so what "
+            "they gain can't be measured; set select.value: continuation_gain"
         )
     if config.select.value_name == "length":
         raise RequestError(
