@@ -104,6 +104,10 @@ class _Bins(msgspec.Struct):
     counts: list[Key]
     shift: Annotated[int, msgspec.Meta(ge=0, le=62)]
 
+    def __post_init__(self) -> None:
+        if len(self.bin_steps) != len(self.counts):
+            raise ValueError(f"{len(self.bin_steps)} bin_steps, but {len(self.counts)} counts")
+
 
 class _Histogram(msgspec.Struct):
     by_difficulty: _Bins

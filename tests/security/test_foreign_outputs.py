@@ -429,3 +429,13 @@ def test_a_number_of_parts_that_no_stage_writes_is_refused(output: Path, count: 
         assert "is not a manifest of this output" in str(error)
     else:
         assert any("its name says that it is part 0 of" in problem.what for problem in problems)
+
+
+@pytest.mark.parametrize("column", ["bin_steps", "counts"])
+def test_a_histogram_whose_columns_differ_in_length_is_one_error(output: Path, column: str) -> None:
+    def shorten(tree: Any) -> None:
+        del tree["facts"]["histogram"]["by_difficulty"][column][-1]
+
+    rewrite(manifest_of(output, "score"), shorten)
+    with pytest.raises(MillError, match=r"stages/score/MANIFEST\.json.*bin_steps, but \d+ counts"):
+        manifest.read(str(output), "score")
