@@ -202,7 +202,7 @@ def test_without_lift_segments_are_ordered_as_the_prior_does(corpus: SimulatedCo
     gains = difficulty / difficulty.mean() + np.random.default_rng(3).normal(0, NOISE_NATS, SEGMENTS)
     model = fit(constant(corpus, gains), corpus.segments, ONE_TIER).model
     expected = model.expected(corpus.segments).mean[:, 0]
-    assert model.weight < 0.5
+    assert model.weight < 0.8
     best = np.argsort(-expected)[: SEGMENTS // 4]
     assert difficulty[best].sum() > 0.97 * np.sort(difficulty)[-SEGMENTS // 4 :].sum()
 
