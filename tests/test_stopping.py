@@ -22,6 +22,12 @@ ROOT = Path(__file__).parent.parent
 TWO = ("--", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
 
 
+def heed_signals() -> None:
+    """Before the command starts: the tests themselves may have been started by nohup or in the background."""
+    for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sent, signal.SIG_DFL)
+
+
 def started(*command: str, **kwargs: Any) -> subprocess.Popen[str]:
     """A process in a group of its own, as a terminal starts one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "300"}
@@ -32,6 +38,7 @@ def started(*command: str, **kwargs: Any) -> subprocess.Popen[str]:
         text=True,
         env=environment,
         start_new_session=True,
+        preexec_fn=heed_signals,
         **kwargs,
     )
 
