@@ -126,13 +126,13 @@ from sharding.storage.lease import Lease
 class Hangs:
     def __enter__(self): return self
     def __exit__(self, *error):
-        if "hang" in sys.argv: time.sleep(60)
+        if "hang" in sys.argv: time.sleep(600)
 stopping.GRACE_S = 1.0
 with stopping.heard():
     try:
         with Lease(sys.argv[1], "test"), Hangs():
             print("at work", flush=True)
-            time.sleep(60)
+            time.sleep(600)
     except stopping.Stopped as stopped:
         stopping.speak_again()
         print("told", file=sys.stderr)
@@ -150,7 +150,7 @@ def test_the_lease_is_given_back_even_where_the_end_hangs(tmp_path: Path, sent: 
     if how == "twice":
         time.sleep(0.3)
         waits.send_signal(sent)
-    _, complained = waits.communicate(timeout=20)
+    _, complained = waits.communicate(timeout=120)
     assert (waits.returncode, complained) == (128 + sent, "told\n" if how == "well" else "")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
@@ -163,7 +163,7 @@ def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
     time.sleep(0.5)
     assert waits.poll() is None, "it runs under nohup"
     waits.send_signal(signal.SIGTERM)
-    waits.communicate(timeout=20)
+    waits.communicate(timeout=120)
     assert waits.returncode == 128 + signal.SIGTERM
 
 
