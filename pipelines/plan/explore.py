@@ -147,11 +147,9 @@ class _OneTier:
     segment_ids: frozenset[str]
     holdback: Holdback
 
-    def tier(self, segment: ScoredSegment) -> int:
-        return self.tier_index if segment.segment_id in self.segment_ids else self.skip_index
-
     def tiers(self, segments: Sequence[ScoredSegment]) -> list[int]:
-        return [self.tier(segment) for segment in segments]
+        asked = (segment.segment_id in self.segment_ids for segment in segments)
+        return [self.tier_index if is_asked else self.skip_index for is_asked in asked]
 
     def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
         return self.holdback.shown_tokens(segment, tier)

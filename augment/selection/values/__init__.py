@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from sharding.errors import RequestError
-from sharding.hashing import fingerprint
+from sharding.own_code import code_digest, load_file
 
 BUILT_IN = {
     "continuation_gain": "augment.selection.values.gain:ContinuationGain",
@@ -44,7 +41,7 @@ def value_class(name: str) -> Any:
             '"file.py:Class" or "module:Class"'
         )
     try:
-        module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
+        module = load_file(where, "value") if where.endswith(".py") else importlib.import_module(where)
         found = getattr(module, attribute)
     except (ImportError, OSError, AttributeError, SyntaxError) as error:
         raise RequestError(f"select.value: {name!r} can't be loaded: {error}") from error
@@ -58,16 +55,4 @@ def value_class(name: str) -> Any:
 
 def value_digest(name: str) -> str:
     """A hash of the code of a user's own value in a file, so that a changed one is run anew; "" for the others."""
-    where = name.rpartition(":")[0]
-    return fingerprint([Path(where).read_bytes()], 8) if where.endswith(".py") else ""
-
-
-def _load_file(path: str) -> Any:
-    name = f"thoughtmill_value_{fingerprint([path], 8)}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return code_digest(name)

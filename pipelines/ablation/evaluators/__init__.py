@@ -22,18 +22,15 @@ The table is in `pipelines.ablation.config`, whose config section checks the nam
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.ablation.config import EVALUATORS, EvaluatorConfig
 from sharding.errors import MillError, RequestError
-from sharding.hashing import fingerprint
 from sharding.models.tokenizer import TextTokenizer
+from sharding.own_code import code_digest, load_file
 
 
 class Evaluator(Protocol):
@@ -127,7 +124,7 @@ def evaluator_class(name: str) -> Any:
     """
     where, _, attribute = EVALUATORS.get(name, name).rpartition(":")
     try:
-        module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
+        module = load_file(where, "evaluator") if where.endswith(".py") else importlib.import_module(where)
         found = getattr(module, attribute)
     except (ImportError, OSError, AttributeError, SyntaxError) as error:
         raise RequestError(f"ablation.evaluators: {name!r} can't be loaded: {error}") from error
@@ -144,21 +141,7 @@ def evaluator_digest(name: str) -> str:
     Raises:
         RequestError: the file can't be read.
     """
-    where = name.rpartition(":")[0]
-    if not where.endswith(".py"):
-        return ""
     try:
-        return fingerprint([Path(where).read_bytes()], 8)
+        return code_digest(name)
     except OSError as error:
         raise RequestError(f"ablation.evaluators: {name!r} can't be loaded: {error}") from error
-
-
-def _load_file(path: str) -> Any:
-    name = f"thoughtmill_evaluator_{fingerprint([path], 8)}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
