@@ -16,7 +16,8 @@ from pipelines import report, yaml_config
 from pipelines.ablate import ablate
 from pipelines.ablation import curves, result
 from pipelines.ablation.result import Ablation
-from pipelines.arms import arm_config, mill_arms
+from pipelines.arms import mill_arms
+from pipelines.arms.kinds import arm_config
 from pipelines.cli import app
 from pipelines.config import MillConfig
 from pipelines.verify import verify

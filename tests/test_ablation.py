@@ -108,10 +108,10 @@ def test_a_student_learns_and_its_curve_says_so(milled: MillConfig, tmp_path: Pa
     assert train(training, again.append) == curve and again == [4096]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_what_is_killed_goes_on_to_the_same_numbers(milled: MillConfig, tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize("how", [{"optimizer": "adamw"}, {"optimizer": "muon", "average_decay": 0.9}])
+def test_what_is_killed_goes_on_to_the_same_numbers(milled: MillConfig, tmp_path: Path, how: dict[str, Any]) -> None:
     def training_at(place: str) -> Training:
-        return training_in(tmp_path / place, milled, tokens=2048, eval_every=512, optimizer=optimizer)
+        return training_in(tmp_path / place, milled, tokens=2048, eval_every=512, **how)
 
     whole = train(training_at("whole"))
 
@@ -129,6 +129,17 @@ def test_what_is_killed_goes_on_to_the_same_numbers(milled: MillConfig, tmp_path
     assert again[0] == 1024 + 256, "what the checkpoint has is not trained again"
     states = [torch.load(Path(one.folder, CHECKPOINT))["model"] for one in (killed, training_at("whole"))]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_evaluators_ask_the_running_mean_of_the_weights(milled: MillConfig, tmp_path: Path) -> None:
+    def scores(**how: Any) -> list[float]:
+        training = training_in(tmp_path / str(how), milled, tokens=1024, eval_every=256, **how)
+        return [point.scores["Letters.nats"] for point in train(training).points]
+
+    plain, lagging = scores(), scores(average_decay=0.9)
+    assert scores(average_decay=1e-9) == pytest.approx(plain, abs=1e-5), "each step keeps next to nothing"
+    assert lagging[:2] == pytest.approx(plain[:2], abs=1e-5), "after one step, that step is all there is"
+    assert lagging[-1] < plain[-1] - 0.01, "early weights, which know less, are part of it"
 
 
 def test_more_tokens_go_on_where_fewer_ended(milled: MillConfig, tmp_path: Path) -> None:

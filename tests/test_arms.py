@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from pipelines import yaml_config
-from pipelines.arms import DEFAULT_ARMS as ARMS
-from pipelines.arms import arm_config, mill_arms, render
+from pipelines.arms import mill_arms
+from pipelines.arms.kinds import DEFAULT_ARMS as ARMS
+from pipelines.arms.kinds import arm_config
+from pipelines.arms.result import render
 from pipelines.borrowed_scores import BorrowedScores
 from pipelines.config import MillConfig
 from pipelines.run import mill

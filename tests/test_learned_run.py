@@ -19,7 +19,8 @@ from difficulty.budget.allocation import Allocation
 from difficulty.gain.features import GROUPS, fit_features
 from difficulty.gain.model import GainModel
 from pipelines import report, yaml_config
-from pipelines.arms import arm_config, mill_arms
+from pipelines.arms import mill_arms
+from pipelines.arms.kinds import arm_config
 from pipelines.config import MillConfig
 from pipelines.documents.inspect import Wanted, inspect
 from pipelines.plan import make_plan, show

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from augment.selection.gates.leaked_sentences import without_leaked_opening
-from pipelines import arms
+from pipelines.arms import result as arms
 from pipelines.joints import Choices, holdback_of
 from pipelines.plan import make_plan, show
 from pipelines.plan.evidence import gather

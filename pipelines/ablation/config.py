@@ -128,6 +128,13 @@ class AblationConfig:
         default="constant",
         description="The learning rate after the warm-up. One that falls makes what is reached early hang on the end.",
     )
+    average_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Evaluators ask the running mean of the weights, of which each step keeps this share; null: the "
+        "weights as they are. It takes the noise of a constant learning rate out of the curves.",
+    )
     evaluators: tuple[EvaluatorConfig, ...] = Field(
         default=(EvaluatorConfig(name="heldout"), EvaluatorConfig(name="hard_tokens")),
         min_length=1,

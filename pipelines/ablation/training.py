@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.ablation import curves, evaluators
 from pipelines.ablation.config import AblationConfig
 from pipelines.ablation.curves import Curve, Point
 from pipelines.ablation.evaluators import Evaluator, Setting
+from pipelines.ablation.optimizers import optimizers, rate_factor, take_step
 from pipelines.ablation.student import batch_of, device_of, labelled, new_student, summed_nats
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
@@ -128,6 +130,9 @@ class _Run:
         self._model = new_student(config.model, vocab_size, self._size, training.seed).to(self._device)
         self._model.train()
         self._optimizers = optimizers(self._model, config)
+        self._averaged = None
+        if config.average_decay is not None:
+            self._averaged = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
         self._evaluators: list[Evaluator] | None = None
         self._step = 0
         self._nats, self._labelled = 0.0, 0
@@ -153,13 +158,9 @@ class _Run:
                 f"arm {self.training.arm}, seed {self.training.seed}: the loss is {nats} after {self.tokens:,} tokens; "
                 "lower ablation.learning_rate"
             )
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
-        rate = config.learning_rate * rate_factor(config, self._step, self._num_steps)
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        take_step(self._model, self._optimizers, config, rate_factor(config, self._step, self._num_steps))
+        if self._averaged is not None:
+            self._averaged.update_parameters(self._model)
         self._step += 1
         self._nats, self._labelled = self._nats + nats, self._labelled + tokens
 
@@ -175,13 +176,13 @@ class _Run:
         if self.tokens not in self.points or (self._asked and self._asked[-1].tokens == self.tokens):
             return False
         if self._evaluators is None:
-            asked = self.training.config.evaluators
-            self._evaluators = [evaluators.make(one, self.training.setting) for one in asked]
-        self._model.eval()
+            self._evaluators = [evaluators.make(one, self.training.setting) for one in self.training.config.evaluators]
+        asked = self._model if self._averaged is None else self._averaged.module
+        asked.eval()
         scores: dict[str, float] = {}
         for config, evaluator in zip(self.training.config.evaluators, self._evaluators, strict=True):
-            scores |= evaluators.asked(config, evaluator, self._model, self._tokenizer)
-        self._model.train()
+            scores |= evaluators.asked(config, evaluator, asked, self._tokenizer)
+        asked.train()
         train_nats = self._nats / self._labelled if self._labelled else None
         self._asked.append(Point(tokens=self.tokens, train_nats=train_nats, scores=scores))
         if self._step % steps_between(self.training.config, self._step_tokens) == 0:
@@ -217,6 +218,7 @@ class _Run:
                 "labelled": self._labelled,
                 "asked": [msgspec.to_builtins(point) for point in self._asked],
                 "model": self._model.state_dict(),
+                "averaged": self._averaged and self._averaged.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             },
             path.with_suffix(".tmp"),
@@ -229,6 +231,8 @@ class _Run:
         if saved is None or saved["identity"] != self.training.identity or saved["step"] > self._num_steps:
             return
         self._model.load_state_dict(saved["model"])
+        if self._averaged is not None:
+            self._averaged.load_state_dict(saved["averaged"])
         for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self._step, self._nats, self._labelled = saved["step"], saved["nats"], saved["labelled"]
@@ -244,43 +248,6 @@ def points_of(config: AblationConfig, step_tokens: int) -> list[int]:
 def steps_between(config: AblationConfig, step_tokens: int) -> int:
     """Steps from one point of a curve to the next."""
     return max(1, round(config.evaluation_tokens / step_tokens))
-
-
-def rate_factor(config: AblationConfig, step: int, num_steps: int) -> float:
-    """The learning rate of a step, from 0, as a share of `ablation.learning_rate`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
-    return (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
-
-
-def optimizers(model: Any, config: AblationConfig) -> list[torch.optim.Optimizer]:
-    """What moves the weights: AdamW, or Muon (arXiv 2502.16982) for the matrices of the layers and AdamW for the rest.
-
-    Weights decay where they are matrices.
-    """
-    matrices = [weights for weights in model.parameters() if weights.ndim >= 2]
-    others = [weights for weights in model.parameters() if weights.ndim < 2]
-    betas = (0.9, 0.95)
-    if config.optimizer == "adamw":
-        return [_adamw(matrices, others, config.weight_decay, betas)]
-    ends = {id(model.get_input_embeddings().weight)}
-    if (head := model.get_output_embeddings()) is not None:
-        ends.add(id(head.weight))
-    hidden = [weights for weights in matrices if id(weights) not in ends and weights.ndim == 2]
-    if not hidden:
-        raise RequestError("ablation.optimizer: muon needs matrices between the embeddings, and the model has none")
-    taken = set(map(id, hidden))
-    rest = [weights for weights in matrices if id(weights) not in taken]
-    muon = torch.optim.Muon(hidden, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, _adamw(rest, others, config.weight_decay, betas)]
-
-
-def _adamw(decaying: Sequence[Any], others: Sequence[Any], decay: float, betas: tuple[float, float]) -> Any:
-    groups = [{"params": list(weights), "weight_decay": share} for weights, share in ((decaying, decay), (others, 0.0))]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas)
 
 
 def read_checkpoint(folder: str) -> dict[str, Any] | None:

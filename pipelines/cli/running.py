@@ -208,7 +208,8 @@ def arms(
     quiet: QuietOption = False,
 ) -> None:
     """Make control arms: corpora of equal length without thoughts and with them, ready to be compared in training."""
-    from pipelines import arms as arms_module
+    from pipelines.arms import mill_arms
+    from pipelines.arms.result import render
     from pipelines.card.facts import REHEARSAL_NOTICE
 
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
@@ -216,14 +217,14 @@ def arms(
             name = f"{arm}: {stage}" if arm else stage
             err.print(Text.assemble((name, "bold"), f" {_told(stage, manifest, did)}"))
 
-    results = arms_module.mill_arms(
+    results = mill_arms(
         load(config, overrides),
         None if names is None else [name.strip() for name in names.split(",") if name.strip()],
         beam_args=beam_args or (),
         replace=replace,
         on_stage=on_stage,
     )
-    out.print("", arms_module.render(results))
+    out.print("", render(results))
     if any(arm.rehearsal for arm in results.values()):
         out.print(Text(REHEARSAL_NOTICE, "yellow"))
     out.lost = None  # all of it is in arms.json

@@ -38,7 +38,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     cities: int = 12
     countries: int = 6
     documents: int = 3_000
-    scorer_tokens: int = 600_000
+    scorer_tokens: int = 700_000
 
 
 TINY = Scale(people=16, cities=4, countries=2, documents=120, scorer_tokens=8_192)
@@ -71,10 +71,15 @@ def make_inputs(folder: Path, scale: Scale) -> None:
     from pipelines.miniature.scorer import train_scorer
 
     # As many as the tokens take: a document has at least 20.
-    other = (
-        found["text"] for found in write_documents(world, 1 + scale.scorer_tokens // 20, _seed(scale, _OTHER_DOCUMENTS))
+    count = 1 + scale.scorer_tokens // 20
+    other = write_documents(world, count, _seed(scale, _OTHER_DOCUMENTS), explained=True)
+    train_scorer(
+        (found["text"] for found in other),
+        str(folder / "tokenizer"),
+        folder / "scorer",
+        tokens=scale.scorer_tokens,
+        seed=scale.seed,
     )
-    train_scorer(other, str(folder / "tokenizer"), folder / "scorer", tokens=scale.scorer_tokens, seed=scale.seed)
     write_bytes(str(made), msgspec.json.encode(scale))
 
 

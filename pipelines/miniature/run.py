@@ -1,7 +1,7 @@
 """`make evidence`: the miniature from nothing to its verdict.
 
-    inputs ─► teacher on a port of its own ─► the noise arm ─► `ablate`: the other arms, students, verdict
-                                                                      ─► out/miniature/mill/ablation/ablation.json
+    inputs ─► teacher on a port of its own ─► scores ─► pilot, for the arm learned ─► the noise arm
+                  ─► `ablate`: the other arms, students, verdict ─► out/miniature/mill/ablation/ablation.json
 
 What is done is skipped, as everywhere in the mill.
 """
@@ -18,11 +18,13 @@ from typing import Annotated
 import typer
 
 from pipelines import cli, yaml_config
-from pipelines.arms import arm_config
+from pipelines.arms.kinds import LEARNED, arm_config
 from pipelines.config import MillConfig
 from pipelines.miniature.inputs import TINY, Scale, make_inputs
 from pipelines.miniature.teacher import Manners, Teacher, serve
 from pipelines.miniature.world import load_world
+from pipelines.plan import make_plan
+from pipelines.plan.learned import find_gain
 from pipelines.run import mill
 from sharding.models.tokenizer import load_tokenizer
 
@@ -31,8 +33,10 @@ OUTPUT = "out/miniature"
 NOISE = "thoughts_on_noise"
 """An arm of the miniature's own: the thoughts of adaptive about numbers, and no others."""
 
+PILOT_SEGMENTS = 200
+
 FULL_SEEDS = tuple(range(10))
-FULL_ARMS = ("raw", "uniform", "adaptive", "shuffled", "dose_0.25", "dose_0.5", "dose_1", "dose_2")
+FULL_ARMS = ("raw", "uniform", "adaptive", "learned", "shuffled", "dose_0.25", "dose_0.5", "dose_1", "dose_2")
 
 _TINY_TRAINING = (
     "ablation.tokens=4096",
@@ -83,6 +87,14 @@ def teacher_at_work(inputs: Path, manners: Manners, port: int = 0) -> Iterator[s
         server.server_close()
 
 
+def explore(config: MillConfig) -> None:
+    """Learn what pays, for the arm learned, unless that was done."""
+    learned = arm_config(config, LEARNED)
+    if find_gain(learned) is None:
+        tree = yaml_config.to_mapping(learned) | {"output": config.output, "scored": None}
+        make_plan(yaml_config.from_mapping(tree, LEARNED), pilot=PILOT_SEGMENTS, explore=True)
+
+
 def noise_config(config: MillConfig, output: Path) -> MillConfig:
     """The arm adaptive with its thoughts about numbers alone: bought for the same money, and no help."""
     tree = yaml_config.to_mapping(arm_config(config, "adaptive"))
@@ -99,6 +111,7 @@ def make_evidence(output: Path, scale: Scale, *, full: bool = False, wrong_share
         overrides = overrides_of(output, url, scale, full=full)
         config = yaml_config.load(CONFIG, overrides)
         mill(config, stages=("score",))
+        explore(config)
         mill(noise_config(config, output))
         _command(["ablate", CONFIG, *(word for override in overrides for word in ("--set", override))])
 

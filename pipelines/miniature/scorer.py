@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.ablation.config import StudentConfig
+from pipelines.ablation.config import AblationConfig, StudentConfig
+from pipelines.ablation.optimizers import optimizers, rate_factor, take_step
 from pipelines.ablation.student import labelled, new_student, summed_nats, within_documents
 from pipelines.miniature.tokens import END_OF_TEXT
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
@@ -20,7 +21,8 @@ from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 SIZE = StudentConfig(layers=3, width=96, heads=4)
 CONTEXT_TOKENS = 256
 STEP_ROWS = 4
-LEARNING_RATE, WARMUP_STEPS = 3e-3, 100
+TRAINING = AblationConfig(optimizer="muon", learning_rate=3e-3, weight_decay=0.01, warmup_steps=100)
+"""As the students are trained."""
 
 
 def train_scorer(texts: Iterable[str], tokenizer: str, folder: Path, *, tokens: int, seed: int) -> None:
@@ -38,16 +40,13 @@ def train_scorer(texts: Iterable[str], tokenizer: str, folder: Path, *, tokens: 
     torch.set_num_threads(1)  # the same sums, whatever the machine
     known = load_tokenizer(tokenizer)
     model = new_student(SIZE, known.vocab_size, CONTEXT_TOKENS, seed).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    moving = optimizers(model, TRAINING)
     rows = _rows(texts, known)
-    for step in range(max(1, tokens // (STEP_ROWS * CONTEXT_TOKENS))):
+    steps = max(1, tokens // (STEP_ROWS * CONTEXT_TOKENS))
+    for step in range(steps):
         batch = _batch([row for row, _ in zip(rows, range(STEP_ROWS), strict=False)])
         (summed_nats(model, batch) / labelled(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        take_step(model, moving, TRAINING, rate_factor(TRAINING, step, steps))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 

@@ -9,7 +9,6 @@ is to be said. Speaks /v1/models and /v1/completions, with token ids in and out.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import secrets
@@ -92,9 +91,7 @@ class Teacher:
     @cached_property
     def _mistaken(self) -> World:
         """The world as a teacher takes it to be when it errs: everyone was born in the next city."""
-        world = self._world
-        born_in = tuple((city + 1) % len(world.cities) for city in world.born_in)
-        return dataclasses.replace(world, born_in=born_in)
+        return self._world.moved(1)
 
 
 class _Completion(msgspec.Struct):

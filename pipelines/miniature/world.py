@@ -10,13 +10,17 @@ A document is a few paragraphs of about as many tokens, each of one kind:
 
 Half of the people are held out: they have facts, and no statement follows about them or their friends. What a student
 says of them it has to put together itself. Everything follows from a seed.
+
+What the scorer has read has a kind of its own in the place of statements, which nothing that is milled has:
+
+    explained    how something follows, and the statement of which it does, about a namesake who was born elsewhere
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -54,8 +58,12 @@ NUMBER_KINDS = ("phone number", "licence key")
 NUMBER_DIGITS = 8
 
 KINDS = ("facts", "statement", "noise", "boilerplate")
-SHARES = (0.40, 0.22, 0.20, 0.18)
+SHARES = (0.46, 0.22, 0.12, 0.20)
 """Of the paragraphs, by kind."""
+
+EXPLAINED = "explained"
+"""What a scorer has read instead of statements alone. It has learned from it to heed what it was just told, as any
+reader of the web has; and of the statements that are milled it knows none."""
 
 MAX_PARAGRAPHS = 4
 _BIRTHS, _FRIENDS, _CITIES = 0.5, 0.2, 0.2
@@ -131,6 +139,10 @@ class World:
         return (
             f"In {name} they speak {self.languages[country]}. In {name} they pay with the {self.currencies[country]}."
         )
+
+    def moved(self, places: int) -> World:
+        """The same world, had everyone been born in the city that is so many further."""
+        return replace(self, born_in=tuple((city + places) % len(self.cities) for city in self.born_in))
 
     # --- what follows -------------------------------------------------------------------------------------------------
 
@@ -230,21 +242,23 @@ def load_world(url: str) -> World:
     return read_json(url, World, "a world of the miniature")
 
 
-def write_documents(world: World, count: int, seed: int) -> Iterator[dict[str, str]]:
+def write_documents(world: World, count: int, seed: int, *, explained: bool = False) -> Iterator[dict[str, str]]:
     """Documents about a world, {"id", "text"}; each follows from the seed and its own number.
 
     Args:
         count: how many, of two to `MAX_PARAGRAPHS` paragraphs.
         seed: another one gives other documents about the same world.
+        explained: instead of statements alone, `EXPLAINED` ones.
     """
+    kinds = tuple(EXPLAINED if explained and kind == "statement" else kind for kind in KINDS)
     for number in range(count):
         draw = random.Random(seed_of(f"miniature document {seed}/{number}"))
-        kinds = draw.choices(KINDS, SHARES, k=draw.randint(2, MAX_PARAGRAPHS))
-        yield {"id": f"{seed}-{number:06d}", "text": "\n\n".join(write_paragraph(world, kind, draw) for kind in kinds)}
+        drawn = draw.choices(kinds, SHARES, k=draw.randint(2, MAX_PARAGRAPHS))
+        yield {"id": f"{seed}-{number:06d}", "text": "\n\n".join(write_paragraph(world, kind, draw) for kind in drawn)}
 
 
 def write_paragraph(world: World, kind: str, draw: random.Random) -> str:
-    """A paragraph of one of the `KINDS`."""
+    """A paragraph of one of the `KINDS`, or of `EXPLAINED` two."""
     if kind == "boilerplate":
         return draw.choice(NOTICES)
     if kind == "facts":
@@ -255,22 +269,29 @@ def write_paragraph(world: World, kind: str, draw: random.Random) -> str:
         number = draw.choice(NUMBER_KINDS)
         return f"{world.lead(person, number)} {world.people[person]}'s {number} is {digits}."
     person = draw.choice([person for person, held_out in enumerate(world.held_out) if not held_out])
-    statement = world.statement(person, draw.choice(STATEMENT_KINDS))
+    said = draw.choice(STATEMENT_KINDS)
+    if kind == EXPLAINED:
+        statement = world.moved(draw.randrange(1, len(world.cities))).statement(person, said)
+        return f"{statement.chain}\n\n{world.opening(statement)} {statement.answer}."
+    statement = world.statement(person, said)
     return f"{world.opening(statement)} {statement.answer}."
 
 
 def _facts(world: World, draw: random.Random) -> list[str]:
-    """A heading, and plain facts in the order of the register."""
+    """A heading, and a page of the register of such facts."""
     chance = draw.random()
     if chance < _BIRTHS + _FRIENDS:
         kind, write = ("births", world.birth) if chance < _BIRTHS else ("friends", world.friendship)
-        first = draw.randrange(len(world.people))
-        return [HEADINGS[kind]] + [write((first + place) % len(world.people)) for place in range(4)]
+        return [HEADINGS[kind], *map(write, _page(len(world.people), 4, draw))]
     if chance < _BIRTHS + _FRIENDS + _CITIES:
-        first = draw.randrange(len(world.cities))
-        return [HEADINGS["places"]] + [world.place((first + place) % len(world.cities)) for place in range(4)]
-    first = draw.randrange(len(world.countries))
-    return [HEADINGS["customs"]] + [world.customs((first + place) % len(world.countries)) for place in range(2)]
+        return [HEADINGS["places"], *map(world.place, _page(len(world.cities), 4, draw))]
+    return [HEADINGS["customs"], *map(world.customs, _page(len(world.countries), 2, draw))]
+
+
+def _page(entries: int, size: int, draw: random.Random) -> list[int]:
+    """The places of the entries on a page, the first of which follow the last."""
+    first = draw.randrange(0, entries, size)
+    return [place % entries for place in range(first, first + size)]
 
 
 def _names(draw: random.Random, count: int) -> list[str]:
