@@ -123,6 +123,21 @@ def test_kinds_of_paragraphs_are_all_there() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+def test_what_the_scorer_reads_explains_statements_about_namesakes() -> None:
+    told = [document["text"] for document in write_documents(WORLD, 400, 3, explained=True)]
+    silent = [place for place, text in enumerate(TEXTS) if not any(f" {said} " in text for said in WORLD.statements)]
+    assert silent and all(told[place] == TEXTS[place] for place in silent)
+    found, moved = 0, 0
+    for paragraph, following in (pair for text in told for pair in itertools.pairwise(text.split("\n\n"))):
+        last = following.rpartition(". ")[2].removesuffix(".")
+        question, _, answer = last.rpartition(" ")
+        if question in WORLD.statements:
+            found += 1
+            moved += answer != WORLD.statements[question].answer
+            assert paragraph.startswith(("born in ", "a friend of ")) and paragraph.endswith(answer)
+    assert found > 100 and moved > found / 2, "what is true can't be learned from them"
+
+
 def test_a_world_too_small_for_two_halves_is_refused() -> None:
     with pytest.raises(RequestError, match="people is even and at least 4"):
         make_world(0, people=3)
@@ -295,7 +310,7 @@ def test_the_whole_chain_runs_and_ends_in_figures(
     make_evidence(tmp_path, TINY)
     made = result.read(str(tmp_path / "mill"))
     assert made is not None and not made.rehearsal
-    assert [arm.arm for arm in made.arms] == ["raw", "adaptive", NOISE]
+    assert [arm.arm for arm in made.arms] == ["raw", "adaptive", "learned", NOISE]
     assert len({arm.tokens for arm in made.arms}) == 1
     thoughts = {arm.arm: arm.thought_tokens for arm in made.arms}
     assert thoughts["raw"] == 0 < thoughts[NOISE] < thoughts["adaptive"]
@@ -308,7 +323,7 @@ def test_the_whole_chain_runs_and_ends_in_figures(
         assert scores["StatementAccuracy.chain"] <= scores["StatementAccuracy.thought"]
     figures = evidence.figures_of(made)
     assert {"raw_over_adaptive", "raw_over_adaptive_low", "shuffled_over_adaptive", "dose_monotone"} <= set(figures)
-    assert set(evidence.last_scores(made)) == {"raw", "adaptive", NOISE}
+    assert set(evidence.last_scores(made)) == {"raw", "adaptive", "learned", NOISE}
     written = Path(Output(str(tmp_path / "mill")).ablation).read_bytes()
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["evidence", "--output", str(tmp_path / "mill")])

@@ -42,7 +42,7 @@ _TINY_TRAINING = (
     "ablation.tokens=4096",
     "ablation.eval_every=2048",
     "ablation.seeds=[0]",
-    "ablation.arms=[raw, adaptive]",
+    "ablation.arms=[raw, adaptive, learned]",
     "ablation.influence=null",
 )
 
