@@ -54,7 +54,7 @@ def overrides_of(output: Path, url: str, scale: Scale, *, full: bool = False) ->
         output: the folder of everything.
         url: where the teacher is.
         scale: of the inputs.
-        full: ten seeds, and the dose curve.
+        full: ten seeds, the noise arm and the dose curve.
     """
     inputs = output / "inputs"
     found = [
@@ -65,8 +65,9 @@ def overrides_of(output: Path, url: str, scale: Scale, *, full: bool = False) ->
         f"models.teacher.name={inputs / 'tokenizer'}",
         f'models.teacher.urls=["{url}"]',
         f"ablation.evaluators.0.options.world={inputs / 'world.json'}",
-        f"ablation.outputs.{NOISE}={output / NOISE}",
     ]
+    if full or scale == TINY:
+        found.append(f"ablation.outputs.{NOISE}={output / NOISE}")
     if full:
         found += [f"ablation.seeds={list(FULL_SEEDS)}", f"ablation.arms=[{', '.join(FULL_ARMS)}]"]
     if scale == TINY:
@@ -112,7 +113,8 @@ def make_evidence(output: Path, scale: Scale, *, full: bool = False, wrong_share
         config = yaml_config.load(CONFIG, overrides)
         mill(config, stages=("score",))
         explore(config)
-        mill(noise_config(config, output))
+        if NOISE in config.ablation.outputs:
+            mill(noise_config(config, output))
         _command(["ablate", CONFIG, *(word for override in overrides for word in ("--set", override))])
 
 
@@ -128,7 +130,7 @@ def _command(words: Sequence[str]) -> None:
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder of everything.")] = Path(OUTPUT),
-    full: Annotated[bool, typer.Option(help="Ten seeds, and the dose curve.")] = False,
+    full: Annotated[bool, typer.Option(help="Ten seeds, the noise arm and the dose curve.")] = False,
     tiny: Annotated[bool, typer.Option(help="Only to see that it runs.")] = False,
     wrong_share: Annotated[float, typer.Option(min=0, max=1, help="Of the teacher's chains.")] = 0.1,
 ) -> None:
