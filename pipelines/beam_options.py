@@ -12,6 +12,7 @@ from secrets import token_hex
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from fsspec.implementations.local import LocalFileSystem
 
+from pipelines import runner_faults
 from sharding import storage
 from sharding.beam.shuffle import LocalShuffleOptions
 from sharding.errors import RequestError
@@ -26,7 +27,8 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     """The options; without a runner among them, the in-process one.
 
     Raises:
-        RequestError: an option that Beam does not know, which Beam itself would only warn about.
+        RequestError: an option that Beam does not know, which Beam itself would only warn about; or a runner that can't
+            run the mill, or lacks an option that it needs.
     """
     for before, word in zip(("", *arguments), arguments, strict=False):
         if not word.startswith("--") and (not before.startswith("--") or "=" in before):
@@ -47,13 +49,13 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     if standard.runner is None or standard.runner == "DirectRunner":
         standard.runner = IN_PROCESS_RUNNER
+    runner_faults.check(options)
     return options
 
 
 def works_here(options: PipelineOptions) -> bool:
     """Whether a pipeline's steps run on this machine, with its packages and its environment."""
-    runner = options.view_as(StandardOptions).runner or ""
-    return runner.endswith("FnApiRunner") or options.view_as(PortableOptions).environment_type == "LOOPBACK"
+    return runner_faults.is_in_process(options) or options.view_as(PortableOptions).environment_type == "LOOPBACK"
 
 
 @contextlib.contextmanager
@@ -68,11 +70,11 @@ def local_shuffle(options: PipelineOptions, url: str) -> Iterator[None]:
         MillError: the folder can't be made, or isn't this user's alone.
     """
     chosen = options.view_as(LocalShuffleOptions)
-    runner = options.view_as(StandardOptions).runner or ""
-    if not runner.endswith("FnApiRunner"):
+    if not runner_faults.is_in_process(options):
         if chosen.local_shuffle_folder:
+            name = options.view_as(StandardOptions).runner
             raise RequestError(
-                f"--local_shuffle_folder={chosen.local_shuffle_folder}: {runner} has shuffles of its own; leave it out"
+                f"--local_shuffle_folder={chosen.local_shuffle_folder}: {name} has shuffles of its own; leave it out"
             )
         yield
         return

@@ -12,6 +12,7 @@ main thread alone hears it, and ends them. Used by `pipelines.running`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import signal
 import threading
@@ -20,31 +21,28 @@ from queue import SimpleQueue
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipelines.runner_faults import is_in_process
 from pipelines.stopping import end_workers
+from pipelines.worker_process import BEAMS_OWN
 from sharding.errors import MillError
 from sharding.memory_kills import kills_for_memory
 
 _KILLED = re.compile(r"return code (?:137|-9)\b")
+QUIET = "pipelines.worker_process"
 _MINDER = "run_worker"
 """Beam's name for the threads that mind worker processes."""
-
 
 _HEARD_BY_MAIN = {signal.SIGINT, signal.SIGHUP}
 """Not SIGTERM, by which engines are told to end."""
 
 
-def is_local(pipeline: beam.Pipeline) -> bool:
-    """Whether Beam's local runner will run a pipeline."""
-    return (pipeline.options.view_as(StandardOptions).runner or "").endswith("FnApiRunner")
-
-
 def has_processes(pipeline: beam.Pipeline) -> bool:
     """Whether a pipeline's workers will be processes of this machine that Beam's local runner starts."""
     mode = pipeline.options.view_as(DirectOptions).direct_running_mode
-    return is_local(pipeline) and mode == "multi_processing"
+    return is_in_process(pipeline.options) and mode == "multi_processing"
 
 
 def run_locally(pipeline: beam.Pipeline) -> Any:
@@ -87,12 +85,16 @@ def run_locally(pipeline: beam.Pipeline) -> Any:
 
 @contextlib.contextmanager
 def _deaf_workers() -> Iterator[None]:
-    """Has worker processes ignore what a terminal sends to all of its processes."""
+    """Has worker processes ignore what a terminal sends to all of its processes, and keep their log to the runner."""
     kind, name = SubprocessSDKEnvironment, "from_command_string"
     made = vars(kind)[name]
-    setattr(
-        kind, name, staticmethod(lambda command_string: made.__func__(kind, f"trap '' INT HUP; exec {command_string}"))
-    )
+
+    def deaf(command_string: str) -> Any:
+        if not logging.getLogger().isEnabledFor(logging.INFO):
+            command_string = command_string.replace(BEAMS_OWN, QUIET)
+        return made.__func__(kind, f"trap '' INT HUP; exec {command_string}")
+
+    setattr(kind, name, staticmethod(deaf))
     try:
         yield
     finally:

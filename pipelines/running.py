@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.local_workers import is_local, run_locally
+from pipelines import runner_faults
+from pipelines.local_workers import run_locally
 from sharding.errors import MillError, restated
 
 PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
@@ -30,31 +30,34 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
         MillError: a step failed.
         RequestError: a step found that the request was wrong.
     """
+    runner, here = runner_faults.runner_name(pipeline.options), runner_faults.is_in_process(pipeline.options)
+    runner_faults.without_proxy()
     try:
-        state = run_locally(pipeline) if is_local(pipeline) else _run_elsewhere(pipeline)
+        state = run_locally(pipeline) if here else _run_elsewhere(pipeline, runner)
     except MillError as error:
         raise _located(error, name) from error
     except Exception as error:  # every runner has a class of its own for what a worker sends back as text
-        if (found := told_by_worker(str(error))) is None:
+        found = told_by_worker(str(error)) or (None if here else runner_faults.told(error, runner))
+        if found is None:
             raise
         raise _located(found, name) from error
     if state not in (None, PipelineState.DONE):
         raise MillError(f"{name}: the runner ended with {state}: see its log")
 
 
-def _run_elsewhere(pipeline: beam.Pipeline) -> Any:
+def _run_elsewhere(pipeline: beam.Pipeline, runner: str) -> Any:
     """Run a pipeline on another runner to its end; its state. One that is stopped takes its job along.
 
     What the job would make is published by nobody.
     """
+    runner_faults.check_answers(pipeline.options)
     result = pipeline.run()
     try:
-        return result.wait_until_finish()
+        return runner_faults.wait_watched(result, runner)
     except Exception:
         raise
     except BaseException:
-        with contextlib.suppress(Exception):
-            result.cancel()
+        runner_faults.cancel(result)
         raise
 
 

@@ -6,6 +6,8 @@ All of it runs from an installed wheel, outside the checkout: that is how it is 
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -240,6 +242,26 @@ def needs_java() -> None:
 @pytest.mark.slow
 def test_prism(installed: Path, tmp_path: Path) -> None:
     assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={prism()}"]))
+
+
+@pytest.mark.slow
+def test_prism_with_a_pool_of_workers(installed: Path, tmp_path: Path) -> None:
+    """As docs/runners.md starts one: worker processes of their own, which the pool starts by `python` from PATH."""
+    server = prism()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    module = "apache_beam.runners.worker.worker_pool_main"
+    environment = os.environ | {"PATH": f"{installed}{os.pathsep}{os.environ['PATH']}"}
+    pool = subprocess.Popen(
+        ["python", "-m", module, f"--service_port={port}"], env=environment, cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        options = ["--runner=PrismRunner", f"--prism_location={server}", "--environment_type=EXTERNAL"]
+        assert_same(check(installed, tmp_path, [*options, f"--environment_config=localhost:{port}"]))
+    finally:
+        os.killpg(pool.pid, signal.SIGKILL)
+        pool.wait()
 
 
 def test_where_ci_has_go_prism_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
