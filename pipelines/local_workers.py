@@ -24,14 +24,14 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipelines.quiet_sdk_worker_main import BEAMS_OWN
 from pipelines.runner_faults import is_in_process
 from pipelines.stopping import end_workers
-from pipelines.worker_process import BEAMS_OWN
 from sharding.errors import MillError
 from sharding.memory_kills import kills_for_memory
 
 _KILLED = re.compile(r"return code (?:137|-9)\b")
-QUIET = "pipelines.worker_process"
+QUIET = "pipelines.quiet_sdk_worker_main"
 _MINDER = "run_worker"
 """Beam's name for the threads that mind worker processes."""
 

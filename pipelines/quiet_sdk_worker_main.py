@@ -1,4 +1,4 @@
-"""`python -m pipelines.worker_process`: Beam's worker process, whose log goes to its runner and nowhere else.
+"""`python -m pipelines.quiet_sdk_worker_main`: Beam's worker process, whose log goes to its runner and nowhere else.
 
 Beam's own writes thirty lines for each start. What ends a worker is still seen: a traceback is no log.
 """
