@@ -228,6 +228,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
         entry |= {
             "document": numbers.setdefault(segment.document, len(numbers)),
             "segment": request.segment_id,
+            "request_key": request.request_key,
             "difficulty_nats": one.segment.difficulty_nats,
             "weight": 1 / one.chance,
             "gain_nats": gain_of(config, valued),
