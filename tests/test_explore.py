@@ -200,7 +200,12 @@ def measured(nats: list[float], tokens: int) -> MeasuredTier:
     once, names = (1,) * size, tuple(f"{i}#0" for i in range(size))
     return MeasuredTier(
         thought_tokens=(tokens,) * size,
-        **dict.fromkeys(("prompt_tokens", "generations", "accepted", "cut", "kept", "kept_tokens"), once),
+        prompt_tokens=once,
+        generations=once,
+        accepted=once,
+        cut=once,
+        kept=once,
+        kept_tokens=once,
         heldout_nats=tuple(nats),
         document=tuple(range(size)),
         segment=names,

@@ -6,7 +6,7 @@ Every prediction that the report or the weight rests on is made for documents th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -15,7 +15,8 @@ from difficulty.budget.tiers import TierConfig
 from difficulty.gain.components import fit_components
 from difficulty.gain.features import GROUPS, FeatureMap, fit_features
 from difficulty.gain.model import GainModel
-from difficulty.gain.report import LearningReport, Tried, make_report
+from difficulty.gain.report import LearningReport, make_report
+from difficulty.gain.tried import Tried
 from sharding.errors import MillError, RequestError
 from sharding.records.types import ScoredSegment
 
@@ -73,20 +74,6 @@ class Fitted:
     report: LearningReport
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Observations as arrays: features, tier by number, documents from 0, gains, and how many each counts as."""
-
-    rows: np.ndarray
-    tiers: np.ndarray
-    documents: np.ndarray
-    gains: np.ndarray
-    weights: np.ndarray
-
-    def where(self, chosen: np.ndarray) -> _Sample:
-        return _Sample(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
-
 def fit(
     observations: Observations,
     corpus: Sequence[ScoredSegment],
@@ -116,13 +103,12 @@ def fit(
         features = fit_features(corpus)
         sample = _sample(observations, features, [tier.name for tier in thinking])
         model = _model(sample, features, thinking)
-        predicted = _out_of_fold(sample, features, thinking, seed)
-        tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
+        tried = replace(sample, predicted=_out_of_fold(sample, features, thinking, seed))
         report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
         return Fitted(model, report)
 
 
-def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> _Sample:
+def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> Tried:
     number = len(observations.segments)
     if number == 0:
         raise MillError("the pilot measured no gain, so there is nothing to learn from")
@@ -147,7 +133,9 @@ def _sample(observations: Observations, features: FeatureMap, names: Sequence[st
     weights *= weights.sum() / (weights**2).sum()
     tiers = np.array([names.index(tier) for tier in observations.tiers])
     documents = np.unique(observations.documents, return_inverse=True)[1]
-    return _Sample(features.rows(observations.segments), tiers, documents, gains, weights)
+    return Tried(
+        features.rows(observations.segments), tiers, documents, gains, weights, predicted=np.full(number, np.nan)
+    )
 
 
 def _repeats(gains: np.ndarray, tiers: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -166,7 +154,7 @@ def _repeats(gains: np.ndarray, tiers: np.ndarray, documents: np.ndarray) -> np.
     return 1 + (numbers[documents] - 1) * min(max(rho, 0.0), 1.0)
 
 
-def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+def _model(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
     """The model from these observations alone.
 
     Its terms come in parts: one that all tiers share, in proportion to what they are expected to resolve, and one of
@@ -214,7 +202,7 @@ def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -
     )
 
 
-def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
+def _prior(sample: Tried, resolutions: np.ndarray) -> tuple[float, float]:
     """Nats gained per resolved mean difficulty, and the variance of that.
 
     The scale is fitted, unshrunk; as thinking is taken to help or to do nothing, it is what is left of the estimate's
@@ -234,7 +222,7 @@ def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
     return error * (z + hazard), error**2 * max(1 - hazard * (z + hazard), 0.0)
 
 
-def _out_of_fold(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
+def _out_of_fold(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
     """(n,) what a model from the documents of the other folds says of each observation."""
     documents = int(sample.documents.max()) + 1
     folds = np.random.default_rng([seed, documents]).permutation(documents) % FOLDS
