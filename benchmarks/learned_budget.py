@@ -3,7 +3,7 @@
     python -m benchmarks.learned_budget [runs]
 
 Every corpus has 2,400 segments; the budget is a quarter of them at 1,024 tokens. A pilot tries every tier on
-each of 400 or 1,600 segments, drawn from strata of difficulty, and measures each gain with a standard deviation of 5
+each of 400 or 1,600 segments, drawn as the product draws them, and measures each gain with a standard deviation of 5
 nats where a gain is about 1. "share" is what the plan gains, in truth, of what it would gain if the
 gains were known; "adaptive" goes by difficulty. The last line is one JSON object with the figures.
 """
@@ -26,6 +26,7 @@ from difficulty.budget.policies import learned
 from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import BudgetConfig, TierConfig
 from difficulty.gain.fitting import Fitted, Observations, fit
+from pipelines.plan import strata
 
 RUNS = 12
 SEGMENTS = 2_400
@@ -54,10 +55,9 @@ class Spent(NamedTuple):
 
 
 def pilot(corpus: SimulatedCorpus, size: int, seed: int) -> Observations:
-    """A random segment of each stratum of difficulty, tried with every tier; half of their noise is the segment's."""
+    """Segments drawn as an exploring pilot draws them, tried with every tier; half of their noise is the segment's."""
     random = np.random.default_rng([seed, size])
-    order = np.argsort([segment.difficulty_nats for segment in corpus.segments], kind="stable")
-    tried = np.array([random.choice(part) for part in np.array_split(order, size)])
+    tried, chances = strata.draw(corpus.segments, size)
     names = [tier.name for tier in corpus.tiers if not tier.skips]
     own = random.normal(0.0, 1.0, (size, len(names)))
     noise = own if len(names) == 1 else np.sqrt(0.5) * (own + random.normal(0.0, 1.0, (size, 1)))
@@ -66,7 +66,7 @@ def pilot(corpus: SimulatedCorpus, size: int, seed: int) -> Observations:
         documents=np.repeat(corpus.documents[tried], len(names)),
         tiers=names * size,
         gain_nats=(corpus.gains[tried] + NOISE_NATS * noise).ravel(),
-        chances=np.ones(size * len(names)),
+        chances=np.repeat(chances, len(names)),
     )
 
 

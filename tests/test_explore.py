@@ -101,7 +101,10 @@ def test_every_stratum_is_drawn_from_with_a_known_chance() -> None:
     estimate = difficulty[places] @ (1 / chances) / len(segments)
     assert estimate == pytest.approx(difficulty.mean(), rel=0.1)
     quintiles = np.searchsorted(np.quantile(difficulty, [0.2, 0.4, 0.6, 0.8]), difficulty[places])
-    assert np.bincount(quintiles).min() > 60, "the hard ones are as many as the easy ones"
+    counts = np.bincount(quintiles)
+    assert counts.min() > 25 and counts[4] > 2.5 * counts[0], "where budgets go more is tried"
+    easier = np.array([one.difficulty_nats for one in segments]) < np.median(difficulty)
+    assert easier[places] @ (1 / chances) / len(segments) == pytest.approx(0.5, abs=0.06)
     assert sum(segments[place].source == "books" for place in places) > 70, "a small source is heard"
     assert (strata.draw(segments, 400)[0] == places).all()
 

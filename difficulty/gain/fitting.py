@@ -23,23 +23,30 @@ from sharding.records.types import ScoredSegment
 FOLDS = 5
 """Parts of the documents; each is predicted from the others."""
 
-HYPOTHESES: tuple[tuple[str, ...], ...] = (
-    ("entropy",),
-    ("numbers",),
-    ("kind",),
-    ("source",),
-    ("entropy", "numbers", "kind", "source"),
+PRIOR = ("difficulty",)
+"""Terms of the gain where nothing decides but difficulty."""
+
+_LEARNED = ("entropy", "numbers", "kind", "source")
+
+
+def _and_difficulty(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name} and difficulty" for name in names)
+
+
+HYPOTHESES: tuple[tuple[tuple[str, ...], float], ...] = (
+    *((("level", name), 1 / 3) for name in _LEARNED),
+    *((("difficulty", *_and_difficulty(name)), 1 / 3) for name in _LEARNED),
+    *((("level", "difficulty", name, *_and_difficulty(name)), 1 / 3) for name in _LEARNED),
+    (("level", "difficulty", *_LEARNED, *_and_difficulty(*_LEARNED)), 1.0),
 )
-"""What the gain may hang on besides difficulty, each by itself and with it; weighed by how likely each makes the
-observations. That it hangs on difficulty alone, the prior, is as likely beforehand as any one of them. It could be
-taken for likelier, but the mistakes cost differently: to learn where difficulty is right loses a hundredth of the gain,
-to stay with difficulty where it is wrong may lose half."""
+"""The terms that the gain may have, and how likely that is beforehand, in that of the prior alone: it hangs on one of
+what can be learned, or on all of it; whatever the difficulty, in proportion to it, or something of both. They are weighed
+by how likely each makes the observations. The prior could be taken for likelier, but the mistakes cost differently: to
+learn where difficulty is right loses a hundredth of the gain, to stay with difficulty where it is wrong may lose
+half."""
 
 FEWEST_DOCUMENTS = 20
 """With fewer there is nothing to learn from, and the prior stays alone."""
-
-
-_MOST_EVIDENCE = 600.0  # exp of it is still a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +165,8 @@ def _model(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig]) -> 
     """The model from these observations alone.
 
     Its terms come in parts: one that all tiers share, in proportion to what they are expected to resolve, and one of
-    each tier's own.
+    each tier's own. Every try counts the same, whatever its chance: what decides the chance is among what the model
+    looks at, so it needs no weights to be right, and without them it is surer.
     """
     resolutions = np.array([tier.resolution for tier in tiers])
     ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(tiers))
@@ -167,12 +175,11 @@ def _model(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig]) -> 
     rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
     groups = np.concatenate([features.groups + part * len(GROUPS) for part in (0, *[1] * own.shape[1])])
     shape = (parts.shape[1], sample.rows.shape[1])
-    weights = sample.weights / _repeats(sample.gains, sample.tiers, sample.documents)
+    weights = 1 / _repeats(sample.gains, sample.tiers, sample.documents)
     found, evidence = [], []
-    for hypothesis in HYPOTHESES:
-        names = {"difficulty", "level", *hypothesis, *(f"{name} and difficulty" for name in hypothesis)}
-        columns = np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
-        posterior = fit_components(rows[:, columns], sample.gains, weights, groups[columns], unshrunk=0)
+    for names, _ in HYPOTHESES:
+        columns = _columns(groups, names)
+        posterior = fit_components(rows[:, columns], sample.gains, weights, groups[columns])
         coefficients, covariance = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
         coefficients[columns], covariance[np.ix_(columns, columns)] = posterior.mean, posterior.covariance
         found.append(
@@ -182,8 +189,12 @@ def _model(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig]) -> 
             )
         )
         evidence.append(posterior.evidence)
-    odds = np.exp(np.clip(evidence, -_MOST_EVIDENCE, _MOST_EVIDENCE))
-    shares = odds / odds.sum()
+    prior = _columns(groups, PRIOR)
+    alone = fit_components(rows[:, prior], sample.gains, weights, groups[prior]).evidence
+    most = max(*evidence, alone)
+    odds = np.array([beforehand for _, beforehand in HYPOTHESES]) * np.exp(np.array(evidence) - most)
+    learned = float(odds.sum())
+    shares = odds / learned
     coefficients = sum(share * own for share, (own, _) in zip(shares, found, strict=True))
     covariance = np.zeros((len(tiers), shape[1], shape[1]))
     for share, (own_coefficients, own_covariance) in zip(shares, found, strict=True):
@@ -198,8 +209,13 @@ def _model(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig]) -> 
         covariance=covariance.astype(np.float32),
         prior=scale * resolutions,
         prior_variance=scale_variance * resolutions**2,
-        weight=float(odds.sum() / (1 + odds.sum())) if enough else 0.0,
+        weight=learned / (learned + float(np.exp(alone - most))) if enough else 0.0,
     )
+
+
+def _columns(groups: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Places of the columns of some groups, whatever the part."""
+    return np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
 
 
 def _prior(sample: Tried, resolutions: np.ndarray) -> tuple[float, float]:
@@ -211,11 +227,11 @@ def _prior(sample: Tried, resolutions: np.ndarray) -> tuple[float, float]:
     from scipy.special import log_ndtr
 
     mass = sample.rows[:, 0] * resolutions[sample.tiers]
-    power = float(sample.weights @ mass**2)
+    power = float(mass @ mass)
     if power == 0:  # nothing is expected to resolve anything
         return 0.0, 0.0
-    estimate = float(sample.weights @ (mass * sample.gains)) / power
-    sums = np.bincount(sample.documents, weights=sample.weights * mass * (sample.gains - estimate * mass))
+    estimate = float(mass @ sample.gains) / power
+    sums = np.bincount(sample.documents, weights=mass * (sample.gains - estimate * mass))
     error = max(float(np.sqrt((sums**2).sum())) / power, 1e-12)
     z = estimate / error
     hazard = float(np.exp(-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - log_ndtr(z)))

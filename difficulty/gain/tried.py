@@ -16,7 +16,7 @@ class Tried:
         tiers: (n,) int64, the tier by its number.
         documents: (n,) int64, from 0.
         gains: (n,) float64, measured, in nats.
-        weights: (n,) float64, how many each counts as in a mean over the corpus.
+        weights: (n,) float64, how many each counts as in a mean over the corpus: by 1/chance.
         predicted: (n,) float64, what was predicted of it out of fold; NaN before anything was.
     """
 
