@@ -40,10 +40,10 @@ HYPOTHESES: tuple[tuple[tuple[str, ...], float], ...] = (
     (("level", "difficulty", *_LEARNED, *_and_difficulty(*_LEARNED)), 1.0),
 )
 """The terms that the gain may have, and how likely that is beforehand, in that of the prior alone: it hangs on one of
-what can be learned, or on all of it; whatever the difficulty, in proportion to it, or something of both. They are weighed
-by how likely each makes the observations. The prior could be taken for likelier, but the mistakes cost differently: to
-learn where difficulty is right loses a hundredth of the gain, to stay with difficulty where it is wrong may lose
-half."""
+what can be learned, or on all of it; whatever the difficulty, in proportion to it, or something of both. They are
+weighed by how likely each makes the observations. The prior could be taken for likelier, but the mistakes cost
+differently: learning where difficulty is right loses a hundredth of the gain, staying with difficulty where it is wrong
+up to half."""
 
 FEWEST_DOCUMENTS = 20
 """With fewer there is nothing to learn from, and the prior stays alone."""
@@ -113,6 +113,21 @@ def fit(
         tried = replace(sample, predicted=_out_of_fold(sample, features, thinking, seed))
         report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
         return Fitted(model, report)
+
+
+def fit_model(observations: Observations, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+    """The model of `fit` alone, for who needs no report.
+
+    Args:
+        observations: as in `fit`.
+        features: of the corpus.
+        tiers: as in `fit`.
+
+    Raises: as `fit`.
+    """
+    with threadpool_limits(limits=1):
+        thinking = [tier for tier in tiers if not tier.skips]
+        return _model(_sample(observations, features, [tier.name for tier in thinking]), features, thinking)
 
 
 def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> Tried:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from difficulty.budget.tiers import TierConfig
-from difficulty.gain.fitting import Observations, fit
+from difficulty.gain.fitting import Observations, fit, fit_model
 from difficulty.gain.model import GainModel
 from pipelines.config import MillConfig
 from pipelines.plan import explore as exploring
@@ -75,7 +75,7 @@ def explore(
     fitted = fit(observed, corpus, tiers, decode=lambda ids: decode(np.asarray(ids)))
     pilot = _with_expectations(
         pilot,
-        expected_nats=_expectations(fitted.model, observed, corpus, tiers, tried),
+        expected_nats=_expectations(fitted.model, observed, tiers, tried),
         learned_nats=_by_segment([one.segment for one in tried], fitted.model),
     )
     learned = Learned(
@@ -118,7 +118,6 @@ def _corpus(frame: Sequence[SampledDocument]) -> list[ScoredSegment]:
 def _expectations(
     model: GainModel,
     observed: Observations,
-    corpus: Sequence[ScoredSegment],
     tiers: Sequence[TierConfig],
     tried: Sequence[Tried],
 ) -> _BySegment:
@@ -136,7 +135,7 @@ def _expectations(
         if not own:
             continue
         try:
-            of_others = fit(_part(observed, rest), corpus, tiers).model
+            of_others = fit_model(_part(observed, rest), model.features, tiers)
         except (RequestError, MillError):  # a pilot so small that the others have nothing of some tier
             of_others = model
         found.update(_by_segment(own, of_others))
