@@ -24,8 +24,8 @@ from difficulty.budget.allocation import Allocation
 from pipelines.config import MillConfig
 from pipelines.joints import allocation_of
 from pipelines.plan import chance
+from pipelines.plan.allocations import plans_of
 from pipelines.plan.corpus import Evidence, SampledDocument, scaled_histogram
-from pipelines.plan.forecast import plans_of
 from pipelines.plan.pieces import BYTES_PER_TOKEN, Piece, choose_pieces, size_of
 from pipelines.yaml_config import from_mapping
 from sharding.errors import RequestError

@@ -3,7 +3,7 @@
     python -m benchmarks.learned_budget [runs]
 
 Every corpus has 2,400 segments; the budget is a quarter of them at 1,024 tokens. A pilot tries every tier on
-each of 400 or 1,600 segments, drawn from strata of difficulty, and measures each gain with a standard deviation of 5
+each of 400 or 1,600 segments, drawn as the product draws them, and measures each gain with a standard deviation of 5
 nats where a gain is about 1. "share" is what the plan gains, in truth, of what it would gain if the
 gains were known; "adaptive" goes by difficulty. The last line is one JSON object with the figures.
 """
@@ -11,7 +11,6 @@ gains were known; "adaptive" goes by difficulty. The last line is one JSON objec
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,10 @@ from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.budget.policies import learned
 from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import BudgetConfig, TierConfig
-from difficulty.gain.fitting import Fitted, Observations, fit
+from difficulty.gain.features import fit_features
+from difficulty.gain.fitting import Observations, fit, fit_model
+from difficulty.gain.model import GainModel
+from pipelines.plan import strata
 
 RUNS = 12
 SEGMENTS = 2_400
@@ -54,10 +56,9 @@ class Spent(NamedTuple):
 
 
 def pilot(corpus: SimulatedCorpus, size: int, seed: int) -> Observations:
-    """A random segment of each stratum of difficulty, tried with every tier; half of their noise is the segment's."""
+    """Segments drawn as an exploring pilot draws them, tried with every tier; half of their noise is the segment's."""
     random = np.random.default_rng([seed, size])
-    order = np.argsort([segment.difficulty_nats for segment in corpus.segments], kind="stable")
-    tried = np.array([random.choice(part) for part in np.array_split(order, size)])
+    tried, chances = strata.draw(corpus.segments, size)
     names = [tier.name for tier in corpus.tiers if not tier.skips]
     own = random.normal(0.0, 1.0, (size, len(names)))
     noise = own if len(names) == 1 else np.sqrt(0.5) * (own + random.normal(0.0, 1.0, (size, 1)))
@@ -66,7 +67,7 @@ def pilot(corpus: SimulatedCorpus, size: int, seed: int) -> Observations:
         documents=np.repeat(corpus.documents[tried], len(names)),
         tiers=names * size,
         gain_nats=(corpus.gains[tried] + NOISE_NATS * noise).ravel(),
-        chances=np.ones(size * len(names)),
+        chances=np.repeat(chances, len(names)),
     )
 
 
@@ -114,11 +115,6 @@ def _spent(corpus: SimulatedCorpus, config: BudgetConfig, tiers: np.ndarray, pla
     return Spent(gain, float(costs[corpus.is_noise].sum()) / spend if spend else 0.0, error)
 
 
-def learn(corpus: SimulatedCorpus, size: int, seed: int) -> Fitted:
-    """From a pilot of this size."""
-    return fit(pilot(corpus, size, seed), corpus.segments, corpus.tiers)
-
-
 class Run(NamedTuple):
     """One corpus drawn, with one pilot: shares of what could be gained, and how far intervals hold the truth."""
 
@@ -130,23 +126,31 @@ class Run(NamedTuple):
     coverage: float
 
 
-def runs_of(name: str, size: int, runs: int, num_segments: int = SEGMENTS) -> Iterator[Run]:
-    """Corpora of that name, each with its pilot."""
+def runs_of(name: str, pilots: tuple[int, ...], runs: int, num_segments: int = SEGMENTS) -> dict[int, list[Run]]:
+    """Corpora of that name, each with a pilot of every size."""
+    found: dict[int, list[Run]] = {size: [] for size in pilots}
     for seed in range(FIRST_SEED, FIRST_SEED + runs):
         corpus = simulate(name, num_segments, seed)
-        fitted = learn(corpus, size, seed)
-        gains = fitted.model.expected(corpus.segments)
-        spent, best, adaptive = by_gain(corpus, gains.mean), by_gain(corpus, corpus.gains), by_difficulty(corpus)
-        held = np.abs(gains.mean - corpus.gains) <= 1.645 * np.sqrt(gains.variance)
-        oracle = best.gain_nats or 1.0
-        yield Run(
-            share=spent.gain_nats / oracle,
-            adaptive=adaptive.gain_nats / oracle,
-            on_noise=spent.on_noise,
-            error=spent.error,
-            weight=fitted.model.weight,
-            coverage=float(held.mean()),
-        )
+        features = fit_features(corpus.segments)
+        for size in pilots:
+            model = fit_model(pilot(corpus, size, seed), features, corpus.tiers)
+            found[size].append(_run(corpus, model))
+    return found
+
+
+def _run(corpus: SimulatedCorpus, model: GainModel) -> Run:
+    gains = model.expected(corpus.segments)
+    spent, best, adaptive = by_gain(corpus, gains.mean), by_gain(corpus, corpus.gains), by_difficulty(corpus)
+    held = np.abs(gains.mean - corpus.gains) <= 1.645 * np.sqrt(gains.variance)
+    oracle = best.gain_nats or 1.0
+    return Run(
+        share=spent.gain_nats / oracle,
+        adaptive=adaptive.gain_nats / oracle,
+        on_noise=spent.on_noise,
+        error=spent.error,
+        weight=model.weight,
+        coverage=float(held.mean()),
+    )
 
 
 def false_promises(
@@ -159,7 +163,8 @@ def false_promises(
         if tiers is not None:
             count = sum(not tier.skips for tier in tiers)
             corpus = corpus._replace(tiers=tiers, gains=np.zeros((num_segments, count)))
-        promised += learn(corpus, min(PILOTS[0], num_segments), seed).report.promises
+        tried = pilot(corpus, min(PILOTS[0], num_segments), seed)
+        promised += fit(tried, corpus.segments, corpus.tiers).report.promises
     return promised / pilots
 
 
@@ -168,13 +173,11 @@ def main(runs: int = RUNS, num_segments: int = SEGMENTS, pilots: tuple[int, ...]
     figures: dict[str, float] = {}
     columns = ("gain depends on", "pilot", "share", "adaptive", "spend on noise", "spend error", "weight", "coverage")
     table = Table(*columns, title="Gain of a plan in what could be gained")
-    errors = []
-    for size in pilots:
-        shares = {}
-        for name in [name for name in TRUTHS if name != "nothing"]:
-            found = list(runs_of(name, size, runs, num_segments))
+    errors, shares = [], dict.fromkeys(pilots, 1.0)
+    for name in [name for name in TRUTHS if name != "nothing"]:
+        for size, found in runs_of(name, pilots, runs, num_segments).items():
             mean = Run(*np.mean(found, axis=0).tolist())
-            shares[name] = mean.share
+            shares[size] = min(shares[size], mean.share)
             errors.append(max(run.error for run in found))
             cells = (mean.share, mean.adaptive, mean.on_noise, errors[-1], mean.weight, mean.coverage)
             table.add_row(name, f"{size:,}", *(f"{cell:.3f}" for cell in cells))
@@ -182,8 +185,9 @@ def main(runs: int = RUNS, num_segments: int = SEGMENTS, pilots: tuple[int, ...]
                 figures[f"never_below_adaptive_{size}"] = mean.share / mean.adaptive
             if name == "noise":
                 figures[f"budget_on_noise_{size}"] = mean.on_noise
+            figures[f"share_{name.replace(' ', '_')}_{size}"] = mean.share
             figures[f"coverage_{name.replace(' ', '_')}_{size}"] = mean.coverage
-        figures[f"gain_share_of_oracle_{size}"] = min(shares.values())
+    figures |= {f"gain_share_of_oracle_{size}": share for size, share in shares.items()}
     console.print(table)
     figures["never_below_adaptive"] = min(figures[f"never_below_adaptive_{size}"] for size in pilots)
     figures["budget_on_noise"] = max(figures[f"budget_on_noise_{size}"] for size in pilots)
@@ -194,4 +198,4 @@ def main(runs: int = RUNS, num_segments: int = SEGMENTS, pilots: tuple[int, ...]
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else RUNS)

@@ -31,7 +31,8 @@ from pipelines.outcome import Built, Outcome
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift_watch import held_against_pilot
 from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
-from pipelines.plan.measured import budget_section, forecast_for
+from pipelines.plan.explored import bought_beside
+from pipelines.plan.measured import budget_section, forecast_for, read_pilot
 from pipelines.rounds import round_facts
 from pipelines.stage import Stage
 from pipelines.watch.planned import plan_of, planned_generations
@@ -113,7 +114,9 @@ class Augment(Stage):
         for warning in self.planner.unknown_dialects():
             logger.warning("%s", warning)
         allocation, began = self.allocation, self.started_at
-        plan = plan_of(self.config, allocation, self.planner, began_at=began, rehearsal=self.rehearsal)
+        pilot, _ = read_pilot(self.config, self.scored)
+        beside = bought_beside(pilot, allocation) if pilot is not None else ()
+        plan = plan_of(self.config, allocation, self.planner, began_at=began, rehearsal=self.rehearsal, beside=beside)
         storage.write_json(self.at.plan, plan)  # for `thoughtmill status`
         spending = {"histogram": self.scored.facts["histogram"], "allocation": allocation.to_json()}
         storage.write_json(self.at.difficulty, spending)

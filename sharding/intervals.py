@@ -24,7 +24,7 @@ class Mean:
     """A mean over the segments of some documents.
 
     Attributes:
-        mean: of the segments.
+        mean: of the segments; NaN where there is none.
         low, high: its interval; None where there are too few documents to say.
         segments, documents: how many there are (of documents that were put into groups: how many groups).
     """
@@ -42,8 +42,7 @@ def mean_of_segments(
     """The mean over all segments, and its interval over documents.
 
     Args:
-        segments: (documents,) how many segments each document has; at least one document has any. Or what they weigh,
-            where they count unequally.
+        segments: (documents,) how many segments each document has; or what they weigh, where they count unequally.
         totals: (documents,) the sum over them of what is averaged.
         level: of confidence.
         fewest: with fewer documents there is no interval.
@@ -51,6 +50,8 @@ def mean_of_segments(
     has_any = segments > 0
     sizes, sums = segments[has_any].astype(np.float64), totals[has_any].astype(np.float64)
     number, documents = round(float(sizes.sum())), len(sizes)
+    if documents == 0:
+        return Mean(math.nan, None, None, 0, 0)
     mean = float(sums.sum() / sizes.sum())
     if documents < max(fewest, 2):
         return Mean(mean, None, None, number, documents)

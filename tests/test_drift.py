@@ -21,12 +21,13 @@ from augment.feeding.stopping import stop_everywhere
 from augment.ledger.reading import read_ledger
 from augment.ledger.writer import LedgerWriter
 from benchmarks.drift import documents_until_found
+from difficulty.budget.stopping import StopConfig
 from pipelines.augment import Augment
 from pipelines.cli import summary
 from pipelines.config import MillConfig
 from pipelines.plan import drift_watch, make_plan
 from pipelines.plan.drift import Totals, find_drifts, promises_of, unlike_promised
-from pipelines.plan.drift_watch import Generations
+from pipelines.plan.drift_watch import Generations, pilot_options, stopped_because
 from pipelines.plan.measured import MeasuredTier
 from pipelines.run import mill
 from pipelines.stage import Did
@@ -215,6 +216,16 @@ def with_pilot(tree: dict[str, Any], times: float) -> MillConfig:
     return config
 
 
+def drifting(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, look_s: float, rate: int) -> MillConfig:
+    """A config that stops for drift, whose pilot has promised less than half; four generations at a time, at a rate."""
+    monkeypatch.setattr(drift_watch, "LOOK_S", look_s)
+    monkeypatch.setattr(drift_watch, "MAX_SHARE", 1.0)
+    tree["models"]["pretend"]["engine_args"] = {"capacity": 4, "tokens_per_second": rate}
+    with_pilot(tree, 0.4)
+    tree["budget"]["stop_if"] = {"length_off_by": 0.2}
+    return from_mapping(tree)
+
+
 def shown(what: Any) -> str:
     console = Console(width=400, file=io.StringIO())
     console.print(what)
@@ -241,12 +252,7 @@ def test_a_run_warns_once(
 
 
 def test_a_run_stops_before_more_is_spent(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift_watch, "LOOK_S", 0.05)
-    monkeypatch.setattr(drift_watch, "MAX_SHARE", 1.0)
-    tree["models"]["pretend"]["engine_args"] = {"capacity": 4, "tokens_per_second": 1500}
-    with_pilot(tree, 0.4)
-    tree["budget"]["stop_if"] = {"length_off_by": 0.2}
-    config = from_mapping(tree)
+    config = drifting(tree, monkeypatch, look_s=0.05, rate=1500)
     with pytest.raises(MillError, match=r"budget\.stop_if\.length_off_by=0\.2 allows.*--pilot") as stopped:
         mill(config)
     planned = status.read(config.output)["generation"]["generations_planned"]
@@ -263,17 +269,21 @@ def test_a_run_stops_before_more_is_spent(tree: dict[str, Any], monkeypatch: pyt
 @pytest.mark.slow
 def test_processes_of_their_own_stop_too(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """They are told by a file, which they look for with every heartbeat."""
-    monkeypatch.setattr(drift_watch, "LOOK_S", 0.5)
-    monkeypatch.setattr(drift_watch, "MAX_SHARE", 1.0)
-    tree["models"]["pretend"]["engine_args"] = {"capacity": 4, "tokens_per_second": 40}
-    with_pilot(tree, 0.4)
-    tree["budget"]["stop_if"] = {"length_off_by": 0.2}
-    config = from_mapping(tree)
+    config = drifting(tree, monkeypatch, look_s=0.5, rate=40)
     two = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
     with pytest.raises(MillError, match=r"budget\.stop_if\.length_off_by=0\.2 allows"):
         mill(config, beam_args=two)
     planned = status.read(config.output)["generation"]["generations_planned"]
     assert 20 < len({row.key for row in read_ledger(config.ledger_url)}) < 0.9 * planned
+
+
+def test_the_way_on_is_a_pilot_like_the_one_that_promised() -> None:
+    (drift,) = find_drifts(promises_of({"deep": pilot(SPREAD)}), {"deep": seen([2 * t for t in SPREAD] * 5)})
+    said = [
+        stopped_because(drift, StopConfig(length_off_by=0.1), pilot_options(explored)) for explored in (True, False)
+    ]
+    assert "thoughtmill plan CONFIG --pilot 400 --explore`" in said[0]
+    assert "thoughtmill plan CONFIG --pilot 50`" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from augment.selection.values.protocol import GainConfig
 from augment.selection.valuing import Valuer
 from benchmarks.built_in_gain import GAIN_NATS
 from benchmarks.intervals import plan_config
+from pipelines.augment import Augment
 from pipelines.cli import app
 from pipelines.config import MillConfig
 from pipelines.joints import allocation_of
@@ -36,6 +38,7 @@ from pipelines.plan.learned import read_gain, read_learned
 from pipelines.plan.measured import MeasuredTier, Pilot, read_pilot
 from pipelines.plan.pilot import tokens_per_second
 from pipelines.run import mill
+from pipelines.watch import status
 from pipelines.yaml_config import from_mapping
 from sharding.errors import RequestError
 from sharding.records.types import LedgerRow, ScoredSegment
@@ -98,7 +101,10 @@ def test_every_stratum_is_drawn_from_with_a_known_chance() -> None:
     estimate = difficulty[places] @ (1 / chances) / len(segments)
     assert estimate == pytest.approx(difficulty.mean(), rel=0.1)
     quintiles = np.searchsorted(np.quantile(difficulty, [0.2, 0.4, 0.6, 0.8]), difficulty[places])
-    assert np.bincount(quintiles).min() > 60, "the hard ones are as many as the easy ones"
+    counts = np.bincount(quintiles)
+    assert counts.min() > 25 and counts[4] > 2.5 * counts[0], "where budgets go more is tried"
+    easier = np.array([one.difficulty_nats for one in segments]) < np.median(difficulty)
+    assert easier[places] @ (1 / chances) / len(segments) == pytest.approx(0.5, abs=0.06)
     assert sum(segments[place].source == "books" for place in places) > 70, "a small source is heard"
     assert (strata.draw(segments, 400)[0] == places).all()
 
@@ -197,7 +203,12 @@ def measured(nats: list[float], tokens: int) -> MeasuredTier:
     once, names = (1,) * size, tuple(f"{i}#0" for i in range(size))
     return MeasuredTier(
         thought_tokens=(tokens,) * size,
-        **dict.fromkeys(("prompt_tokens", "generations", "accepted", "cut", "kept", "kept_tokens"), once),
+        prompt_tokens=once,
+        generations=once,
+        accepted=once,
+        cut=once,
+        kept=once,
+        kept_tokens=once,
         heldout_nats=tuple(nats),
         document=tuple(range(size)),
         segment=names,
@@ -345,7 +356,27 @@ def test_an_exploring_pilot_teaches_and_the_run_buys_nothing_twice(
     assert pilot is not None and pilot.explored and pilot.segments == SEGMENTS and not notes
     assert all(len(set(tier.segment)) == SEGMENTS for tier in pilot.tiers.values()), "each with every tier"
 
+    under_way: list[dict[str, Any]] = []
+    at_work = Augment.at_work
+
+    @contextlib.contextmanager
+    def looked_at(stage: Augment) -> Iterator[None]:
+        with at_work(stage):
+            under_way.append(status.read(config.output))
+            yield
+
+    monkeypatch.setattr(Augment, "at_work", looked_at)
     mill(config)
+    [before], after = under_way, status.read(config.output)
+    for found in (before, after):
+        made = found["generation"]["thought_tokens"], found["beside"]["thought_tokens"]
+        assert sum(made) == sum(row.thought_tokens for row in read_ledger(config.ledger_url)) - (
+            0 if found is after else manifest.require(config.output, "augment").counts["thought_tokens_now"]
+        )
+    counts = manifest.require(config.output, "augment").counts
+    assert before["generation"]["thought_tokens"] == counts["thought_tokens_found"], "what the plan asks for, no more"
+    assert before["beside"] == after["beside"] and before["beside"]["generations"] == len(bought) - counts["found"]
+    assert after["generation"]["thought_tokens"] == counts["thought_tokens"] < 1.2 * after["generation"]["budget"]
     augmented, selected = (manifest.require(config.output, stage) for stage in ("augment", "select"))
     assert 0 < augmented.counts["found"] <= len(bought)
     assert len({row.key for row in read_ledger(config.ledger_url)}) == len(list(read_ledger(config.ledger_url)))

@@ -298,10 +298,12 @@ def test_the_posterior_is_that_of_ridge_under_the_variances_found() -> None:
     rows = random.normal(size=(300, 7))
     observed = rows @ np.array([1.0, 0.5, -0.5, 0.0, 0.0, 0.0, 0.0]) + random.normal(size=300)
     groups = np.array([0, 1, 1, 1, 2, 2, 2])
-    found = fit_components(rows, observed, np.ones(300), groups, unshrunk=0)
-    penalty = np.diag(np.where(groups == 0, 1e-9, found.noise / np.maximum(found.variances[groups], 1e-12)))
+    found = fit_components(rows, observed, np.ones(300), groups)
+    penalty = np.diag(found.noise / found.variances[groups])
     assert found.mean == pytest.approx(np.linalg.solve(rows.T @ rows + penalty, rows.T @ observed), abs=1e-3)
-    assert found.variances[1] > 3 * found.variances[2] and found.evidence > 10
+    assert found.variances[1] > 3 * found.variances[2]
+    without = fit_components(rows[:, :1], observed, np.ones(300), groups[:1])
+    assert found.evidence - without.evidence > 10
 
 
 def test_groups_that_tell_nothing_are_not_believed() -> None:
@@ -310,5 +312,18 @@ def test_groups_that_tell_nothing_are_not_believed() -> None:
         random = np.random.default_rng(seed)
         rows = np.column_stack([random.exponential(1, 400), random.normal(size=(400, 10))])
         observed = rows[:, 0] + random.normal(0, NOISE_NATS, 400)
-        evidence.append(fit_components(rows, observed, np.ones(400), np.array([0] + [1] * 10), unshrunk=0).evidence)
+        found, alone = (
+            fit_components(rows[:, :columns], observed, np.ones(400), np.array([0] + [1] * 10)[:columns])
+            for columns in (11, 1)
+        )
+        evidence.append(found.evidence - alone.evidence)
     assert np.mean(np.array(evidence) > 0) <= 0.15
+
+
+def test_a_gain_that_is_the_same_at_every_difficulty_is_not_looked_for_in_it(corpus: SimulatedCorpus) -> None:
+    """What decides is the source; that the hardest were tried most often must not make them look better."""
+    sources = simulate("source", SEGMENTS, 1)
+    model = fit(pilot(sources, 400, 1), sources.segments, ONE_TIER).model
+    gains = model.expected(sources.segments).mean[:, 0]
+    difficulty = np.array([segment.difficulty_nats for segment in sources.segments])
+    assert abs(np.corrcoef(gains, difficulty)[0, 1]) < 0.25 < np.corrcoef(gains, sources.gains[:, 0])[0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -153,3 +154,16 @@ def test_intervals_cover_what_they_promise(documents: int, correlation: float) -
 def test_of_few_documents_there_is_no_interval() -> None:
     found = mean_of_segments(np.array([3, 0, 4]), np.array([3.0, 0.0, 4.0]))
     assert (found.mean, found.low, found.segments, found.documents) == (1.0, None, 7, 2)
+
+
+def test_of_no_segment_there_is_no_mean_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sizes in (np.zeros(0), np.zeros(9)):
+            found = mean_of_segments(sizes, sizes)
+            assert np.isnan(found.mean) and (found.low, found.high, found.segments, found.documents) == (
+                None,
+                None,
+                0,
+                0,
+            )

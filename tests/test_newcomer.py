@@ -16,8 +16,8 @@ from augment.selection.gates.leaked_sentences import without_leaked_opening
 from pipelines.arms import result as arms
 from pipelines.joints import Choices, holdback_of
 from pipelines.plan import make_plan, show
+from pipelines.plan.allocations import allocation_for
 from pipelines.plan.evidence import gather
-from pipelines.plan.forecast import allocation_for
 from pipelines.plan.pilot import pick_segments
 from pipelines.run import mill
 from pipelines.stage import Did

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -102,6 +104,21 @@ def test_rows_of_other_models_prompts_and_repeats_do_not_count(tmp_path: Path, p
     assert status.read(output)["generation"]["generations"] == 1
 
 
+def test_what_the_pilot_alone_bought_is_told_beside(tmp_path: Path, plan: dict[str, Any]) -> None:
+    rows = [made(n) for n in range(10)]
+    plan["beside"] = [row.request_key for row in rows[:7]]
+    output = write(tmp_path, plan, rows)
+    found = status.read(output)
+    assert (found["generation"]["generations"], found["generation"]["thought_tokens"]) == (3, 150)
+    assert found["generation"]["spent"] == pytest.approx(150e-6)
+    assert (found["beside"]["generations"], found["beside"]["thought_tokens"]) == (7, 350)
+    assert found["beside"]["dollars"] == pytest.approx(350e-6)
+    console = Console(width=200, file=io.StringIO())
+    console.print(status.render(found))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.00015 of 0.01 dollars" in said and "7 generations of 350 tokens were paid for that this plan" in said
+
+
 def test_rows_that_another_model_of_a_server_answered_count(tmp_path: Path, plan: dict[str, Any]) -> None:
     """They were asked of the plan's model and paid for; the row names the one that wrote them."""
     for each in plan["models"].values():
@@ -188,6 +205,13 @@ def test_a_real_run(write_jsonl: Callable[..., str], rehearsal_config: Callable[
     assert generation["processes"] == generation["in_flight"] == 0
     assert found["warnings"] == augmented.facts["warnings"]
     assert not Path(config.output, "stages", "augment", "alive").exists()
+    assert "beside" not in found
+    row = next(iter(read_ledger(config.ledger_url)))
+    other = {"key": "k", "request_key": "of another plan", "thought_tokens": 7}
+    parts.write_part(config.ledger_url, [msgspec.structs.replace(row, **other)])
+    found = status.read(config.output)
+    assert found["generation"]["thought_tokens"] == generation["thought_tokens"], "its requests are known"
+    assert (found["beside"]["generations"], found["beside"]["thought_tokens"]) == (1, 7)
     assert time.time() - generation["seconds_since_last"] <= time.time()
 
 

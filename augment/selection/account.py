@@ -194,6 +194,8 @@ def _gain(row: Mapping[str, Any], what: str) -> dict[str, Any] | None:
     if not sums:
         return None
     segments = np.array([of_group["segments"] for of_group in sums])
+    if not segments.any():
+        return None
     found = mean_of_segments(segments, np.array([of_group["nats"] / MICRO for of_group in sums]))
     interval = None if found.low is None or found.high is None else [round(found.low, 4), round(found.high, 4)]
     return {

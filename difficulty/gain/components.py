@@ -4,7 +4,7 @@ Every coefficient of group g is taken to be drawn from a normal distribution of 
 have noise of variance σ². The variances are the most probable ones, all coefficients integrated out (empirical Bayes:
 MacKay 1992, "Bayesian interpolation"). Beforehand ln τ_g is taken to be normal around a tenth of the spread of what is
 observed: by likelihood alone, variances of a small pilot end at 0 though there is something to find. The coefficients'
-posterior is normal. How much likelier the observations are than without any group is `evidence`.
+posterior is normal. How likely the observations are, to be held against other groups of terms, is `evidence`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-
-UNSHRUNK = 1e4
-"""Prior variance of an unshrunk coefficient, in the variance of what is observed."""
 
 TYPICAL_SHARE = 0.1
 """Standard deviation that a group's part is expected to have, in that of what is observed."""
@@ -32,10 +29,10 @@ class Posterior:
     Attributes:
         mean: (columns,) float64.
         covariance: (columns, columns) float64.
-        variances: (groups,) float64, τ of every group that has columns, ascending; 0 for those that are unshrunk.
+        variances: (groups,) float64, τ of every group that has columns, ascending.
         noise: σ².
-        evidence: ln of how many times likelier the observations are under the groups than under the unshrunk
-            coefficients alone; below 0 where the groups aren't worth their freedom.
+        evidence: ln of how likely the observations are under these groups, at the likeliest variances; but for a
+            constant that is the same for other groups and the same observations.
     """
 
     mean: np.ndarray
@@ -45,9 +42,7 @@ class Posterior:
     evidence: float
 
 
-def fit_components(
-    rows: np.ndarray, observed: np.ndarray, weights: np.ndarray, groups: np.ndarray, unshrunk: int
-) -> Posterior:
+def fit_components(rows: np.ndarray, observed: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> Posterior:
     """The posterior under the likeliest variances.
 
     Args:
@@ -55,25 +50,17 @@ def fit_components(
         observed: (n,) float64.
         weights: (n,) float64, how many observations each counts as.
         groups: (columns,) int64, the group of each column; numbers may be left out.
-        unshrunk: the group whose coefficients are left unshrunk.
     """
     scale = float(np.sqrt(np.average(observed**2, weights=weights))) or 1.0
     weighted = rows * weights[:, None]
     gram, moments = rows.T @ weighted, weighted.T @ (observed / scale)
     total, number = float(weights @ (observed / scale) ** 2), float(weights.sum())
-    present, groups = np.unique(groups, return_inverse=True)
-    num_groups = len(present)
-    free = present != unshrunk
-
-    def variances_of(logs: np.ndarray) -> np.ndarray:
-        variances = np.full(num_groups, UNSHRUNK)
-        variances[free] = np.exp(logs[:-1])
-        return variances
+    groups = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(groups.max()) + 1
 
     def solve(logs: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """Minus the log likelihood, its gradient, and mean and covariance of the coefficients."""
-        noise, variances = float(np.exp(logs[-1])), variances_of(logs)
-        roots = np.sqrt(variances)[groups]
+        noise, roots = float(np.exp(logs[-1])), np.exp(logs[:-1] / 2)[groups]
         inner = gram * roots[:, None] * roots[None, :] / noise
         inner[np.diag_indices_from(inner)] += 1.0
         factor = np.linalg.cholesky(inner)
@@ -84,7 +71,7 @@ def fit_components(
         explained = float(standard @ (roots * moments)) / noise
         loss = 0.5 * (number * logs[-1] + 2 * np.log(np.diag(factor)).sum() + total / noise - explained)
         by_column = standard**2 + np.diag(inverse) - 1.0
-        gradient = -0.5 * np.bincount(groups, weights=by_column, minlength=num_groups)[free]
+        gradient = -0.5 * np.bincount(groups, weights=by_column, minlength=num_groups)
         residual = total - 2 * float(mean @ moments) + float(mean @ gram @ mean) + float((gram * covariance).sum())
         return loss, np.append(gradient, 0.5 * (number - residual / noise)), mean, covariance
 
@@ -95,22 +82,14 @@ def fit_components(
         far = (logs[:-1] - typical) / _LOG_SPREAD
         return loss + 0.5 * float(far @ far), gradient + np.append(far / _LOG_SPREAD, 0.0)
 
-    start = np.append(np.full(int(free.sum()), typical), 0.0)
-    bounds = [_LOG_RANGE] * int(free.sum()) + [_LOG_NOISE]
+    start = np.append(np.full(num_groups, typical), 0.0)
+    bounds = [_LOG_RANGE] * num_groups + [_LOG_NOISE]
     found = minimize(penalised, start, jac=True, method="L-BFGS-B", bounds=bounds)
     _, _, mean, covariance = solve(found.x)
-
-    def alone(logs: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, gradient, _, _ = solve(np.append(np.full(int(free.sum()), _LOG_RANGE[0]), logs))
-        return loss, gradient[-1:]
-
-    without = minimize(alone, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[_LOG_NOISE])
-    variances = variances_of(found.x) * scale**2
-    variances[~free] = 0.0
     return Posterior(
         mean * scale,
         covariance * scale**2,
-        variances,
+        np.exp(found.x[:-1]) * scale**2,
         float(np.exp(found.x[-1])) * scale**2,
-        float(without.fun - found.fun),
+        -float(found.fun),
     )

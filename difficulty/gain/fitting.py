@@ -6,7 +6,7 @@ Every prediction that the report or the weight rests on is made for documents th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -15,30 +15,38 @@ from difficulty.budget.tiers import TierConfig
 from difficulty.gain.components import fit_components
 from difficulty.gain.features import GROUPS, FeatureMap, fit_features
 from difficulty.gain.model import GainModel
-from difficulty.gain.report import LearningReport, Tried, make_report
+from difficulty.gain.report import LearningReport, make_report
+from difficulty.gain.tried import Tried
 from sharding.errors import MillError, RequestError
 from sharding.records.types import ScoredSegment
 
 FOLDS = 5
 """Parts of the documents; each is predicted from the others."""
 
-HYPOTHESES: tuple[tuple[str, ...], ...] = (
-    ("entropy",),
-    ("numbers",),
-    ("kind",),
-    ("source",),
-    ("entropy", "numbers", "kind", "source"),
+PRIOR = ("difficulty",)
+"""Terms of the gain where nothing decides but difficulty."""
+
+_LEARNED = ("entropy", "numbers", "kind", "source")
+
+
+def _and_difficulty(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name} and difficulty" for name in names)
+
+
+HYPOTHESES: tuple[tuple[tuple[str, ...], float], ...] = (
+    *((("level", name), 1 / 3) for name in _LEARNED),
+    *((("difficulty", *_and_difficulty(name)), 1 / 3) for name in _LEARNED),
+    *((("level", "difficulty", name, *_and_difficulty(name)), 1 / 3) for name in _LEARNED),
+    (("level", "difficulty", *_LEARNED, *_and_difficulty(*_LEARNED)), 1.0),
 )
-"""What the gain may hang on besides difficulty, each by itself and with it; weighed by how likely each makes the
-observations. That it hangs on difficulty alone, the prior, is as likely beforehand as any one of them. It could be
-taken for likelier, but the mistakes cost differently: to learn where difficulty is right loses a hundredth of the gain,
-to stay with difficulty where it is wrong may lose half."""
+"""The terms that the gain may have, and how likely that is beforehand, in that of the prior alone: it hangs on one of
+what can be learned, or on all of it; whatever the difficulty, in proportion to it, or something of both. They are
+weighed by how likely each makes the observations. The prior could be taken for likelier, but the mistakes cost
+differently: learning where difficulty is right loses a hundredth of the gain, staying with difficulty where it is wrong
+up to half."""
 
 FEWEST_DOCUMENTS = 20
 """With fewer there is nothing to learn from, and the prior stays alone."""
-
-
-_MOST_EVIDENCE = 600.0  # exp of it is still a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +81,6 @@ class Fitted:
     report: LearningReport
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Observations as arrays: features, tier by number, documents from 0, gains, and how many each counts as."""
-
-    rows: np.ndarray
-    tiers: np.ndarray
-    documents: np.ndarray
-    gains: np.ndarray
-    weights: np.ndarray
-
-    def where(self, chosen: np.ndarray) -> _Sample:
-        return _Sample(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
-
 def fit(
     observations: Observations,
     corpus: Sequence[ScoredSegment],
@@ -116,13 +110,27 @@ def fit(
         features = fit_features(corpus)
         sample = _sample(observations, features, [tier.name for tier in thinking])
         model = _model(sample, features, thinking)
-        predicted = _out_of_fold(sample, features, thinking, seed)
-        tried = Tried(sample.rows, sample.tiers, sample.documents, sample.gains, sample.weights, predicted)
+        tried = replace(sample, predicted=_out_of_fold(sample, features, thinking, seed))
         report = make_report(model, tried, decode=decode, paying_nats=paying_nats)
         return Fitted(model, report)
 
 
-def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> _Sample:
+def fit_model(observations: Observations, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+    """The model of `fit` alone, for who needs no report.
+
+    Args:
+        observations: as in `fit`.
+        features: of the corpus.
+        tiers: as in `fit`.
+
+    Raises: as `fit`.
+    """
+    with threadpool_limits(limits=1):
+        thinking = [tier for tier in tiers if not tier.skips]
+        return _model(_sample(observations, features, [tier.name for tier in thinking]), features, thinking)
+
+
+def _sample(observations: Observations, features: FeatureMap, names: Sequence[str]) -> Tried:
     number = len(observations.segments)
     if number == 0:
         raise MillError("the pilot measured no gain, so there is nothing to learn from")
@@ -147,7 +155,9 @@ def _sample(observations: Observations, features: FeatureMap, names: Sequence[st
     weights *= weights.sum() / (weights**2).sum()
     tiers = np.array([names.index(tier) for tier in observations.tiers])
     documents = np.unique(observations.documents, return_inverse=True)[1]
-    return _Sample(features.rows(observations.segments), tiers, documents, gains, weights)
+    return Tried(
+        features.rows(observations.segments), tiers, documents, gains, weights, predicted=np.full(number, np.nan)
+    )
 
 
 def _repeats(gains: np.ndarray, tiers: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -166,11 +176,12 @@ def _repeats(gains: np.ndarray, tiers: np.ndarray, documents: np.ndarray) -> np.
     return 1 + (numbers[documents] - 1) * min(max(rho, 0.0), 1.0)
 
 
-def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
+def _model(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig]) -> GainModel:
     """The model from these observations alone.
 
     Its terms come in parts: one that all tiers share, in proportion to what they are expected to resolve, and one of
-    each tier's own.
+    each tier's own. Every try counts the same, whatever its chance: what decides the chance is among what the model
+    looks at, so it needs no weights to be right, and without them it is surer.
     """
     resolutions = np.array([tier.resolution for tier in tiers])
     ratios = resolutions / resolutions.mean() if resolutions.any() else np.ones(len(tiers))
@@ -179,12 +190,11 @@ def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -
     rows = (parts[sample.tiers][:, :, None] * sample.rows[:, None, :]).reshape(len(sample.rows), -1)
     groups = np.concatenate([features.groups + part * len(GROUPS) for part in (0, *[1] * own.shape[1])])
     shape = (parts.shape[1], sample.rows.shape[1])
-    weights = sample.weights / _repeats(sample.gains, sample.tiers, sample.documents)
+    weights = 1 / _repeats(sample.gains, sample.tiers, sample.documents)
     found, evidence = [], []
-    for hypothesis in HYPOTHESES:
-        names = {"difficulty", "level", *hypothesis, *(f"{name} and difficulty" for name in hypothesis)}
-        columns = np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
-        posterior = fit_components(rows[:, columns], sample.gains, weights, groups[columns], unshrunk=0)
+    for names, _ in HYPOTHESES:
+        columns = _columns(groups, names)
+        posterior = fit_components(rows[:, columns], sample.gains, weights, groups[columns])
         coefficients, covariance = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
         coefficients[columns], covariance[np.ix_(columns, columns)] = posterior.mean, posterior.covariance
         found.append(
@@ -194,8 +204,12 @@ def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -
             )
         )
         evidence.append(posterior.evidence)
-    odds = np.exp(np.clip(evidence, -_MOST_EVIDENCE, _MOST_EVIDENCE))
-    shares = odds / odds.sum()
+    prior = _columns(groups, PRIOR)
+    alone = fit_components(rows[:, prior], sample.gains, weights, groups[prior]).evidence
+    most = max(*evidence, alone)
+    odds = np.array([beforehand for _, beforehand in HYPOTHESES]) * np.exp(np.array(evidence) - most)
+    learned = float(odds.sum())
+    shares = odds / learned
     coefficients = sum(share * own for share, (own, _) in zip(shares, found, strict=True))
     covariance = np.zeros((len(tiers), shape[1], shape[1]))
     for share, (own_coefficients, own_covariance) in zip(shares, found, strict=True):
@@ -210,11 +224,16 @@ def _model(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig]) -
         covariance=covariance.astype(np.float32),
         prior=scale * resolutions,
         prior_variance=scale_variance * resolutions**2,
-        weight=float(odds.sum() / (1 + odds.sum())) if enough else 0.0,
+        weight=learned / (learned + float(np.exp(alone - most))) if enough else 0.0,
     )
 
 
-def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
+def _columns(groups: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Places of the columns of some groups, whatever the part."""
+    return np.flatnonzero(np.isin(groups % len(GROUPS), [GROUPS.index(name) for name in names]))
+
+
+def _prior(sample: Tried, resolutions: np.ndarray) -> tuple[float, float]:
     """Nats gained per resolved mean difficulty, and the variance of that.
 
     The scale is fitted, unshrunk; as thinking is taken to help or to do nothing, it is what is left of the estimate's
@@ -223,18 +242,18 @@ def _prior(sample: _Sample, resolutions: np.ndarray) -> tuple[float, float]:
     from scipy.special import log_ndtr
 
     mass = sample.rows[:, 0] * resolutions[sample.tiers]
-    power = float(sample.weights @ mass**2)
+    power = float(mass @ mass)
     if power == 0:  # nothing is expected to resolve anything
         return 0.0, 0.0
-    estimate = float(sample.weights @ (mass * sample.gains)) / power
-    sums = np.bincount(sample.documents, weights=sample.weights * mass * (sample.gains - estimate * mass))
+    estimate = float(mass @ sample.gains) / power
+    sums = np.bincount(sample.documents, weights=mass * (sample.gains - estimate * mass))
     error = max(float(np.sqrt((sums**2).sum())) / power, 1e-12)
     z = estimate / error
     hazard = float(np.exp(-0.5 * z**2 - 0.5 * np.log(2 * np.pi) - log_ndtr(z)))
     return error * (z + hazard), error**2 * max(1 - hazard * (z + hazard), 0.0)
 
 
-def _out_of_fold(sample: _Sample, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
+def _out_of_fold(sample: Tried, features: FeatureMap, tiers: Sequence[TierConfig], seed: int) -> np.ndarray:
     """(n,) what a model from the documents of the other folds says of each observation."""
     documents = int(sample.documents.max()) + 1
     folds = np.random.default_rng([seed, documents]).permutation(documents) % FOLDS

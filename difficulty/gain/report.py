@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from difficulty.gain.model import GainModel
+from difficulty.gain.tried import Tried
 from difficulty.gain.words import what_pays
 from sharding.intervals import mean_of_segments
 
@@ -79,21 +80,6 @@ class LearningReport:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, eq=False)
-class Tried:
-    """Observations and what was predicted of them out of fold; all arrays (n,), `documents` from 0."""
-
-    rows: np.ndarray
-    tiers: np.ndarray
-    documents: np.ndarray
-    gains: np.ndarray
-    weights: np.ndarray
-    predicted: np.ndarray
-
-    def where(self, chosen: np.ndarray) -> Tried:
-        return Tried(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
 def make_report(

@@ -19,11 +19,12 @@ from pipelines.config import MillConfig
 from pipelines.counts import planned_gain
 from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
 from pipelines.plan import measured
+from pipelines.plan.allocations import allocation_for
 from pipelines.plan.cautions import cautions, share
 from pipelines.plan.chance import estimate
 from pipelines.plan.corpus import Evidence
 from pipelines.plan.evidence import gather
-from pipelines.plan.forecast import Forecast, TierForecast, allocation_for, forecast, shard_bytes
+from pipelines.plan.forecast import Forecast, TierForecast, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
 from sharding.errors import RequestError
 from sharding.storage import manifest

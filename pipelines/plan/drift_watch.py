@@ -25,6 +25,7 @@ from augment.ledger.parts import ledger_parts, part_batches
 from augment.requests.planner import TracePlanner
 from difficulty.budget.stopping import StopConfig
 from pipelines.config import MillConfig
+from pipelines.joints import goes_by_gain
 from pipelines.plan.drift import Promise, Totals, find_drifts, promises_of
 from pipelines.plan.measured import read_pilot
 from pipelines.watch.files import Drift
@@ -145,7 +146,7 @@ def held_against_pilot(
             said = "; ".join(notes) or "there is none"
             raise RequestError(
                 f"budget.stop_if: needs a pilot of this config, whose promises the run is held against ({said}): "
-                "`thoughtmill plan CONFIG --pilot 50` makes one; or remove stop_if"
+                f"`thoughtmill plan CONFIG {pilot_options(goes_by_gain(config))}` makes one; or remove stop_if"
             )
         return contextlib.nullcontext()
     promises = promises_of(pilot.tiers)
@@ -154,7 +155,7 @@ def held_against_pilot(
         told("the pilot has too few documents of tier %s to tell drift", " and ".join(lacking))
     versions = list(planner.prompt_versions().values())
     generations = Generations(config.ledger_url, order.began_ms, versions)
-    return DriftWatch(config.output, generations, promises, stop_if, order)
+    return DriftWatch(config.output, generations, promises, stop_if, order, explored=pilot.explored)
 
 
 class DriftWatch:
@@ -166,6 +167,7 @@ class DriftWatch:
         promises: what its pilot promised.
         stop_if: how far off is too far; None: nothing is.
         order: the run, as its workers know it.
+        explored: whether the pilot tried tiers at random.
     """
 
     def __init__(
@@ -175,9 +177,12 @@ class DriftWatch:
         promises: Sequence[Promise],
         stop_if: StopConfig | None,
         order: worker.WorkOrder,
+        *,
+        explored: bool = False,
     ) -> None:
         self._url = Output(output).drift
         self._generations, self._promises, self._stop_if, self._order = generations, promises, stop_if, order
+        self._again = pilot_options(explored)
         self._known: dict[tuple[str, str], Drift] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thoughtmill-drift", daemon=True)
@@ -221,7 +226,7 @@ class DriftWatch:
         if ended or not too_far:
             return False
         assert self._stop_if is not None
-        stop_everywhere(self._order, stopped_because(too_far[0], self._stop_if))
+        stop_everywhere(self._order, stopped_because(too_far[0], self._stop_if, self._again))
         return True
 
 
@@ -231,11 +236,16 @@ def is_too_far(drift: Drift, stop_if: StopConfig) -> bool:
     return limit is not None and drift.off_by > limit
 
 
-def stopped_because(drift: Drift, stop_if: StopConfig) -> str:
-    """What to say of a run that was stopped."""
+def pilot_options(explored: bool) -> str:
+    """What makes a pilot of that kind."""
+    return "--pilot 400 --explore" if explored else "--pilot 50"
+
+
+def stopped_because(drift: Drift, stop_if: StopConfig, again: str) -> str:
+    """What to say of a run that was stopped; `again` makes another pilot like the one that promised."""
     name = "length_off_by" if drift.kind == "length" else "cut_off_by"
     return (
         f"stopped before more is spent: {drift}, more than budget.stop_if.{name}={getattr(stop_if, name)} allows. What "
-        "was generated is in the ledger and will be found there. Measure again with `thoughtmill plan CONFIG --pilot "
-        "N`, change the tier, or remove budget.stop_if, and run again"
+        "was generated is in the ledger and will be found there. Measure again with "
+        f"`thoughtmill plan CONFIG {again}`, change the tier, or remove budget.stop_if, and run again"
     )

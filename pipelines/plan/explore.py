@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from augment.ledger.reading import read_ledger
+from augment.ledger.parts import every_part
 from augment.requests.planner import TracePlanner
 from augment.selection.account import account_counts, kept_nats, split_account
 from augment.selection.keeping import choose
@@ -213,7 +213,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
     planner = trace_planner(config)
     requests = requests_of(config, planner, tried)
     wanted = {request.request_key for _, request in requests}
-    held = {row.request_key for row in read_ledger(config.ledger_url) if row.request_key in wanted}
+    held = _held(config.ledger_url, wanted)
     say(price_in_words(config, [request for _, request in requests], held, len(tried)))
     judged, rates = judged_of(config, requests, generated(config, planner, requests, beam_args))
     of_segment = {one.segment.segment_id: one for one in tried}
@@ -228,6 +228,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
         entry |= {
             "document": numbers.setdefault(segment.document, len(numbers)),
             "segment": request.segment_id,
+            "request_key": request.request_key,
             "difficulty_nats": one.segment.difficulty_nats,
             "weight": 1 / one.chance,
             "gain_nats": gain_of(config, valued),
@@ -236,6 +237,12 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
         entries.append((request.tier, entry))
     pilot = Pilot(tiers=by_tier(entries), tokens_per_second=rates, counts=split_account(counts)[0])
     return pilot, list(_notes(pilot, len(requests) - len(judged)))
+
+
+def _held(ledger_url: str, wanted: set[str]) -> set[str]:
+    """Which of these request keys the ledger has something of; nothing else of it is read."""
+    batches = itertools.chain.from_iterable(every_part(ledger_url, ["request_key"]))
+    return wanted.intersection(key for batch in batches for key in batch["request_key"].to_pylist())
 
 
 def gain_of(config: MillConfig, valued: ValuedSegment) -> float | None:

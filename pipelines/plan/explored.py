@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from difficulty.budget.allocation import Allocation
 from pipelines.plan import chance
-from pipelines.plan.measured import MeasuredTier
+from pipelines.plan.measured import MeasuredTier, Pilot
 
 FEWEST_EXPLORED = 8
 """Of fewer segments that the plan gives a tier, all that were tried say more of lengths and of what is kept; and what
@@ -20,19 +21,38 @@ def of_tier(measured: MeasuredTier, allocation: Allocation, number: int) -> Meas
 
     A plain pilot measures them and no others. An exploring one tried the tier on segments of every kind.
     """
-    if not measured.segment:
-        return measured
-    if allocation.by_gain is not None:
-        # What was learned from other documents decides, as the run's model hasn't seen the segments of the run.
-        thinking = [place for place, cost in enumerate(allocation.by_gain.costs) if cost > 0]
-        gains = np.zeros((len(measured.segment), len(allocation.tiers)))
-        gains[:, thinking] = np.array(measured.expected_nats)
-        given = allocation.tiers_by_gain(measured.segment, gains)
-    elif allocation.axis == "difficulty":
-        given = allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats))
-    else:
+    if not measured.segment or allocation.axis not in ("difficulty", "gain"):
         return measured  # the hash that decides knows nothing of a segment
-    return measured.where(np.flatnonzero(given == number))
+    # What was learned from other documents decides, as the run's model hasn't seen the segments of the run.
+    return measured.where(np.flatnonzero(_given(measured, allocation, measured.expected_nats) == number))
+
+
+def bought_beside(pilot: Pilot, allocation: Allocation) -> list[str]:
+    """Keys of the requests that an exploring pilot made and the run of this plan doesn't make."""
+    tried: set[str] = set()
+    asked: set[str] = set()
+    for number, tier in enumerate(allocation.tiers):
+        measured = pilot.tiers.get(tier.name)
+        if measured is None or not measured.request_key:
+            continue
+        given = _given(measured, allocation, measured.learned_nats)
+        tried.update(measured.request_key)
+        asked.update(measured.request_key[place] for place in np.flatnonzero(given == number).tolist())
+    return sorted(tried - asked)
+
+
+def _given(measured: MeasuredTier, allocation: Allocation, nats: Sequence[Sequence[float]]) -> np.ndarray:
+    """(segments,) int64, the tier that a plan gives each.
+
+    Args:
+        nats: (segments, thinking tiers), what a plan by gain expects of them.
+    """
+    if allocation.by_gain is None:
+        return np.asarray(allocation.tiers_of(measured.segment, np.array(measured.difficulty_nats)))
+    thinking = [place for place, cost in enumerate(allocation.by_gain.costs) if cost > 0]
+    gains = np.zeros((len(measured.segment), len(allocation.tiers)))
+    gains[:, thinking] = np.array(nats)
+    return np.asarray(allocation.tiers_by_gain(measured.segment, gains))
 
 
 def run_gain(measured: MeasuredTier, segments: float, random: np.random.Generator) -> np.ndarray | None:

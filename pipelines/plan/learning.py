@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from difficulty.budget.tiers import TierConfig
-from difficulty.gain.fitting import Observations, fit
+from difficulty.gain.fitting import Observations, fit, fit_model
 from difficulty.gain.model import GainModel
 from pipelines.config import MillConfig
 from pipelines.plan import explore as exploring
@@ -28,6 +28,8 @@ CORPUS_SEGMENTS = 4_000
 
 FOLDS = 5
 """What the plan promises of a segment is learned from the documents of the other folds."""
+
+_BySegment = Mapping[str, tuple[float, ...]]  # what every tier is expected to bring it
 
 
 def explore(
@@ -71,7 +73,11 @@ def explore(
     corpus = _corpus(frame)
     decode = load_tokenizer(config.tokenizer).decode
     fitted = fit(observed, corpus, tiers, decode=lambda ids: decode(np.asarray(ids)))
-    pilot = _with_expectations(pilot, tried, _expectations(fitted.model, observed, corpus, tiers, tried))
+    pilot = _with_expectations(
+        pilot,
+        expected_nats=_expectations(fitted.model, observed, tiers, tried),
+        learned_nats=_by_segment([one.segment for one in tried], fitted.model),
+    )
     learned = Learned(
         model=fitted.model,
         costs=costs_of(config, pilot),
@@ -112,10 +118,9 @@ def _corpus(frame: Sequence[SampledDocument]) -> list[ScoredSegment]:
 def _expectations(
     model: GainModel,
     observed: Observations,
-    corpus: Sequence[ScoredSegment],
     tiers: Sequence[TierConfig],
     tried: Sequence[Tried],
-) -> dict[str, tuple[float, ...]]:
+) -> _BySegment:
     """What each tried segment is expected to gain by every tier, learned from documents of other folds.
 
     What the model says of the segments that it was learned from would promise too much: their noise is in it.
@@ -123,19 +128,23 @@ def _expectations(
     documents = {s.doc_id: int(d) for s, d in zip(observed.segments, observed.documents, strict=True)}
     fold_of = {name: int(content_id(f"fold {number}"), 16) % FOLDS for name, number in documents.items()}
     places = np.array([fold_of[segment.doc_id] for segment in observed.segments])
-    found = {}
+    found: dict[str, tuple[float, ...]] = {}
     for fold in range(FOLDS):
         own = [one.segment for one in tried if fold_of.get(one.segment.doc_id, 0) == fold]
         rest = np.flatnonzero(places != fold)
         if not own:
             continue
         try:
-            of_others = fit(_part(observed, rest), corpus, tiers).model
+            of_others = fit_model(_part(observed, rest), model.features, tiers)
         except (RequestError, MillError):  # a pilot so small that the others have nothing of some tier
             of_others = model
-        for segment, gains in zip(own, of_others.expected(own).mean, strict=True):
-            found[segment.segment_id] = tuple(float(nats) for nats in gains)
+        found.update(_by_segment(own, of_others))
     return found
+
+
+def _by_segment(segments: Sequence[ScoredSegment], model: GainModel) -> _BySegment:
+    gains = model.expected(segments).mean.tolist()
+    return {segment.segment_id: tuple(own) for segment, own in zip(segments, gains, strict=True)}
 
 
 def _part(observed: Observations, places: np.ndarray) -> Observations:
@@ -148,11 +157,16 @@ def _part(observed: Observations, places: np.ndarray) -> Observations:
     )
 
 
-def _with_expectations(pilot: Pilot, tried: Sequence[Tried], expectations: Mapping[str, tuple[float, ...]]) -> Pilot:
+def _with_expectations(pilot: Pilot, *, expected_nats: _BySegment, learned_nats: _BySegment) -> Pilot:
+    """The pilot with these lists of its tiers, from what is expected of each segment."""
     return dataclasses.replace(
         pilot,
         tiers={
-            name: dataclasses.replace(tier, expected_nats=tuple(expectations[segment] for segment in tier.segment))
+            name: dataclasses.replace(
+                tier,
+                expected_nats=tuple(expected_nats[segment] for segment in tier.segment),
+                learned_nats=tuple(learned_nats[segment] for segment in tier.segment),
+            )
             for name, tier in pilot.tiers.items()
         },
     )

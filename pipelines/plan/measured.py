@@ -43,6 +43,8 @@ class MeasuredTier:
             None where it can't be told.
         null_nats: the same with a control's traces in place of its own, of which the truth is 0.
         expected_nats: of every tier that thinks, in the order of the config, as learned from other documents.
+        learned_nats: the same of the model that the run goes by, which has seen this segment.
+        request_key: of what was asked for.
     """
 
     thought_tokens: tuple[int, ...]
@@ -60,6 +62,8 @@ class MeasuredTier:
     gain_nats: tuple[float | None, ...] = ()
     null_nats: tuple[float | None, ...] = ()
     expected_nats: tuple[tuple[float, ...], ...] = ()
+    learned_nats: tuple[tuple[float, ...], ...] = ()
+    request_key: tuple[str, ...] = ()
 
     @property
     def weights(self) -> np.ndarray | None:

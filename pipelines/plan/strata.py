@@ -1,8 +1,8 @@
 """Which segments an exploring pilot tries: a random sample of every source, of every difficulty and length. Pure.
 
-Each source's segments are cut into strata of equal size, by difficulty and within that by length, and from each so many
-are drawn by a hash. So the chance of every segment is known: what was measured stands for the corpus once it is
-weighted by its inverse.
+Each source's segments are cut into strata of equal stakes by difficulty, each of these by length into equal halves, and
+from each as many are drawn by a hash. So hard segments are tried more often, and the chance of every segment is known:
+what was measured stands for the corpus once it is weighted by its inverse.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ SOURCES = 16
 """Sources that are sampled apart, those of the most segments; the others are taken together."""
 
 DIFFICULTY_STRATA = 5
+DIFFICULTY_STAKES = 0.7
+"""The part of a segment's stakes that is in proportion to its difficulty; the rest is the same for all. Budgets go to
+the hard ones, so a mistake costs most there."""
+
 LENGTH_STRATA = 2
 LEAST_PER_STRATUM = 4
 """Strata are fewer where the sample is small, so that each has so many of it."""
@@ -72,11 +76,15 @@ def shares(sizes: Sequence[int], count: int, *, power: float = 0.5) -> list[int]
 
 
 def _strata(of_source: np.ndarray, difficulty: np.ndarray, lengths: np.ndarray, share: int) -> list[np.ndarray]:
-    """The strata of one source, from (n,) places of its segments: about equally large, none empty."""
+    """The strata of one source, from (n,) places of its segments: none empty, and all with the same stakes."""
     by_difficulty = min(DIFFICULTY_STRATA, max(share // LEAST_PER_STRATUM, 1))
     by_length = LENGTH_STRATA if share >= LEAST_PER_STRATUM * by_difficulty * LENGTH_STRATA else 1
     found = []
-    for part in np.array_split(of_source[np.argsort(difficulty[of_source], kind="stable")], by_difficulty):
+    ordered = of_source[np.argsort(difficulty[of_source], kind="stable")]
+    mass = difficulty[ordered] / (difficulty[ordered].mean() or 1.0)
+    stakes = np.cumsum(1 - DIFFICULTY_STAKES + DIFFICULTY_STAKES * mass)
+    bounds = np.searchsorted(stakes, stakes[-1] * np.arange(1, by_difficulty) / by_difficulty)
+    for part in np.split(ordered, bounds):
         found += np.array_split(part[np.argsort(lengths[part], kind="stable")], by_length)
     return [stratum for stratum in found if len(stratum)]
 

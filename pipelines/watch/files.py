@@ -11,7 +11,7 @@ import msgspec
 
 from difficulty.budget.tiers import Unit
 from sharding import storage
-from sharding.storage.json_files import Number, read_json
+from sharding.storage.json_files import MAX_BYTES, Number, read_json
 from sharding.storage.output import Output
 from sharding.waits import Wait
 
@@ -54,6 +54,8 @@ class Plan(msgspec.Struct):
     prompts: Annotated[dict[str, str], _FEW]
     rehearsal: bool
     warnings: list[str] = []
+    beside: list[str] = []
+    """Keys of the requests that an exploring pilot made and this plan doesn't."""
 
 
 class Generation(msgspec.Struct):
@@ -143,7 +145,7 @@ def read_plan(output: str) -> dict[str, Any] | None:
     url = Output(output).plan
     if not storage.exists(url):
         return None
-    plan = read_json(url, Plan, "a plan")
+    plan = read_json(url, Plan, "a plan", MAX_BYTES)
     storage.foreign(plan.ledger, url)
     return msgspec.to_builtins(plan)
 

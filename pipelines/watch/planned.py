@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from augment.requests.planner import TracePlanner
@@ -16,9 +17,19 @@ def planned_generations(config: MillConfig, allocation: Allocation) -> dict[str,
 
 
 def plan_of(
-    config: MillConfig, allocation: Allocation, planner: TracePlanner, *, began_at: float, rehearsal: bool
+    config: MillConfig,
+    allocation: Allocation,
+    planner: TracePlanner,
+    *,
+    began_at: float,
+    rehearsal: bool,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What status needs to know of a run, as JSON values: what is to be made, by what, at which price."""
+    """What status needs to know of a run, as JSON values: what is to be made, by what, at which price.
+
+    Args:
+        beside: keys of the requests that its pilot made and it doesn't: they are in the same ledger.
+    """
     generations = planned_generations(config, allocation)
     models = planner.describe()
     model_of = {tier.name: tier.model for tier in config.budget.tiers}
@@ -47,4 +58,5 @@ def plan_of(
         "prompts": planner.prompt_versions(),
         "warnings": [*allocation.warnings, *planner.warnings()],
         "rehearsal": rehearsal,
+        "beside": list(beside),
     }

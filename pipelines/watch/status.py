@@ -5,62 +5,34 @@ The plan tells what is to be generated and what it costs, the ledger what has be
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow.compute import field, scalar
 from rich.table import Table
 from rich.text import Text
 
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.dropping import dropped_rows, drops
-from augment.ledger.parts import every_part
-from augment.ledger.reading import RANK
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.terminal import counted
+from pipelines.watch.bought import Bought, read_bought
 from pipelines.watch.files import read_drifts, read_plan
 from sharding import storage, waits
 from sharding.errors import MillError
-from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
 from sharding.storage.output import Output
 
 RATE_WINDOW_S = 300.0
 """The rate is that of the generations finished in the last this many seconds of work."""
 
-_WANTED = ["key", "tier", "thought_tokens", "wall_s", "finished_at"]
-_MODEL_COLUMNS = {"model": "name", "revision": "revision", "engine": "engine"}
-"""Column of the ledger → key of a model in the plan."""
-_COLUMNS = (*_WANTED, *_MODEL_COLUMNS, "prompt", "prompt_version")
-
 UNIT_NAMES = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}
+_KEYS = {"tokens": "thought_tokens", "dollars": "dollars", "gpu_hours": "gpu_hours"}
+"""What a unit of the budget is called in what was spent."""
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    """The generations of a ledger that a plan asks for; arrays with an entry for each, duplicates left out.
-
-    Attributes:
-        tiers, models: names from the config.
-        tokens: int64. wall_s, finished_at: float64, seconds.
-    """
-
-    tiers: np.ndarray
-    models: np.ndarray
-    tokens: np.ndarray
-    wall_s: np.ndarray
-    finished_at: np.ndarray
 
 
 def read(output: storage.Location) -> dict[str, Any]:
@@ -82,10 +54,12 @@ def read(output: storage.Location) -> dict[str, Any]:
     }
     if plan is not None:
         now = time.time()
-        done = _read_ledger(plan)
+        done, beside = read_bought(plan, output, stages["augment"])
         beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         found["generation"] = _generation(plan, done, beats, now)
+        if len(beside.tokens):
+            found["beside"] = {"generations": len(beside.tokens), **_spent(plan, beside)}
         if names := drops(plan["ledger"]):
             tokens = dropped_rows(plan["ledger"], names, "thought_tokens")
             found["dropped"] = {"generations": len(tokens), "thought_tokens": sum(tokens)}
@@ -93,84 +67,37 @@ def read(output: storage.Location) -> dict[str, Any]:
     return found
 
 
-def _read_ledger(plan: dict[str, Any]) -> _Done:
-    """The rows that this plan asks for: a ledger keeps those of other models, prompts and runs too."""
-    asked = reduce(
-        operator.or_,
-        ((field("prompt") == name) & (field("prompt_version") == version) for name, version in plan["prompts"].items()),
-        scalar(False),
-    )
-    found: dict[str, list[pa.Table]] = {name: [] for name in plan["models"]}
-    for batches in every_part(plan["ledger"], _COLUMNS):
-        if not batches:
-            continue
-        rows = pa.Table.from_batches(batches)
-        for name in found:
-            found[name].append(rows.filter(_by_model(plan, name) & asked & _made_for(plan, name)).select(_WANTED))
-    nothing = LEDGER_SCHEMA.empty_table().select(_WANTED)
-    tables = [pa.concat_tables([nothing, *tables]) for tables in found.values()]
-    table = pa.concat_tables([nothing, *tables])
-    models = np.repeat(np.array(list(found), object), [len(each) for each in tables])
-    codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    order = np.lexsort([*(table[column].to_numpy() for column in reversed(RANK)), codes])
-    first = order[np.unique(codes[order], return_index=True)[1]]  # of the rows with one key the one that is kept
-    return _Done(
-        tiers=np.array(table["tier"].to_pylist(), object)[first],
-        models=models[first],
-        tokens=table["thought_tokens"].to_numpy()[first].astype(np.int64),
-        wall_s=table["wall_s"].to_numpy()[first],
-        finished_at=table["finished_at"].to_numpy()[first],
-    )
-
-
-def _by_model(plan: dict[str, Any], name: str) -> pc.Expression:
-    """Which rows were asked of a model. A server may have had another one answer: its name is then the row's."""
-    model = plan["models"][name]
-    named = field("model") == model["name"]
-    if model["engine"] == "endpoint":
-        named |= ~field("model").isin([other["name"] for other in plan["models"].values()])
-    return named & (field("revision") == model["revision"]) & (field("engine") == model["engine"])
-
-
-def _made_for(plan: dict[str, Any], name: str) -> pc.Expression:
-    """Which rows are this model's, of those that name it as the ledger does.
-
-    Two models of a config may be one to the ledger: the tier tells them apart, and rows of no tier of the plan count as
-    made for the first one by name.
-    """
-    model = plan["models"][name]
-    alike = [n for n, other in plan["models"].items() if all(other[k] == model[k] for k in _MODEL_COLUMNS.values())]
-    if len(alike) == 1:
-        return scalar(True)
-    counted = alike[1:] if name == alike[0] else [name]
-    in_tiers = field("tier").isin([tier for tier, planned in plan["tiers"].items() if planned["model"] in counted])
-    return ~in_tiers if name == alike[0] else in_tiers
-
-
-def _generation(plan: dict[str, Any], done: _Done, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
-    tokens_by_model = {name: int(done.tokens[done.models == name].sum()) for name in plan["models"]}
-    dollars = _cost(plan, tokens_by_model, "dollars_per_million_tokens", lambda tokens, price: tokens * price / 1e6)
-    gpu_hours = _cost(plan, tokens_by_model, "tokens_per_gpu_second", lambda tokens, rate: tokens / rate / 3600)
-    spent = {"tokens": sum(tokens_by_model.values()), "dollars": dollars, "gpu_hours": gpu_hours}
+def _generation(plan: dict[str, Any], done: Bought, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
+    spent = _spent(plan, done)
     rate = _tokens_per_second(done, live=bool(beats), now=now)
     left = _tokens_left(plan, done)
     at_work = [model for beat in beats for model in beat["models"].values()]
     return {
         "generations": len(done.tokens),
         "generations_planned": plan["generations"],
-        "thought_tokens": spent["tokens"],
+        "thought_tokens": spent["thought_tokens"],
         "thought_tokens_planned": plan["planned_tokens"],
         "unit": plan["unit"],
-        "spent": spent[plan["unit"]],
+        "spent": spent[_KEYS[plan["unit"]]],
         "budget": plan["target"],
-        "dollars": dollars,
-        "gpu_hours": gpu_hours,
+        "dollars": spent["dollars"],
+        "gpu_hours": spent["gpu_hours"],
         "processes": len(beats),
         **{what: sum(model[what] for model in at_work) for what in ("in_flight", "waiting", "failed")},
         "waits": [wait for beat in beats for wait in beat.get("waits", ())],
         "tokens_per_second": rate,
         "seconds_left": left / rate if rate else None,
         "seconds_since_last": now - float(done.finished_at.max()) if len(done.tokens) else None,
+    }
+
+
+def _spent(plan: dict[str, Any], bought: Bought) -> dict[str, Any]:
+    """What these generations took, in every unit; None where a price isn't known."""
+    tokens = {name: int(bought.tokens[bought.models == name].sum()) for name in plan["models"]}
+    return {
+        "thought_tokens": sum(tokens.values()),
+        "dollars": _cost(plan, tokens, "dollars_per_million_tokens", lambda number, price: number * price / 1e6),
+        "gpu_hours": _cost(plan, tokens, "tokens_per_gpu_second", lambda number, rate: number / rate / 3600),
     }
 
 
@@ -183,7 +110,7 @@ def _cost(plan: dict[str, Any], tokens: Mapping[str, int], price: str, of: Any) 
     return float(sum(of(tokens[name], prices[name]) for name in prices))
 
 
-def _tokens_per_second(done: _Done, *, live: bool, now: float) -> float | None:
+def _tokens_per_second(done: Bought, *, live: bool, now: float) -> float | None:
     """Of the last minutes: up to now while processes are at work, up to the last generation otherwise."""
     end = max(now if live else 0.0, done.finished_at.max(initial=0.0))
     recent = done.finished_at > end - RATE_WINDOW_S
@@ -193,7 +120,7 @@ def _tokens_per_second(done: _Done, *, live: bool, now: float) -> float | None:
     return float(done.tokens[recent].sum() / (end - begin)) if end > begin else None
 
 
-def _tokens_left(plan: dict[str, Any], done: _Done) -> float:
+def _tokens_left(plan: dict[str, Any], done: Bought) -> float:
     """About how many tokens are still to be made: the generations that each tier lacks, at the length of those there.
 
     A tier that has none yet counts with the length it was planned with.
@@ -227,6 +154,11 @@ def render(found: dict[str, Any]) -> Table:
             f"{generation['thought_tokens']:,} of at most {generation['thought_tokens_planned']:,.0f} planned",
         )
         table.add_row("spent", spent(generation))
+        if beside := found.get("beside"):
+            said = f"{beside['generations']:,} generations of {beside['thought_tokens']:,} tokens"
+            table.add_row(
+                "beside", f"{said} were paid for that this plan doesn't ask for: by a pilot, or for other plans"
+            )
         if dropped := found.get("dropped"):
             said = f"{dropped['generations']:,} generations of {dropped['thought_tokens']:,} tokens"
             table.add_row("dropped", f"{said} were paid for besides, and taken out of this ledger")
