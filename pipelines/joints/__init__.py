@@ -30,5 +30,4 @@ __all__ = [
     "select_section",
     "trace_planner",
     "work_order",
-    ,
 ]
