@@ -13,8 +13,8 @@ from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import Worker
 from augment.recipes.protocol import Call, NothingLeft, SegmentView
 from augment.recipes.walk import End, Walk
-from augment.requests.calls import PlannedCall
-from augment.requests.planner import TracePlanner
+from augment.requests.calls import PlannedCall, RecipePlanner, outcome_row
+from augment.requests.prompts import NoRoom
 from sharding.errors import RequestError
 from sharding.models.tokenizer import UnencodableText
 from sharding.records.types import LedgerRow, Request, sample_key
@@ -44,7 +44,7 @@ class Pending:
     run: Run
     planned: PlannedCall
 
-    def row(self, planner: TracePlanner, result: Completed) -> LedgerRow:
+    def row(self, planner: RecipePlanner, result: Completed) -> LedgerRow:
         """The ledger row of what came."""
         return planner.call_row(
             self.run.request,
@@ -93,7 +93,7 @@ class RecipeRuns:
     """
 
     def __init__(
-        self, planner: TracePlanner, worker: Worker, submit: Callable[[str, PlannedCall, Pending], None]
+        self, planner: RecipePlanner, worker: Worker, submit: Callable[[str, PlannedCall, Pending], None]
     ) -> None:
         self._planner, self._worker, self._submit = planner, worker, submit
 
@@ -139,8 +139,10 @@ class RecipeRuns:
                 if isinstance(wanted, End):
                     yield self._end(run, wanted)
                     return
-                planned = [self._planner.planned_call(run.request, run.sample, call, self._ahead(run)) for call in wanted]
-            except (NothingLeft, UnencodableText, _NoRoom) as error:
+                planned = [
+                    self._planner.planned_call(run.request, run.sample, call, self._ahead(run)) for call in wanted
+                ]
+            except (NothingLeft, NoRoom, UnencodableText) as error:
                 yield from self._fail(run, str(error), may_pass=False)
                 return
             for one in planned:
@@ -159,7 +161,7 @@ class RecipeRuns:
         run.ended = True
         if not run.rows:
             raise RequestError(f"the recipe of tier {run.request.tier} ended without a generation")
-        row = self._planner.outcome_row(run.request, run.sample, end, list(run.rows.values()))
+        row = outcome_row(run.request, run.sample, end, list(run.rows.values()))
         self._worker.keep(row)
         return Ended(run.request, run.key, row)
 

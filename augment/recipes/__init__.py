@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from functools import lru_cache
+from typing import Any
 
 from augment.recipes.protocol import Recipe
 from sharding.errors import RequestError
@@ -54,13 +55,13 @@ def load_recipe(name: str) -> Recipe:
     try:
         module = load_file(where, "recipe") if where.endswith(".py") else importlib.import_module(where)
         found = getattr(module, attribute)
-        recipe: Recipe = found() if inspect.isclass(found) else found
+        recipe: Any = found() if inspect.isclass(found) else found
     except (ImportError, OSError, AttributeError, SyntaxError, TypeError) as error:
         raise RequestError(f"budget.tiers.N.recipe: {name!r} can't be loaded: {error}") from error
-    called = recipe if inspect.isfunction(recipe) else getattr(type(recipe), "__call__", None)
-    if not inspect.iscoroutinefunction(called):
+    if not inspect.iscoroutinefunction(recipe if inspect.isfunction(recipe) else vars(type(recipe)).get("__call__")):
         raise RequestError(f"budget.tiers.N.recipe: {name!r} is no async function of (segment, generate)")
-    return recipe
+    checked: Recipe = recipe
+    return checked
 
 
 def recipe_digest(name: str) -> str:

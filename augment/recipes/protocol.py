@@ -199,7 +199,7 @@ class Generate:
             if not _SLOT.fullmatch(slot) or slot in ("text", "context", "focus"):
                 raise RequestError(f"recipe {self._request.name}: {slot!r} can't be a slot of its own in a prompt")
         told = self._request.step(step)
-        cap = told.max_tokens or (int(self.left * share) if max_tokens is None else max_tokens)
+        cap = told.max_tokens or (max(int(self.left * share), LEAST_TOKENS) if max_tokens is None else max_tokens)
         cap = min(cap, self.left)
         if cap < LEAST_TOKENS:
             raise NothingLeft(

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from augment.engines.config import ModelConfig, SamplingConfig
+from augment.engines.config import SamplingConfig
 from augment.engines.protocol import Generation, GenerationRequest
-from augment.recipes import PROMPTS, recipe_digest
 from augment.recipes.protocol import Call, RecipeRequest
 from augment.recipes.walk import End
-from augment.requests.closing import closed_of
+from augment.requests.closing import closed_of, make_closing
 from augment.requests.keys import make_request, request_key
+from augment.requests.planner import TracePlanner
 from augment.requests.prompts import load_template
 from sharding.hashing import fingerprint
 from sharding.records.types import LedgerRow, Request, sample_key
@@ -41,42 +41,6 @@ class PlannedCall:
     prompt_version: str
 
 
-def step_prompts(recipe: RecipeRequest) -> dict[str, str]:
-    """Step → prompt, as far as the config and the built-in recipes tell; the tier's is not among them."""
-    named = {step: told.prompt for step, told in recipe.steps.items() if told.prompt is not None}
-    return PROMPTS.get(recipe.name, {}) | named
-
-
-def step_models(recipe: RecipeRequest) -> list[str]:
-    """The models of the steps beside the tier's."""
-    return sorted({told.model for told in recipe.steps.values() if told.model is not None} - {recipe.model})
-
-
-def recipe_key(recipe: RecipeRequest, prompt_key: str, shown: Sequence[str], models: Mapping[str, Any]) -> str:
-    """The key shared by all runs of a recipe on a segment.
-
-    Args:
-        prompt_key: `request_key` of the tier's prompt under the tier's cap.
-        shown: all that the prompts of its steps may show.
-        models: `what_decides_text` of the models of its steps, by name.
-
-    Returns:
-        32 hex digits.
-    """
-    steps = {step: dataclasses.asdict(told) for step, told in sorted(recipe.steps.items())}
-    said = {
-        "recipe": recipe.name,
-        "code": recipe_digest(recipe.name),
-        "rounds": recipe.rounds,
-        "drafts": recipe.drafts,
-        "steps": steps,
-        "models": {name: models[name] for name in step_models(recipe)},
-        "shown": fingerprint([part for text in shown for part in (text, "\0")]),
-    }
-    told = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
-    return fingerprint([prompt_key, "\0", told])
-
-
 def sampling_of(call: Call, sampling: SamplingConfig) -> SamplingConfig:
     """The section of the config with what the call says otherwise."""
     changed = {name: value for name in ("temperature", "top_p") if (value := getattr(call, name)) is not None}
@@ -95,44 +59,88 @@ def call_key(request: Request, sample: int, call: Call, prompt_key: str) -> str:
     return f"{run}/{call.step.replace(' ', '-')}-{fingerprint([told], 8)}"
 
 
-def call_row(
-    request: Request,
-    sample: int,
-    planned: PlannedCall,
-    generation: Generation,
-    model: ModelConfig,
-    revision: str,
-    *,
-    wall_s: float,
-    finished_at: float,
-) -> LedgerRow:
-    """The row of a finished call."""
-    call = planned.call
-    return LedgerRow(
-        key=planned.key,
-        request_key=request.request_key,
-        sample=sample,
-        segment_id=request.segment_id,
-        tier=request.tier,
-        model=generation.model or model.name,
-        revision=revision,
-        engine=model.engine,
-        engine_version=generation.engine_version,
-        prompt=call.prompt,
-        prompt_version=f"{planned.prompt_version}@{call.step}",
-        text=generation.text,
-        thought_tokens=generation.paid_tokens,
-        token_ids=generation.token_ids,
-        sum_logprobs=generation.sum_logprobs,
-        finish_reason=generation.finish_reason,
-        closed=closed_of(generation),
-        prompt_tokens=len(planned.generation.prompt_token_ids),
-        wall_s=wall_s,
-        finished_at=finished_at,
-        step=call.step,
-        made_from=list(call.made_from),
-        wants=call.wants,
-    )
+class RecipePlanner:
+    """Makes generations and rows of the calls of recipes; what it knows it has from the planner of requests."""
+
+    def __init__(self, planner: TracePlanner) -> None:
+        self._planner = planner
+
+    def recipe(self, tier: str) -> RecipeRequest:
+        """The recipe of a tier that has one."""
+        found = self._planner.tier(tier).recipe
+        assert found is not None
+        return found
+
+    def expected_tokens(self, tier: str) -> float:
+        """What a run of a tier's recipe is expected to take, all calls together."""
+        return self._planner.tier(tier).expected_tokens
+
+    def planned_call(self, request: Request, sample: int, call: Call, expected_tokens: float) -> PlannedCall:
+        """A call of a run with its prompt and its key.
+
+        Args:
+            expected_tokens: that the run has still ahead.
+
+        Raises:
+            NoRoom: the prompt leaves no room for the call.
+            UnencodableText: the generator's tokenizer can't spell what the prompt is to hold.
+        """
+        planner = self._planner
+        builder = planner.builder(call.model, call.prompt, tuple(call.slots))
+        prompt = builder.build(
+            request.text, request.context, request.focus, max_tokens=call.max_tokens, fillings=call.slots
+        )
+        thinks = call.wants == "thought"
+        closing = make_closing(planner.closing, call.max_tokens, builder.encode(planner.closing.phrase))
+        asked: dict[str, Any] = {
+            "sampling": sampling_of(call, planner.sampling),
+            "max_tokens": call.max_tokens,
+            "min_tokens": min(planner.tier(request.tier).min_tokens, call.max_tokens) if thinks else 0,
+            "stop": builder.stop if thinks else (),
+            "closing": closing if thinks else None,
+        }
+        key = call_key(request, sample, call, request_key(planner.decides(call.model), prompt.token_ids, **asked))
+        generation = make_request(key, prompt.token_ids, expected_tokens=expected_tokens, **asked)
+        return PlannedCall(call, key, generation, builder.template.version)
+
+    def call_row(
+        self,
+        request: Request,
+        sample: int,
+        planned: PlannedCall,
+        generation: Generation,
+        *,
+        wall_s: float,
+        finished_at: float,
+    ) -> LedgerRow:
+        """The row of a finished call."""
+        call = planned.call
+        model = self._planner.models[call.model]
+        return LedgerRow(
+            key=planned.key,
+            request_key=request.request_key,
+            sample=sample,
+            segment_id=request.segment_id,
+            tier=request.tier,
+            model=generation.model or model.name,
+            revision=self._planner.decides(call.model)["revision"],
+            engine=model.engine,
+            engine_version=generation.engine_version,
+            prompt=call.prompt,
+            prompt_version=f"{planned.prompt_version}@{call.step}",
+            text=generation.text,
+            thought_tokens=generation.paid_tokens,
+            token_ids=generation.token_ids,
+            sum_logprobs=generation.sum_logprobs,
+            finish_reason=generation.finish_reason,
+            closed=closed_of(generation),
+            prompt_tokens=len(planned.generation.prompt_token_ids),
+            wall_s=wall_s,
+            finished_at=finished_at,
+            step=call.step,
+            made_from=list(call.made_from),
+            wants=call.wants,
+        )
 
 
 def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerRow]) -> LedgerRow:
@@ -166,42 +174,3 @@ def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerR
         finished_at=last.finished_at,
         made_from=sorted(row.key for row in calls),
     )
-
-
-def planned_call(
-    request: Request,
-    sample: int,
-    call: Call,
-    builder: Any,
-    decides: Mapping[str, Any],
-    *,
-    sampling: SamplingConfig,
-    min_tokens: int,
-    expected_tokens: float,
-    closing: Any,
-) -> PlannedCall:
-    """A call with its prompt and its key.
-
-    Args:
-        builder: `PromptBuilder` of the call's prompt and model.
-        decides: `what_decides_text` of the model.
-        closing: how a thought is closed at the call's cap; an answer never is.
-
-    Raises:
-        RequestError: the prompt leaves no room for the call.
-        UnencodableText: the generator's tokenizer can't spell what the prompt is to hold.
-    """
-    prompt = builder.build(
-        request.text, request.context, request.focus, max_tokens=call.max_tokens, fillings=call.slots
-    )
-    thinks = call.wants == "thought"
-    asked: dict[str, Any] = {
-        "sampling": sampling_of(call, sampling),
-        "max_tokens": call.max_tokens,
-        "min_tokens": min(min_tokens, call.max_tokens) if thinks else 0,
-        "stop": builder.stop if thinks else (),
-        "closing": closing if thinks else None,
-    }
-    key = call_key(request, sample, call, request_key(decides, prompt.token_ids, **asked))
-    generation = make_request(key, prompt.token_ids, expected_tokens=expected_tokens, **asked)
-    return PlannedCall(call, key, generation, builder.template.version)

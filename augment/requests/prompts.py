@@ -123,6 +123,10 @@ class Prompt:
     segment_tokens_cut: int
 
 
+class NoRoom(RequestError):
+    """A prompt and its generation are longer than the model reads."""
+
+
 class PromptBuilder:
     """Builds prompts of one template for one generator; `prompt_builder` makes one from config names.
 
@@ -172,19 +176,17 @@ class PromptBuilder:
             fillings: what fills the slots of a recipe's step, whole.
 
         Raises:
-            RequestError: template and generation leave no room for a segment.
+            NoRoom: template, what fills it and generation leave no room for a segment.
             UnencodableText: the generator's tokenizer can't spell the text.
         """
         tokenizer = self.dialect.tokenizer
         given = {
-            slot: tokenizer.encode(text)
-            for slot, text in (fillings or {}).items()
-            if self.uses(slot) and text.strip()
+            slot: tokenizer.encode(text) for slot, text in (fillings or {}).items() if self.uses(slot) and text.strip()
         }
         room = self._max_model_len - max_tokens - sum(map(len, given.values()))
         free = room - self._fixed_tokens(("text", *given))
         if free < _LEAST_TOKENS:
-            raise RequestError(
+            raise NoRoom(
                 f"prompt {self.template.name!r} of {room - free} tokens and max_tokens {max_tokens} leave no room for "
                 f"a segment in max_model_len {self._max_model_len} of {self.dialect.model}"
             )

@@ -8,7 +8,7 @@ is there at once.
 from __future__ import annotations
 
 from pipelines.joints.asking import Choices, hardest_spans, trace_planner, work_order
-from pipelines.joints.budget import TierGains, allocation_of, goes_by_gain, plan_budget, prices
+from pipelines.joints.budget import TierGains, allocation_of, goes_by_gain, plain_tiers, plan_budget, prices
 from pipelines.joints.selecting import ScorerNats, asks_scorer, contaminated_urls, select_section
 from pipelines.joints.shown import MIN_HELD_BACK_TOKENS, MIN_SHOWN_TOKENS, Holdback, holdback_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "goes_by_gain",
     "hardest_spans",
     "holdback_of",
+    "plain_tiers",
     "plan_budget",
     "prices",
     "select_section",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from augment.requests.tiers import TierRequest
+
 from augment.feeding.worker import WorkOrder
-from augment.requests.planner import TierRequest, TracePlanner
+from augment.recipes import SINGLE, load_recipe
+from augment.recipes.protocol import RecipeRequest, StepRequest
+from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
+from difficulty.budget.tiers import TierConfig
 from difficulty.surprisal import hard_spans
 from pipelines.config import MillConfig
 from pipelines.joints.budget import TierGains
@@ -30,16 +36,34 @@ def trace_planner(config: MillConfig) -> TracePlanner:
             max_tokens=tier.max_tokens,
             min_tokens=tier.min_tokens,
             expected_tokens=tier.expected_tokens or float(tier.max_tokens),
+            recipe=recipe_request(tier),
         )
         for tier in config.budget.tiers
     )
-    used = {tier.model for tier in tiers if tier is not None}
+    used = {name for tier in config.budget.tiers for name in tier.models}
     return TracePlanner(
         tiers=tiers,
         models={name: model for name, model in sorted(config.models.items()) if name in used},
         sampling=config.sampling,
         closing=config.closing,
         tokenizer=config.tokenizer,
+    )
+
+
+def recipe_request(tier: TierConfig) -> RecipeRequest | None:
+    """What a tier asks of its recipe; None of one whose generations are one call, or that skips."""
+    if tier.recipe == SINGLE or tier.model is None or tier.prompt is None or tier.max_tokens is None:
+        return None
+    load_recipe(tier.recipe)  # a wrong one is told before anything is paid
+    steps = {name: StepRequest(**dataclasses.asdict(step)) for name, step in tier.steps.items()}
+    return RecipeRequest(
+        name=tier.recipe,
+        prompt=tier.prompt,
+        model=tier.model,
+        max_tokens=tier.max_tokens,
+        rounds=tier.rounds,
+        drafts=tier.drafts,
+        steps=steps,
     )
 
 

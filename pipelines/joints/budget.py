@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from augment.recipes import SINGLE
 from difficulty.budget.allocate import allocate
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.budget.policies import policy_module
 from difficulty.budget.steps import GainSteps
-from difficulty.budget.tiers import ModelPrice, TierConfig
+from difficulty.budget.tiers import BudgetConfig, ModelPrice, TierConfig
 from difficulty.gain.model import GainModel
+from pipelines import yaml_config
 from pipelines.config import MillConfig
 from sharding.errors import MillError, RequestError
 from sharding.records.types import ScoredSegment
@@ -69,6 +72,18 @@ def allocation_of(config: MillConfig, histogram: DifficultyHistogram, source_tok
         RequestError: the budget can't be met.
     """
     return allocate(histogram, config.budget, source_tokens=source_tokens, prices=prices(config))
+
+
+def plain_tiers(budget: BudgetConfig) -> list[dict[str, Any]]:
+    """The tiers as JSON values. Those of one call are as they were before there were recipes, so that outputs and
+    pilots of then stay what they are."""
+    return [
+        {key: value for key, value in plain.items() if tier.recipe != SINGLE or key not in _OF_RECIPES}
+        for tier, plain in zip(budget.tiers, yaml_config.to_mapping(budget)["tiers"], strict=True)
+    ]
+
+
+_OF_RECIPES = ("recipe", "rounds", "drafts", "steps")
 
 
 def prices(config: MillConfig) -> dict[str, ModelPrice]:
