@@ -91,15 +91,21 @@ def split_thinking(text: str) -> tuple[str, bool]:
     A block is thinking, or an answer that is marked as one. A text without marks is one block that goes on. Only the
     dialect that began a block ends it; where the prompt began it, any may. In time linear in the text.
     """
-    at, opened = 0, _PROMPTED
+    inside, end = first_block(text)
+    return inside, end is not None
+
+
+def first_block(text: str, at: int = 0) -> tuple[str, int | None]:
+    """What is inside the first block from a place on that isn't empty, and the place after its end; None: no end."""
+    opened = _PROMPTED
     while True:
         while (begun := _BEGIN.match(text, at)) is not None:
             opened, at = _ENDS[str(begun.lastgroup)], begun.end()
         end = opened.search(text, at)
         if end is None:
-            return text[at:].strip(), False
+            return text[at:].strip(), None
         if inside := text[at : end.start()].strip():
-            return inside, True
+            return inside, end.end()
         at, opened = end.end(), _PROMPTED
 
 

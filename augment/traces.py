@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal, cast
 
-from augment.marks import split_thinking
+from augment.marks import first_block, split_thinking
 from sharding.records.types import LedgerRow
 
 Closed = Literal["natural", "forced", "cut"]
@@ -63,6 +63,12 @@ def parse_trace(row: LedgerRow) -> Trace:
         finish_reason=row.finish_reason,
         thought_tokens=row.thought_tokens,
     )
+
+
+def answer_of(text: str) -> str:
+    """What a generation says after its thinking; where it says nothing there, or thought nothing, all it says."""
+    inside, end = first_block(text)
+    return inside if end is None else first_block(text, end)[0] or inside
 
 
 def ends_sentence(text: str) -> bool:

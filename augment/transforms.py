@@ -10,10 +10,14 @@ import apache_beam as beam
 
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
+from augment.feeding.feeder import Feeder
+from augment.feeding.recipe_runs import Counted, Outcome, Pending, RecipeRuns
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
-from augment.requests.planner import SegmentChoices, TracePlanner
+from augment.requests.calls import PlannedCall, RecipePlanner
+from augment.requests.planner import TracePlanner
+from augment.requests.tiers import SegmentChoices
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import at_bundle_end
@@ -107,10 +111,22 @@ class _GenerateFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._worker = begin_bundle(self._order)
-        model = self._planner.model(self._model_name)
-        self._feeder = registry.acquire(model, self._feeding, job=self._order.run_id, name=self._model_name)
+        self._feeders: dict[str, Feeder] = {}
         self._at_work = True
-        self._bundle = self._feeder.ticket(_LedgerSink(self._planner, self._worker))
+        recipes = RecipePlanner(self._planner)
+        self._bundle = self._feeder(self._model_name).ticket(_LedgerSink(self._planner, recipes, self._worker))
+        self._runs = RecipeRuns(recipes, self._worker, self._submit)
+
+    def _feeder(self, model_name: str) -> Feeder:
+        """The feeder of a model: the bundle's own, or one that a recipe's step names."""
+        if model_name not in self._feeders:
+            model = self._planner.model(model_name)
+            found = registry.acquire(model, self._feeding, job=self._order.run_id, name=model_name)
+            self._feeders[model_name] = found
+        return self._feeders[model_name]
+
+    def _submit(self, model_name: str, planned: PlannedCall, pending: Pending) -> None:
+        self._bundle.submit(planned.generation, pending, self._feeder(model_name))
 
     def process(self, element: tuple[Request, list[int]]) -> Iterator[Any]:
         request, missing = element
@@ -121,8 +137,12 @@ class _GenerateFn(beam.DoFn):
                 if tokens is not None:
                     yield {"found": 1, "thought_tokens_found": tokens} | _count_if("empty", self._worker.is_empty(key))
                     continue
-                self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
-            yield from _outcomes(self._bundle.take())
+                if self._planner.tier(request.tier).recipe is not None:
+                    for outcome in self._runs.begin(request, sample):
+                        yield from _of_recipe(outcome)
+                else:
+                    self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
+            yield from self._outcomes(self._bundle.take())
             self._worker.check_failures()
         except MillError as error:
             self._give_up(error)
@@ -132,7 +152,7 @@ class _GenerateFn(beam.DoFn):
         outcomes: list[Any] = []
         try:
             for result in self._bundle.drain():
-                outcomes += _outcomes([result])
+                outcomes += self._outcomes([result])
                 self._worker.check_failures()
             self._worker.flush()
         except MillError as error:
@@ -142,10 +162,19 @@ class _GenerateFn(beam.DoFn):
         # Only now: what is emitted must be durable.
         yield from map(at_bundle_end, outcomes)
 
+    def _outcomes(self, results: Iterable[Result]) -> Iterator[Any]:
+        for result in results:
+            if isinstance(result.context, Pending):
+                for outcome in self._runs.take(result):
+                    yield from _of_recipe(outcome)
+            else:
+                yield from _outcomes([result])
+
     def _give_up(self, error: MillError) -> None:
         """Keep what was paid for."""
         if isinstance(error, TooManyFailures):
-            self._feeder.close(error)  # pays for no more; whoever shares the engine fails with the same error
+            for feeder in self._feeders.values():
+                feeder.close(error)  # pays for no more; whoever shares the engine fails with the same error
         with contextlib.suppress(MillError):
             self._worker.flush()
         self._leave()
@@ -156,18 +185,22 @@ class _GenerateFn(beam.DoFn):
     def _leave(self) -> None:
         if self._at_work:
             self._at_work = False
-            registry.release(self._feeder)
+            for feeder in self._feeders.values():
+                registry.release(feeder)
             self._worker.end()
 
 
 class _LedgerSink:
     """Takes the results of a bundle to the ledger."""
 
-    def __init__(self, planner: TracePlanner, worker: Worker) -> None:
-        self._planner, self._worker = planner, worker
+    def __init__(self, planner: TracePlanner, recipes: RecipePlanner, worker: Worker) -> None:
+        self._planner, self._recipes, self._worker = planner, recipes, worker
 
     def keep(self, result: Result) -> None:
-        if isinstance(result, Completed):
+        if isinstance(result.context, Pending):
+            if isinstance(result, Completed):  # a failure fails its run, which is noted when the run hears of it
+                self._worker.keep(result.context.row(self._recipes, result))
+        elif isinstance(result, Completed):
             request, sample = result.context
             row = self._planner.ledger_row(
                 request, sample, result.generation, wall_s=result.wall_s, finished_at=result.finished_at
@@ -177,21 +210,33 @@ class _LedgerSink:
             self._worker.note_failure(result)
 
 
+def _of_recipe(outcome: Outcome) -> Iterator[Any]:
+    if isinstance(outcome, Counted):
+        yield {"thought_tokens_found" if outcome.found else "thought_tokens_now": outcome.tokens}
+    elif outcome.row is None:
+        yield from _failed(outcome.request, outcome.key, outcome.error, outcome.may_pass)
+    else:
+        yield {"generated": 1} | _count_if("empty", not outcome.row.text.strip())
+
+
+def _failed(request: Request, key: str, error: str, may_pass: bool) -> Iterator[Any]:
+    yield beam.pvalue.TaggedOutput(
+        FAILED,
+        Quarantined(
+            stage="augment",
+            origin=key,
+            doc_id=request.doc_id,
+            reason="generation_failed",
+            detail=f"model {request.model}, segment {request.segment_id}: {error}",
+        ),
+    )
+    yield {"failed": 1} | _count_if("failed_for_good", not may_pass)
+
+
 def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
     for result in results:
         if isinstance(result, Failure):
-            request, _ = result.context
-            yield beam.pvalue.TaggedOutput(
-                FAILED,
-                Quarantined(
-                    stage="augment",
-                    origin=result.key,
-                    doc_id=request.doc_id,
-                    reason="generation_failed",
-                    detail=f"model {request.model}, segment {request.segment_id}: {result.error}",
-                ),
-            )
-            yield {"failed": 1} | _count_if("failed_for_good", not result.may_pass)
+            yield from _failed(result.context[0], result.key, result.error, result.may_pass)
         else:
             made = {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}
             yield made | _count_if("empty", not result.generation.text.strip())

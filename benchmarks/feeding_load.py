@@ -28,8 +28,10 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.feeding.worker import WorkOrder
 from augment.ledger.reading import read_ledger
+from augment.recipes.protocol import RecipeRequest
 from augment.requests.closing import ClosingConfig
-from augment.requests.planner import TierRequest, TracePlanner
+from augment.requests.planner import TracePlanner
+from augment.requests.tiers import TierRequest
 from augment.transforms import GenerateMissing
 from sharding.hashing import fraction_of
 from sharding.models.tokenizer import load_tokenizer
@@ -91,6 +93,7 @@ def make_load(
     caps: Sequence[int],
     task: str = "Explain in one sentence",
     sampling: SamplingConfig | None = None,
+    recipe: str | None = None,
 ) -> Load:
     """So many requests with caps drawn from `caps` by a hash of their id, in an order that has nothing to do with them.
 
@@ -98,6 +101,7 @@ def make_load(
         folder: where the prompt template is kept.
         tokenizer: the training tokenizer.
         task: what the prompts ask for; decides how long the answers are.
+        recipe: that makes each of them, within the same caps; None: one call.
     """
     template = folder / f"prompt-{zlib.crc32(task.encode()):08x}.txt"
     template.write_text(f"{task}: {{text}}")
@@ -110,6 +114,9 @@ def make_load(
             max_tokens=cap,
             min_tokens=0,
             expected_tokens=float(cap),
+            recipe=None
+            if recipe is None
+            else RecipeRequest(name=recipe, prompt=str(template), model=MODEL, max_tokens=cap),
         )
         for cap in caps
     )
@@ -218,10 +225,11 @@ def run_ours(load: Load, ledger_url: str, *, flush_rows: int = 256, flush_second
             | GenerateMissing(load.planner, FeedingConfig(), order)
         )
     elapsed_s = clock.elapsed_s()
-    rows = {row.key: row.thought_tokens for row in read_ledger(ledger_url, columns=["key", "thought_tokens"])}
-    if len(rows) != len(load.elements):
-        raise AssertionError(f"{len(load.elements)} requests left {len(rows)} rows in the ledger")
-    return Turn(sum(rows.values()), elapsed_s)
+    rows = {row.key: row for row in read_ledger(ledger_url, columns=["key", "thought_tokens", "step", "made_from"])}
+    ended = sum(not row.step for row in rows.values())
+    if ended != len(load.elements):
+        raise AssertionError(f"{len(load.elements)} requests left {ended} outcomes in the ledger")
+    return Turn(sum(row.thought_tokens for row in rows.values() if not row.composed), elapsed_s)
 
 
 def take_turns(sides: Mapping[str, Callable[[int], Turn]], rounds: int) -> dict[str, list[Turn]]:

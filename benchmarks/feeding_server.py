@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.engines.config import ModelConfig
-from augment.engines.vllm import engine_arguments
+from augment.engines.vllm_settings import engine_arguments
 from sharding.errors import MillError
 
 START_S = 400.0

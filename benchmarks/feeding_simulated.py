@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,12 +179,20 @@ class SimulatedRun:
         return self.bound_steps / self.steps
 
 
-def simulate(tokenizer: str, *, count: int, slots: int = SLOTS, step_s: float = STEP_S) -> SimulatedRun:
-    """So many requests through GenerateMissing to a simulated engine."""
+def simulate(
+    tokenizer: str,
+    *,
+    count: int,
+    slots: int = SLOTS,
+    step_s: float = STEP_S,
+    caps: Sequence[int] = CAPS,
+    recipe: str | None = None,
+) -> SimulatedRun:
+    """So many requests through GenerateMissing to a simulated engine; each a run of a recipe where one is named."""
     model = ModelConfig(engine="rehearsal", name="simulated", max_model_len=2048)
     engine = SimulatedEngine(slots, step_s)
     with tempfile.TemporaryDirectory() as name, mock.patch.object(registry, "create_engine", lambda _: engine):
-        load = make_load(model, Path(name), tokenizer=tokenizer, count=count, caps=CAPS)
+        load = make_load(model, Path(name), tokenizer=tokenizer, count=count, caps=caps, recipe=recipe)
         try:
             turn = run_ours(load, f"{name}/ledger")
         finally:

@@ -13,34 +13,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
-from augment.ledger.dropping import dropped_rows, drops
+from augment.ledger.dropping import drops
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from difficulty.budget.allocation import Allocation
-from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.counts import gain_facts, request_counts, tier_facts
-from pipelines.joints import Choices, Holdback, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.counts import request_counts
+from pipelines.generated import asked_for_dropped, check_generated, generation_facts, holdback_section, without_prompt
+from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift_watch import held_against_pilot
 from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
 from pipelines.plan.explored import bought_beside
-from pipelines.plan.measured import budget_section, forecast_for, read_pilot
-from pipelines.rounds import round_facts
+from pipelines.plan.measured import budget_section, read_pilot
 from pipelines.stage import Stage
 from pipelines.watch.planned import plan_of, planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
-from sharding.errors import MillError
 from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
 from sharding.storage import manifest
@@ -73,7 +70,7 @@ class Augment(Stage):
                 "models": {name: self.planner.decides(name) for name in self.planner.models},
                 "sampling": config.sampling,
                 "closing": config.closing,
-                "holdback": _section(self.holdback),
+                "holdback": holdback_section(self.holdback),
             },
             inputs={
                 "score": manifest.digest(self.scored),
@@ -101,11 +98,8 @@ class Augment(Stage):
     def revised(self, found: Manifest) -> Manifest | None:
         """None where generations that this stage asked for were dropped from the ledger since it was made."""
         fresh = set(self.drops) - set(found.facts.get("drops", ()))
-        gone = set(dropped_rows(self.config.ledger_url, fresh, "request_key")) if fresh else set()
-        asked = manifest.file_urls(self.output, found, REQUESTS.name) if gone else []
-        for url in asked:
-            if any(request.request_key in gone for request in storage.read_records(url, Request, ["request_key"])):
-                return None
+        if fresh and asked_for_dropped(self.config, found, fresh):
+            return None
         return super().revised(found)
 
     @contextlib.contextmanager
@@ -144,42 +138,10 @@ class Augment(Stage):
         )
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
-        allocation, planner = self.allocation, self.planner
         counts = outcome.counts
         counts |= {"thought_tokens": counts["thought_tokens_found"] + counts["thought_tokens_now"]}
-        allowed = self.config.ledger.max_failed_fraction
-        if counts["failed"] > allowed * counts["generations"]:
-            raise MillError(
-                f"{counts['failed']} of {counts['generations']} generations failed, more than "
-                f"ledger.max_failed_fraction={allowed}: see {self.folder}/quarantine-*.arrow; "
-                f"{worker.way_out(counts['failed'], counts.get('failed_for_good', 0))}"
-            )
-        empty_allowed = self.config.ledger.max_empty_fraction
-        if counts["empty"] > empty_allowed * counts["generations"]:
-            ledger = self.config.ledger_url
-            raise worker.too_many_empty(counts["empty"], counts["generations"], empty_allowed, ledger)
-        return counts, {
-            "models": planner.describe(),
-            "prompts": planner.prompt_versions(),
-            "tiers": tier_facts(allocation, counts, self.scored.counts["segments"]),
-            "target_spend": allocation.target_spend,
-            "planned_spend": allocation.planned_spend,
-            "unit": allocation.unit,
-            "planned_tokens": allocation.planned_tokens,
-            **gain_facts(allocation),
-            "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
-            "forecast": forecast_for(self.output, self.sections["budget"]),
-            "warnings": list(allocation.warnings) + planner.warnings(),
-            **({"drops": self.drops} if self.drops else {}),
-            **({"round": further} if (further := round_facts(self.config, self.scored)) else {}),
-        }
-
-
-def _section(holdback: Holdback) -> dict[str, Any]:
-    """What a manifest records of it; the measure is among what the scores were made with."""
-    return {name: value for name, value in yaml_config.to_mapping(holdback).items() if name != "measure"}
-
-
-def without_prompt(request: Request) -> Request:
-    """The request as it is stored; its prompt is most of it, and would be shuffled to be left out."""
-    return msgspec.structs.replace(request, prompt_token_ids=request.prompt_token_ids[:0])
+        check_generated(counts, self.config, self.folder)
+        spent_by = self.sections["budget"]
+        return counts, generation_facts(
+            self.config, self.scored, self.planner, self.allocation, counts, spent_by, self.drops
+        )

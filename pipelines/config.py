@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
+from augment.recipes import BUILT_IN, SINGLE, STEPS
 from augment.requests.closing import ClosingConfig
 from augment.selection.config import SelectConfig
 from difficulty.budget.policies import policy_module
@@ -179,6 +180,30 @@ class MillConfig:
         thinks = any(tier.model for tier in self.budget.tiers)
         if scorer == "none" and gain and thinks and self.select.values_traces(has_scorer=False):
             raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_fit(self) -> MillConfig:
+        for i, tier in enumerate(self.budget.tiers):
+            key, known = f"budget.tiers.{i}", STEPS.get(tier.recipe)
+            if tier.recipe not in (SINGLE, *BUILT_IN) and ":" not in tier.recipe:
+                raise ValueError(
+                    f"{key}.recipe: {tier.recipe!r} is none of {', '.join([SINGLE, *BUILT_IN])}; one of your own is "
+                    'named as "file.py:name" or "module:name"'
+                )
+            for name, step in tier.steps.items():
+                if known is not None and name not in known:
+                    raise ValueError(f"{key}.steps.{name}: recipe {tier.recipe} has the steps {', '.join(known)}")
+                if step.model is None or tier.model not in self.models:
+                    continue
+                if step.model not in self.models:
+                    raise ValueError(f"{key}.steps.{name}.model: {step.model!r} is not one of models")
+                wanted, given = self.models[step.model].accelerator, self.models[tier.model].accelerator
+                if wanted != given:
+                    raise ValueError(
+                        f"{key}.steps.{name}.model: {step.model} wants the accelerator {wanted}, and the tier's model "
+                        f"{tier.model} {given}: the calls of a recipe are made by one machine"
+                    )
         return self
 
     @model_validator(mode="after")

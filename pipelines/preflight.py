@@ -48,7 +48,7 @@ def check(config: MillConfig, stages: Sequence[str]) -> None:
     for key, difficulty in scorers.items():
         problems += _problems_of_scorer(key, difficulty)
     if "augment" in stages:
-        used = {tier.model for tier in config.budget.tiers}
+        used = {name for tier in config.budget.tiers for name in tier.models}
         for name, model in sorted(config.models.items()):
             if name in used:
                 found = _problems_of_model(name, model, config.tokenizer)

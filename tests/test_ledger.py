@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
-from augment.engines.vllm import engine_arguments
+from augment.engines.vllm_settings import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
 from augment.ledger import compaction, parts
 from augment.ledger import writer as ledger_writer

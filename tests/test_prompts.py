@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.requests.closing import ClosingConfig
 from augment.requests.dialects import Dialect, find_thinking, load_dialect, plain_dialect, unknown_marks
-from augment.requests.planner import TierRequest, TracePlanner
+from augment.requests.planner import TracePlanner
 from augment.requests.prompts import Prompt, PromptBuilder, Template, load_template, prompt_builder, template_names
+from augment.requests.tiers import TierRequest
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 

@@ -16,7 +16,8 @@ from augment import engines
 from augment.engines import reaper
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import GenerationFailed, GenerationRequest, RequestRejected
-from augment.engines.vllm import VllmEngine, engine_arguments, idle_devices, slots_of
+from augment.engines.vllm import VllmEngine
+from augment.engines.vllm_settings import engine_arguments, idle_devices, slots_of
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder

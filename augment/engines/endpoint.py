@@ -8,16 +8,13 @@ of a server's own changes the text. Which server gets a request, and what happen
 from __future__ import annotations
 
 import logging
-import math
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from augment.engines.answers import Answer, AnswerReader
+from augment.engines.completions import Completion, paid_tokens_of, sum_of, text_of
 from augment.engines.config import ModelConfig
 from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
-from augment.engines.vllm import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
-from augment.marks import THINK
+from augment.engines.vllm_settings import LOOP_COUNT, LOOP_MAX_TOKENS, LOOP_MIN_TOKENS
 from sharding.errors import MillError, RequestError
 from sharding.models.bodies import shown
 from sharding.models.first_look import look_at
@@ -42,7 +39,6 @@ _MOST_BYTES, _MOST_BYTES_PER_TOKEN = 1 << 20, 1 << 10
 _NAME_CHARACTERS, _SHOWN_OTHERS = 200, 8
 """Of names that servers give; of models that answered in place of the one that was asked."""
 
-_LEAST_LOGPROB = -1e4
 
 _NOT_SENT = ("tokenizer", "trust_remote_code", "logprobs_mode")
 """Engine arguments for this side of the wire."""
@@ -55,31 +51,6 @@ _ASKED_ELSEWHERE = frozenset(
 
 _NEVER_LEFT_OUT = ("model", "prompt", "max_tokens", "temperature", "top_p")
 """Without these, an answer is not of what the config and the ledger say was asked; the others may be null."""
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    message: _Message | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    token_ids: list[int] | None = None
-    finish_reason: Any = None
-    logprobs: Any = None
-
-
-class _Completion(msgspec.Struct):
-    """An answer. What a trace can do without is read with care further on, and may be odd."""
-
-    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
-    model: Any = None
-    usage: Any = None
-    system_fingerprint: Any = None
 
 
 class EndpointEngine:
@@ -153,7 +124,7 @@ class EndpointEngine:
         try:
             body = self._body(request, self._tokenizer, with_logprobs)
             completion, served = await self._pool.post(
-                COMPLETIONS, body, _Completion, max_bytes=_MOST_BYTES + _MOST_BYTES_PER_TOKEN * most_tokens
+                COMPLETIONS, body, Completion, max_bytes=_MOST_BYTES + _MOST_BYTES_PER_TOKEN * most_tokens
             )
         except EndpointFull as error:
             raise GenerationFailed(str(error), retry_after_s=error.retry_after_s) from error
@@ -164,7 +135,7 @@ class EndpointEngine:
                 raise self._unknown_to_server(error) from error
             raise RequestRejected(str(error)) from error
         choice = completion.choices[0]
-        text, thinking = _text_of(choice)
+        text, thinking = text_of(choice)
         if text is None and choice.token_ids is None:
             raise GenerationFailed("the answer holds neither a text nor token ids")
         fingerprint = completion.system_fingerprint
@@ -172,8 +143,8 @@ class EndpointEngine:
             text=text or "",
             thinking=thinking,
             token_ids=choice.token_ids,
-            paid_tokens=_paid_tokens(completion.usage, len(request.prompt_token_ids)),
-            sum_logprobs=_sum(choice.logprobs) if with_logprobs else None,
+            paid_tokens=paid_tokens_of(completion.usage, len(request.prompt_token_ids)),
+            sum_logprobs=sum_of(choice.logprobs) if with_logprobs else None,
             finish_reason=choice.finish_reason,
             engine_version=served.software
             or (shown(fingerprint, None)[:_NAME_CHARACTERS] if isinstance(fingerprint, str) else "unknown"),
@@ -261,48 +232,3 @@ class EndpointEngine:
             self._others.add(name)
             logger.warning("%s; its rows name it", said)
         return name
-
-
-def _text_of(choice: _Choice) -> tuple[str | None, str]:
-    """What was generated, and the thinking in it where servers part it: as `reasoning` or `reasoning_content`."""
-    parts = choice.message or choice
-    thinking = parts.reasoning or parts.reasoning_content or ""
-    answer = choice.text if isinstance(parts, _Choice) else parts.content
-    if not thinking or not answer or not answer.strip():
-        return thinking or answer, thinking
-    begin, end = THINK.tokens
-    return f"{begin}{thinking}{end}{answer}", thinking
-
-
-def _paid_tokens(usage: object, prompt_tokens: int) -> int:
-    """The generated tokens that the usage counts, hidden ones included; 0 where it doesn't say.
-
-    Some servers count hidden ones in the total alone.
-
-    Raises:
-        RequestRejected: it counts another prompt than was sent, so the answer is to something else.
-    """
-    counted = usage if isinstance(usage, dict) else {}
-    read, made, total = (_whole(counted.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
-    if read and read != prompt_tokens:
-        raise RequestRejected(
-            f"a prompt of {prompt_tokens:,} tokens was sent, and the server read {read:,}: it cuts prompts, or adds "
-            "tokens to them, such as a second BOS"
-        )
-    return max(made, total - read) if read else made
-
-
-def _whole(count: object) -> int:
-    """A count of an answer, which may be written as 12.0; 0 where it is none."""
-    if isinstance(count, bool) or not isinstance(count, int | float):
-        return 0
-    return int(count) if 0 < count < math.inf else 0
-
-
-def _sum(logprobs: object) -> float | None:
-    """The sum of an answer's log probabilities, or None where they are none."""
-    listed = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
-    known = [nats for nats in listed if nats is not None] if isinstance(listed, list) else []
-    if not known or not all(isinstance(nats, int | float) and _LEAST_LOGPROB < nats <= 0 for nats in known):
-        return None
-    return float(sum(known))

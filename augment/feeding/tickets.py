@@ -122,7 +122,7 @@ class Submits(Protocol):
 
 
 class Ticket:
-    """One bundle's requests at a feeder; get one from `Feeder.ticket`, use it from one thread."""
+    """One bundle's requests at a feeder, and at others; get one from `Feeder.ticket`, use it from one thread."""
 
     def __init__(self, feeder: Submits, sink: Sink | None) -> None:
         self._feeder = feeder
@@ -132,11 +132,12 @@ class Ticket:
         self._outstanding = 0
         self._error: BaseException | None = None
 
-    def submit(self, request: GenerationRequest, context: Any = None) -> None:
+    def submit(self, request: GenerationRequest, context: Any = None, feeder: Submits | None = None) -> None:
         """Hand a request over; waits while too many are waiting already.
 
         Args:
             context: comes back with the result.
+            feeder: of another model; None: the ticket's own.
 
         Raises:
             MillError: the engine failed for good.
@@ -144,7 +145,7 @@ class Ticket:
         with self._changed:
             self._outstanding += 1
         try:
-            self._feeder.submit(Job(request, context, self))
+            (feeder or self._feeder).submit(Job(request, context, self))
         except MillError:
             with self._changed:
                 self._outstanding -= 1

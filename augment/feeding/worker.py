@@ -116,18 +116,23 @@ class Worker:
             MillError: the store has refused for long.
         """
         with self._lock:
-            self._completed += 1
-            if not row.text.strip():
-                self._empty.add(row.key)
+            if not row.step:  # a recipe counts once, with what comes of it
+                self._completed += 1
+                if not row.text.strip():
+                    self._empty.add(row.key)
         if self.finished.tokens(row.key) is None:  # two bundles may have asked for it
             self._writer.add(row)
             self.finished.add(row)
 
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""
+        self.note_failed_run(failure.key, failure.error, may_pass=failure.may_pass)
+
+    def note_failed_run(self, key: str, error: str, *, may_pass: bool) -> None:
+        """Take note of a run of a recipe that was given up, by the key of what should have come of it."""
         with self._lock:
-            self._failed[failure.key] = failure.may_pass
-            self._last_failure = failure.error
+            self._failed[key] = may_pass
+            self._last_failure = error
 
     def is_empty(self, key: str) -> bool:
         """Whether a generation of this process has no text."""

@@ -22,6 +22,13 @@ RANK = ("finished_at", "thought_tokens")
 """Of rows with equal keys that of the least rank stands for all; see `choose`."""
 
 
+STEP_COLUMNS = (
+    *("key", "request_key", "sample", "model", "revision", "engine", "engine_version", "text", "thought_tokens"),
+    *("finish_reason", "closed", "prompt_tokens", "wall_s", "finished_at", "step", "made_from", "wants"),
+)
+"""What a recipe that goes on from a call needs of its row."""
+
+
 def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterator[LedgerRow]:
     """All rows, duplicates included, in no order that means anything; parts that can't be read are left out.
 

@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from augment.ledger.parts import ledger_parts, part_batches
-from augment.ledger.reading import RANK
+from augment.ledger.parts import ledger_parts, part_batches, read_part
+from augment.ledger.reading import RANK, STEP_COLUMNS, choose
 from sharding.errors import MillError
 from sharding.hashing import text_number
 from sharding.records.types import LedgerRow
@@ -30,14 +30,14 @@ REFRESH_SHARE = 0.05
 
 _MAX_CHUNKS = 16
 
-Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Hashes of keys, finished_at and thought_tokens, sorted by all three."""
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Hashes of keys, finished_at and thought_tokens, sorted by all three; and the number of the part each is in."""
 
 
 class FinishedSince:
     """The generations of one run that are in the ledger, or on their way there through this process.
 
-    Takes 20 bytes of memory a generation: 64 bits of a hash of its key, and what `reading.choose` goes by, so that of
+    Takes 24 bytes of memory a generation: 64 bits of a hash of its key, and what `reading.choose` goes by, so that of
     two generations with one key that one counts which is kept. Among 10 million generations of a run, one in a million
     runs mistakes a key for another.
 
@@ -52,6 +52,9 @@ class FinishedSince:
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._own: dict[str, tuple[float, int]] = {}
+        self._own_steps: dict[str, LedgerRow] = {}  # what recipes go on from, until a part has it
+        self._urls: list[str] = []
+        self._last_part: tuple[str, dict[str, LedgerRow]] = ("", {})
         self._seen: set[str] = set()
         self._chunks: list[Chunk] = []
         self._next_refresh = 0.0
@@ -60,6 +63,8 @@ class FinishedSince:
         """Note a generation that this process has handed to its ledger writer."""
         with self._lock:
             self._own[row.key] = (row.finished_at, row.thought_tokens)
+            if row.step:
+                self._own_steps[row.key] = row
 
     def refresh(self) -> None:
         """Look at the parts that are new, unless that was done a moment ago. Never fails."""
@@ -82,14 +87,48 @@ class FinishedSince:
         wanted = _hash(key)
         with self._lock:
             found = [self._own[key]] if key in self._own else []
-            for hashes, finished_at, tokens in self._chunks:
+            for hashes, finished_at, tokens, _ in self._chunks:
                 at = int(np.searchsorted(hashes, wanted))
                 if at < len(hashes) and hashes[at] == wanted:
                     found.append((float(finished_at[at]), int(tokens[at])))
         return min(found)[1] if found else None
 
+    def row(self, key: str) -> LedgerRow | None:
+        """The row of a recipe's call that is there, without its token ids; None where there is none, or no longer.
+
+        Raises:
+            MillError: the store can't be read.
+        """
+        with self._lock:
+            found = self._own_steps.get(key)
+            urls = self._parts_with(_hash(key)) if found is None else []
+        rows = [row for url in urls if (row := self._rows_of(url).get(key)) is not None]
+        return found if found is not None or not rows else choose(rows)
+
+    def _parts_with(self, wanted: np.uint64) -> list[str]:
+        numbers: list[int] = []
+        for hashes, _, _, parts in self._chunks:
+            first, end = (int(np.searchsorted(hashes, wanted, side)) for side in ("left", "right"))
+            numbers += parts[first:end].tolist()
+        return [self._urls[number] for number in sorted(set(numbers))]
+
+    def _rows_of(self, url: str) -> dict[str, LedgerRow]:
+        """The rows of a part by key; of the last part asked for they are at hand."""
+        if self._last_part[0] != url:
+            try:
+                rows = read_part(url, STEP_COLUMNS) or ()
+            except MillError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                rows = ()  # a compaction has just replaced it
+            self._last_part = (url, {row.key: row for row in rows if row.step})
+        return self._last_part[1]
+
     def _read(self, url: str) -> None:
-        for batch in part_batches(url, ("key", *RANK)) or ():
+        batches = part_batches(url, ("key", *RANK)) or ()
+        with self._lock:
+            self._urls.append(url)
+        for batch in batches:
             keys = batch.column("key").to_pylist()
             hashes = np.array([_hash(key) for key in keys], np.uint64)
             finished_at = batch.column("finished_at").to_numpy()
@@ -97,7 +136,9 @@ class FinishedSince:
             with self._lock:
                 for key in keys:
                     self._own.pop(key, None)  # the part has it now
-                self._chunks.append(_sorted(hashes, finished_at, tokens))
+                    self._own_steps.pop(key, None)
+                part = np.full(len(keys), len(self._urls) - 1, np.uint32)
+                self._chunks.append(_sorted(hashes, finished_at, tokens, part))
                 if len(self._chunks) > _MAX_CHUNKS:
                     self._merge()
 
@@ -108,9 +149,9 @@ class FinishedSince:
         self._chunks = [_sorted(*map(np.concatenate, zip(*small, strict=True))), *large]
 
 
-def _sorted(hashes: np.ndarray, finished_at: np.ndarray, tokens: np.ndarray) -> Chunk:
+def _sorted(hashes: np.ndarray, finished_at: np.ndarray, tokens: np.ndarray, parts: np.ndarray) -> Chunk:
     order = np.lexsort((tokens, finished_at, hashes))
-    return hashes[order], finished_at[order], tokens[order]
+    return hashes[order], finished_at[order], tokens[order], parts[order]
 
 
 def _hash(key: str) -> np.uint64:

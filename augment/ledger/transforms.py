@@ -10,16 +10,16 @@ import msgspec
 from apache_beam.typehints import KV, List, Tuple
 
 from augment.ledger.parts import read_part
-from augment.ledger.reading import collapse_duplicates
+from augment.ledger.reading import STEP_COLUMNS, collapse_duplicates
 from sharding.beam.counts import COUNTS
 from sharding.beam.joins import GroupRecords
 from sharding.records.types import LedgerRow, Request
 
-FOUND_COLUMNS = ("key", "request_key", "sample", "text", "thought_tokens", "finished_at")
+FOUND_COLUMNS = STEP_COLUMNS
 """What `FindMissing` looks at."""
 
 MissingSamples = Tuple[Request, List[int]]
-"""A request and the indices of its samples that have to be generated."""
+"""A request, with the calls that its recipes have made, and the indices of its samples that have to be generated."""
 
 
 class ReadLedger(beam.PTransform):
@@ -78,7 +78,12 @@ class FindMissing(beam.PTransform):
 
 
 def _with_first_letter(row: tuple[str, LedgerRow]) -> tuple[str, LedgerRow]:
-    """A row of which it is only asked whether there is text; the text is most of it, and would be shuffled."""
+    """A row of which it is only asked whether there is text; the text is most of it, and would be shuffled.
+
+    A recipe's call keeps it: the recipe may have to go on from there.
+    """
+    if row[1].step:
+        return row
     return row[0], msgspec.structs.replace(row[1], text=row[1].text.lstrip()[:1])
 
 
@@ -93,10 +98,12 @@ def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
         return
     request = min(requests, key=lambda r: (r.doc_id, r.segment_index))
     samples = max(r.samples for r in requests)
-    rows = [row for row in collapse_duplicates(group[1]["rows"]) if row.sample < samples]
+    every = collapse_duplicates(group[1]["rows"])
+    rows = [row for row in every if row.sample < samples and not row.step]
     missing = sorted(set(range(samples)).difference(row.sample for row in rows))
     if missing:
-        yield request, missing
+        known = [row for row in every if row.step and row.sample in missing]
+        yield msgspec.structs.replace(request, known=known) if known else request, missing
     tokens = sum(row.thought_tokens for row in rows)
     counts = {"generations": samples, "found": len(rows), "thought_tokens_found": tokens}
     empty = sum(not row.text for row in rows)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing, Generation, GenerationRequest
+from augment.recipes.protocol import LEAST_TOKENS, RecipeRequest
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
 from augment.requests.dialects import Dialect
 from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
+from augment.requests.recipes import recipe_key, step_models, step_prompts
+from augment.requests.tiers import SegmentChoices, TierRequest
 from sharding.models.store import is_commit
 from sharding.models.tokenizer import UnencodableText, load_tokenizer
 from sharding.records.types import LedgerRow, Quarantined, Request, ScoredSegment, sample_key
@@ -28,32 +31,6 @@ CONTEXT_TOKENS = 2048
 """How much of the document before a segment its prompt may show, in training tokens (TPT, arXiv 2509.20186)."""
 
 EXCERPT_CHARACTERS = 400
-
-
-@dataclass(frozen=True, kw_only=True)
-class TierRequest:
-    """What a tier asks for each of its segments."""
-
-    tier: str
-    model: str
-    prompt: str
-    samples: int
-    max_tokens: int
-    min_tokens: int
-    expected_tokens: float
-
-
-class SegmentChoices(Protocol):
-    """What is decided of segments before they are asked about, which this package knows nothing of."""
-
-    def tiers(self, segments: Sequence[ScoredSegment]) -> Sequence[int]:
-        """Index of the tier of each, in the order of the config."""
-
-    def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
-        """How many of its tokens the prompt may show, from its start; 0: nothing to think about, and no request."""
-
-    def focus(self, segment: ScoredSegment, text: str) -> Sequence[str]:
-        """The hardest spans of a segment of this text, the hardest first; for prompts that name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +49,18 @@ class TracePlanner:
     sampling: SamplingConfig
     closing: ClosingConfig
     tokenizer: str
-    _made: dict[str, tuple[PromptBuilder, Closing | None]] = field(default_factory=dict, init=False, compare=False)
-    """By tier; made where they are used, as a prompt costs less than its builder."""
+    _builders: dict[tuple[str, str, tuple[str, ...]], PromptBuilder] = field(
+        default_factory=dict, init=False, compare=False
+    )
+    """By model, prompt and slots; made where they are used, as a prompt costs less than its builder."""
+    _closings: dict[str, Closing | None] = field(default_factory=dict, init=False, compare=False)
+    """By tier."""
     _decides: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         for name in self.models:
             self.decides(name)
-        return {**self.__dict__, "_made": {}}
+        return {**self.__dict__, "_builders": {}, "_closings": {}}
 
     def decides(self, name: str) -> dict[str, Any]:
         """`what_decides_text` of a model, asked once and carried to every worker: a key is the same on all of them.
@@ -125,9 +106,11 @@ class TracePlanner:
                 text = tokenizer.decode(shown.input_ids)
                 context = tokenizer.decode_bytes(before).decode(errors="ignore")
                 builder = self._builder(tier)
-                focus = choices.focus(shown, text) if builder.uses("focus") else ()
+                focus = choices.focus(shown, text) if builder.uses("focus") or tier.recipe is not None else ()
+                # The calls of a recipe have caps of their own: here the prompt has to be one at all.
+                cap = tier.max_tokens if tier.recipe is None else LEAST_TOKENS
                 try:
-                    prompt = builder.build(text, context, focus, max_tokens=tier.max_tokens)
+                    prompt = builder.build(text, context, focus, max_tokens=cap)
                 except UnencodableText as error:
                     yield Quarantined(
                         stage="augment",
@@ -138,7 +121,10 @@ class TracePlanner:
                         excerpt=text[:EXCERPT_CHARACTERS],
                     )
                 else:
-                    yield self._request(tier, segment, shown_tokens, prompt.token_ids, builder)
+                    request = self._request(tier, segment, shown_tokens, prompt.token_ids, builder)
+                    yield (
+                        request if tier.recipe is None else self._of_recipe(tier.recipe, request, text, context, focus)
+                    )
             before = np.concatenate([before, segment.input_ids])[-CONTEXT_TOKENS:]
 
     def _request(
@@ -168,9 +154,17 @@ class TracePlanner:
             shown_tokens=shown_tokens,
         )
 
+    def _of_recipe(
+        self, recipe: RecipeRequest, request: Request, text: str, context: str, focus: Sequence[str]
+    ) -> Request:
+        """The request of a tier with a recipe: with what its prompts may show, and a key for all that."""
+        models = {name: self.decides(name) for name in step_models(recipe)}
+        key = recipe_key(recipe, request.request_key, (text, context, *focus), models)
+        return msgspec.structs.replace(request, request_key=key, text=text, context=context, focus=list(focus))
+
     def generation_request(self, request: Request, key: str) -> GenerationRequest:
         """The generation of one sample of a request, under its ledger key."""
-        tier = self._tier(request.tier)
+        tier = self.tier(request.tier)
         builder = self._builder(tier)
         return make_request(
             key,
@@ -199,7 +193,7 @@ class TracePlanner:
             engine=model.engine,
             engine_version=generation.engine_version,
             prompt=request.prompt,
-            prompt_version=self._builder(self._tier(request.tier)).template.version,
+            prompt_version=self._builder(self.tier(request.tier)).template.version,
             text=generation.text,
             thought_tokens=generation.paid_tokens,
             token_ids=generation.token_ids,
@@ -211,29 +205,50 @@ class TracePlanner:
             finished_at=finished_at,
         )
 
-    def _tier(self, name: str) -> TierRequest:
+    def tier(self, name: str) -> TierRequest:
+        """What the tier of this name asks for."""
         return next(tier for tier in self.tiers if tier is not None and tier.tier == name)
 
+    def builder(self, model: str, prompt: str, more_slots: tuple[str, ...] = ()) -> PromptBuilder:
+        """The builder of a prompt for a model, by its name in the config.
+
+        Raises:
+            RequestError: there is no such template.
+            MillError: the model's tokenizer can't be loaded.
+        """
+        key = (model, prompt, more_slots)
+        if key not in self._builders:
+            self._builders[key] = prompt_builder(
+                self.model(model),
+                prompt,
+                load_tokenizer(self.tokenizer),
+                max_context_tokens=CONTEXT_TOKENS,
+                more_slots=more_slots,
+            )
+        return self._builders[key]
+
     def _builder(self, tier: TierRequest) -> PromptBuilder:
-        return self._tools(tier)[0]
+        return self.builder(tier.model, tier.prompt)
 
     def _closing(self, tier: TierRequest) -> Closing | None:
-        return self._tools(tier)[1]
-
-    def _tools(self, tier: TierRequest) -> tuple[PromptBuilder, Closing | None]:
-        if tier.tier not in self._made:
-            training_tokenizer = load_tokenizer(self.tokenizer)
-            model = self.model(tier.model)
-            builder = prompt_builder(model, tier.prompt, training_tokenizer, max_context_tokens=CONTEXT_TOKENS)
-            closing = make_closing(self.closing, tier.max_tokens, builder.encode(self.closing.phrase))
-            self._made[tier.tier] = (builder, closing)
-        return self._made[tier.tier]
+        if tier.tier not in self._closings:
+            phrase = self._builder(tier).encode(self.closing.phrase)
+            self._closings[tier.tier] = make_closing(self.closing, tier.max_tokens, phrase)
+        return self._closings[tier.tier]
 
     # --- for the manifest ---------------------------------------------------------------------------------------------
 
     def prompt_versions(self) -> dict[str, str]:
         """Name of each prompt in use → its version."""
-        return {tier.prompt: load_template(tier.prompt).version for tier in self.tiers if tier is not None}
+        thinking = [tier for tier in self.tiers if tier is not None]
+        found = {tier.prompt: load_template(tier.prompt).version for tier in thinking}
+        of_steps = {
+            prompt: load_template(prompt).version
+            for tier in thinking
+            if tier.recipe is not None
+            for prompt in step_prompts(tier.recipe).values()
+        }
+        return of_steps | found
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """The models in use, for manifest and card."""

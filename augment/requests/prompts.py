@@ -7,7 +7,7 @@ tokens; what comes from the corpus is encoded as plain text, so that a document 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from sharding.hashing import fingerprint
 from sharding.models.tokenizer import TextTokenizer
 
 SLOTS = ("text", "context", "focus")
+"""What a prompt may show of a segment. The prompts of a recipe have slots of its own beside them."""
 
 _LEAST_TOKENS = 16
 """A segment needs room for this many tokens; a context with less room is left out."""
@@ -38,11 +39,13 @@ class Template:
 
     Attributes:
         name: a packaged one's name, or the path of the user's own.
+        slots: what it may have slots for.
         version: 12 hex digits of the hash of `text`.
     """
 
     name: str
     text: str
+    slots: tuple[str, ...] = SLOTS
 
     @property
     def version(self) -> str:
@@ -53,12 +56,10 @@ class Template:
         paragraphs = [
             paragraph
             for paragraph in self.text.split("\n\n")
-            if all(slot in values for slot in SLOTS if f"{{{slot}}}" in paragraph)
+            if all(slot in values for slot in self.slots if f"{{{slot}}}" in paragraph)
         ]
-        return _SLOT.sub(lambda match: values[match[1]], "\n\n".join(paragraphs))
-
-
-_SLOT = re.compile(r"\{(" + "|".join(SLOTS) + r")\}")
+        slot = re.compile(r"\{(" + "|".join(self.slots) + r")\}")
+        return slot.sub(lambda match: values[match[1]], "\n\n".join(paragraphs))
 
 
 def template_names() -> list[str]:
@@ -66,14 +67,25 @@ def template_names() -> list[str]:
     return sorted(file.name.removesuffix(".txt") for file in _packaged().iterdir() if file.name.endswith(".txt"))
 
 
-def load_template(name: str) -> Template:
+def step_template_names() -> list[str]:
+    """The names of the packaged templates for the steps of recipes."""
+    folder = _packaged().joinpath("steps")
+    return sorted(file.name.removesuffix(".txt") for file in folder.iterdir() if file.name.endswith(".txt"))
+
+
+def load_template(name: str, more_slots: Sequence[str] = ()) -> Template:
     """A packaged template by name, or the user's own by path.
+
+    Args:
+        more_slots: those that a recipe fills, each of which it may have once.
 
     Raises:
         RequestError: there is no such template, or it has not exactly one "{text}".
     """
     if name in template_names():
         text = _packaged().joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    elif name in step_template_names():
+        text = _packaged().joinpath("steps", f"{name}.txt").read_text(encoding="utf-8")
     else:
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -81,13 +93,14 @@ def load_template(name: str) -> Template:
             raise RequestError(
                 f"prompt {name!r}: no packaged template ({', '.join(template_names())}) and no readable file: {error}"
             ) from error
-    for slot in SLOTS:
+    slots = (*SLOTS, *sorted(more_slots))
+    for slot in slots:
         found, wanted = text.count(f"{{{slot}}}"), (1,) if slot == "text" else (0, 1)
         if found not in wanted:
             raise RequestError(
                 f"prompt {name!r} has {{{slot}}} {found} times; allowed: {' or '.join(map(str, wanted))}"
             )
-    return Template(name, text.strip())
+    return Template(name, text.strip(), slots)
 
 
 def _packaged() -> resources.abc.Traversable:
@@ -108,6 +121,10 @@ class Prompt:
     token_ids: np.ndarray
     context_tokens: int
     segment_tokens_cut: int
+
+
+class NoRoom(RequestError):
+    """A prompt and its generation are longer than the model reads."""
 
 
 class PromptBuilder:
@@ -140,7 +157,15 @@ class PromptBuilder:
         """Plain text as the generator's tokens: (num_tokens,) uint32."""
         return self.dialect.tokenizer.encode(text).astype(np.uint32)
 
-    def build(self, segment_text: str, context_text: str = "", focus: Sequence[str] = (), *, max_tokens: int) -> Prompt:
+    def build(
+        self,
+        segment_text: str,
+        context_text: str = "",
+        focus: Sequence[str] = (),
+        *,
+        max_tokens: int,
+        fillings: Mapping[str, str] | None = None,
+    ) -> Prompt:
         """The prompt for a segment; where room is short, the context gives way first, then the focus.
 
         Args:
@@ -148,16 +173,20 @@ class PromptBuilder:
             context_text: what precedes it in the document; its end is what is kept.
             focus: the segment's hardest spans, the hardest first.
             max_tokens: cap of the generation, which prompt and generation must leave room for.
+            fillings: what fills the slots of a recipe's step, whole.
 
         Raises:
-            RequestError: template and generation leave no room for a segment.
+            NoRoom: template, what fills it and generation leave no room for a segment.
             UnencodableText: the generator's tokenizer can't spell the text.
         """
         tokenizer = self.dialect.tokenizer
-        room = self._max_model_len - max_tokens
-        free = room - self._fixed_tokens(("text",))
+        given = {
+            slot: tokenizer.encode(text) for slot, text in (fillings or {}).items() if self.uses(slot) and text.strip()
+        }
+        room = self._max_model_len - max_tokens - sum(map(len, given.values()))
+        free = room - self._fixed_tokens(("text", *given))
         if free < _LEAST_TOKENS:
-            raise RequestError(
+            raise NoRoom(
                 f"prompt {self.template.name!r} of {room - free} tokens and max_tokens {max_tokens} leave no room for "
                 f"a segment in max_model_len {self._max_model_len} of {self.dialect.model}"
             )
@@ -165,7 +194,7 @@ class PromptBuilder:
         values = {"text": self._cut_front(whole, free)}
 
         spans = [" ".join(span.split()) for span in focus if span.strip()] if self.uses("focus") else []
-        free = room - self._fixed_tokens(("text", "focus")) - len(values["text"])
+        free = room - self._fixed_tokens(("text", "focus", *given)) - len(values["text"])
         while spans:
             lines = tokenizer.encode("\n".join(f"- {span}" for span in spans))
             if len(lines) <= free:
@@ -174,12 +203,13 @@ class PromptBuilder:
             spans.pop()
 
         if context_text.strip() and self.uses("context"):
-            free = room - self._fixed_tokens((*values, "context")) - sum(map(len, values.values()))
+            free = room - self._fixed_tokens((*values, "context", *given)) - sum(map(len, values.values()))
             size = free if self._max_context_tokens is None else min(free, self._max_context_tokens)
             if size >= _LEAST_TOKENS:
                 near = tokenizer.encode(context_text[-_CHARACTERS_PER_TOKEN * size :])
                 values["context"] = self._cut_front(near, size)
 
+        values |= given
         parts = [values[part] if isinstance(part, str) else part for part in self._frame(tuple(values))]
         return Prompt(
             token_ids=np.concatenate(parts).astype(np.uint32),
@@ -196,7 +226,7 @@ class PromptBuilder:
 
     def _frame(self, slots: tuple[str, ...]) -> list[np.ndarray | str]:
         """The prompt with these slots in use: token ids of what is fixed, and the slots' names between them."""
-        slots = tuple(slot for slot in SLOTS if slot in slots and self.uses(slot))
+        slots = tuple(slot for slot in self.template.slots if slot in slots and self.uses(slot))
         if slots not in self._frames:
             marks = {slot: f"thoughtmill{i}slot{self.template.version}" for i, slot in enumerate(slots)}
             prompt = self.dialect.wrap(self.template.fill(marks))
@@ -225,12 +255,14 @@ def prompt_builder(
     training_tokenizer: TextTokenizer | None = None,
     *,
     max_context_tokens: int | None = None,
+    more_slots: Sequence[str] = (),
 ) -> PromptBuilder:
     """The builder for a model and a prompt of the config.
 
     Args:
         prompt: name or path, for `load_template`.
         training_tokenizer: for models of the rehearsal engine.
+        more_slots: those that a recipe fills.
 
     Raises:
         RequestError: there is no such template.
@@ -238,7 +270,7 @@ def prompt_builder(
     """
     return PromptBuilder(
         load_dialect(model, training_tokenizer),
-        load_template(prompt),
+        load_template(prompt, more_slots),
         max_model_len=model.max_model_len,
         max_context_tokens=max_context_tokens,
     )

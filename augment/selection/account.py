@@ -72,8 +72,23 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
                 if reason == "language" and (language := spoken_language(candidate.text)) is not None:
                     counts[f"{FOREIGN}{language}"] += 1
                 counts[_name(group, "reasons", reason)] += 1
+    counts.update(_step_counts(candidates, valued))
     counts.update(_gain_counts(candidates, valued))
     return dict(counts)
+
+
+def _step_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
+    """Calls, tokens and gains by step, of a segment whose traces a recipe made."""
+    counts: Counter[str] = Counter()
+    if not candidates or not valued.steps:
+        return counts
+    group = (candidates[0].tier, candidates[0].model, candidates[0].prompt)
+    for call in valued.steps:
+        counts[_name(group, f"step {call.step}", "calls")] += 1
+        counts[_name(group, f"step {call.step}", "thought_tokens")] += call.thought_tokens
+    for step, nats in valued.step_nats.items():
+        _add_to_sums(counts, group, f"step {step}", valued.document, nats)
+    return counts
 
 
 def kept_nats(candidates: Sequence[Candidate]) -> float | None:
@@ -109,11 +124,15 @@ def _gain_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Coun
         counts[_name(group, "valued", outcome)] += 1
         counts[_name(group, "valued_thought_tokens", outcome)] += candidate.thought_tokens
         counts[_name(group, "valued_nats", outcome)] += round(_net(candidate) * MICRO)
-    place = hash64(Purpose.DOCUMENT_GROUP, 0, valued.document) % DOCUMENT_GROUPS
     for what, nats in _averaged(with_gain, valued).items():
-        counts[_name(group, f"sums.{what}.{place}", "segments")] += 1
-        counts[_name(group, f"sums.{what}.{place}", "nats")] += round(nats * MICRO)
+        _add_to_sums(counts, group, what, valued.document, nats)
     return counts
+
+
+def _add_to_sums(counts: Counter[str], group: tuple[str, str, str], what: str, document: str, nats: float) -> None:
+    place = hash64(Purpose.DOCUMENT_GROUP, 0, document) % DOCUMENT_GROUPS
+    counts[_name(group, f"sums.{what}.{place}", "segments")] += 1
+    counts[_name(group, f"sums.{what}.{place}", "nats")] += round(nats * MICRO)
 
 
 def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[str, float]:
@@ -149,7 +168,8 @@ def split_account(counts: Mapping[str, int]) -> tuple[dict[str, int], list[dict[
     (first reason → candidates), objections (any reason → candidates) and, where traces were valued, `gains`: each of
     `GAINS` with mean, interval95 (None of too few documents), segments and documents; and `lengths`: for kept and
     rejected candidates with a value how many they are, their mean thought tokens, and their nats beyond controls per
-    1,000 thought tokens (of those kept by their value, too high: they were chosen by it).
+    1,000 thought tokens (of those kept by their value, too high: they were chosen by it). Where a recipe made them
+    there are `steps`: by step `calls`, `thought_tokens` and, of steps that think, `gain`, as those of `gains`.
     """
     plain = {name: number for name, number in counts.items() if not name.startswith("[")}
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -186,7 +206,23 @@ def _table_row(group: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]
             outcome: _lengths(number, row["valued_thought_tokens"][outcome], row["valued_nats"][outcome] / MICRO)
             for outcome, number in row["valued"].items()
         }
+    if steps := [what.removeprefix("step ") for what in row if what.startswith("step ")]:
+        table_row["steps"] = {step: _step(row, step) for step in sorted(steps, key=_step_order)}
     return table_row
+
+
+def _step(row: Mapping[str, Any], step: str) -> dict[str, Any]:
+    gain = _gain(row, f"step {step}")
+    return dict(row[f"step {step}"]) | ({"gain": gain} if gain is not None else {})
+
+
+_STEP_ORDER = ("draft", "choice", "critique", "rewrite")
+
+
+def _step_order(step: str) -> tuple[int, int, str]:
+    """As they are made: by round, within it those of the built-in recipes in their order, then others by name."""
+    name, _, number = step.partition(" ")
+    return int(number or 1), _STEP_ORDER.index(name) if name in _STEP_ORDER else len(_STEP_ORDER), name
 
 
 def _gain(row: Mapping[str, Any], what: str) -> dict[str, Any] | None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from augment.ledger.reading import collapse_duplicates
 from augment.traces import Trace, parse_trace
 from sharding.models.tokenizer import TextTokenizer, UnencodableText
 from sharding.records.base import Record
 from sharding.records.types import Candidate, LedgerRow, Request, segment_id
 
-ROW_COLUMNS = ("key", "request_key", "sample", "text", "thought_tokens", "finish_reason", "closed", "finished_at")
+ROW_COLUMNS = (
+    *("key", "request_key", "sample", "text", "thought_tokens", "finish_reason", "closed", "finished_at"),
+    *("step", "wants"),
+)
 """What `make_candidates` looks at in the ledger: not the token ids, which are most of it."""
 
 NOT_ENCODABLE = "not_encodable"
@@ -27,7 +32,7 @@ def make_candidates(request: Request, rows: Iterable[LedgerRow], tokenizer: Text
     """
     candidates = []
     for row in collapse_duplicates(rows):
-        if row.sample >= request.samples:
+        if row.sample >= request.samples or row.step:
             continue
         trace = parse_trace(row)
         reasons = []
@@ -58,6 +63,19 @@ def make_candidates(request: Request, rows: Iterable[LedgerRow], tokenizer: Text
     return candidates
 
 
+def steps_of(request: Request, rows: Iterable[LedgerRow]) -> list[StepText]:
+    """The calls that the recipe of a request has made, in the order of samples and time."""
+    calls = [row for row in collapse_duplicates(rows) if row.step and row.sample < request.samples]
+    return [
+        StepText(
+            step=row.step,
+            thought_tokens=row.thought_tokens,
+            text=parse_trace(row).text if row.wants == "thought" else "",
+        )
+        for row in sorted(calls, key=lambda row: (row.sample, row.finished_at, row.key))
+    ]
+
+
 def trace_of(candidate: Candidate) -> Trace:
     """The trace of a candidate, as gates and values see it."""
     return Trace(
@@ -86,6 +104,20 @@ class AskedSegment(Record, frozen=True, kw_only=True, eq=False):
     continuation: str
 
 
+class StepText(Record, frozen=True, kw_only=True, eq=False):
+    """A call of a recipe, as the account of selection sees it; never stored.
+
+    Attributes:
+        step: of the recipe.
+        thought_tokens: generated and paid.
+        text: its thought; "" of a call that was asked for an answer.
+    """
+
+    step: str
+    thought_tokens: int
+    text: str
+
+
 class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
     """A segment with all its candidates between the steps of selection; never stored.
 
@@ -96,6 +128,7 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
         source_text: the segment, as much of it as the generator was shown.
         continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
         candidates: in the order of their samples; those with reasons were rejected by a gate.
+        steps: the calls that they were made by, where a recipe made them.
     """
 
     doc_id: str
@@ -107,6 +140,7 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
     source_text: str
     continuation: str
     candidates: list[Candidate]
+    steps: list[StepText] = msgspec.field(default_factory=list)
 
     @property
     def segment_id(self) -> str:

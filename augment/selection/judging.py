@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from augment.selection.benchmarks.index import BenchmarkIndex, load_index
-from augment.selection.candidates import AskedSegment, JudgedSegment, trace_of
+from augment.selection.candidates import AskedSegment, JudgedSegment, StepText, trace_of
 from augment.selection.config import SelectConfig
 from augment.selection.gates.gate import Gate, Subject, Words
 from augment.selection.gates.leaked_sentences import without_leaked_opening
@@ -98,8 +98,14 @@ class Judge:
             return candidate
         return msgspec.structs.replace(candidate, text=text, input_ids=self._tokenizer.encode(text))
 
-    def judge(self, asked: AskedSegment, candidates: Sequence[Candidate]) -> JudgedSegment:
-        """The segment with its candidates, each with what the gates have against it."""
+    def judge(
+        self, asked: AskedSegment, candidates: Sequence[Candidate], steps: Sequence[StepText] = ()
+    ) -> JudgedSegment:
+        """The segment with its candidates, each with what the gates have against it.
+
+        Args:
+            steps: the calls that a recipe has made for them.
+        """
         source_line = Words(asked.source_text).line if candidates else ""
         judged = [
             judge(
@@ -121,4 +127,5 @@ class Judge:
             source_text=asked.source_text,
             continuation=asked.continuation,
             candidates=judged,
+            steps=list(steps),
         )

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.typehints import KV
 
 from augment.selection.account import account_counts
-from augment.selection.candidates import AskedSegment, Control, JudgedSegment, make_candidates
+from augment.selection.candidates import AskedSegment, Control, JudgedSegment, make_candidates, steps_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
 from augment.selection.judging import CONTAMINATED, Judge, document_hash
@@ -96,7 +96,7 @@ class _JudgeFn(_WithJudgeFn):
             candidates = make_candidates(asked.request, joined["rows"], self._tokenizer)
             shortened = 0
             if candidates:
-                judged = self._judge.judge(asked, candidates)
+                judged = self._judge.judge(asked, candidates, steps_of(asked.request, joined["rows"]))
                 pairs = zip(candidates, judged.candidates, strict=True)
                 shortened = sum(before.text != after.text for before, after in pairs)
                 yield judged

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from augment.selection.candidates import Control, JudgedSegment, trace_of
+from augment.selection.candidates import Control, JudgedSegment, StepText, trace_of
 from augment.selection.chance import chance_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for
 from augment.selection.values import value_class
-from augment.selection.values.protocol import Trial, Value
+from augment.selection.values.protocol import Trial, Valuation, Value
+from augment.traces import Trace
 from sharding.records.types import Candidate
 
 TOO_FEW_CONTROLS = "too_few_controls"
@@ -34,6 +35,8 @@ class ValuedSegment:
         null_first_nats: what one control's traces gain beyond those of the others, on average; None without controls.
         null_choice_nats: what choosing among them adds, beyond what it adds among the others'.
         cut_tokens: of the segment's front, that the scorer had no room for.
+        steps: the calls of its recipe; empty without one.
+        step_nats: step → what its thoughts gain beyond controls, on average; of values that are gains.
     """
 
     candidates: list[Candidate]
@@ -41,6 +44,8 @@ class ValuedSegment:
     null_first_nats: float | None = None
     null_choice_nats: float | None = None
     cut_tokens: int = 0
+    steps: Sequence[StepText] = ()
+    step_nats: Mapping[str, float] = field(default_factory=dict)
 
 
 class Valuer:
@@ -69,11 +74,13 @@ class Valuer:
         """
         passed = [candidate for candidate in segment.candidates if not candidate.reasons]
         if self._value is None or not segment.valued or not passed:
-            return ValuedSegment(candidates=segment.candidates, document=segment.document)
+            return ValuedSegment(candidates=segment.candidates, document=segment.document, steps=segment.steps)
         controls: list[Control] = []
         if self._value.needs_controls and not (controls := controls_for(segment, pool, self._config.gain.controls)):
             columns = {candidate.key: {"unvalued": TOO_FEW_CONTROLS} for candidate in passed}
-            return ValuedSegment(candidates=_with(segment.candidates, columns), document=segment.document)
+            return ValuedSegment(
+                candidates=_with(segment.candidates, columns), document=segment.document, steps=segment.steps
+            )
         trial = Trial(
             segment_id=segment.segment_id,
             tier=segment.tier,
@@ -83,9 +90,9 @@ class Valuer:
             controls=[trace.text for control in controls for trace in control.traces],
             trace_tokens=segment.trace_tokens,
         )
-        valuations = self._value.valuations(trial)
+        valuations = self._valuations(trial)
         # As if the traces of each control were the segment's own; every row has been read by now.
-        as_own = [self._value.valuations(replace(trial, traces=control.traces)) for control in controls]
+        as_own = [self._valuations(replace(trial, traces=control.traces)) for control in controls]
         chance = chance_of(as_own, sum(one.value is not None for one in valuations), self._config)
         by_chance = {"chance_value": chance.value, "chance_heldout_nats": chance.heldout_nats}
         columns = {
@@ -98,7 +105,28 @@ class Valuer:
             null_first_nats=chance.null_first_nats,
             null_choice_nats=chance.null_choice_nats,
             cut_tokens=self._nats.cut_tokens,
+            steps=segment.steps,
+            step_nats=self._step_nats(segment.steps, trial),
         )
+
+    def _step_nats(self, steps: Sequence[StepText], trial: Trial) -> dict[str, float]:
+        """What the thoughts of each step gain beyond the controls, on average, as if each were the segment's trace."""
+        texts: dict[str, list[str]] = {}
+        for call in steps:
+            if call.text:
+                texts.setdefault(call.step, []).append(call.text)
+        found = {}
+        for step, own in texts.items():
+            traces = [Trace(text=text, closed="natural", finish_reason="stop", thought_tokens=0) for text in own]
+            valuations = self._valuations(replace(trial, traces=traces))
+            nets = [one.gain_nats - (one.control_nats or 0.0) for one in valuations if one.gain_nats is not None]
+            if nets:
+                found[step] = float(np.mean(nets))
+        return found
+
+    def _valuations(self, trial: Trial) -> Sequence[Valuation]:
+        assert self._value is not None
+        return self._value.valuations(trial)
 
 
 class _Remembered:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -57,15 +57,39 @@ class ModelPrice:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class StepConfig:
+    """What a step of a recipe asks for where it isn't what the recipe or the tier says."""
+
+    prompt: str | None = Field(default=None, min_length=1, description="Name of the prompt template.")
+    model: str | None = Field(default=None, min_length=1, description="Name of an entry of `models`.")
+    max_tokens: int | None = Field(default=None, ge=16, description="Cap on the step; never more than is left.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="In place of sampling.temperature.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="In place of sampling.top_p.")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TierConfig:
     """One way to think about a segment. A tier with a name alone skips: cost 0, resolution 0."""
 
     name: str = Field(min_length=1, description="Unique name of the tier.")
     model: str | None = Field(default=None, description="Name of an entry of `models`; none for the tier that skips.")
     prompt: str | None = Field(default=None, description="Name of the prompt template.")
-    max_tokens: int | None = Field(default=None, gt=0, description="Cap on the tokens of one generation.")
+    max_tokens: int | None = Field(
+        default=None, gt=0, description="Cap on the tokens of one generation; of a recipe, of all its calls together."
+    )
     min_tokens: int = Field(default=0, ge=0, description="Tokens a generation has at least.")
     samples: int = Field(default=1, gt=0, description="Generations per segment, of which selection keeps the best.")
+    recipe: str = Field(
+        default="single",
+        min_length=1,
+        description="The calls that a generation is made by: single; refine (draft, critique, rewrite); branch "
+        '(drafts, a choice, then refined); or your own as "file.py:name".',
+    )
+    rounds: int = Field(default=1, gt=0, le=16, description="Of critique and rewriting, in recipes with such.")
+    drafts: int = Field(default=3, gt=1, le=32, description="To choose among, in the recipe branch.")
+    steps: dict[str, StepConfig] = Field(
+        default_factory=dict, description="Steps of the recipe that ask for something else, by their names."
+    )
     expected_tokens: float | None = Field(
         default=None, gt=0, description="Tokens one generation takes on average; by default the cap, a plan's ceiling."
     )
@@ -79,9 +103,14 @@ class TierConfig:
             optional = ("prompt", "max_tokens", "expected_tokens", "expected_resolution")
             extra = [name for name in optional if getattr(self, name) is not None]
             extra += ["min_tokens"] * (self.min_tokens > 0) + ["samples"] * (self.samples > 1)
+            extra += ["recipe"] * (self.recipe != "single")
             if extra:
                 raise ValueError(f"tier {self.name} has {', '.join(extra)} but no model; to skip, leave all out")
             return self
+        if self.recipe == "single":
+            defaults: tuple[tuple[str, Any], ...] = (("rounds", 1), ("drafts", 3), ("steps", {}))
+            if unused := [name for name, default in defaults if getattr(self, name) != default]:
+                raise ValueError(f"tier {self.name} has {', '.join(unused)}, which recipe single knows nothing of")
         missing = [name for name in ("prompt", "max_tokens") if getattr(self, name) is None]
         if missing:
             raise ValueError(f"tier {self.name} has a model but no {' and no '.join(missing)}")
@@ -99,6 +128,12 @@ class TierConfig:
     def skips(self) -> bool:
         """Whether segments of this tier get no thinking."""
         return self.model is None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that it asks: its own, and those of its recipe's steps; none of the tier that skips."""
+        named = (self.model, *(step.model for step in self.steps.values()))
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property
     def tokens_per_segment(self) -> float:
@@ -120,7 +155,7 @@ class TierConfig:
         return self.tokens_per_segment / (self.tokens_per_segment + HALF_RESOLUTION_TOKENS)
 
     def cost(self, unit: Unit, prices: Mapping[str, ModelPrice]) -> float:
-        """Expected spend on one segment, in `unit`.
+        """Expected spend on one segment, in `unit`; where steps have models of their own, as if all were the dearest.
 
         Raises:
             RequestError: the unit needs a price that the tier's model doesn't have.
@@ -129,18 +164,18 @@ class TierConfig:
             return 0.0
         if unit == "tokens":
             return self.tokens_per_segment
-        price = prices.get(self.model, ModelPrice())
+        field = "dollars_per_million_tokens" if unit == "dollars" else "tokens_per_gpu_second"
+        found = {name: getattr(prices.get(name, ModelPrice()), field) for name in self.models}
+        needed = [_needed(price, name, self, field, unit) for name, price in found.items()]
         if unit == "dollars":
-            per_million = _needed(price.dollars_per_million_tokens, self, "dollars_per_million_tokens", unit)
-            return self.tokens_per_segment * per_million / 1e6
-        per_second = _needed(price.tokens_per_gpu_second, self, "tokens_per_gpu_second", unit)
-        return self.tokens_per_segment / per_second / 3600
+            return self.tokens_per_segment * max(needed) / 1e6
+        return self.tokens_per_segment / min(needed) / 3600
 
 
-def _needed(price: float | None, tier: TierConfig, field: str, unit: Unit) -> float:
+def _needed(price: float | None, model: str, tier: TierConfig, field: str, unit: Unit) -> float:
     if price is None:
         raise RequestError(
-            f"models.{tier.model}.{field}: not set, but a budget in {unit} needs it for tier {tier.name}; "
+            f"models.{model}.{field}: not set, but a budget in {unit} needs it for tier {tier.name}; "
             f"set it, or give the budget as thinking_tokens"
         )
     return price

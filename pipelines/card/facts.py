@@ -267,6 +267,14 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
             for row in account
             if (gains := row.get("gains"))
         ],
+        "steps": [
+            (
+                *(row["tier"], step, f"{found['calls']:,}", f"{found['thought_tokens']:,}"),
+                in_words(found["gain"]) if "gain" in found else "",
+            )
+            for row in account
+            for step, found in row.get("steps", {}).items()
+        ],
         "candidates_ended": sum(ends.values()),
         "endings": [f"{share(number, sum(ends.values()))} {ENDINGS[name]}" for name, number in ends.items()],
     }

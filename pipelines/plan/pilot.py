@@ -148,7 +148,7 @@ def judged_of(
     judged: list[tuple[Request, JudgedSegment]] = []
     for document, request in requests:
         own = rows_of.get(request.request_key, [])
-        made.setdefault(request.model, []).extend(own)
+        made.setdefault(request.model, []).extend(row for row in own if not row.composed)
         if not (candidates := make_candidates(request, own, tokenizer)):
             continue  # it failed
         ids = np.concatenate([segment.input_ids for segment in document.segments])

@@ -46,6 +46,8 @@ RowTokenIds = Annotated[np.ndarray, Column(per_token=True)]
 RowUint8s = Annotated[np.ndarray, Column(np.uint8, per_token=True)]
 RowBools = Annotated[np.ndarray, Column(np.bool_, per_token=True)]
 NotStored = Annotated[np.ndarray, Column(stored=False)]
+NotStoredText = Annotated[str, Column(stored=False)]
+NotStoredTexts = Annotated[list[str], Column(stored=False)]
 
 _PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

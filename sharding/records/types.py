@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from sharding.records.arrow import Float16s, Int32, NotStored, TokenIds, Uint32s
+from sharding.records.arrow import Column, Float16s, Int32, NotStored, NotStoredText, NotStoredTexts, TokenIds, Uint32s
 from sharding.records.base import Record
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
@@ -149,6 +149,8 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
         prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; not stored.
         shown_tokens: how many of the segment's training tokens, from its start, the prompt shows. The rest was held
             back, to tell what the trace is worth or because the thought is to stand before it.
+        text, context, focus: of a tier with a recipe, what its prompts may show: `augment.recipes.SegmentView`.
+        known: of a tier with a recipe, the rows of calls that runs which have not ended have made.
     """
 
     doc_id: str
@@ -163,6 +165,10 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
     prompt_tokens: Int32
     prompt_token_ids: NotStored
     shown_tokens: Int32
+    text: NotStoredText = ""
+    context: NotStoredText = ""
+    focus: NotStoredTexts = msgspec.field(default_factory=list)
+    known: Annotated[list[LedgerRow], Column(stored=False)] = msgspec.field(default_factory=list)
 
     @property
     def segment_id(self) -> str:
@@ -172,12 +178,14 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
 class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
     """One finished generation; never changed once written.
 
+    A recipe's run has a row for each of its calls, and one for what came of it, which has the tokens of all.
+
     Attributes:
-        key: `sample_key(request_key, sample)`.
+        key: `sample_key(request_key, sample)`; of a recipe's call, that with its step and a hash of what decides it.
         segment_id: the segment it was first made for.
         model, revision, engine, engine_version: what generated it; `model` is the name from the config's model, or the
             one that answered in its place, and `engine` the engine family ("vllm", "rehearsal", ...).
-        prompt, prompt_version: the prompt template.
+        prompt, prompt_version: the prompt template; of a recipe's call, the version ends with "@" and the step.
         text: the generated text; special tokens left out, but for the marks of thinking.
         thought_tokens: how many tokens were generated and paid for, those that nobody saw included.
         token_ids: (at most thought_tokens,) uint32, generator token ids.
@@ -186,6 +194,9 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
         closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither).
         wall_s: seconds from submission to completion.
         finished_at: Unix time in seconds.
+        step: of a recipe's call, its step; "" of what a tier asked for.
+        made_from: keys of the rows it was made from: of a call those it was shown, of a recipe's outcome all its calls.
+        wants: of a recipe's call, "thought" or "answer": which part of its text the recipe goes by.
     """
 
     key: str
@@ -208,6 +219,14 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
     prompt_tokens: Int32
     wall_s: float
     finished_at: float
+    step: str = ""
+    made_from: list[str] = msgspec.field(default_factory=list)
+    wants: str = "thought"
+
+    @property
+    def composed(self) -> bool:
+        """Whether it is what came of a recipe, made from the rows of its calls and paid with them."""
+        return not self.step and bool(self.made_from)
 
 
 class Candidate(Record, frozen=True, kw_only=True, eq=False):

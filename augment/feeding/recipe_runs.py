@@ -1,0 +1,173 @@
+"""The runs of recipes of one bundle: each is walked from answer to answer, and holds no slot while it waits.
+
+What a run knows already, of earlier runs of the mill or of a bundle that failed, it is answered from the ledger; the
+rest goes to the engines, with what the run has still ahead as its length, so that long runs begin first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from augment.feeding.tickets import Completed, Failure, Result
+from augment.feeding.worker import Worker
+from augment.recipes.protocol import Call, NothingLeft, SegmentView
+from augment.recipes.walk import End, Walk
+from augment.requests.calls import PlannedCall, RecipePlanner, outcome_row
+from augment.requests.prompts import NoRoom
+from sharding.errors import RequestError
+from sharding.models.tokenizer import UnencodableText
+from sharding.records.types import LedgerRow, Request, sample_key
+
+
+@dataclass(eq=False)
+class Run:
+    """A recipe at work on a segment."""
+
+    request: Request
+    sample: int
+    walk: Walk
+    known: dict[str, LedgerRow]
+    rows: dict[str, LedgerRow] = field(default_factory=dict)
+    ended: bool = False
+
+    @property
+    def key(self) -> str:
+        """The ledger key of what comes of it."""
+        return sample_key(self.request.request_key, self.sample)
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A call of a run at an engine: the context of its job."""
+
+    run: Run
+    planned: PlannedCall
+
+    def row(self, planner: RecipePlanner, result: Completed) -> LedgerRow:
+        """The ledger row of what came."""
+        return planner.call_row(
+            self.run.request,
+            self.run.sample,
+            self.planned,
+            result.generation,
+            wall_s=result.wall_s,
+            finished_at=result.finished_at,
+        )
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Tokens of a call, made now or found."""
+
+    tokens: int
+    found: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run has come to its end.
+
+    Attributes:
+        row: what came of it; None where it failed.
+        error: why it failed. may_pass: whether another try may have more luck.
+    """
+
+    request: Request
+    key: str
+    row: LedgerRow | None
+    error: str = ""
+    may_pass: bool = False
+
+
+Outcome = Counted | Ended
+
+
+class RecipeRuns:
+    """Walks the runs of one bundle.
+
+    Args:
+        planner: turns calls into generations.
+        worker: knows what is finished, and takes what came of runs.
+        submit: hands a generation to the engine of a model, with its context.
+    """
+
+    def __init__(
+        self, planner: RecipePlanner, worker: Worker, submit: Callable[[str, PlannedCall, Pending], None]
+    ) -> None:
+        self._planner, self._worker, self._submit = planner, worker, submit
+
+    def begin(self, request: Request, sample: int) -> Iterator[Outcome]:
+        """Begin a run.
+
+        Raises:
+            RequestError: the recipe's code is wrong.
+            MillError: an engine failed for good.
+        """
+        recipe = self._planner.recipe(request.tier)
+        view = SegmentView(text=request.text, context=request.context, focus=tuple(request.focus))
+        known = {row.key: row for row in request.known if row.sample == sample}
+        run = Run(request, sample, Walk(recipe, view), known)
+        yield from self._go_on(run, run.walk.begin)
+
+    def take(self, result: Result) -> Iterator[Outcome]:
+        """What follows from the result of a call.
+
+        Raises:
+            RequestError, MillError: as `begin`.
+        """
+        pending: Pending = result.context
+        run = pending.run
+        if isinstance(result, Failure):
+            yield from self._fail(run, result.error, may_pass=result.may_pass)
+            return
+        row = pending.row(self._planner, result)
+        yield Counted(row.thought_tokens, found=False)
+        if not run.ended:
+            yield from self._go_on(run, lambda: self._answer(run, pending.planned.call, row))
+
+    def _answer(self, run: Run, call: Call, row: LedgerRow) -> tuple[Call, ...] | End:
+        run.rows[row.key] = row
+        return run.walk.answer(call, call.made(row))
+
+    def _go_on(self, run: Run, walk: Callable[[], tuple[Call, ...] | End]) -> Iterator[Outcome]:
+        """Walk on, and ask for what is wanted, until nothing of it is known."""
+        steps = [walk]
+        while steps and not run.ended:
+            try:
+                wanted = steps.pop()()
+                if isinstance(wanted, End):
+                    yield self._end(run, wanted)
+                    return
+                planned = [
+                    self._planner.planned_call(run.request, run.sample, call, self._ahead(run)) for call in wanted
+                ]
+            except (NothingLeft, NoRoom, UnencodableText) as error:
+                yield from self._fail(run, str(error), may_pass=False)
+                return
+            for one in planned:
+                row = run.known.get(one.key) or self._worker.finished.row(one.key)
+                if row is None:
+                    self._submit(one.call.model, one, Pending(run, one))
+                else:
+                    yield Counted(row.thought_tokens, found=True)
+                    steps.append(lambda call=one.call, row=row: self._answer(run, call, row))  # type: ignore[misc]
+
+    def _ahead(self, run: Run) -> float:
+        """Tokens that the run is expected to take from here on."""
+        return max(0.0, self._planner.expected_tokens(run.request.tier) - run.walk.generate.spent)
+
+    def _end(self, run: Run, end: End) -> Ended:
+        run.ended = True
+        if not run.rows:
+            raise RequestError(f"the recipe of tier {run.request.tier} ended without a generation")
+        row = outcome_row(run.request, run.sample, end, list(run.rows.values()))
+        self._worker.keep(row)
+        return Ended(run.request, run.key, row)
+
+    def _fail(self, run: Run, error: str, *, may_pass: bool) -> Iterator[Outcome]:
+        if not run.ended:
+            run.ended = True
+            run.walk.close()
+            self._worker.note_failed_run(run.key, error, may_pass=may_pass)
+            yield Ended(run.request, run.key, None, error, may_pass)

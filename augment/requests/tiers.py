@@ -1,0 +1,42 @@
+"""What a tier asks for, and what is decided of segments before they are asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from augment.recipes.protocol import RecipeRequest
+from sharding.records.types import ScoredSegment
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierRequest:
+    """What a tier asks for each of its segments.
+
+    Attributes:
+        recipe: of several calls; None: a generation is one call.
+        max_tokens, expected_tokens: of a generation; of a recipe, of all calls of a run together.
+    """
+
+    tier: str
+    model: str
+    prompt: str
+    samples: int
+    max_tokens: int
+    min_tokens: int
+    expected_tokens: float
+    recipe: RecipeRequest | None = None
+
+
+class SegmentChoices(Protocol):
+    """What is decided of segments before they are asked about, which this package knows nothing of."""
+
+    def tiers(self, segments: Sequence[ScoredSegment]) -> Sequence[int]:
+        """Index of the tier of each, in the order of the config."""
+
+    def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
+        """How many of its tokens the prompt may show, from its start; 0: nothing to think about, and no request."""
+
+    def focus(self, segment: ScoredSegment, text: str) -> Sequence[str]:
+        """The hardest spans of a segment of this text, the hardest first; for prompts that name them."""

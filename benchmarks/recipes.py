@@ -1,0 +1,43 @@
+"""Recipes on a simulated engine: is it kept full, when a run of three calls waits for each of them?
+
+`python -m benchmarks.recipes`. The engine is that of `benchmarks.feeding_simulated`: slots and a clock, so that the
+least time in which the load can be generated is known exactly. A run is draft, critique and rewrite within one cap,
+drawn from `CAPS`; a step's prompt holds what the steps before it said. `ratio_to_bare_simulated` is that least time
+over the time it took, from the first request to the last durable row; `ratio_of_steps` leaves out what is before the
+first and after the last tick.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from benchmarks.feeding_simulated import STEP_S, simulate
+from benchmarks.machine import conclude
+
+CAPS = (256, 512, 768, 1024)
+RUNS = 10_000
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="a tokenizer: a folder, or a fetched model")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of the recipe")
+    parser.add_argument("--step-s", type=float, default=STEP_S, help="seconds of the engine's clock")
+    args = parser.parse_args()
+    run = simulate(args.model, count=args.runs, step_s=args.step_s, caps=CAPS, recipe="refine")
+    figures = {
+        "runs": args.runs,
+        "tokens": run.tokens,
+        "elapsed_s": run.turn.elapsed_s,
+        "bound_s": run.bound_s,
+        "ratio_to_bare_simulated": run.ratio,
+        "ratio_of_steps": run.ratio_of_steps,
+    }
+    conclude(Console(), "recipes", figures, ("apache-beam", "tokenizers"))
+
+
+if __name__ == "__main__":
+    main()

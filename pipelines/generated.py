@@ -1,0 +1,105 @@
+"""What the augment stage says of what was generated, and when it is not good enough; beside the stage's chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from augment.feeding import worker
+from augment.ledger.dropping import dropped_rows
+from augment.requests.planner import TracePlanner
+from difficulty.budget.allocation import Allocation
+from pipelines import yaml_config
+from pipelines.config import MillConfig
+from pipelines.counts import gain_facts, tier_facts
+from pipelines.joints import Holdback
+from pipelines.plan.measured import forecast_for
+from pipelines.rounds import round_facts
+from sharding import storage
+from sharding.errors import MillError
+from sharding.records.families import REQUESTS
+from sharding.records.types import Request
+from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
+
+
+def check_generated(counts: Mapping[str, int], config: MillConfig, folder: str) -> None:
+    """Refuse a stage of whose generations too many failed, or have no text.
+
+    Args:
+        counts: of the augment stage.
+        folder: of the stage.
+
+    Raises:
+        MillError: says how many, and the way out.
+    """
+    allowed = config.ledger.max_failed_fraction
+    if counts["failed"] > allowed * counts["generations"]:
+        raise MillError(
+            f"{counts['failed']} of {counts['generations']} generations failed, more than "
+            f"ledger.max_failed_fraction={allowed}: see {folder}/quarantine-*.arrow; "
+            f"{worker.way_out(counts['failed'], counts.get('failed_for_good', 0))}"
+        )
+    empty_allowed = config.ledger.max_empty_fraction
+    if counts["empty"] > empty_allowed * counts["generations"]:
+        raise worker.too_many_empty(counts["empty"], counts["generations"], empty_allowed, config.ledger_url)
+
+
+def generation_facts(
+    config: MillConfig,
+    scored: Manifest,
+    planner: TracePlanner,
+    allocation: Allocation,
+    counts: Mapping[str, int],
+    budget: dict[str, Any],
+    drops: Sequence[str],
+) -> dict[str, Any]:
+    """The facts of the stage's manifest.
+
+    Args:
+        budget: the section that the manifest records.
+        drops: files of what was taken out of the ledger, as they were when the stage began.
+    """
+    return {
+        "models": planner.describe(),
+        "prompts": planner.prompt_versions(),
+        "tiers": tier_facts(allocation, counts, scored.counts["segments"]),
+        "target_spend": allocation.target_spend,
+        "planned_spend": allocation.planned_spend,
+        "unit": allocation.unit,
+        "planned_tokens": allocation.planned_tokens,
+        **gain_facts(allocation),
+        "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
+        "forecast": forecast_for(config.output, budget),
+        "warnings": list(allocation.warnings) + planner.warnings(),
+        **({"drops": list(drops)} if drops else {}),
+        **({"round": further} if (further := round_facts(config, scored)) else {}),
+    }
+
+
+def holdback_section(holdback: Holdback) -> dict[str, Any]:
+    """What a manifest records of it; the measure is among what the scores were made with."""
+    return {name: value for name, value in yaml_config.to_mapping(holdback).items() if name != "measure"}
+
+
+def without_prompt(request: Request) -> Request:
+    """The request as it is stored; its prompt is most of it, and would be shuffled to be left out."""
+    return msgspec.structs.replace(
+        request, prompt_token_ids=request.prompt_token_ids[:0], text="", context="", focus=[], known=[]
+    )
+
+
+def asked_for_dropped(config: MillConfig, found: Manifest, fresh: Iterable[str]) -> bool:
+    """Whether a finished stage asked for something that was taken out of the ledger since.
+
+    Args:
+        found: the stage's manifest.
+        fresh: the files of what was taken out since.
+    """
+    gone = set(dropped_rows(config.ledger_url, fresh, "request_key"))
+    urls = manifest.file_urls(config.output, found, REQUESTS.name) if gone else []
+    return any(
+        request.request_key in gone for url in urls for request in storage.read_records(url, Request, ["request_key"])
+    )

@@ -1,0 +1,34 @@
+"""Joints: what joins packages that don't know each other, for the stages and the plan alike.
+
+The budget of `difficulty` meets the models of `augment`; the hard spans of a segment become what a prompt names; layout
+and value say what a generator is shown; and a value asks the scorer of the first stage. Imports no Beam, so that a plan
+is there at once.
+"""
+
+from __future__ import annotations
+
+from pipelines.joints.asking import Choices, hardest_spans, trace_planner, work_order
+from pipelines.joints.budget import TierGains, allocation_of, goes_by_gain, plain_tiers, plan_budget, prices
+from pipelines.joints.selecting import ScorerNats, asks_scorer, contaminated_urls, select_section
+from pipelines.joints.shown import MIN_HELD_BACK_TOKENS, MIN_SHOWN_TOKENS, Holdback, holdback_of
+
+__all__ = [
+    "MIN_HELD_BACK_TOKENS",
+    "MIN_SHOWN_TOKENS",
+    "Choices",
+    "Holdback",
+    "ScorerNats",
+    "TierGains",
+    "allocation_of",
+    "asks_scorer",
+    "contaminated_urls",
+    "goes_by_gain",
+    "hardest_spans",
+    "holdback_of",
+    "plain_tiers",
+    "plan_budget",
+    "prices",
+    "select_section",
+    "trace_planner",
+    "work_order",
+]
