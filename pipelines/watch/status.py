@@ -31,6 +31,7 @@ from sharding import storage, waits
 from sharding.errors import MillError
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 RATE_WINDOW_S = 300.0
@@ -86,6 +87,9 @@ def read(output: storage.Location) -> dict[str, Any]:
         beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         found["generation"] = _generation(plan, done, beats, now)
+        if (absent := _absent_ledger(plan, stages["augment"])) is not None:
+            found["absent"] = absent
+            found["generation"] |= absent["generation"]
         if names := drops(plan["ledger"]):
             tokens = dropped_rows(plan["ledger"], names, "thought_tokens")
             found["dropped"] = {"generations": len(tokens), "thought_tokens": sum(tokens)}
@@ -121,6 +125,17 @@ def _read_ledger(plan: dict[str, Any]) -> _Done:
         wall_s=table["wall_s"].to_numpy()[first],
         finished_at=table["finished_at"].to_numpy()[first],
     )
+
+
+def _absent_ledger(plan: dict[str, Any], augmented: Manifest | None) -> dict[str, Any] | None:
+    """What can be said where the ledger isn't here, though there were generations: as counted when they were made."""
+    if augmented is None or not augmented.counts.get("generations") or storage.list_names(plan["ledger"]):
+        return None
+    tokens = augmented.counts.get("thought_tokens", 0)
+    known = {"generations": augmented.counts["generations"], "thought_tokens": tokens}
+    unknown = dict.fromkeys(("spent", "dollars", "gpu_hours"))
+    spent = {"spent": tokens} if plan["unit"] == "tokens" else {}
+    return {"ledger": plan["ledger"], "generation": unknown | known | spent}
 
 
 def _by_model(plan: dict[str, Any], name: str) -> pc.Expression:
@@ -218,15 +233,20 @@ def render(found: dict[str, Any]) -> Table:
     table.add_row("output", Text(found["output"] + (" (complete)" if found["complete"] else "")))
     table.add_row("stages", ", ".join(f"{name}: {state}" for name, state in found["stages"].items()))
     if generation := found.get("generation"):
+        absent = found.get("absent")
+        where = "counted when they were made" if absent else "in the ledger"
         table.add_row(
             "generations",
-            f"{generation['generations']:,} in the ledger; about {generation['generations_planned']:,.0f} planned",
+            f"{generation['generations']:,} {where}; about {generation['generations_planned']:,.0f} planned",
         )
         table.add_row(
             "thinking tokens",
             f"{generation['thought_tokens']:,} of at most {generation['thought_tokens_planned']:,.0f} planned",
         )
         table.add_row("spent", spent(generation))
+        if absent:
+            said = f"{absent['ledger']} isn't here, or is empty: what was spent of other units is not known"
+            table.add_row("ledger", Text(said, "yellow"))
         if dropped := found.get("dropped"):
             said = f"{dropped['generations']:,} generations of {dropped['thought_tokens']:,} tokens"
             table.add_row("dropped", f"{said} were paid for besides, and taken out of this ledger")
@@ -256,7 +276,7 @@ def spent(generation: Mapping[str, Any]) -> str:
 
 def _amount(number: float | None) -> str:
     if number is None:
-        return "?"
+        return "unknown"
     return f"{number:,.0f}" if number >= 1000 or number == int(number) else f"{number:,.4g}"
 
 
