@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.config import MillConfig
 from pipelines.scorer_identity import difficulty_section, model_inputs
-from pipelines.watch.files import read_plan
+from pipelines.watch.files import absolute, read_plan
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.storage import manifest
@@ -50,7 +50,7 @@ def check_round(config: MillConfig) -> None:
             "checkpoint in difficulty.model"
         )
     plan = read_plan(of)
-    if plan is not None and plan["ledger"].rstrip("/") != config.ledger_url.rstrip("/"):
+    if plan is not None and absolute(plan["ledger"]) != absolute(config.ledger_url):
         raise RequestError(
             f"ledger.path: the generations of round.of={of} are in {plan['ledger']}, and those of this round would "
             f"be in {config.ledger_url}: set ledger.path to the former, or all would be bought again"

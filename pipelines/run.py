@@ -61,21 +61,28 @@ def mill(
     }  # fmt: skip
     manifests: dict[str, Manifest] = {}
 
-    def begin(name: str) -> None:
+    def begin(name: str, stage: Stage) -> None:
         """A stage is to be made, and so are those after it."""
-        if not begun and works_here(beam_options(beam_args)):
-            preflight.check(config, stages[stages.index(name) :])
+        if not begun:
+            size = getattr(stage, "size_bytes", None)
+            preflight.check(config, stages[stages.index(name) :], here=here(name), source_bytes=size)
         begun.append(name)
         on_stage(name, None, None)
+
+    def here(name: str) -> Sequence[str]:
+        """The stages that this machine makes from `name` on."""
+        return stages[stages.index(name) :] if works_here(beam_options(beam_args)) else ()
 
     begun: list[str] = []
     for name in stages:
         if name == "augment":
             _learn_first(config, beam_args, replace=replace)
-        on_begin = partial(begin, name)
-        manifests[name], did = kinds[name](config).run(
-            beam_args=beam_args, replace=replace, force=force, on_begin=on_begin
-        )
+        is_new = not begun and manifest.read(config.output, name, any_format=True) is None
+        to_come = stages[stages.index(name) :]
+        with preflight.told_together(config, to_come, here=here(name)) if is_new else contextlib.nullcontext():
+            stage = kinds[name](config)
+        on_begin = partial(begin, name, stage)
+        manifests[name], did = stage.run(beam_args=beam_args, replace=replace, force=force, on_begin=on_begin)
         on_stage(name, manifests[name], did)
     return manifests
 

@@ -23,7 +23,7 @@ from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
 from sharding import sources
-from sharding.models.tokenizer import load_tokenizer
+from sharding.models.tokenizer import load_tokenizer, store_tokenizer
 from sharding.records.families import QUARANTINE, SEGMENTS
 from sharding.sources.shares import SourceTally, check_scored
 from sharding.sources.transforms import ReadDocuments
@@ -103,6 +103,10 @@ class Score(Stage):
             return beam.ptransform_fn(lambda documents: documents.pipeline | beam.Create([url]))()
         corpus_tokens = self.size_bytes / BYTES_PER_TOKEN
         return CountNgrams(config.difficulty.memory, config.tokenizer, url, corpus_tokens=corpus_tokens)
+
+    def write_beside(self, made: Manifest) -> None:
+        """The tokenizer: whoever reads the output elsewhere need not have the model that the config names."""
+        store_tokenizer(load_tokenizer(self.config.tokenizer), self.at.tokenizer)
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         url = self.memory_url

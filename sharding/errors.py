@@ -3,6 +3,9 @@
 Everything the mill raises on purpose is one of these; anything else that escapes is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class MillError(Exception):
     """The work failed: what failed and where, and what to do about it. Exit code 1."""
@@ -27,3 +30,13 @@ def restated(error: BaseException | type[BaseException], message: str) -> MillEr
     """
     kind = error if isinstance(error, type) else type(error)
     return RequestError(message) if issubclass(kind, RequestError) else MillError(message)
+
+
+def similar(name: str, known: Iterable[str], least: float = 0.6) -> str:
+    """The end of a message about a name that isn't known: which one may have been meant; "" where none is alike.
+
+    Args:
+        least: how alike, from 0 to 1, as `difflib` has it.
+    """
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=least)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -14,6 +14,7 @@ from augment.requests import dialects
 from pipelines import preflight
 from pipelines.beam_options import beam_options, works_here
 from pipelines.plan import make_plan
+from pipelines.preflight import machine
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
@@ -75,7 +76,7 @@ def test_a_folder_of_the_name_is_no_package(
     """Such as a checkout of vLLM in the folder where the command runs."""
     (tmp_path / "vllm_absent").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(preflight, "PACKAGES", {"vllm": (("vllm_absent",), "vllm")})
+    monkeypatch.setattr(machine, "PACKAGES", {"vllm": (("vllm_absent",), "vllm")})
     with pytest.raises(MillError, match="needs vllm_absent, not installed here"):
         mill(config({"engine": "vllm", "name": byte_tokenizer}))
 

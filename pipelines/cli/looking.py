@@ -1,4 +1,4 @@
-"""Commands that look at an output and leave it as it is: verify, status, report, inspect."""
+"""Commands that look and change nothing: check a config; verify, status, report, inspect an output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,31 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.application import BeamArgument, JsonOption, OutputArgument, QuietOption, app, err, out
+from pipelines.cli.application import (
+    BeamArgument,
+    ConfigArgument,
+    JsonOption,
+    OutputArgument,
+    QuietOption,
+    SetOption,
+    app,
+    err,
+    load,
+    out,
+)
+
+
+@app.command()
+def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Look for all that would keep a run from ending well on this machine, in a second or two; buys nothing."""
+    from pipelines import preflight
+    from sharding.storage.manifest import STAGES
+
+    asked = load(config, overrides)
+    preflight.check(asked, STAGES)
+    for problem in preflight.source_problems(asked):
+        raise problem
+    out.print(f"{config}: nothing was found that would keep a run from ending well")
 
 
 @app.command()
@@ -62,11 +86,14 @@ def status(
 
 
 @app.command()
-def report(output: OutputArgument) -> None:
+def report(
+    output: OutputArgument,
+    to: Annotated[str | None, typer.Option("--to", help="Write this file, and nothing into the output.")] = None,
+) -> None:
     """Write report.html: what came of a run, in pictures, with documents to read. For a browser; needs no network."""
     from pipelines import report as report_module
 
-    out.print(f"wrote {report_module.write(output)}")
+    out.print(f"wrote {report_module.write(output, to)}")
 
 
 @app.command()

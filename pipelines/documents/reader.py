@@ -21,7 +21,7 @@ from pipelines.documents.blocks import Block, DocumentView, Mark, Segment, Sourc
 from pipelines.documents.sample import DocumentRecords
 from sharding import storage
 from sharding.errors import MillError
-from sharding.models.tokenizer import TextTokenizer, load_tokenizer
+from sharding.models.tokenizer import TOKENIZER_NAME, TextTokenizer, load_tokenizer, stored_tokenizer
 from sharding.records.rows import Item, TokenType
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
@@ -62,7 +62,7 @@ class Reader:
         self._measure = measure_of(scored.config["difficulty"])
         self.allocation = read_allocation(output, scored)
         self._model = read_model(output, scored, self.allocation)
-        self._tokenizer: TextTokenizer = load_tokenizer(scored.config["tokenizer"])
+        self._tokenizer = _tokenizer_of(output, scored)
 
     @property
     def difficulty_decides(self) -> bool:
@@ -281,3 +281,15 @@ def read_model(output: str, scored: Manifest, allocation: Allocation | None) -> 
             if model.digest == allocation.by_gain.model:
                 return model
     return None
+
+
+def _tokenizer_of(output: str, scored: Manifest) -> TextTokenizer:
+    """The tokenizer of the scores: the one that lies beside them, or else, of an earlier version, the model's.
+
+    Raises:
+        MillError: neither is to be had.
+    """
+    name, folder = scored.config["tokenizer"], storage.join(manifest.files_url(output, scored), "tokenizer")
+    if not storage.exists(storage.join(folder, TOKENIZER_NAME)):
+        return load_tokenizer(name)
+    return stored_tokenizer(folder, name, str(scored.inputs.get("tokenizer")))

@@ -7,12 +7,11 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from augment.requests.tiers import TierRequest
-
 from augment.feeding.worker import WorkOrder
 from augment.recipes import SINGLE, load_recipe
 from augment.recipes.protocol import RecipeRequest, StepRequest
 from augment.requests.planner import TracePlanner
+from augment.requests.tiers import TierRequest
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.tiers import TierConfig
 from difficulty.surprisal import hard_spans

@@ -67,8 +67,9 @@ def make_plan(
         raise RequestError("plan --explore: tell how many segments to try, as in --pilot 400 --explore")
     if tries is not None and not explore:
         raise RequestError("plan --tries: is for a pilot that tries tiers at random; add --explore")
-    if manifest.read(config.output, "score") is None:
-        preflight.check(config, ["score"])  # a sample of the source is scored here
+    # All that a run would need and that a plan can tell; here a sample of the source is scored, if it isn't already.
+    here = ["score"] if manifest.read(config.scored or config.output, "score") is None else []
+    preflight.check(config, manifest.STAGES, here=here)
     evidence = gather(config, max(sample_documents, pilot))
     if pilot and evidence.scored is None:
         raise RequestError(

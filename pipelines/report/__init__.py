@@ -32,13 +32,17 @@ def is_there(output: storage.Location) -> bool:
     return storage.exists(report_url(output))
 
 
-def write(output: storage.Location) -> str:
+def write(output: storage.Location, to: storage.Location | None = None) -> str:
     """Write the report into the output, over an older one; its URL.
+
+    Args:
+        output: of the run.
+        to: another file to write, such as where the output can't be written.
 
     Raises:
         MillError: nothing of a run is there, or a file can't be read or written.
     """
-    url = report_url(output)
+    url = report_url(output) if to is None else os.fspath(to)
     storage.write_bytes(url, render(output).encode())
     return url
 

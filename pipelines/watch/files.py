@@ -5,18 +5,25 @@ They lie in outputs, so anyone may have written them: what is in them is declare
 
 from __future__ import annotations
 
+import posixpath
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
+from fsspec.implementations.local import LocalFileSystem
 
 from difficulty.budget.tiers import Unit
 from sharding import storage
+from sharding.errors import MillError
 from sharding.storage.json_files import MAX_BYTES, Number, read_json
 from sharding.storage.output import Output
 from sharding.waits import Wait
 
 MAX_NAMES = 256
 """Models, prompts and tiers of a plan at most: what is looked for in a ledger is put together of them."""
+
+_BESIDE = re.compile(r"((\.\./){0,8}(?!\.\.(/|$))[^/]+(/(?!\.\.(/|$))[^/]+){0,8})?")
+"""Up first, and then down."""
 
 _FEW = msgspec.Meta(max_length=MAX_NAMES)
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -42,7 +49,12 @@ class PlannedModel(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    """`plan.json`: what is to be made, by what, at which price."""
+    """`plan.json`: what is to be made, by what, at which price.
+
+    Attributes:
+        ledger: the folder of the ledger, a URL or the path on the machine that generated.
+        ledger_beside: its path from the output, where the two move together; see `ledger_beside`.
+    """
 
     ledger: str
     generations: Number
@@ -56,6 +68,7 @@ class Plan(msgspec.Struct):
     warnings: list[str] = []
     beside: list[str] = []
     """Keys of the requests that an exploring pilot made and this plan doesn't."""
+    ledger_beside: str = ""
 
 
 class Generation(msgspec.Struct):
@@ -136,8 +149,42 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def ledger_beside(output: str, ledger_url: str) -> str:
+    """The path of a ledger from an output that it moves along with; "" where it doesn't.
+
+    It does where it lies within the output, or beside it, or beside a folder that the output lies in: as an arm's does,
+    which shares the ledger of its run.
+    """
+    output, ledger = absolute(output), absolute(ledger_url)
+    above = posixpath.dirname(ledger) + "/"
+    if ledger.startswith(f"{output}/"):
+        return ledger.removeprefix(f"{output}/")
+    if not output.startswith(above) or above in ("/", "//"):
+        return ""
+    return "../" * len(output.removeprefix(above).split("/")) + posixpath.basename(ledger)
+
+
+def absolute(url: str) -> str:
+    """A URL as it is, a local path from the root: what a file of an output says of a place, for readers elsewhere."""
+    fs, path = storage.filesystem(url)
+    return (path if isinstance(fs, LocalFileSystem) else url).rstrip("/")
+
+
+def _ledger_of(plan: Plan, output: str) -> str:
+    """Where the ledger is for who reads the output where it is now."""
+    places = [plan.ledger]
+    if plan.ledger_beside:
+        folder, rest = absolute(output), plan.ledger_beside
+        while rest.startswith("../"):
+            folder, rest = posixpath.dirname(folder), rest.removeprefix("../")
+        places.insert(0, storage.join(folder, rest))
+    elif "://" not in plan.ledger and not plan.ledger.startswith("/"):
+        places.append(Output(output).ledger)  # an earlier version wrote the path as the config has it
+    return next((place for place in places if storage.list_names(place)), places[0])
+
+
 def read_plan(output: str) -> dict[str, Any] | None:
-    """The plan of a run's generations as JSON values, None where there is none.
+    """The plan of a run's generations as JSON values, None where there is none; `ledger` is where it is now.
 
     Raises:
         MillError: it is something else, or its ledger is in no store that is read.
@@ -147,7 +194,9 @@ def read_plan(output: str) -> dict[str, Any] | None:
         return None
     plan = read_json(url, Plan, "a plan", MAX_BYTES)
     storage.foreign(plan.ledger, url)
-    return msgspec.to_builtins(plan)
+    if not _BESIDE.fullmatch(plan.ledger_beside):
+        raise MillError(f"{url} says that its ledger is at {plan.ledger_beside[:200]!r}, which is no place beside it")
+    return msgspec.to_builtins(plan) | {"ledger": _ledger_of(plan, output)}
 
 
 def read_snapshot(output: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from augment.requests.planner import TracePlanner
 from difficulty.budget.allocation import Allocation
 from pipelines.config import MillConfig
+from pipelines.watch.files import absolute, ledger_beside
 
 
 def planned_generations(config: MillConfig, allocation: Allocation) -> dict[str, float]:
@@ -39,7 +40,8 @@ def plan_of(
             "tokens_per_gpu_second": model.tokens_per_gpu_second,
         }
     return {
-        "ledger": config.ledger_url,
+        "ledger": absolute(config.ledger_url),
+        "ledger_beside": ledger_beside(config.output, config.ledger_url),
         "began_at": began_at,
         "generations": sum(generations.values()),
         "planned_tokens": allocation.planned_tokens,

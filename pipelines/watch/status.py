@@ -22,6 +22,7 @@ from pipelines.watch.files import read_drifts, read_plan
 from sharding import storage, waits
 from sharding.errors import MillError
 from sharding.storage import manifest
+from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 RATE_WINDOW_S = 300.0
@@ -60,11 +61,25 @@ def read(output: storage.Location) -> dict[str, Any]:
         found["generation"] = _generation(plan, done, beats, now)
         if len(beside.tokens):
             found["beside"] = {"generations": len(beside.tokens), **_spent(plan, beside)}
+        if (absent := _absent_ledger(plan, stages["augment"])) is not None:
+            found["absent"] = absent
+            found["generation"] |= absent["generation"]
         if names := drops(plan["ledger"]):
             tokens = dropped_rows(plan["ledger"], names, "thought_tokens")
             found["dropped"] = {"generations": len(tokens), "thought_tokens": sum(tokens)}
         found["warnings"] = [*plan["warnings"], *map(str, read_drifts(output))]
     return found
+
+
+def _absent_ledger(plan: dict[str, Any], augmented: Manifest | None) -> dict[str, Any] | None:
+    """What can be said where the ledger isn't here, though there were generations: as counted when they were made."""
+    if augmented is None or not augmented.counts.get("generations") or storage.list_names(plan["ledger"]):
+        return None
+    tokens = augmented.counts.get("thought_tokens", 0)
+    known = {"generations": augmented.counts["generations"], "thought_tokens": tokens}
+    unknown = dict.fromkeys(("spent", "dollars", "gpu_hours"))
+    spent = {"spent": tokens} if plan["unit"] == "tokens" else {}
+    return {"ledger": plan["ledger"], "generation": unknown | known | spent}
 
 
 def _generation(plan: dict[str, Any], done: Bought, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
@@ -145,9 +160,11 @@ def render(found: dict[str, Any]) -> Table:
     table.add_row("output", Text(found["output"] + (" (complete)" if found["complete"] else "")))
     table.add_row("stages", ", ".join(f"{name}: {state}" for name, state in found["stages"].items()))
     if generation := found.get("generation"):
+        absent = found.get("absent")
+        where = "counted when they were made" if absent else "in the ledger"
         table.add_row(
             "generations",
-            f"{generation['generations']:,} in the ledger; about {generation['generations_planned']:,.0f} planned",
+            f"{generation['generations']:,} {where}; about {generation['generations_planned']:,.0f} planned",
         )
         table.add_row(
             "thinking tokens",
@@ -159,6 +176,9 @@ def render(found: dict[str, Any]) -> Table:
             table.add_row(
                 "beside", f"{said} were paid for that this plan doesn't ask for: by a pilot, or for other plans"
             )
+        if absent:
+            said = f"{absent['ledger']} isn't here, or is empty: what was spent of other units is not known"
+            table.add_row("ledger", Text(said, "yellow"))
         if dropped := found.get("dropped"):
             said = f"{dropped['generations']:,} generations of {dropped['thought_tokens']:,} tokens"
             table.add_row("dropped", f"{said} were paid for besides, and taken out of this ledger")
@@ -188,7 +208,7 @@ def spent(generation: Mapping[str, Any]) -> str:
 
 def _amount(number: float | None) -> str:
     if number is None:
-        return "?"
+        return "unknown"
     return f"{number:,.0f}" if number >= 1000 or number == int(number) else f"{number:,.4g}"
 
 

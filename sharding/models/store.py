@@ -13,10 +13,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sharding.errors import MillError
+from sharding.errors import MillError, RequestError, similar
 from sharding.hashing import file_fingerprint, fingerprint
 
 HOME_VARIABLE = "THOUGHTMILL_HOME"
+PACKAGED_NAMES = ("smollm2-135m-instruct", "gemma-3-270m")
+"""The models that `thoughtmill models fetch` knows."""
+
 _LOADED_SUFFIXES = (
     *(".safetensors", ".bin", ".gguf", ".pt", ".pth"),
     *(".json", ".jinja", ".model", ".tiktoken", ".txt", ".py"),
@@ -57,6 +60,7 @@ def resolve_model(name: str) -> str:
         name: a folder, the name of a model in `model_home()` such as "smollm2-135m-instruct", or a hub id.
 
     Raises:
+        RequestError: it is a packaged model that isn't fetched, or nearly the name of one that is.
         MillError: `name` is empty, or written as a path (it starts with "/", "." or "~") that is no folder.
     """
     if not name.strip():
@@ -69,9 +73,17 @@ def resolve_model(name: str) -> str:
         return str(folder)
     if name.startswith(("/", ".", "~")):
         raise MillError(f"model {name!r}: there is no such folder")
-    with contextlib.suppress(MillError):  # a user without a home has no store
+    fetched: list[str] = []
+    with contextlib.suppress(MillError, OSError):  # a user without a home has no store
         stored = model_home() / name
-        return str(stored) if stored.is_dir() else name
+        if stored.is_dir():
+            return str(stored)
+        fetched = [model.name for model in model_home().iterdir() if model.is_dir()]
+    if name in PACKAGED_NAMES:
+        raise RequestError(f"model {name!r} isn't fetched yet: thoughtmill models fetch {name}")
+    # The hub has few models without an owner, and to ask it for one that is mistyped takes a while.
+    if "/" not in name and (near := similar(name, {*PACKAGED_NAMES, *fetched}, 0.8)):
+        raise RequestError(f"model {name!r} is no folder and no fetched model{near}")
     return name
 
 

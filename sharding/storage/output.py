@@ -9,7 +9,7 @@ OUTPUT/
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
-    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow
+    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, tokenizer/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
@@ -163,6 +163,11 @@ class Output:
     def memory(self) -> str:
         """The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
         return join(self.stage("score"), "memory.arrow")
+
+    @property
+    def tokenizer(self) -> str:
+        """The folder of the training tokenizer, for who reads the scores where no such model is."""
+        return join(self.stage("score"), "tokenizer")
 
     @property
     def plan(self) -> str:

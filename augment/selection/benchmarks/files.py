@@ -67,6 +67,15 @@ def digest_of(paths: Sequence[str]) -> str:
     return fingerprint(sorted(contents))
 
 
+def check_paths(paths: Sequence[str]) -> Iterator[MillError]:
+    """Paths that match no file, without reading any."""
+    for path in paths:
+        try:
+            _files([path])
+        except MillError as error:
+            yield error
+
+
 def benchmark_name(url: str) -> str:
     """A file's name without its endings: "data/gsm8k.test.jsonl.gz" holds "gsm8k.test"."""
     stem, ending = posixpath.splitext(posixpath.basename(url))

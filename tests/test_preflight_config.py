@@ -1,0 +1,167 @@
+"""What later stages need is looked at before the first: every mistake in one list, each with its way out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer.testing
+import yaml
+
+from pipelines import cli, preflight
+from pipelines.cli.packaged_models import PACKAGED
+from pipelines.plan import make_plan
+from pipelines.preflight import room
+from pipelines.preflight.subject import Subject
+from pipelines.run import mill
+from pipelines.yaml_config import from_mapping
+from sharding.errors import MillError, RequestError, similar
+from sharding.models.store import PACKAGED_NAMES
+from sharding.storage import manifest
+from sharding.storage.manifest import STAGES
+
+Tree = dict[str, Any]
+
+
+@pytest.fixture
+def tree(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., Tree]) -> Tree:
+    return rehearsal_config(write_jsonl([{"id": str(i), "text": f"Text number {i} says so. " * 40} for i in range(4)]))
+
+
+def tiers(prompt: str = "brief") -> list[Tree]:
+    return [{"name": "skip"}, {"name": "brief", "model": "pretend", "prompt": prompt, "max_tokens": 48}]
+
+
+def mistaken(tree: Tree, tmp_path: Path) -> Tree:
+    """A config with a mistake for each stage, all of which were found one by one, the last after all was paid for."""
+    (tmp_path / "worth.py").write_text("")
+    (tmp_path / "plain").write_text("a file, and no folder")
+    return tree | {
+        "tokenizer": "smollm2-135m-instrukt",
+        "budget": {"dollars": 1.0, "tiers": tiers("breif")},
+        "select": {
+            "value": f"{tmp_path}/wort.py:Worth",
+            "decontaminate": {"paths": [f"{tmp_path}/no-such-*.jsonl"]},
+        },
+        "output": str(tmp_path / "plain" / "out"),
+        "source": {"path": "no/such"},
+    }
+
+
+WORDS = (
+    "source.path: nothing matches 'no/such'",
+    "tokenizer: model 'smollm2-135m-instrukt' is no folder and no fetched model; did you mean smollm2-135m-instruct?",
+    "budget.tiers.1.prompt: prompt 'breif': no packaged template (",
+    "; did you mean brief?",
+    "models.pretend.dollars_per_million_tokens: not set",
+    "worth.py?",
+    "select.decontaminate.paths: no file matches",
+    "can't be a folder: ",
+)
+
+
+def test_every_mistake_is_told_at_once_and_nothing_is_scored(tree: Tree, tmp_path: Path) -> None:
+    config = from_mapping(mistaken(tree, tmp_path))
+    with pytest.raises(RequestError) as caught:
+        mill(config)
+    said = str(caught.value)
+    assert all(words in said for words in WORDS), said
+    assert (
+        said.startswith("7 things would keep the run from ending well:\n") and said.count("smollm2-135m-instrukt") == 1
+    )
+    assert "there is no file" in said and not Path(config.output).exists()
+
+
+def test_a_plan_and_a_single_stage_look_ahead_too(tree: Tree, tmp_path: Path) -> None:
+    """A prompt's name and a price were told when the corpus was scored; the plan told neither."""
+    config = from_mapping(tree | {"budget": {"dollars": 1.0, "tiers": tiers("breif")}})
+    for act in (make_plan, lambda asked: mill(asked, stages=["score"])):
+        with pytest.raises(RequestError, match=r"(?s)did you mean brief\?.*dollars_per_million_tokens: not set"):
+            act(config)
+    assert manifest.read(config.output, "score") is None
+    other_machine = from_mapping(tree | {"select": {"decontaminate": {"paths": ["no/such.jsonl"]}}})
+    mill(other_machine, stages=["score"])  # where selection is made they may be
+
+
+def test_a_source_that_cannot_be_read_is_one_of_the_list(tree: Tree) -> None:
+    config = from_mapping(tree | {"source": {"path": "no/such"}, "budget": {"thinking_tokens": 9, "tiers": tiers("x")}})
+    for act in (mill, make_plan):
+        with pytest.raises(
+            RequestError, match=r"(?s)2 things .*nothing matches 'no/such'|2 things .*prompt: prompt 'x'"
+        ):
+            act(config)
+
+
+def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(tree: Tree, byte_tokenizer: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(byte_tokenizer, model)
+    scorer = {"scorer": "causal_lm", "model": str(model)}
+    asked = tree | {"difficulty": {**scorer, "context_tokens": 2048}}
+    with pytest.raises(MillError, match=r"difficulty\.model: .* holds no config.json"):
+        preflight.check(from_mapping(asked), STAGES)
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
+    with pytest.raises(MillError, match=r"(?s)2 things .*holds no weights.*context_tokens: 2048 is more than the 1024"):
+        preflight.check(from_mapping(asked), STAGES)
+    (model / "model.safetensors").touch()
+    preflight.check(from_mapping(tree | {"difficulty": {**scorer, "context_tokens": 1024}}), STAGES)
+
+
+def test_a_disk_that_is_too_small(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = from_mapping(tree)
+    rest, shuffled = room.needed_bytes(Subject(config, STAGES, 10**12))
+    assert 1e12 < rest < 3e12 and shuffled == 3e12
+    for free, refused in ((rest - 1, True), (rest + 1, False)):
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        if refused:
+            with pytest.raises(
+                MillError, match=r"output: .* has .* TB free, and 1.0 TB of text take about .* TB there"
+            ):
+                preflight.check(config, STAGES, source_bytes=10**12)
+        else:
+            with caplog.at_level(logging.WARNING):
+                preflight.check(config, STAGES, source_bytes=10**12)
+    assert "1.0 TB of text" in caplog.text
+
+
+def test_what_a_disk_is_taken_to_need_is_about_what_a_run_leaves(tree: Tree) -> None:
+    config = from_mapping(tree)
+    mill(config)
+    left = sum(file.stat().st_size for file in Path(config.output).rglob("*.arrow"))
+    rest, _ = room.needed_bytes(Subject(config, STAGES))
+    assert left / 40 < rest < left, "files this small are mostly their own heads"
+
+
+def test_it_takes_no_time_and_reads_the_files_of_the_source_once(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = from_mapping(tree)
+    preflight.check(config, STAGES)  # what it imports is imported by a run as well
+    looked: list[Any] = []
+    monkeypatch.setattr("sharding.sources.listing.glances_of", lambda fs, names: looked.extend(names))
+    began = time.monotonic()
+    preflight.check(config, STAGES)
+    assert time.monotonic() - began < 1 and not looked
+
+
+def test_the_command(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "set_up_logging", lambda debug: None)
+    for name, asked in (("good", tree), ("bad", mistaken(tree, tmp_path))):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(asked))
+    runner = typer.testing.CliRunner()
+    done = runner.invoke(cli.app, ["check", str(tmp_path / "good.yaml")])
+    assert done.exit_code == 0 and "nothing was found" in done.output
+    done = runner.invoke(cli.app, ["check", str(tmp_path / "bad.yaml")])
+    assert isinstance(done.exception, RequestError) and all(words in str(done.exception) for words in WORDS)
+
+
+def test_names_that_are_alike() -> None:
+    assert set(PACKAGED_NAMES) == set(PACKAGED)
+    assert similar("expret", ["brief", "expert"]) == "; did you mean expert?"
+    assert similar("xyz", ["brief", "expert"]) == ""
