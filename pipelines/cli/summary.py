@@ -12,7 +12,7 @@ from rich.text import Text
 from augment.selection.account import in_words
 from augment.selection.verdict import shortfall, worth
 from pipelines import report
-from pipelines.card import facts as card_facts
+from pipelines.card import generation
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.quarantine import barren_files
 from pipelines.terminal import counted
@@ -40,7 +40,7 @@ def render(output: str, min_kept_share: float = 0.0) -> Group:
     )
     for warning in barren_files(scored):
         facts.add_row("warning", Text(warning, "yellow"))
-    if further := card_facts.further_round(augmented):
+    if further := generation.further_round(augmented):
         facts.add_row("round", further)
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
@@ -52,13 +52,13 @@ def render(output: str, min_kept_share: float = 0.0) -> Group:
     facts.add_row("segments per tier", ", ".join(f"{t['name']} {t['segments']:,}" for t in augmented.facts["tiers"]))
     facts.add_row(
         "thinking tokens",
-        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {card_facts.amount(augmented.facts)}; "
+        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {generation.amount(augmented.facts)}; "
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
-    if forecast := card_facts.forecast(augmented):
+    if forecast := generation.forecast(augmented):
         facts.add_row("", forecast)
-    if promised := card_facts.expected_gain(augmented.facts):
+    if promised := generation.expected_gain(augmented.facts):
         facts.add_row("expected gain", promised)
     facts.add_row(
         "traces",
