@@ -47,6 +47,8 @@ class Purpose(Enum):
     """Which held-out text students are asked about."""
     DOCUMENT_GROUP = b"document-group"
     """The group of documents whose gains are added up together."""
+    DIVERSITY = b"diversity"
+    """Which thoughts diversity is measured on, and which of many alike are kept."""
     REPORT = b"report"
     """What a report looks at."""
     SEED = b"seed"

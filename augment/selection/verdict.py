@@ -33,6 +33,7 @@ REMEDIES = {
     "loop": "raise sampling.temperature, lower budget.tiers.N.max_tokens, or take a larger model",
     "verbatim": "change budget.tiers.N.prompt or the model; select.gates.verbatim.max_copied_share sets the limit",
     "off_topic": "change budget.tiers.N.prompt or the model; select.gates.off_topic.enabled: false keeps them",
+    "contradiction": "take a larger model; select.gates.contradiction.enabled: false keeps them",
     NOT_ENCODABLE: "take a tokenizer that spells every byte: tokenizer",
     CONTAMINATED: "select.decontaminate.action: mark keeps them",
     BELOW_THRESHOLD: "lower select.min_value, or take select.keep: best",
