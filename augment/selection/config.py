@@ -53,7 +53,8 @@ class SelectConfig:
     )
     gates: GatesConfig = Field(default_factory=GatesConfig, description="Reasons to reject a candidate.")
     repeats: RepeatsConfig | None = Field(
-        default=None, description="How many traces of one shape, and near-copies, the corpus may have; null: any number."
+        default=None,
+        description="How many traces of one shape, and near-copies, the corpus may have; null: any number.",
     )
     diversity: DiversityConfig = Field(
         default_factory=DiversityConfig, description="When kept thoughts are so much alike that a run says so."

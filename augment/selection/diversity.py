@@ -1,8 +1,8 @@
 """Diversity: how often kept thoughts begin alike, have one shape, or are near-copies of each other. Pure.
 
-A generator that has found a template fills it in for every document; each thought looks fine by itself, and no gate that
-judges one trace can see it. So the corpus as a whole is looked at, through a sample of bounded size: the thoughts of
-lowest hash, the same whatever the order in which they come, and all of them where there are no more.
+A generator that has found a template fills it in for every document; each thought looks fine by itself, and no gate
+that judges one trace can see it. So the corpus as a whole is looked at, through a sample of bounded size: the thoughts
+of lowest hash, the same whatever the order in which they come, and all of them where there are no more.
 
     kept thoughts ─► DiversitySample (mergeable) ─► openings, shapes, near-copies ─► account, card, a caution
 """
@@ -35,6 +35,9 @@ SHAPE_WORDS = 24
 NEAR_COPY = 0.8
 """The resemblance from which on two thoughts are near-copies."""
 
+HIGHEST_RANK = 1 << 63
+"""Above every rank."""
+
 MIN_THOUGHTS = 50
 """Of fewer thoughts a share says nothing."""
 
@@ -61,7 +64,7 @@ class SampledThought(Record, frozen=True, kw_only=True, eq=False):
     """A kept thought in the sample.
 
     Attributes:
-        rank: a hash of what it is, in [0, 2^64); the lowest are looked at.
+        rank: a hash of what it is, in [0, 2^63); the lowest are looked at.
         opening: its first words.
         shape: see `shape_of`.
         signature: (128,) uint32, from `sharding.minhash`.
@@ -82,7 +85,7 @@ class DiversitySample:
     """
 
     def __init__(self, size: int = SAMPLE_THOUGHTS) -> None:
-        self.size, self.thoughts, self._cut = size, 0, 1 << 64
+        self.size, self.thoughts, self._cut = size, 0, HIGHEST_RANK
         self._sampled: list[SampledThought] = []
 
     def add(self, candidate: Candidate) -> None:
@@ -120,7 +123,7 @@ class DiversitySample:
 
 def rank_of(candidate: Candidate) -> int:
     """What thoughts are sampled by, and which of many alike are kept by: a hash of segment and key."""
-    return hash64(Purpose.DIVERSITY, 0, f"{candidate.segment_id}/{candidate.key}")
+    return hash64(Purpose.DIVERSITY, 0, f"{candidate.segment_id}/{candidate.key}") >> 1  # Beam's integers have a sign
 
 
 def shape_of(words: Sequence[str]) -> str:
@@ -200,9 +203,11 @@ def cautions(diversity: Mapping[str, Any] | None, config: DiversityConfig) -> It
         if found["opening_share"] > config.max_opening_share:
             yield f"{found['opening_share']:.0%} {of} begin with {found['opening']!r}: {way_out}"
         if found["shape_share"] > config.max_shape_share:
-            yield f'{found["shape_share"]:.0%} {of} have one shape, "{found["shape"]}": {way_out}; or set select.repeats'
+            shape = f'have one shape, "{found["shape"]}"'
+            yield f"{found['shape_share']:.0%} {of} {shape}: {way_out}, or set select.repeats"
         if found["near_copy_share"] > config.max_near_copy_share:
-            yield f"{found['near_copy_share']:.0%} {of} are near-copies of another one: {way_out}; or set select.repeats"
+            share = found["near_copy_share"]
+            yield f"{share:.0%} {of} are near-copies of another one: {way_out}, or set select.repeats"
 
 
 def _by_tier(sampled: Sequence[SampledThought], fellows: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -234,5 +239,3 @@ def _frequent(texts: Iterable[str]) -> dict[str, Any]:
 
 def _share(part: int | np.integer, whole: int) -> float:
     return round(int(part) / whole, 4) if whole else 0.0
-
-

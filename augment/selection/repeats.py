@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.selection.candidates import JudgedSegment
-from augment.selection.diversity import rank_of, shape_of
+from augment.selection.diversity import HIGHEST_RANK, rank_of, shape_of
 from augment.selection.words import words_of
 from sharding import minhash
 from sharding.config import STRICT
@@ -39,11 +39,11 @@ class RepeatsConfig:
     shapes_at_most: int | None = Field(
         default=None,
         ge=1,
-        le=100_000,
+        le=1_000,
         description="So many traces whose beginnings have one shape, content words aside; null: any number.",
     )
     near_copies_at_most: int | None = Field(
-        default=None, ge=1, le=100_000, description="So many traces that are near-copies of each other; null: any number."
+        default=None, ge=1, le=1_000, description="So many traces that are near-copies of each other; null: any number."
     )
 
     @property
@@ -57,8 +57,8 @@ def repeated_by(candidate: Candidate, reason: str) -> list[int]:
     """The numbers under which a candidate meets those that it repeats."""
     words = words_of(candidate.text)
     if reason == REPEATED_SHAPE:
-        return [hash64(Purpose.DIVERSITY, 1, shape_of(words))]
-    return minhash.bands(minhash.signature(words))
+        return [hash64(Purpose.DIVERSITY, 1, shape_of(words)) >> 1]  # Beam's integers have a sign
+    return [band >> 1 for band in minhash.bands(minhash.signature(words))]
 
 
 def offers(segment: JudgedSegment, reason: str) -> Iterator[tuple[int, int]]:
@@ -92,7 +92,7 @@ def without_repeats(segment: JudgedSegment, cuts: Mapping[str, Cuts]) -> JudgedS
             reasons=[
                 reason
                 for reason, cut in cuts.items()
-                if any(rank_of(candidate) > cut.get(number, 1 << 64) for number in repeated_by(candidate, reason))
+                if any(rank_of(candidate) > cut.get(number, HIGHEST_RANK) for number in repeated_by(candidate, reason))
             ],
         )
         for candidate in segment.candidates

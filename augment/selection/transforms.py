@@ -12,8 +12,8 @@ from augment.selection.account import account_counts
 from augment.selection.candidates import AskedSegment, Control, JudgedSegment, make_candidates
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
-from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.diversity import DiversitySample, measure
+from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.repeats import Cuts, RepeatsConfig, cut_of, lowest, offers, without_repeats
 from augment.selection.shuffling import shuffled

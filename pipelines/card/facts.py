@@ -149,6 +149,14 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
             for row in account
             if (gains := row.get("gains"))
         ],
+        "diversity": selected.facts.get("diversity"),
+        "alike": [
+            (
+                *(tier, f"{found['sampled']:,}", f"{found['opening']} ({found['opening_share']:.0%})"),
+                *(f"{found['shape']} ({found['shape_share']:.0%})", f"{found['near_copy_share']:.1%}"),
+            )
+            for tier, found in (selected.facts.get("diversity") or {"tiers": {}})["tiers"].items()
+        ],
         "candidates_ended": sum(ends.values()),
         "endings": [f"{share(number, sum(ends.values()))} {ENDINGS[name]}" for name, number in ends.items()],
     }
