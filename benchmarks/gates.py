@@ -4,7 +4,7 @@
     python -m benchmarks.gates --list
     python -m benchmarks.gates --set third
 
-400 traces written by hand (`benchmarks/gate_traces`): ordinary good ones in prose, code, tables, formulae and matrices,
+473 traces written by hand (`benchmarks/gate_traces`): ordinary good ones in prose, code, tables, formulae and matrices,
 baits (good ones that only look like a refusal, a leak, a loop), and failures of every gate that reads the text. Half of
 them, by hash, is held out: gates were tuned on the other half alone. Precision is the share of failures among what a
 gate objects to. `--list` shows every trace of the half for tuning that came out wrong, `--set` takes the traces of one
@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from augment.selection.gates import GatesConfig
 from augment.selection.gates.off_topic import OffTopic, TellingWords
-from benchmarks.labelled_traces import LabelledTrace, labelled_traces
+from benchmarks.labelled_traces import EVERY_GATE, LabelledTrace, labelled_traces
 from benchmarks.machine import conclude
 
 console = Console()
@@ -128,11 +127,11 @@ def figures(halves: dict[str, Judged], gates: Sequence[str]) -> dict[str, float 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="show what came out wrong in the half for tuning")
-    parser.add_argument("--set", choices=("first", "second", "third"), help="only the traces written so")
+    parser.add_argument("--set", choices=("first", "second", "third", "fourth"), help="only the traces written so")
     arguments = parser.parse_args()
 
     traces = [trace for trace in labelled_traces() if arguments.set in (None, trace.written)]
-    judged = [(trace, trace.objections(GatesConfig())) for trace in traces]
+    judged = [(trace, trace.objections(EVERY_GATE)) for trace in traces]
     halves = {name: [pair for pair in judged if belongs(pair[0])] for name, belongs in HALVES.items()}
     gates = distinct(trace.expected for trace, _ in judged if trace.expected)
     if arguments.list:

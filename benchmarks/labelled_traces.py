@@ -4,7 +4,8 @@ A line is a segment, `{"segment": name, "text": ...}`, or a trace about one: `{"
 "gate": ..., "trace": ...}`. The class is good, bait (good, and looks like what a gate looks for: its kind) or failure;
 the gate is the one that has to object, null where none may. A trace is a text, or a list of texts and of
 `[text, times]`, so that a loop can be read. Those in the folders `second` and `third` were written once the gates had
-been mended by the earlier ones, and judged before anything was changed.
+been mended by the earlier ones, and judged before anything was changed; those in `fourth` are for the gate
+`contradiction`, and were written before it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from pathlib import Path
 import msgspec
 
 from augment.selection.gates import GatesConfig
+from augment.selection.gates.contradiction import Contradiction
 from augment.selection.gates.gate import Subject
 from augment.traces import Trace
 from sharding.hashing import fraction_of
 
 FOLDER = Path(__file__).parent / "gate_traces"
+
+EVERY_GATE = GatesConfig(contradiction=Contradiction(enabled=True))
+"""Those that are off unless asked for, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class LabelledTrace:
 
     Attributes:
         expected: the gate that has to object, if any.
-        written: the set it belongs to: "first", "second" or "third".
+        written: the set it belongs to: "first", "second", "third" or "fourth".
     """
 
     language: str

@@ -16,7 +16,15 @@ from augment.ledger.transforms import ReadLedger
 from augment.selection.account import split_account
 from augment.selection.benchmarks.index import index_digest, load_index
 from augment.selection.candidates import ROW_COLUMNS, AskedSegment
-from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls, ShuffleTraces
+from augment.selection.transforms import (
+    AskSegments,
+    ChooseCandidates,
+    FindRepeats,
+    JudgeCandidates,
+    MeasureDiversity,
+    PickControls,
+    ShuffleTraces,
+)
 from augment.selection.values import needs_controls, value_digest
 from augment.selection.verdict import check_kept
 from pipelines.config import MillConfig
@@ -96,12 +104,17 @@ class Select(Stage):
         )
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
         controls = judged["judged"] | "Controls" >> PickControls(self.num_controls)
-        chosen = judged["judged"] | "Choose" >> ChooseCandidates(select, self.ask, self.threshold_nats, controls)
+        repeats = judged["judged"] | "Repeats" >> FindRepeats(select.repeats)
+        chosen = judged["judged"] | "Choose" >> ChooseCandidates(
+            select, self.ask, self.threshold_nats, controls, repeats
+        )
+        diversity = chosen["kept"] | "Diversity" >> MeasureDiversity()
         kept = chosen["kept"] | "Shuffle" >> ShuffleTraces(self.num_groups)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
         return Built(
             parts={KEPT: kept, REJECTED: chosen["rejected"], CONTAMINATED: found["contaminated"]},
             counts=(judged["counts"], chosen["counts"], contaminated),
+            facts={"diversity": diversity},
         )
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
@@ -112,6 +125,7 @@ class Select(Stage):
         return counts, {
             **({"warnings": unlike} if unlike else {}),
             "account": account,
+            **outcome.facts,
             "shuffled": self.config.select.shuffle,
             "value": self.config.select.value_name if self.valued_tiers else "none",
             "decontamination": decontaminate

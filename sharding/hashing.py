@@ -47,6 +47,8 @@ class Purpose(Enum):
     """Which held-out text students are asked about."""
     DOCUMENT_GROUP = b"document-group"
     """The group of documents whose gains are added up together."""
+    DIVERSITY = b"diversity"
+    """Which thoughts diversity is measured on, and which of many alike are kept."""
     REPORT = b"report"
     """What a report looks at."""
     SEED = b"seed"
@@ -71,7 +73,7 @@ def hash64(purpose: Purpose, seed: int, text: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def text_hash(text: str, size_bytes: int = 8) -> bytes:
+def text_hash(text: str | bytes, size_bytes: int = 8) -> bytes:
     """A hash by which a text is known again, whatever for."""
     return blake2b(_bytes(text), digest_size=size_bytes).digest()
 

@@ -9,13 +9,17 @@ from collections import Counter
 
 import pytest
 
-from augment.selection.gates import GatesConfig
 from benchmarks.gates import HALVES, distinct, precision, recall, rejected
-from benchmarks.labelled_traces import LabelledTrace, labelled_traces
+from benchmarks.labelled_traces import EVERY_GATE, LabelledTrace, labelled_traces
 
-JUDGED = [(trace, trace.objections(GatesConfig())) for trace in labelled_traces()]
-GATES = [name for name in GatesConfig().enabled() if name not in ("unclosed", "unprintable")]
+JUDGED = [(trace, trace.objections(EVERY_GATE)) for trace in labelled_traces()]
+GATES = [name for name in EVERY_GATE.enabled() if name not in ("unclosed", "unprintable")]
 """Those that judge what is said: the others go by how it ended, and by single characters."""
+
+LEAST_RECALL = {
+    "off_topic": 0.8,  # texts of fifty words that have nothing to do with each other may share one all the same
+    "contradiction": 0.5,  # made to be right, not to find all
+}
 
 
 def half_of(name: str) -> list[tuple[LabelledTrace, list[str]]]:
@@ -46,7 +50,6 @@ def test_good_traces_pass(half: str) -> None:
 @pytest.mark.parametrize("half", HALVES)
 def test_failures_are_found(half: str, gate: str) -> None:
     found, number = recall(half_of(half), gate)
-    # Texts of fifty words that have nothing to do with each other may share one all the same.
-    assert found >= (0.8 if gate == "off_topic" else 0.9) * number
+    assert found >= LEAST_RECALL.get(gate, 0.9) * number
     right, objections = precision(half_of(half), gate)
     assert right >= 0.8 * objections

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from augment.selection.benchmarks.index import DecontaminationConfig
+from augment.selection.diversity import DiversityConfig
 from augment.selection.gates import GatesConfig
+from augment.selection.repeats import RepeatsConfig
 from augment.selection.values import BUILT_IN
 from augment.selection.values.protocol import GainConfig
 from sharding.config import STRICT
@@ -50,6 +52,13 @@ class SelectConfig:
         "warning, and where none does, with an error; 0: neither.",
     )
     gates: GatesConfig = Field(default_factory=GatesConfig, description="Reasons to reject a candidate.")
+    repeats: RepeatsConfig | None = Field(
+        default=None,
+        description="How many traces of one shape, and near-copies, the corpus may have; null: any number.",
+    )
+    diversity: DiversityConfig = Field(
+        default_factory=DiversityConfig, description="When kept thoughts are so much alike that a run says so."
+    )
     decontaminate: DecontaminationConfig | None = Field(
         default=None, description="Benchmarks that documents and traces must not overlap with; null: not looked at."
     )

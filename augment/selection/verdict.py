@@ -13,6 +13,7 @@ from typing import Any
 from augment.selection.candidates import NOT_ENCODABLE
 from augment.selection.judging import CONTAMINATED
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED
+from augment.selection.repeats import NEAR_COPY, REPEATED_SHAPE
 from sharding.errors import MillError
 
 HANDFUL = 5
@@ -33,6 +34,9 @@ REMEDIES = {
     "loop": "raise sampling.temperature, lower budget.tiers.N.max_tokens, or take a larger model",
     "verbatim": "change budget.tiers.N.prompt or the model; select.gates.verbatim.max_copied_share sets the limit",
     "off_topic": "change budget.tiers.N.prompt or the model; select.gates.off_topic.enabled: false keeps them",
+    "contradiction": "take a larger model; select.gates.contradiction.enabled: false keeps them",
+    REPEATED_SHAPE: "vary budget.tiers.N.prompt, or raise select.repeats.shapes_at_most",
+    NEAR_COPY: "drop copies among the documents, or raise select.repeats.near_copies_at_most",
     NOT_ENCODABLE: "take a tokenizer that spells every byte: tokenizer",
     CONTAMINATED: "select.decontaminate.action: mark keeps them",
     BELOW_THRESHOLD: "lower select.min_value, or take select.keep: best",

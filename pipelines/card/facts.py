@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
-from difficulty.budget.tiers import margin_in_words
 from pipelines.ablation.result import Ablation
 from pipelines.ablation.show import ratio_rows, reached_rows, sentences
-from pipelines.card.front_matter import has_loss_mask, splits
+from pipelines.card.difficulty import of_difficulty
+from pipelines.card.front_matter import splits
+from pipelines.card.generation import of_generation
 from pipelines.card.markdown import share
+from pipelines.card.packing import column_rows, packing_rows
 from sharding.storage.manifest import STAGES, Manifest
 
 REHEARSAL_NOTICE = "rehearsal: not for training"
@@ -30,9 +31,6 @@ ENDINGS = {
 }
 """How a trace ended → what the card says of it."""
 
-_BAR_WIDTH = 40
-_KEY_BITS = 32
-
 
 def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -> dict[str, Any]:
     """All that the template needs; rows of tables are tuples of cells.
@@ -49,15 +47,15 @@ def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -
         "rehearsal": REHEARSAL_NOTICE if packed.rehearsal else "",
         "numbers": list(_numbers(scored.counts, packed)),
         **_of_sources(scored),
-        **_of_difficulty(scored),
-        **_of_generation(augmented),
+        **of_difficulty(scored),
+        **of_generation(augmented),
         **_of_selection(selected),
         "shuffled": selected.facts.get("shuffled", False),
         "ablation": ablation and _ablation(ablation),
         "decontamination": _decontamination(selected),
-        "packing": list(_packing(packed)),
+        "packing": list(packing_rows(packed)),
         "warnings": [*augmented.facts["warnings"], *packed.facts.get("warnings", [])],
-        "columns": list(_columns(packed)),
+        "columns": list(column_rows(packed)),
         "first_split": (splits(packed) or ["train"])[0],
         "fingerprints": [(name, f"`{stages[name].fingerprint}`") for name in STAGES],
         "versions": [f"{name} {version}" for name, version in packed.facts.get("versions", {}).items()],
@@ -73,36 +71,6 @@ def _ablation(ablation: Ablation) -> dict[str, Any]:
         "ratio_header": ratio_header,
         "ratios": ratios,
     }
-
-
-def amount(facts: Mapping[str, Any]) -> str:
-    """A budget with its unit, from the facts of the augment stage."""
-    unit = {"tokens": "thinking tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}[facts["unit"]]
-    return f"{facts['target_spend']:,.{0 if facts['unit'] == 'tokens' else 2}f} {unit}"
-
-
-def further_round(augmented: Manifest) -> str:
-    """Which round of what a run is; empty of a first one."""
-    found = augmented.facts.get("round")
-    if not found:
-        return ""
-    return (
-        f"Round {found['number']}: scored again with {found['scorer'].get('model') or found['scorer'].get('scorer')} "
-        f"after {found['of']}, whose ledger it goes on with."
-    )
-
-
-def forecast(augmented: Manifest) -> str:
-    """What a pilot had forecast of the thinking tokens against what they came to; empty without a pilot."""
-    found = augmented.facts.get("forecast")
-    if not found:
-        return ""
-    said, actual = found["thought_tokens"], augmented.counts["thought_tokens"]
-    off = f" ({actual / said['value'] - 1:+.1%})" if said["value"] else ""
-    return (
-        f"Forecast by a pilot: {said['value']:,.0f} thinking tokens ({said['low']:,.0f} to {said['high']:,.0f} with "
-        f"90% confidence); generated: {actual:,}{off}."
-    )
 
 
 def _numbers(scored: Mapping[str, int], packed: Manifest) -> Iterator[tuple[str, str]]:
@@ -152,92 +120,6 @@ def _of_sources(scored: Manifest) -> dict[str, Any]:
     }
 
 
-def _of_difficulty(scored: Manifest) -> dict[str, Any]:
-    counts, histogram = scored.counts, scored.facts["histogram"]
-    tokens = max(1, counts["source_tokens"])
-    return {
-        "scorer": scored.facts["scorer"],
-        "mean_surprisal_nats": counts.get("surprisal_micronats", 0) / 1e6 / tokens,
-        "mean_entropy_nats": counts.get("entropy_micronats", 0) / 1e6 / tokens,
-        "hard_share": share(counts.get("hard_tokens", 0), counts["source_tokens"]),
-        "threshold_nats": scored.config["difficulty"]["threshold_nats"],
-        "has_memory": bool(scored.facts.get("memory")),
-        "quantiles": {
-            f"{float(rank):.0%}": f"{nats:,.1f}" for rank, nats in histogram.get("quantiles_nats", {}).items()
-        },
-        "doublings": list(_doublings(histogram["by_difficulty"])),
-    }
-
-
-def _doublings(bins: Mapping[str, Any]) -> Iterator[tuple[int, int, str, int]]:
-    """(from, to, bar, segments) of each doubling of the difficulty in nats."""
-    counts = Counter[int]()
-    key = 0
-    for step, count in zip(bins["bin_steps"], bins["counts"], strict=True):
-        key += step
-        # A key is the upper half of a float64: its exponent is the power of two below the difficulty.
-        (nats,) = struct.unpack("<d", struct.pack("<q", key << int(bins["shift"]) << _KEY_BITS))
-        counts[int(nats).bit_length()] += count
-    for power in range(min(counts, default=0), max(counts, default=-1) + 1):
-        low, high = (0, 1) if power == 0 else (1 << power - 1, 1 << power)
-        yield low, high, "█" * round(_BAR_WIDTH * counts[power] / max(counts.values())), counts[power]
-
-
-def _of_generation(augmented: Manifest) -> dict[str, Any]:
-    made, config = augmented.facts, augmented.config
-    thinking = {name: model.get("thinking") for name, model in config.get("models", {}).items()}
-    asked = {tier["name"]: tier for tier in config["budget"]["tiers"]}
-    return {
-        "augmented": Counter({name: n for name, n in augmented.counts.items() if isinstance(n, int)}),
-        "generators": [
-            (
-                *(f"`{name}`", f"`{model['name']}`", f"`{model['revision']}`", model["engine"]),
-                "as its template says" if thinking.get(name) is None else thinking[name],
-            )
-            for name, model in made["models"].items()
-        ],
-        "writers": [f"`{model['name']}`" for model in made["models"].values()],
-        "prompts": [(f"`{name}`", f"`{version}`") for name, version in made["prompts"].items()],
-        "sampling": config["sampling"],
-        "budget": amount(made),
-        "policy": config["budget"]["policy"],
-        "planned_tokens": f"{made['planned_tokens']:,.0f}",
-        "forecast": forecast(augmented),
-        "further_round": further_round(augmented),
-        "tiers": [
-            (
-                tier["name"],
-                *(_cell(asked.get(tier["name"], {}).get(key)) for key in ("model", "prompt", "max_tokens")),
-                *(f"{tier['segments']:,}", f"{tier['generations']:,}", f"{tier['planned_tokens']:,.0f}"),
-            )
-            for tier in made["tiers"]
-        ],
-        "expected_gain": expected_gain(made),
-        "cut_points": [f"{nats:,.1f}" for nats in made.get("cut_points_nats", [])],
-    }
-
-
-def expected_gain(made: Mapping[str, Any]) -> str:
-    """What a plan by expected gain promised; "" for other plans."""
-    if not made.get("planned_gain_nats"):
-        return ""
-    by_tier = [
-        f"{tier['name']} {_range(tier['planned_gain_nats'])}" for tier in made["tiers"] if tier["planned_tokens"] > 0
-    ]
-    return (
-        f"{_range(made['planned_gain_nats'])} nats in all ({', '.join(by_tier)}); "
-        f"{margin_in_words(made['unit'], made['marginal_gain_nats'])}"
-    )
-
-
-def _range(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:+,.1f} ({estimate['low']:+,.1f} to {estimate['high']:+,.1f})"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def _of_selection(selected: Manifest) -> dict[str, Any]:
     counts, config = selected.counts, selected.config["select"]
     account = selected.facts.get("account") or []
@@ -275,6 +157,14 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
             for row in account
             for step, found in row.get("steps", {}).items()
         ],
+        "diversity": selected.facts.get("diversity"),
+        "alike": [
+            (
+                *(tier, f"{found['sampled']:,}", f"{found['opening']} ({found['opening_share']:.0%})"),
+                *(f"{found['shape']} ({found['shape_share']:.0%})", f"{found['near_copy_share']:.1%}"),
+            )
+            for tier, found in (selected.facts.get("diversity") or {"tiers": {}})["tiers"].items()
+        ],
         "candidates_ended": sum(ends.values()),
         "endings": [f"{share(number, sum(ends.values()))} {ENDINGS[name]}" for name, number in ends.items()],
     }
@@ -299,52 +189,6 @@ def _decontamination(selected: Manifest) -> dict[str, Any] | None:
             for name, about in found["benchmarks"].items()
         ],
     }
-
-
-def _packing(packed: Manifest) -> Iterator[tuple[str, str]]:
-    """Rows, padding, cuts, delimiters, loss mask and tokenizer."""
-    counts, config = packed.counts, packed.config["pack"]
-    total = max(1, counts["rows"] * config["sequence_length"])
-    shards = packed.files.get("shards", [])
-    masked = f"`{config.get('loss_mask')}`, in the column `loss_mask`"
-    yield "sequences", f"{counts['rows']:,} of {config['sequence_length']:,} tokens, in {len(shards):,} shards"
-    yield "bytes per token", f"{sum(entry.size_bytes for entry in shards) / total:.3f}"
-    yield "padding", share(counts.get("tokens_padding", 0), total)
-    yield "layout", f"`{packed.config['layout']}`"
-    yield "before a thought", _text(config["thought_open"])
-    yield "after a thought", _text(config["thought_close"])
-    if starts := packed.facts.get("document_start_ids"):
-        yield "before a document", _text(config["document_start"]) + f" as ids {starts}"
-    yield "after a document", _text(config["document_end"]) + f" as ids {packed.facts['document_end_ids']}"
-    yield "documents cut", _of(counts.get("documents_cut", 0), counts.get("documents", 0), "longer than a sequence")
-    yield "thoughts cut", _of(counts.get("thoughts_cut", 0), counts.get("thoughts", 0), "lost their end")
-    yield "thoughts without room", f"{counts.get('thoughts_dropped', 0):,}"
-    yield "tokens in the loss", masked if has_loss_mask(packed) else "all but padding"
-    without = counts.get("rows_without_labels", 0)
-    yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
-    yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
-    yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
-
-
-def _text(text: str | None) -> str:
-    return "the tokenizer's end of text" if text is None else f"`{text!r}`" if text else "nothing"
-
-
-def _of(part: int, whole: int, why: str) -> str:
-    return f"{part:,} ({share(part, whole)}), {why}" if part else "none"
-
-
-def _columns(packed: Manifest) -> Iterator[tuple[str, str]]:
-    """What the columns hold."""
-    length = packed.config["pack"]["sequence_length"]
-    yield "`input_ids`", f"{length:,} token ids; padding is id 0"
-    yield "`token_type`", "of each token: 0 padding, 1 source, 2 thought, 3 delimiter"
-    yield "`seq_lengths`", "tokens of each document in the row, for variable-length attention; the rest is padding"
-    yield "`doc_ids`", "the document of each of these"
-    place = "place of its first source token in the document: orders the pieces of one that was cut"
-    yield "`source_starts`", place
-    if has_loss_mask(packed):
-        yield "`loss_mask`", "whether each token counts as one to be predicted"
 
 
 def _reasons(counts: Mapping[str, int], prefix: str) -> list[tuple[str, int]]:

@@ -97,7 +97,7 @@ def _run(
         mill(config, stages=stages, beam_args=beam_args or (), replace=replace, force=force, on_stage=on_stage)
     if "pack" in stages:
         _write_report(config.output, again=anything)
-        out.print(summary.render(config.output, config.select.min_kept_share))
+        out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
         if not anything:
             out.print("Everything was done already; nothing was run.")
         out.lost = None  # the corpus is there, whether or not this could be said
@@ -110,7 +110,9 @@ def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
 
     if stage == "score":
         return list(barren_files(manifest))
-    return summary.selection_warnings(manifest, config.select.min_kept_share) if stage == "select" else []
+    if stage == "select":
+        return summary.selection_warnings(manifest, config.select.min_kept_share, config.select.diversity)
+    return []
 
 
 def _told(stage: str, manifest: Manifest, did: Did | None) -> str:

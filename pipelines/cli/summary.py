@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from augment.selection.account import in_words
+from augment.selection.diversity import DiversityConfig, cautions
 from augment.selection.verdict import shortfall, worth
 from pipelines import report
-from pipelines.card import facts as card_facts
+from pipelines.card import generation
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.quarantine import barren_files
 from pipelines.terminal import counted
@@ -21,12 +22,13 @@ from sharding.storage import manifest
 from sharding.storage.output import Output
 
 
-def render(output: str, min_kept_share: float = 0.0) -> Group:
+def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig | None = None) -> Group:
     """The summary of a finished run, as something rich prints.
 
     Args:
         output: of the run.
         min_kept_share: `select.min_kept_share`; fewer segments with a thought are a warning.
+        diversity: `select.diversity`; thoughts that are more alike are one. Its defaults when absent.
     """
     stages = {stage: manifest.require(output, stage) for stage in manifest.STAGES}
     scored, augmented, selected, packed = (stages[stage] for stage in manifest.STAGES)
@@ -40,7 +42,7 @@ def render(output: str, min_kept_share: float = 0.0) -> Group:
     )
     for warning in barren_files(scored):
         facts.add_row("warning", Text(warning, "yellow"))
-    if further := card_facts.further_round(augmented):
+    if further := generation.further_round(augmented):
         facts.add_row("round", further)
     facts.add_row("source tokens", f"{counts['source_tokens']:,}")
     facts.add_row(
@@ -52,13 +54,13 @@ def render(output: str, min_kept_share: float = 0.0) -> Group:
     facts.add_row("segments per tier", ", ".join(f"{t['name']} {t['segments']:,}" for t in augmented.facts["tiers"]))
     facts.add_row(
         "thinking tokens",
-        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {card_facts.amount(augmented.facts)}; "
+        f"{augmented.facts['planned_tokens']:,.0f} planned for a budget of {generation.amount(augmented.facts)}; "
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
-    if forecast := card_facts.forecast(augmented):
+    if forecast := generation.forecast(augmented):
         facts.add_row("", forecast)
-    if promised := card_facts.expected_gain(augmented.facts):
+    if promised := generation.expected_gain(augmented.facts):
         facts.add_row("expected gain", promised)
     facts.add_row(
         "traces",
@@ -81,7 +83,7 @@ def render(output: str, min_kept_share: float = 0.0) -> Group:
     )
     facts.add_row("speed", _speed(stages))
     told = (*augmented.facts["warnings"], *map(str, read_drifts(output)), *selected.facts.get("warnings", ()))
-    for warning in (*told, *selection_warnings(selected, min_kept_share)):
+    for warning in (*told, *selection_warnings(selected, min_kept_share, diversity)):
         facts.add_row("warning", Text(warning, "yellow"))
     if packed.rehearsal:
         facts.add_row("note", Text(REHEARSAL_NOTICE, "yellow"))
@@ -127,11 +129,19 @@ def _gains(selected: manifest.Manifest) -> str:
     return "; ".join([*(_tier_gains(row["tier"], row["gains"]) for row in rows), *unmeasured])
 
 
-def selection_warnings(selected: manifest.Manifest, min_kept_share: float) -> list[str]:
-    """That too few segments keep a thought, and which tiers are worth less than nothing; of made-up traces no worth."""
+def selection_warnings(
+    selected: manifest.Manifest, min_kept_share: float, diversity: DiversityConfig | None = None
+) -> list[str]:
+    """That too few segments keep a thought, and which tiers are worth less than nothing or say the same all over again.
+
+    Of made-up traces neither worth nor diversity is told.
+    """
     short = shortfall(selected.counts, min_kept_share)
     bad = [said for said, is_bad in worth(selected.facts.get("account") or []) if is_bad and not selected.rehearsal]
-    return [*([short] if short else []), *bad]
+    alike = (
+        [] if selected.rehearsal else list(cautions(selected.facts.get("diversity"), diversity or DiversityConfig()))
+    )
+    return [*([short] if short else []), *bad, *alike]
 
 
 def _tier_gains(tier: str, gains: Mapping[str, Any]) -> str:

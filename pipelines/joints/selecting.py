@@ -19,7 +19,7 @@ from sharding.storage.manifest import Manifest
 def select_section(config: MillConfig) -> dict[str, Any]:
     """The parts of the `select` section that can change what is kept."""
     plain: dict[str, Any] = yaml_config.to_mapping(config.select)
-    return {key: value for key, value in plain.items() if key != "min_kept_share"}
+    return {key: value for key, value in plain.items() if key not in ("min_kept_share", "diversity")}
 
 
 def asks_scorer(config: MillConfig) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.card.facts import forecast
+from pipelines.card.generation import forecast
 from pipelines.report import charts
 from pipelines.report.charts import Series
 from pipelines.report.facts import Facts, Figure, missing_until, share

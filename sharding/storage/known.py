@@ -188,9 +188,43 @@ class _SelectConfig(msgspec.Struct):
     select: dict[str, Any]
 
 
+class _Frequent(msgspec.Struct):
+    text: str
+    share: Number
+
+
+class _Texts(msgspec.Struct):
+    distinct: Number
+    top: list[_Frequent]
+
+
+class _NearCopies(msgspec.Struct):
+    share: Number
+    per_thought: Number
+
+
+class _TierDiversity(msgspec.Struct):
+    sampled: Number
+    opening: str
+    opening_share: Number
+    shape: str
+    shape_share: Number
+    near_copy_share: Number
+
+
+class _Diversity(msgspec.Struct):
+    thoughts: Number
+    sampled: Number
+    openings: _Texts
+    shapes: _Texts
+    near_copies: _NearCopies
+    tiers: dict[str, _TierDiversity]
+
+
 class _SelectFacts(msgspec.Struct):
     value: str = "none"
     account: list[_Account] = []
+    diversity: _Diversity | None = None
     decontamination: _Benchmarks | None = None
 
 

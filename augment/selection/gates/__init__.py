@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
+from augment.selection.gates.contradiction import Contradiction
 from augment.selection.gates.gate import Gate
 from augment.selection.gates.language import Language
 from augment.selection.gates.leakage import Leakage
@@ -35,6 +36,7 @@ class GatesConfig:
     verbatim: Verbatim = Verbatim()
     language: Language = Language()
     off_topic: OffTopic = OffTopic()
+    contradiction: Contradiction = Contradiction()
 
     def enabled(self) -> dict[str, Gate]:
         """The gates that are applied, by name and in order."""
