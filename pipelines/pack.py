@@ -2,7 +2,7 @@
 
 segments ─────┐
 kept ─────────┼─► by document ─► left out, or laid out as items ─► packed, shuffled, balanced ─► data/*.arrow
-contaminated ─┘                      └► counts
+contaminated ─┘                      └► counts                   └► where each document is ─► index/*.arrow
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from pipelines.joints import contaminated_urls
 from pipelines.outcome import Built, Outcome
 from pipelines.secrets import without_secrets
 from pipelines.stage import Stage
+from pipelines.tombstones import removal_facts
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
+from sharding.beam.part_names import part_count
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
 from sharding.packing.transforms import LayOut, PackShards
-from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
+from sharding.records.families import CONTAMINATED, DOCUMENTS, KEPT, ROWS, SEGMENTS
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -41,6 +43,7 @@ class Pack(Stage):
         self.config = config
         self.tokenizer = load_tokenizer(config.tokenizer)
         earlier = {stage: manifest.require(config.output, stage) for stage in manifest.STAGES[:-1]}
+        self.num_parts = part_count(manifest.file_urls(config.output, earlier["score"], SEGMENTS.name))
         super().__init__(
             config.output,
             sections={"tokenizer": config.tokenizer, "layout": config.layout, "pack": config.pack, "card": config.card},
@@ -56,8 +59,9 @@ class Pack(Stage):
         config, output = self.config, self.output
         documents = root | "Documents" >> JoinParts(*parts_of(output, self.earlier["score"], self.earlier["select"]))
         laid_out = documents | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
-        shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, self.tokenizer)
-        return Built(files={ROWS: shards["files"]}, counts=(laid_out["counts"], shards["counts"]))
+        shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, self.tokenizer, self.num_parts)
+        files = {ROWS: shards["files"], DOCUMENTS: shards["index"]}
+        return Built(files=files, counts=(laid_out["counts"], shards["counts"]))
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         shards = outcome.files.get("shards", [])
@@ -76,6 +80,7 @@ class Pack(Stage):
             "document_end_ids": delimiters.document_end.tolist(),
             "warnings": delimiter_warnings(self.config.pack, self.tokenizer),
             "versions": versions.installed(),
+            **removal_facts(self.output),
         }
 
     def write_beside(self, made: Manifest) -> None:

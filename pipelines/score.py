@@ -22,7 +22,9 @@ from pipelines.outcome import Built, Outcome
 from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
+from pipelines.tombstones import LeaveOutRemoved, removed_inputs
 from sharding import sources
+from sharding.beam.counts import COUNTS
 from sharding.models.tokenizer import load_tokenizer, store_tokenizer
 from sharding.records.families import QUARANTINE, SEGMENTS
 from sharding.sources.shares import SourceTally, check_scored
@@ -65,6 +67,7 @@ class Score(Stage):
                 "tokenizer": load_tokenizer(config.tokenizer).fingerprint,
                 **model_inputs(config.difficulty),
                 **memory_inputs(config.difficulty),
+                **removed_inputs(config.output),
             },
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
@@ -78,21 +81,32 @@ class Score(Stage):
         made, did = super().run(**options)
         if "sources" in made.facts:  # else an earlier version scored it
             tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
-            check_scored(self.sources, tallies, made.counts, f"{self.folder}/quarantine-*.arrow")
+            counts = dict(made.counts)
+            for name in (source.config.name for source in self.sources):  # what was taken down was no loss
+                counts[f"source.{name}.documents"] = counts.get(f"source.{name}.documents", 0) + counts.get(
+                    f"removed.{name}", 0
+                )
+            check_scored(self.sources, tallies, counts, f"{self.folder}/quarantine-*.arrow")
         return made, did
 
     def build(self, root: beam.Pipeline) -> Built:
         difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
         read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts)
-        memory = read["documents"] | "Memory" >> self._memory()
-        scored = read["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
+        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.output)
+        memory = staying["documents"] | "Memory" >> self._memory()
+        scored = staying["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
         refused = (read["quarantined"], scored[QUARANTINED]) | "All refused" >> beam.Flatten()
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counted = beam.Map(document_counts, difficulty.threshold_nats, difficulty.token_measure)
         documents = scored["scored"] | "Count documents" >> counted
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
-            counts=(*read["counts"], documents, refused | "Count refused" >> beam.Map(quarantine_counts)),
+            counts=(
+                *read["counts"],
+                staying[COUNTS],
+                documents,
+                refused | "Count refused" >> beam.Map(quarantine_counts),
+            ),
             facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json), **read["facts"]},
         )
 

@@ -25,6 +25,7 @@ from pipelines import accounts, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
+from pipelines.tombstones import refuse_unfinished
 from sharding import storage
 from sharding.beam.parts import WriteParts
 from sharding.errors import RequestError
@@ -150,6 +151,7 @@ class Stage:
         """
         temporary_folder()  # Beam needs one
         options = beam_options(beam_args)
+        refuse_unfinished(self.output)
         found, revised = (None, None) if force else self._done(replace)
         if found is not None and found == revised and self._is_published():
             return found, Did.NOTHING

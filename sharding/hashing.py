@@ -53,6 +53,8 @@ class Purpose(Enum):
     """What a report looks at."""
     SEED = b"seed"
     """The seed of a generation."""
+    REMOVED = b"removed"
+    """A document that was taken down, known again without its id."""
     JITTER = b"fraction"
     """Of waiting times and simulated work."""
 

@@ -41,6 +41,7 @@ def workspace(
     tree = rehearsal_config(source, output="out/demo")
     monkeypatch.chdir(tmp_path)
     mill(from_mapping(tree))
+    (tmp_path / "gone.txt").write_text("3\n")
     (tmp_path / "stand-in.yaml").write_text(yaml.safe_dump({**tree, "output": "out/mill"}))
     return tmp_path
 

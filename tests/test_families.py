@@ -35,6 +35,9 @@ COLUMNS = {
         input_ids [uint16 x 8], token_type [uint8 x 8], seq_lengths [int32], doc_ids [string], source_starts [int64],
         loss_mask [bool x 8]
         """,
+    "documents": """
+        doc_id string, source_start int64, shard string, row int32, token_start int32, num_tokens int32
+        """,
 }
 
 LEDGER = """

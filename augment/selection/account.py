@@ -51,6 +51,14 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
         candidates: all of the segment's, decided.
         valued: what was found out of them before.
     """
+    counts = outcome_counts(candidates)
+    counts.update(_step_counts(candidates, valued))
+    counts.update(_gain_counts(candidates, valued))
+    return dict(counts)
+
+
+def outcome_counts(candidates: Sequence[Candidate]) -> Counter[str]:
+    """What became of the candidates of one segment, as it is counted: all of `account_counts` but what they gain."""
     counts: Counter[str] = Counter({SEGMENTS: 1, SEGMENTS_KEPT: int(any(candidate.kept for candidate in candidates))})
     for candidate in candidates:
         group = (candidate.tier, candidate.model, candidate.prompt)
@@ -72,9 +80,7 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
                 if reason == "language" and (language := spoken_language(candidate.text)) is not None:
                     counts[f"{FOREIGN}{language}"] += 1
                 counts[_name(group, "reasons", reason)] += 1
-    counts.update(_step_counts(candidates, valued))
-    counts.update(_gain_counts(candidates, valued))
-    return dict(counts)
+    return counts
 
 
 def _step_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:

@@ -32,6 +32,8 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
     yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
+    for removal in packed.facts.get("removals", []):
+        yield "taken down", f"{removal['documents']:,} documents, {removal['at'].partition('T')[0]}"
 
 
 def column_rows(packed: Manifest) -> Iterator[tuple[str, str]]:

@@ -46,12 +46,28 @@ def verify(
         int | None,
         typer.Option(min=1, help="Files read at the same time, and --deep's processes; as many as processors."),
     ] = None,
+    absent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='Search output and ledger for these documents, an id a line or {"id": ..., "text": ...}; wrong if any '
+            "is found.",
+        ),
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(metavar="LEDGER", help="With --absent: the ledger, if not where the plan says.")
+    ] = None,
 ) -> None:
     """Check every file of an output against its manifests, down to the bit."""
+    from pipelines.takedown import absent as takedown
+    from pipelines.takedown.ids import read_ids
     from pipelines.verify import show
 
+    wanted = None if absent is None else read_ids(absent, "--absent")
     shown = None if as_json or quiet else err
     report = show.check(output, deep=deep, workers=workers, beam_args=beam_args or (), progress_on=shown)
+    if wanted is not None:
+        takedown.add_search(report, wanted, ledger)
     if as_json:
         out.print_json_line(show.to_json(report))
     else:

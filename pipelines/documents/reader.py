@@ -8,7 +8,6 @@ Both the report's reading room and `thoughtmill inspect` show this.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +17,7 @@ from difficulty.budget.allocation import Allocation
 from difficulty.gain.model import GainModel
 from difficulty.surprisal import measure_of, token_difficulty_nats
 from pipelines.documents.blocks import Block, DocumentView, Mark, Segment, Source, Thought, Unit
+from pipelines.documents.runs import runs_of
 from pipelines.documents.sample import DocumentRecords
 from sharding import storage
 from sharding.errors import MillError
@@ -181,18 +181,9 @@ class Reader:
         for number, item in enumerate(items):
             if number:
                 yield Mark("cut")
-            runs = list(_runs(item.input_ids, item.token_type))
-            for place, (kind, ids) in enumerate(runs):
+            for kind, ids in runs_of(item, delimiters):
                 if kind == TokenType.DELIMITER:
-                    if number == place == 0:
-                        ids = ids[len(delimiters.document_start) :]
-                    # Delimiters that meet are one run: close, open, end of document.
-                    if place and runs[place - 1][0] == TokenType.THOUGHT:
-                        ids = ids[len(delimiters.thought_close) :]
-                    if place + 1 < len(runs) and runs[place + 1][0] == TokenType.THOUGHT:
-                        ids = ids[: len(ids) - len(delimiters.thought_open)]
-                    if len(ids):
-                        yield Mark("end", self._tokenizer.decode(ids))
+                    yield Mark("end", self._tokenizer.decode(ids))
                 elif kind == TokenType.THOUGHT:
                     for candidate, lost in _taken(waiting, ids):
                         yield Thought(candidate=candidate, before=before, after=after, tokens_lost=lost)
@@ -228,14 +219,6 @@ class Reader:
             units.append(Unit(text, float(nats[here].sum()), float(entropy[here].sum()), known, i + 1 - first, counts))
             first, spelled = i + 1, b""
         return units
-
-
-def _runs(input_ids: np.ndarray, token_type: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(kind, ids) of each run of tokens of one kind."""
-    bounds = np.concatenate([[0], np.flatnonzero(np.diff(token_type)) + 1, [len(token_type)]]).tolist()
-    for start, end in pairwise(bounds):
-        if end > start:
-            yield int(token_type[start]), input_ids[start:end]
 
 
 def _taken(waiting: list[Candidate], ids: np.ndarray) -> Iterator[tuple[Candidate, int]]:

@@ -38,17 +38,14 @@ def document(view: DocumentView, shown: set[int], threshold_nats: float, plain: 
         f"{counted(view.num_tokens, 'token')} in {counted(len(view.segments), 'segment')}, "
         f"{counted(view.thoughts, 'thought')}"
     )
-    name = visible(view.doc_id)
-    parts: list[RenderableType] = [
-        Text(f"=== {name}: {facts}") if plain else Rule(Text.assemble((name, "bold"), f"  {facts}"), align="left")
-    ]
+    parts: list[RenderableType] = [heading(view.doc_id, facts, plain)]
     if view.fate:
         parts.append(Text(view.fate, "" if plain else "yellow"))
     skipped = 0
     for block in view.blocks:
         if isinstance(block, Mark):
             if not skipped:
-                parts.append(_mark(block, plain))
+                parts.append(mark(block, plain))
             continue
         index = block.segment.index if isinstance(block, Source) else block.candidate.segment_index
         if index not in shown:
@@ -63,7 +60,14 @@ def document(view: DocumentView, shown: set[int], threshold_nats: float, plain: 
     return Group(*parts, Text(""))
 
 
-def _mark(mark: Mark, plain: bool) -> RenderableType:
+def heading(doc_id: str, facts: str, plain: bool) -> RenderableType:
+    """The line above a document."""
+    name = visible(doc_id)
+    return Text(f"=== {name}: {facts}") if plain else Rule(Text.assemble((name, "bold"), f"  {facts}"), align="left")
+
+
+def mark(mark: Mark, plain: bool) -> RenderableType:
+    """What is no text of the document."""
     if mark.kind == "cut":
         return _dim("--- cut: what follows is in another training sequence ---", plain)
     return _dim(visible(mark.text).strip("\n"), plain)
@@ -109,7 +113,12 @@ def _thought(block: Thought, plain: bool) -> RenderableType:
     candidate = block.candidate
     title = f"thought about segment {candidate.segment_index}, {candidate.tier}"
     lost = f" [{block.tokens_lost:,} tokens were cut from its end]" if block.tokens_lost else ""
-    before, text, after = (visible(part).strip("\n") for part in (block.before, candidate.text, block.after))
+    return thought_box(title, block.before, candidate.text, block.after, plain, lost)
+
+
+def thought_box(title: str, before: str, text: str, after: str, plain: bool, lost: str = "") -> RenderableType:
+    """A thought in its place, between its delimiters; `lost` is said behind it."""
+    before, text, after = (visible(part).strip("\n") for part in (before, text, after))
     if plain:
         return Text("\n".join(["", f"--- {title}", *filter(None, (before, text + lost, after))]))
     body = Text("\n").join(Text(p, s) for p, s in ((before, "dim"), (text + lost, ""), (after, "dim")) if p)

@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.verify.files import READ_ERRORS, Found, Task, check_part
+from pipelines.verify.files import READ_ERRORS, Found, check_part
+from pipelines.verify.places import Places, check_places
 from pipelines.verify.report import Checked, Problem, Report
 from pipelines.verify.shards import check_shard
 from pipelines.verify.splits import SeenDocuments
+from pipelines.verify.task import Task
 from pipelines.verify.totals import check_counts, check_manifests, check_totals
 from pipelines.verify.work import Progress, Work
 from sharding import storage
@@ -110,6 +112,10 @@ def verify(
 
 def _read_manifests(output: str, report: Report) -> dict[str, Manifest]:
     packed = manifest.read(output, "pack")
+    if packed is None and storage.exists(Output(output).removal_journal):
+        raise MillError(
+            f"a removal of documents from {output} was interrupted: `thoughtmill remove {output}` finishes it"
+        )
     if packed is None:
         raise MillError(f"{output} holds no finished run: {manifest.manifest_url(output, 'pack')} is missing")
     report.rehearsal = packed.rehearsal
@@ -159,17 +165,23 @@ def _check_files(
 
     counts: dict[str, Counter[str]] = {stage: Counter() for stage in stages}
     damaged: set[str] = set()
+    places: dict[str, dict[str, Places]] = {"shards": {}, "documents": {}}
     comparable = {"score", "select"} <= set(stages)
     for task, found in work.each(check, tasks):
         work.advance(task.entry.size_bytes)
         report.problems += found.problems
         counts[task.stage.stage].update(found.counts)
+        for shard, there in found.places.items():
+            of_family = places[task.family]
+            of_family[shard] = of_family.get(shard, Places()) + there
         if not found.readable:
             damaged.add(task.stage.stage)
             comparable &= task.family not in COMPARED
     for stage, made in stages.items():
         if stage not in damaged:
             report.problems += check_counts(report.output, made, counts[stage])
+    if "pack" not in damaged and "documents" in stages["pack"].files:
+        report.problems += check_places(report.output, places["shards"], places["documents"])
     report.checked.files = len(tasks)
     report.checked.size_bytes = _size_bytes(tasks)
     report.checked.rows = counts["pack"]["rows"]

@@ -11,34 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.verify.places import Places, check_index_batch
 from pipelines.verify.report import Problem, at, shortened
-from sharding import storage
+from pipelines.verify.task import Task
 from sharding.errors import MillError
-from sharding.records.families import FAMILIES
-from sharding.records.types import FileEntry
-from sharding.storage import manifest
+from sharding.records.families import DOCUMENTS, FAMILIES
 from sharding.storage.arrow_files import checked_batches, file_buffer, open_stream
-from sharding.storage.manifest import Manifest
-
-
-@dataclass(frozen=True)
-class Task:
-    """A file to check.
-
-    Attributes:
-        stage: the manifest that names it.
-        vocab_size: token ids are below it.
-    """
-
-    output: str
-    stage: Manifest
-    family: str
-    entry: FileEntry
-    vocab_size: int
-
-    @property
-    def url(self) -> str:
-        return storage.join(manifest.files_url(self.output, self.stage), self.entry.name)
 
 
 @dataclass
@@ -49,25 +27,28 @@ class Found:
         problems: what is wrong.
         readable: its bytes and its schema are what they should be, so that its content can be compared.
         counts: what it adds to the counts of its stage, by their names.
+        places: name of a shard → where the items in it are, by this file: the shard itself, or a part of the index.
     """
 
     problems: list[Problem] = field(default_factory=list)
     readable: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, Places] = field(default_factory=dict)
 
 
 READ_ERRORS = (MillError, pa.ArrowException, OSError, ValueError)
 """What reading a damaged file may raise."""
 
-COLUMNS = {
+COLUMNS: dict[str, tuple[str, ...] | None] = {
     "segments": ("doc_id", "segment_index", "token_start", "input_ids", "source"),
     "requests": ("tier", "samples"),
     "kept": ("input_ids", "thought_tokens", "kept", "reasons"),
     "rejected": ("input_ids", "thought_tokens", "kept", "reasons"),
     "quarantine": ("reason",),
     "contaminated": ("source_tokens",),
+    "documents": None,
 }
-"""What is read of the parts of a family; the rest is covered by the hash of the file."""
+"""What is read of the parts of a family, None: all; the rest is covered by the hash of the file."""
 
 
 def verified_buffer(task: Task) -> tuple[pa.Buffer | None, list[Problem]]:
@@ -136,6 +117,8 @@ def check_part(task: Task) -> Found:
             for row in wrong[:1].tolist():
                 where = at(task.url, num_rows + row, batch.column("doc_id")[row].as_py())
                 found.problems.append(Problem(where, f"token_start {starts[row]} is not behind the segment before"))
+        if task.family == DOCUMENTS.name:
+            found.problems += check_index_batch(task, batch, num_rows, found.places)
         found.counts.update(_counts(task, batch))
         num_rows += batch.num_rows
     if num_rows != task.entry.rows:

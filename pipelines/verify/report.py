@@ -32,6 +32,7 @@ class Checked(msgspec.Struct):
         manifests, files, size_bytes: of all stages.
         rows, tokens, documents: of the shards; a document that was cut into several rows counts once.
         documents_compared, thoughts_compared: what `deep` compared with the scored and the kept parts.
+        files_searched: of the output and its ledger, for documents that are to be absent.
     """
 
     manifests: int = 0
@@ -42,6 +43,7 @@ class Checked(msgspec.Struct):
     documents: int = 0
     documents_compared: int = 0
     thoughts_compared: int = 0
+    files_searched: int = 0
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.verify.files import Found, Task, verified_buffer
+from pipelines.verify.files import Found, verified_buffer
+from pipelines.verify.places import Places
 from pipelines.verify.report import Problem, at, limited
 from pipelines.verify.splits import SeenDocuments, seen_records
+from pipelines.verify.task import Task
 from sharding.records.rows import MaskedRow, TokenType
 from sharding.shards.rows import LossMask, item_starts, loss_mask
 from sharding.storage.arrow_files import checked_batches
@@ -47,6 +49,11 @@ class Batch:
         behind = members[np.cumsum(self.lengths[members]) > place]
         return self.doc_ids[behind[0]] if len(behind) else None
 
+    def places(self, keys: np.ndarray, first_row: int) -> Places:
+        """Where the items are; `keys` are those of their documents, and the batch begins with row `first_row`."""
+        starts = item_starts(self.lengths, np.bincount(self.row_of_item, minlength=len(self.input_ids)))
+        return Places.of(keys, self.source_starts, self.row_of_item + first_row, starts, self.lengths)
+
     def unlabelled_rows(self, policy: LossMask) -> int:
         """Rows with tokens in which none counts, as `sharding.shards.dataset` gives labels."""
         counted = loss_mask(self.token_type, policy)
@@ -71,6 +78,7 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
     num_rows = padding_rows = unlabelled = 0
     problems = []
     held: list[np.ndarray] = []
+    places = Places()
     for arrow in checked_batches(buffer, kind=MaskedRow):
         batch, wrong = open_batch(task.url, arrow, num_rows)
         problems += wrong
@@ -84,6 +92,7 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
         padding_rows += int((~batch.is_token.any(axis=1)).sum())
         found.counts["items"] += len(batch.lengths)
         held.append(seen_records(batch.doc_ids, split))
+        places += batch.places(held[-1]["key"], num_rows)
         if len(held) == HELD_BATCHES:
             seen.add(held)
             held = []
@@ -103,6 +112,7 @@ def check_shard(task: Task, split: int, seen: SeenDocuments) -> Found:
     ):
         if number != said:
             found.problems.append(Problem(task.url, f"{number} {what}, its manifest says {said}"))
+    found.places[task.entry.name] = places
     found.counts["rows"] = num_rows
     found.counts["rows_without_labels"] = unlabelled
     for name, number in counted.items():

@@ -50,6 +50,8 @@ def render(report: Report) -> Text:
     )
     if report.deep:
         text.append(f"; compared {checked.documents_compared:,} documents and {checked.thoughts_compared:,} thoughts")
+    if checked.files_searched:
+        text.append(f"; searched {checked.files_searched:,} files for what is to be absent")
     text.append(f"; {report.elapsed_s:,.1f} s: ")
     number = len(report.problems)
     text.append("all well" if report.ok else f"{number} problem{'s' if number > 1 else ''}")

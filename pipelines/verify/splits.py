@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from pipelines.verify.files import Task
 from pipelines.verify.report import Problem, at, limited, shortened
+from pipelines.verify.task import Task
 from sharding import hashing, storage
 from sharding.hashing import fingerprint
 from sharding.records.rows import Row
@@ -76,12 +76,13 @@ class SeenDocuments:
 def seen_records(doc_ids: Sequence[str], split: int) -> np.ndarray:
     """(num_ids,) the records of documents in a split."""
     made = np.empty(len(doc_ids), _SEEN)
-    made["key"], made["split"] = _keys(doc_ids), split
+    made["key"], made["split"] = keys_of(doc_ids), split
     made["check"] = [zlib.crc32(doc_id.encode("utf-8", "surrogatepass")) for doc_id in doc_ids]
     return made
 
 
-def _keys(doc_ids: Sequence[str]) -> np.ndarray:
+def keys_of(doc_ids: Sequence[str]) -> np.ndarray:
+    """(num_ids,) uint64, the hash of each id that also says which part it is in."""
     return np.fromiter((hashing.partition_of(doc_id, 1 << 64) for doc_id in doc_ids), np.uint64, len(doc_ids))
 
 
@@ -92,7 +93,7 @@ def _named(output: str, keys: set[int], shards: Sequence[Task]) -> Iterator[Prob
         first_row = 0
         for batch in storage.read_batches(task.url, ("doc_ids",), kind=Row):
             for row, doc_ids in enumerate(batch.column("doc_ids").to_pylist(), first_row):
-                for doc_id, key in zip(doc_ids, _keys(doc_ids).tolist(), strict=True):
+                for doc_id, key in zip(doc_ids, keys_of(doc_ids).tolist(), strict=True):
                     if key in keys:
                         places.setdefault(doc_id, {}).setdefault(rows.split_of(task.entry), at(task.url, row))
             first_row += batch.num_rows

@@ -5,6 +5,7 @@ They only wire: what happens to a record is in the pure modules next door.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -30,11 +31,14 @@ class WriteParts(beam.PTransform):
         family: from `sharding.records.families`.
         num_parts: how many parts at most; a part without records is not written.
         vocab_size: entries of the training vocabulary, for families with token ids.
+        below: the folder within the stage's that the parts go to; their names begin with it.
     """
 
-    def __init__(self, folder: str, family: Family, num_parts: int, *, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, folder: str, family: Family, num_parts: int, *, vocab_size: int | None = None, below: str = ""
+    ) -> None:
         super().__init__()
-        self._folder, self._family, self._num_parts = folder, family, num_parts
+        self._folder, self._family, self._num_parts, self._below = folder, family, num_parts, below
         self._schema = family.schema(vocab_size=vocab_size)
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
@@ -52,7 +56,7 @@ class WriteParts(beam.PTransform):
     def _write(self, part: tuple[int, Iterable[bytes]]) -> FileEntry:
         index, values = part
         family = self._family
-        name = part_name(family.name, index, self._num_parts)
+        name = posixpath.join(self._below, part_name(family.name, index, self._num_parts))
         kind, rows_of = family.carried or family.kind, family.rows_of
         members = sorted((records.decode(kind, value) for value in values), key=family.sort_key)
         rows = members if rows_of is None else (row for member in members for row in rows_of(member))

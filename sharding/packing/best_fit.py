@@ -114,15 +114,20 @@ def pack_rows(items: Iterable[Item], sequence_length: int, *, window_items: int 
         copied = {item.doc_id for item in window if item.copy}
         apart = [item.doc_id if item.doc_id in copied else None for item in window] if copied else None
         for indices in best_fit_decreasing([len(item.input_ids) for item in window], sequence_length, apart):
-            yield _row([window[index] for index in indices], sequence_length, window[0].input_ids.dtype)
+            yield row_of([window[index] for index in indices], sequence_length, window[0].input_ids.dtype)
 
 
 def padding_row(sequence_length: int, dtype: np.dtype) -> Row:
     """A row without items, to make shards equal; its `seq_lengths` is empty. Readers may skip it."""
-    return _row([], sequence_length, dtype)
+    return row_of([], sequence_length, dtype)
 
 
-def _row(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
+def row_of(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
+    """The row of these items, one behind the other, and padding; of none, a row that is all padding.
+
+    Raises:
+        ValueError: an item has another id type.
+    """
     input_ids = np.zeros(sequence_length, dtype)
     token_type = np.full(sequence_length, TokenType.PADDING, np.uint8)
     start = 0

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
-import msgspec
 import numpy as np
 from apache_beam.typehints import KV
 
 from sharding import records, storage, tally
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
+from sharding.beam.parts import WriteParts
 from sharding.beam.shuffle import GroupPartitions, PutAside
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import balance, order
@@ -22,12 +22,13 @@ from sharding.packing.best_fit import pack_rows, padding_row
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters, split_shards
 from sharding.packing.layout import Layout
-from sharding.records.families import ROWS
-from sharding.records.rows import Item, MaskedRow, Row, Split, TokenType
+from sharding.packing.shard_files import places_of, write_shard
+from sharding.records.families import DOCUMENTS, ROWS
+from sharding.records.rows import Item, ItemPlace, Row, Split, TokenType
 from sharding.records.types import FileEntry
-from sharding.shards.rows import is_labelled, loss_mask
 
 ROW_COUNTS = "row_counts"
+PLACES = "places"
 
 ShardRow = KV[int, bytes]
 """(shard, place in the shard and row)."""
@@ -81,14 +82,16 @@ class PackShards(beam.PTransform):
         folder: URL the shards go to; a shard's name is relative to it.
         config: the `pack` section.
         tokenizer: the training tokenizer.
+        num_parts: how many parts the index of documents has.
 
     Returns:
-        `files`, the shards' FileEntry, and `counts`: rows by split without the padding, and what was left out.
+        `files`, the shards' FileEntry; `index`, those of the index; and `counts`: rows by split without the padding,
+        and what was left out.
     """
 
-    def __init__(self, folder: str, config: PackConfig, tokenizer: TextTokenizer) -> None:
+    def __init__(self, folder: str, config: PackConfig, tokenizer: TextTokenizer, num_parts: int) -> None:
         super().__init__()
-        self._folder, self._config, self._dtype = folder, config, tokenizer.dtype
+        self._folder, self._config, self._dtype, self._num_parts = folder, config, tokenizer.dtype, num_parts
         self._schema = ROWS.schema(
             vocab_size=tokenizer.vocab_size,
             sequence_length=config.sequence_length,
@@ -125,12 +128,14 @@ class PackShards(beam.PTransform):
             | "Every shard" >> beam.Create(range(len(self._shards)), reshuffle=False)
             | "Empty" >> beam.Map(_nothing).with_output_types(ShardRow)
         )
-        files = (
+        written = (
             (placed["rows"], every_shard)
             | "Group rows" >> GroupPartitions()
-            | "Write" >> beam.FlatMap(self._write, balances=balances).with_output_types(FileEntry)
+            | "Write" >> beam.FlatMap(self._write, balances=balances).with_outputs(PLACES, main="files")
         )
-        return {"files": files, "counts": placed[ROW_COUNTS]}
+        written["files"].element_type, written[PLACES].element_type = FileEntry, ItemPlace
+        index = written[PLACES] | "Index" >> WriteParts(self._folder, DOCUMENTS, self._num_parts, below="index")
+        return {"files": written["files"], "index": index, "counts": placed[ROW_COUNTS]}
 
     def _provisional(self, item: Item) -> tuple[int, bytes]:
         shard = order.shard_of(order.order_key(self._config.seed, item.doc_id, item.copy), self._splits[item.split])
@@ -164,9 +169,7 @@ class PackShards(beam.PTransform):
         else:
             yield beam.pvalue.TaggedOutput(ROW_COUNTS, left_out_counts(records.decode(Row, row)))
 
-    def _write(
-        self, group: tuple[int, Iterable[bytes]], balances: Mapping[str, balance.Balance]
-    ) -> Iterator[FileEntry]:
+    def _write(self, group: tuple[int, Iterable[bytes]], balances: Mapping[str, balance.Balance]) -> Iterator[Any]:
         shard, values = group
         split, number = self._shards[shard]
         cut = self._cut(split, balances)
@@ -178,19 +181,8 @@ class PackShards(beam.PTransform):
         if len(rows) < cut.rows_per_shard:
             rows.append(padding_row(self._config.sequence_length, self._dtype))
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
-        url = storage.join(self._folder, name)
-        written = (self._masked(row) for row in rows) if "loss_mask" in self._schema.names else rows
-        entry = storage.write_part(url, written, self._schema, name=name, zstd_level=self._config.zstd_level)
-        kinds = np.sum([np.bincount(row.token_type, minlength=len(TokenType)) for row in rows], axis=0)
-        tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
-        filled = [row for row in rows if len(row.seq_lengths)]
-        unlabelled = sum(not is_labelled(row.token_type, row.seq_lengths, self._config.loss_mask) for row in filled)
-        yield msgspec.structs.replace(
-            entry, tokens=tokens, padding_rows=len(rows) - len(filled), unlabelled_rows=unlabelled
-        )
-
-    def _masked(self, row: Row) -> MaskedRow:
-        return MaskedRow(**msgspec.structs.asdict(row), loss_mask=loss_mask(row.token_type, self._config.loss_mask))
+        yield write_shard(storage.join(self._folder, name), name, rows, self._schema, self._config)
+        yield from (beam.pvalue.TaggedOutput(PLACES, place) for place in places_of(rows, name))
 
 
 def left_out_counts(row: Row) -> dict[str, int]:

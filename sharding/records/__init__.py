@@ -11,7 +11,7 @@ from sharding.records.arrow import (
     token_dtype,
 )
 from sharding.records.base import Record, decode, encode
-from sharding.records.rows import Item, MaskedRow, Row, TokenType
+from sharding.records.rows import Item, ItemPlace, MaskedRow, Row, TokenType
 from sharding.records.types import (
     Candidate,
     ContaminatedDocument,
@@ -32,6 +32,7 @@ __all__ = [
     "Document",
     "FileEntry",
     "Item",
+    "ItemPlace",
     "LedgerRow",
     "MaskedRow",
     "Quarantined",

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sharding.records.arrow import schema_of
 from sharding.records.base import Record
-from sharding.records.rows import MaskedRow
+from sharding.records.rows import ItemPlace, MaskedRow
 from sharding.records.types import (
     Candidate,
     ContaminatedDocument,
@@ -84,8 +84,11 @@ KEPT = Family("kept", Candidate, "doc_id", ("doc_id", "segment_index", "sample")
 REJECTED = Family("rejected", Candidate, "doc_id", ("doc_id", "segment_index", "sample"))
 CONTAMINATED = Family("contaminated", ContaminatedDocument, "doc_id", ("doc_id",))
 ROWS = Family("shards", MaskedRow)
+DOCUMENTS = Family("documents", ItemPlace, "doc_id", ("doc_id", "source_start", "shard", "row", "token_start"))
 
-FAMILIES = {family.name: family for family in (SEGMENTS, QUARANTINE, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS)}
+_ALL = (SEGMENTS, QUARANTINE, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS, DOCUMENTS)
+
+FAMILIES = {family.name: family for family in _ALL}
 """By name."""
 
 LEDGER_SCHEMA = schema_of(LedgerRow)

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from sharding.records.arrow import Int32s, Int64s, RowBools, RowTokenIds, RowUint8s
+from sharding.records.arrow import Int32, Int32s, Int64s, RowBools, RowTokenIds, RowUint8s
 from sharding.records.base import Record
 
 Split = Literal["train", "validation"]
@@ -70,3 +70,24 @@ class MaskedRow(Row, frozen=True, kw_only=True, eq=False):
     """
 
     loss_mask: RowBools = msgspec.field(default_factory=lambda: np.empty(0, np.bool_))
+
+
+class ItemPlace(Record, frozen=True, kw_only=True, eq=False):
+    """Where an item of a document stands in the shards: a row of the index of documents.
+
+    A document that was cut has several, and one that is repeated has them for each copy.
+
+    Attributes:
+        shard: the file, by its name in the manifest.
+        row: its row there, from 0; rows of padding are counted.
+        token_start: index within the row of the item's first token.
+        num_tokens: tokens of the item, delimiters included.
+        source_start: as in `Row`.
+    """
+
+    doc_id: str
+    source_start: int
+    shard: str
+    row: Int32
+    token_start: Int32
+    num_tokens: Int32

@@ -242,6 +242,11 @@ class _PackConfig(msgspec.Struct):
     pack: _Pack
 
 
+class _Removal(msgspec.Struct):
+    at: str
+    documents: Number
+
+
 class _PackFacts(msgspec.Struct):
     vocab_size: Length
     tokenizer_fingerprint: str
@@ -249,6 +254,7 @@ class _PackFacts(msgspec.Struct):
     document_start_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]] = []
     warnings: list[str] = []
     versions: dict[str, str] = {}
+    removals: list[_Removal] = []
 
 
 class _PackCounts(msgspec.Struct):
@@ -267,6 +273,6 @@ FAMILIES_OF = {
     "score": ("segments", "quarantine"),
     "augment": ("requests", "quarantine"),
     "select": ("kept", "rejected", "contaminated"),
-    "pack": ("shards",),
+    "pack": ("shards", "documents"),
 }
 """Stage → the families of its files."""

@@ -33,6 +33,9 @@ TOLD = ("card",)
 STAGES = ("score", "augment", "select", "pack")
 
 _PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow(\.[0-9a-f]+\.tmp)?$")
+_BEGINS = {"shards": r"data/[a-z]+", "documents": "index/documents"}
+"""How the names of a family's files begin, where they are not in the stage's own folder."""
+
 _NUMBERED = r"-[0-9]{5,9}-of-[0-9]{5,9}\.arrow"
 
 
@@ -150,7 +153,7 @@ def _misplaced(manifest: Manifest, stage: str) -> str | None:
     for family, entries in manifest.files.items():
         if family not in FAMILIES_OF[stage]:
             return f"files.{family[:100]!r} is no family of its files"
-        shape = re.compile((r"data/[a-z]+" if stage == "pack" else family) + _NUMBERED)
+        shape = re.compile(_BEGINS.get(family, family) + _NUMBERED)
         for entry in entries:
             if not shape.fullmatch(entry.name):
                 return f"a name in files.{family} is {entry.name[:200]!r}, which is no name of such a file"
@@ -195,6 +198,12 @@ def strays(output: str, made: Manifest) -> list[str]:
     if made.folder:
         return []
     named = {url for family in made.files for url in file_urls(output, made, family)}
-    folder = Output(output).data if made.stage == STAGES[-1] else stage_url(output, made.stage)
-    found = (storage.join(folder, name) for name in storage.list_names(folder) if _PART_NAME.search(name))
+    at = Output(output)
+    folders = (at.data, at.index) if made.stage == STAGES[-1] else (stage_url(output, made.stage),)
+    found = (
+        storage.join(folder, name)
+        for folder in folders
+        for name in storage.list_names(folder)
+        if _PART_NAME.search(name)
+    )
     return [url for url in found if url not in named]

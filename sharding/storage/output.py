@@ -2,12 +2,14 @@
 
 OUTPUT/
 ├── MANIFEST.json, _SUCCESS, data/          the corpus, with
+├── index/            documents-*           which document is where in it, and
 ├── README.md, croissant.json, config.yaml  its card
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
 ├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
+    ├── removed.json, removal/              of `thoughtmill remove`: whom to leave out; while it is under way
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
     ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, tokenizer/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
@@ -43,6 +45,7 @@ class Output:
         """
         folders = (
             self.data,
+            self.index,
             self.ledger,
             join(self.root, "arms"),
             join(self.root, "ablation"),
@@ -69,6 +72,21 @@ class Output:
     def manifest(self, stage: str) -> str:
         return join(self.stage(stage), MANIFEST_NAME)
 
+    @property
+    def tombstones(self) -> str:
+        """Which documents were taken down, by hashes of their ids, and when."""
+        return join(self.root, "stages", "removed.json")
+
+    @property
+    def removal(self) -> str:
+        """The folder of a removal that is under way."""
+        return join(self.root, "stages", "removal")
+
+    @property
+    def removal_journal(self) -> str:
+        """What a removal has prepared, and goes on with whatever happens."""
+        return join(self.removal, "REMOVAL.json")
+
     def shuffle(self, purpose: str) -> str:
         """A folder for what goes from one step of a stage to the next on the local runner."""
         return join(self.root, "stages", f".shuffle-{purpose}")
@@ -85,7 +103,7 @@ class Output:
     def folders(self) -> tuple[str, ...]:
         """The folders of the output in which files are made, without the ledger."""
         stages = (self.stages, *(self.stage(name) for name in ("score", "augment", "select")))
-        return self.root, self.data, *stages, self.alive
+        return self.root, self.data, self.index, *stages, self.alive
 
     @property
     def success(self) -> str:
@@ -96,6 +114,11 @@ class Output:
     def data(self) -> str:
         """The folder of the shards."""
         return join(self.root, "data")
+
+    @property
+    def index(self) -> str:
+        """The folder of the index: in which shard and row each document is."""
+        return join(self.root, "index")
 
     @property
     def card(self) -> str:

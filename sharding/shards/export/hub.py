@@ -73,7 +73,7 @@ def upload(
             folder_path=storage.filesystem(output)[1],
             revision=revision,
             allow_patterns=names,  # none has a character that means something in a pattern
-            delete_patterns=["data/*"],
+            delete_patterns=["data/*", "index/*"],
             commit_message="Upload with thoughtmill",
         )
     except (httpx.HTTPError, OSError) as error:
@@ -95,8 +95,8 @@ def published_names(output: storage.Location, *, report: bool = False) -> list[s
     packed, at = manifest.require(output, "pack"), Output(output)
     if not storage.exists(at.success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
-    shards = packed.files.get("shards", [])
-    for entry in shards:
+    entries = [entry for family in ("shards", "documents") for entry in packed.files.get(family, [])]
+    for entry in entries:
         url = storage.join(at.root, entry.name)
         buffer = file_buffer(url)
         if buffer.size != entry.size_bytes or hashlib.sha256(buffer).hexdigest() != entry.sha256:
@@ -107,4 +107,4 @@ def published_names(output: storage.Location, *, report: bool = False) -> list[s
         # What it says is in no manifest, so a link could lead to anything.
         if Path(storage.filesystem(url)[1]).is_symlink():
             raise MillError(f"{url} is a link: only files of the output itself are uploaded; replace it by its content")
-    return [*(entry.name for entry in shards), *(url.rsplit("/", 1)[-1] for url in there)]
+    return [*(entry.name for entry in entries), *(url.rsplit("/", 1)[-1] for url in there)]

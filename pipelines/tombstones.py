@@ -1,0 +1,116 @@
+"""Tombstones: who was taken down, known again by a hash of the id, so that no later run brings them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+
+from sharding import storage
+from sharding.beam.counts import COUNTS
+from sharding.errors import RequestError
+from sharding.hashing import Purpose, fingerprint, hashed
+from sharding.records.types import Document
+from sharding.storage.json_files import MAX_BYTES, read_json
+from sharding.storage.output import Output
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """One removal: when it was begun, as the UTC date and time, and how many documents went."""
+
+    at: str
+    documents: int
+
+
+class Tombstones(msgspec.Struct, frozen=True):
+    """Who was taken down from an output.
+
+    Attributes:
+        ids: a hash of each id, ascending: nobody reads them off it, and whoever has an id finds it.
+        removals: one after the other.
+    """
+
+    ids: list[str] = []
+    removals: list[Removal] = []
+
+    @property
+    def digest(self) -> str:
+        """What the fingerprint of the score stage says of them."""
+        return fingerprint(["\n".join(self.ids)])
+
+
+def tombstone(doc_id: str) -> str:
+    """The hash by which a document is known again."""
+    return hashed(Purpose.REMOVED, doc_id, 16).hex()
+
+
+def read_tombstones(output: str) -> Tombstones:
+    """Those of an output; none where nothing was removed.
+
+    Raises:
+        MillError: the file is something else.
+    """
+    url = Output(output).tombstones
+    return read_json(url, Tombstones, "a list of tombstones", MAX_BYTES) if storage.exists(url) else Tombstones()
+
+
+def removed_inputs(output: str) -> dict[str, str]:
+    """What a score stage is made from besides, where documents were taken down."""
+    found = read_tombstones(output)
+    return {"removed": found.digest} if found.ids else {}
+
+
+def removal_facts(output: str) -> dict[str, Any]:
+    """What a manifest and the card say of removals; nothing where there were none."""
+    found = read_tombstones(output)
+    return {"removals": msgspec.to_builtins(found.removals)} if found.removals else {}
+
+
+def refuse_unfinished(output: str) -> None:
+    """Refuse to touch an output while a removal is to be finished.
+
+    Raises:
+        RequestError: there is one.
+    """
+    if storage.exists(Output(output).removal_journal):
+        raise RequestError(
+            f"output: a removal of documents from {output} was interrupted: `thoughtmill remove {output}` finishes it"
+        )
+
+
+class LeaveOutRemoved(beam.PTransform):
+    """Documents → `documents` that were not taken down, and `counts` of those that were.
+
+    Args:
+        output: the run's output folder, whose tombstones are read by the workers.
+    """
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self._output = output
+
+    def expand(self, documents: beam.PCollection) -> Any:
+        sorted_out = documents | beam.ParDo(_LeaveOutFn(self._output)).with_outputs(COUNTS, main="documents")
+        sorted_out["documents"].element_type = Document
+        return sorted_out
+
+
+class _LeaveOutFn(beam.DoFn):
+    def __init__(self, output: str) -> None:
+        self._output = output
+
+    def setup(self) -> None:
+        self._ids = frozenset(read_tombstones(self._output).ids)
+
+    def process(self, document: Document) -> Iterator[Any]:
+        if not self._ids or tombstone(document.doc_id) not in self._ids:
+            yield document
+        else:
+            yield beam.pvalue.TaggedOutput(COUNTS, removed_counts(document.source))
+
+
+def removed_counts(source: str) -> dict[str, int]:
+    """What one document that was taken down adds to the counts of the score stage."""
+    return {"documents_removed": 1} | ({f"removed.{source}": 1} if source else {})
