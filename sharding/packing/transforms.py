@@ -180,7 +180,9 @@ class PackShards(beam.PTransform):
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
         url = storage.join(self._folder, name)
         written = (self._masked(row) for row in rows) if "loss_mask" in self._schema.names else rows
-        entry = storage.write_part(url, written, self._schema, name=name, zstd_level=self._config.zstd_level)
+        entry = storage.write_part(
+            url, written, self._schema, name=name, zstd_level=self._config.zstd_level, sum_batches=True
+        )
         kinds = np.sum([np.bincount(row.token_type, minlength=len(TokenType)) for row in rows], axis=0)
         tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
         filled = [row for row in rows if len(row.seq_lengths)]

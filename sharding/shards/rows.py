@@ -120,6 +120,39 @@ class RowBatch:
         return self.item_lengths[first : first + self.items_per_row[row]]
 
 
+def row_arrays(batch: RowBatch, row: int, counted: np.ndarray) -> dict[str, np.ndarray]:
+    """A row as models are trained on it.
+
+    Args:
+        batch: the rows of its record batch.
+        row: its number there, from 0.
+        counted: (sequence_length,) bool, which of its tokens count in the loss.
+
+    Returns:
+        input_ids, position_ids and labels, each (sequence_length,) int64; token_type, (sequence_length,) uint8;
+        cu_seqlens, (num_documents + 1,) int32, where the documents of the row begin, and the end of the last.
+        Position ids begin at 0 in every document. Padding stands as a last document of its own, because
+        variable-length attention leaves undefined what no document covers. A label is the token at the same place, as
+        models of transformers expect; it is -100 where the token doesn't count, and at the first token of a document,
+        which nothing before it predicts.
+    """
+    input_ids = batch.input_ids[row].astype(np.int64)
+    length = len(input_ids)
+    ends = np.cumsum(batch.row_lengths(row), dtype=np.int32)
+    padding = [length] if ends[-1] < length else []
+    cu_seqlens = np.concatenate(([0], ends, padding)).astype(np.int32)
+    begins = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+    labels = np.where(counted, input_ids, IGNORED_LABEL)
+    labels[cu_seqlens[:-1]] = IGNORED_LABEL
+    return {
+        "input_ids": input_ids,
+        "position_ids": np.arange(length, dtype=np.int64) - begins,
+        "cu_seqlens": cu_seqlens,
+        "labels": labels,
+        "token_type": batch.token_type[row],
+    }
+
+
 def _items_per_row(batch: pa.RecordBatch) -> np.ndarray:
     return batch.column("seq_lengths").value_lengths().to_numpy().astype(np.int64)
 

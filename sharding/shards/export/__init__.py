@@ -56,6 +56,7 @@ class Format:
 
 
 FORMATS = {
+    "arrayrecord": Format(module="sharding.shards.export.arrayrecord"),
     "megatron": Format(module="sharding.shards.export.megatron", carries_loss_mask=False),
     "datatrove": Format(module="sharding.shards.export.datatrove"),
     "mds": Format(module="sharding.shards.export.mds", has_index=True),
