@@ -22,6 +22,7 @@ from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.models.tokenizer import load_tokenizer
+from sharding.packing.as_trainer import promise
 from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
 from sharding.packing.transforms import LayOut, PackShards
 from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
@@ -74,6 +75,7 @@ class Pack(Stage):
             "vocab_size": self.tokenizer.vocab_size,
             "document_start_ids": delimiters.document_start.tolist(),
             "document_end_ids": delimiters.document_end.tolist(),
+            "tokenize": promise(self.config.pack.tokenize, self.tokenizer),
             "warnings": delimiter_warnings(self.config.pack, self.tokenizer),
             "versions": versions.installed(),
         }

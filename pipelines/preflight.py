@@ -21,6 +21,7 @@ from pipelines.joints import asks_scorer
 from pipelines.rounds import check_round
 from sharding.errors import MillError, restated
 from sharding.models.tokenizer import load_tokenizer
+from sharding.packing.as_trainer import check_tokenize
 from sharding.packing.laying_out import delimiter_warnings
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,10 @@ def _problems_of_model(name: str, model: ModelConfig, training_tokenizer: str) -
 
 def _problems_of_packing(config: MillConfig) -> Iterator[MillError]:
     try:
-        for warning in delimiter_warnings(config.pack, load_tokenizer(config.tokenizer)):
+        tokenizer = load_tokenizer(config.tokenizer)
+        for warning in delimiter_warnings(config.pack, tokenizer):
             logger.warning("%s", warning)
+        check_tokenize(config.pack.tokenize, tokenizer)
     except MillError as error:
         yield error
 

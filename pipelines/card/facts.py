@@ -315,6 +315,8 @@ def _packing(packed: Manifest) -> Iterator[tuple[str, str]]:
     without = counts.get("rows_without_labels", 0)
     yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
+    if said := packed.facts.get("tokenize"):
+        yield "tokens", said
     yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
 
 

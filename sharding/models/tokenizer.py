@@ -27,6 +27,7 @@ from sharding.errors import MillError
 from sharding.models.quick_tokenizer import QuickEncoder, quick_encoder
 from sharding.models.store import resolve_model
 from sharding.models.tokenizer_json import METASPACE, byte_table, is_control, metaspace_bytes, plain_spec, trusted_spec
+from sharding.models.trainer_encoder import TrainerEncoder
 from sharding.records.arrow import token_dtype
 
 _END_OF_TEXT = "<|endoftext|>"
@@ -95,6 +96,7 @@ class TextTokenizer:
         self._is_control[list(self.control_ids)] = True
         self._metaspace_ids = metaspace_bytes(spec, self._trusted)
         self._plain_spec = plain
+        self._rewriting = spec.get("normalizer"), spec.get("pre_tokenizer")
         self._bos_token = bos_token
         self._eos_token = eos_token
 
@@ -107,6 +109,17 @@ class TextTokenizer:
     def is_quick(self) -> bool:
         """Whether tokenizing takes a small share of the time of what else is done to a text."""
         return self._quick is not None
+
+    @cached_property
+    def trainer(self) -> TrainerEncoder:
+        """The same tokenizer with what it adds to texts and rewrites in them: as trainers run it."""
+        return TrainerEncoder(self._plain_spec, *self._rewriting, self.dtype)
+
+    @property
+    def is_as_trainers(self) -> bool:
+        """Whether `encode` gives the ids of `trainer` for every text, since that adds and rewrites nothing."""
+        kept = self._plain_spec["normalizer"], self._plain_spec["pre_tokenizer"]
+        return self._rewriting == kept and not self._metaspace_ids
 
     def __repr__(self) -> str:
         return f"TextTokenizer({self.name!r}, vocab_size={self.vocab_size})"

@@ -60,6 +60,11 @@ class PackConfig:
         default=WINDOW_ITEMS, ge=1, description="Items packed together at least; more means less padding and memory."
     )
     zstd_level: int = Field(default=6, ge=1, le=22, description="Compression level of the shards.")
+    tokenize: Literal["lossless", "as_trainer"] = Field(
+        default="lossless",
+        description="lossless: tokens spell the documents byte for byte. as_trainer: they are those that the trainer's "
+        "AutoTokenizer gives, with its normalizer and prefix space.",
+    )
     thought_open: str = Field(default="\n\n<think>\n", description="Text before every thought; may be empty.")
     thought_close: str = Field(default="\n</think>", description="Text after every thought; may be empty.")
     document_start: str = Field(

@@ -213,6 +213,7 @@ class _PackFacts(msgspec.Struct):
     tokenizer_fingerprint: str
     document_end_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]]
     document_start_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]] = []
+    tokenize: str = ""
     warnings: list[str] = []
     versions: dict[str, str] = {}
 
