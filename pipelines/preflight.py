@@ -23,6 +23,7 @@ from sharding.errors import MillError, restated
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.as_trainer import check_tokenize
 from sharding.packing.laying_out import delimiter_warnings
+from sharding.packing.surprisal import check_surprisal
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ def _problems_of_packing(config: MillConfig) -> Iterator[MillError]:
         for warning in delimiter_warnings(config.pack, tokenizer):
             logger.warning("%s", warning)
         check_tokenize(config.pack.tokenize, tokenizer)
+        if config.scored is None:  # of borrowed scores the pack stage asks their manifest
+            check_surprisal(config.pack, tokenizer, config.difficulty.scorer)
     except MillError as error:
         yield error
 

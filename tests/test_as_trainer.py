@@ -115,6 +115,7 @@ def prefixing(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> 
     return str(folder)
 
 
+@pytest.mark.slow  # all four stages, and a deep verification
 def test_the_shards_hold_what_the_trainer_would_make(
     prefixing: str,
     write_jsonl: Callable[..., str],

@@ -13,6 +13,7 @@ from pipelines.ablation.result import Ablation
 from pipelines.ablation.show import ratio_rows, reached_rows, sentences
 from pipelines.card.front_matter import has_loss_mask, splits
 from pipelines.card.markdown import share
+from sharding.shards.rows import has_surprisal
 from sharding.storage.manifest import STAGES, Manifest
 
 REHEARSAL_NOTICE = "rehearsal: not for training"
@@ -337,6 +338,8 @@ def _columns(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "`doc_ids`", "the document of each of these"
     place = "place of its first source token in the document: orders the pieces of one that was cut"
     yield "`source_starts`", place
+    if has_surprisal(packed):
+        yield "`surprisal`", "of each source token, in nats: how unexpected the scorer found it; NaN of all others"
     if has_loss_mask(packed):
         yield "`loss_mask`", "whether each token counts as one to be predicted"
 

@@ -165,6 +165,8 @@ def _wrong_sources(document: JoinedDocument, pieces: Pieces, packing: Packing) -
             said = f"its source tokens {start} to {stop} are not those of the {len(tokens)} that were scored"
             yield Problem(packing.at(piece.found), said)
             continue
+        if packing.config.surprisal and _wrong_surprisal(piece, document):
+            yield Problem(packing.at(piece.found), "its surprisal is not that of its tokens as they were scored")
         if start == 0 and len(begin):
             ids, types = (of[: len(begin)] for of in (piece.found.item.input_ids, piece.found.item.token_type))
             if not (np.array_equal(ids, begin) and (types == TokenType.DELIMITER).all()):
@@ -175,6 +177,14 @@ def _wrong_sources(document: JoinedDocument, pieces: Pieces, packing: Packing) -
             if not (np.array_equal(ids, end) and (types == TokenType.DELIMITER).all()):
                 said = f"ends with the ids {ids.tolist()}, not with those after a document, {end.tolist()}"
                 yield Problem(packing.at(piece.found), said)
+
+
+def _wrong_surprisal(piece: _Piece, document: JoinedDocument) -> bool:
+    item, scored = piece.found.item, document.scored.surprisal_nats[piece.start : piece.stop]
+    is_source = item.token_type == TokenType.SOURCE
+    if len(item.surprisal) != len(item.input_ids) or not np.isnan(item.surprisal[~is_source]).all():
+        return True
+    return not np.array_equal(item.surprisal[is_source], scored, equal_nan=True)
 
 
 def _wrong_coverage(

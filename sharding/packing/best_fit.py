@@ -125,6 +125,8 @@ def padding_row(sequence_length: int, dtype: np.dtype) -> Row:
 def _row(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
     input_ids = np.zeros(sequence_length, dtype)
     token_type = np.full(sequence_length, TokenType.PADDING, np.uint8)
+    has_surprisal = any(len(item.surprisal) for item in items)
+    surprisal = np.full(sequence_length if has_surprisal else 0, np.nan, np.float16)
     start = 0
     for item in items:
         if item.input_ids.dtype != dtype:
@@ -132,6 +134,8 @@ def _row(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
         stop = start + len(item.input_ids)
         input_ids[start:stop] = item.input_ids
         token_type[start:stop] = item.token_type
+        if has_surprisal:
+            surprisal[start:stop] = item.surprisal
         start = stop
     return Row(
         input_ids=input_ids,
@@ -139,4 +143,5 @@ def _row(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
         seq_lengths=np.array([len(item.input_ids) for item in items], np.int32),
         doc_ids=[item.doc_id for item in items],
         source_starts=np.array([item.source_start for item in items], np.int64),
+        surprisal=surprisal,
     )

@@ -56,6 +56,10 @@ class PackConfig:
         default="all",
         description="Tokens that count as ones to be predicted: all, source_only, thoughts_only, or no_delimiters.",
     )
+    surprisal: bool = Field(
+        default=False,
+        description="Whether shards have the surprisal of every source token, for trainers that weight tokens by it.",
+    )
     window_items: int = Field(
         default=WINDOW_ITEMS, ge=1, description="Items packed together at least; more means less padding and memory."
     )

@@ -19,6 +19,7 @@ from sharding.packing import mixing, order
 from sharding.packing.as_trainer import as_trainer, difference_counts
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, Layout, SegmentTokens, lay_out, lay_out_plain
+from sharding.packing.surprisal import with_surprisal
 from sharding.records.rows import Item, Split
 from sharding.records.types import Candidate, ScoredSegment
 
@@ -66,6 +67,8 @@ class DocumentLayout:
         else:
             joined = join_thoughts(doc_id, list(scored.segments()), thoughts)
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
+        if config.surprisal:
+            items = [with_surprisal(item, scored.surprisal_nats) for item in items]
         for copy in range(share.copies):
             yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.

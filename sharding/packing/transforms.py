@@ -93,6 +93,7 @@ class PackShards(beam.PTransform):
             vocab_size=tokenizer.vocab_size,
             sequence_length=config.sequence_length,
             with_loss_mask=config.loss_mask != "all",
+            with_surprisal=config.surprisal,
         )
         self._splits = splits = split_shards(config)
         # The shards of all splits are numbered through; `_first` is where a split's begin.
@@ -176,7 +177,9 @@ class PackShards(beam.PTransform):
         rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
         del placed
         if len(rows) < cut.rows_per_shard:
-            rows.append(padding_row(self._config.sequence_length, self._dtype))
+            padding = padding_row(self._config.sequence_length, self._dtype)
+            nothing = np.full(self._config.sequence_length if self._config.surprisal else 0, np.nan, np.float16)
+            rows.append(msgspec.structs.replace(padding, surprisal=nothing))
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
         url = storage.join(self._folder, name)
         written = (self._masked(row) for row in rows) if "loss_mask" in self._schema.names else rows

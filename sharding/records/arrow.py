@@ -44,6 +44,7 @@ Float16s = Annotated[np.ndarray, Column(np.float16)]
 TokenIds = Annotated[np.ndarray, Column()]
 RowTokenIds = Annotated[np.ndarray, Column(per_token=True)]
 RowUint8s = Annotated[np.ndarray, Column(np.uint8, per_token=True)]
+RowFloat16s = Annotated[np.ndarray, Column(np.float16, per_token=True)]
 RowBools = Annotated[np.ndarray, Column(np.bool_, per_token=True)]
 NotStored = Annotated[np.ndarray, Column(stored=False)]
 

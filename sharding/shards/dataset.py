@@ -242,14 +242,16 @@ def collate(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Rows as one batch of torch tensors; a `collate_fn` for DataLoader.
 
     Returns:
-        input_ids, position_ids, labels, token_type: (num_rows, sequence_length). cu_seqlens: (num_documents + 1,)
-        int32, of the batch's tokens in one line, as variable-length attention takes them: `input_ids.view(1, -1)`.
+        input_ids, position_ids, labels, token_type and, where rows have it, surprisal: (num_rows, sequence_length).
+        cu_seqlens: (num_documents + 1,) int32, of the batch's tokens in one line, as variable-length attention takes
+        them: `input_ids.view(1, -1)`.
     """
     import torch
 
     stacked = {
         name: torch.from_numpy(np.stack([row[name] for row in rows]))
-        for name in ("input_ids", "position_ids", "labels", "token_type")
+        for name in ("input_ids", "position_ids", "labels", "token_type", "surprisal")
+        if name in rows[0]
     }
     shifted = [row["cu_seqlens"][1:] + i * len(row["input_ids"]) for i, row in enumerate(rows)]
     cu_seqlens = np.concatenate(([0], *shifted)).astype(np.int32)

@@ -146,18 +146,24 @@ def training_arrays(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Returns:
         input_ids: int32. labels: int32, at each token the one behind it, which it is to predict; -100 where that one
         doesn't count, at the last token of a document, and in padding. positions: int32, from 0 in every document.
-        segment_ids: int32, from 1 for each document, 0 in padding. loss_mask: bool, where there is a label.
+        segment_ids: int32, from 1 for each document, 0 in padding. loss_mask: bool, where there is a label. Where the
+        row has it: surprisal, float32, at each token that of the one behind it, as labels are; NaN at the last token
+        of a document.
     """
     labels = np.append(row["labels"][1:], IGNORED_LABEL).astype(np.int32)
     lengths = np.diff(row["cu_seqlens"])
     segment_ids = np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)
-    return {
+    arrays = {
         "input_ids": row["input_ids"].astype(np.int32),
         "labels": labels,
         "positions": row["position_ids"].astype(np.int32),
         "segment_ids": np.where(row["token_type"] == TokenType.PADDING, 0, segment_ids).astype(np.int32),
         "loss_mask": labels != IGNORED_LABEL,
     }
+    if "surprisal" in row:
+        arrays["surprisal"] = np.append(row["surprisal"][1:], np.float32(np.nan))
+        arrays["surprisal"][row["cu_seqlens"][1:] - 1] = np.nan  # behind it another document begins
+    return arrays
 
 
 def _checked(index: SupportsIndex, length: int, source: object) -> int:

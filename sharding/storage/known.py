@@ -128,6 +128,7 @@ class _Card(msgspec.Struct):
 class _Pack(msgspec.Struct):
     sequence_length: Length
     loss_mask: Literal["all", "source_only", "thoughts_only", "no_delimiters"] = "all"
+    surprisal: bool = False
 
 
 class _ScoreConfig(msgspec.Struct):

@@ -2,6 +2,7 @@
 
     input_ids, labels, positions, segment_ids, loss_mask   int64 lists of sequence_length values: what
                                                            `sharding.shards.grain_sources.RowSource` gives of the row
+    surprisal                                              float list, where the corpus has it: of the same row too
     doc_ids                                                bytes list, the document of each item
 
 One record is one chunk (`group_size:1`), as random access wants it. Layout of the message: tensorflow/core/example/
@@ -31,7 +32,7 @@ from sharding.storage.private import private_folder
 
 OPTIONS = "group_size:1"
 
-_DTYPES = {"loss_mask": np.bool_}  # of what `parse` gives; int32 of the others
+_DTYPES = {"loss_mask": np.bool_, "surprisal": np.float32}  # of what `parse` gives; int32 of the others
 _COPIED_BYTES = 1 << 20
 
 
@@ -60,12 +61,13 @@ def write_shard(shard: SourceShard, target: str) -> list[FileEntry]:
 
 
 def parse(record: bytes) -> dict[str, np.ndarray]:
-    """A record as `RowSource` gives the row: input_ids, labels, positions and segment_ids, int32; loss_mask, bool."""
+    """A record as `RowSource` gives the row: input_ids, labels, positions and segment_ids, int32; loss_mask, bool; and
+    where the corpus has it surprisal, float32."""
     features = _example_class().FromString(record).features.feature
     return {
-        name: np.array(feature.int64_list.value, _DTYPES.get(name, np.int32))
+        name: np.array(getattr(feature, kind).value, _DTYPES.get(name, np.int32))
         for name, feature in features.items()
-        if feature.WhichOneof("kind") == "int64_list"
+        if (kind := feature.WhichOneof("kind")) != "bytes_list"
     }
 
 
@@ -100,7 +102,9 @@ def _record(batch: RowBatch, row: int, counted: np.ndarray, doc_ids: Sequence[st
     example = _example_class()()
     features = example.features.feature
     for name in sorted(arrays):
-        features[name].int64_list.value.extend(arrays[name].tolist())
+        feature = features[name]
+        of_kind = feature.float_list if arrays[name].dtype == np.float32 else feature.int64_list
+        of_kind.value.extend(arrays[name].tolist())
     features["doc_ids"].bytes_list.value.extend(doc_id.encode() for doc_id in doc_ids)
     data: bytes = example.SerializeToString(deterministic=True)  # a map of features comes in any order otherwise
     return data
