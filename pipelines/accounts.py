@@ -58,6 +58,7 @@ EQUATIONS: dict[str, tuple[str, ...]] = {
         "rows = rows/shards",
         "documents + documents_contaminated + documents_left_out = score/documents",
         "tokens_source = score/source_tokens - source_tokens_contaminated - source_tokens_left_out"
+        " + source_tokens_as_trainer_more - source_tokens_as_trainer_fewer"
         " + source_tokens_copied - rows_left_out_tokens_source",
         "thoughts + thoughts_dropped = select/kept - thoughts_contaminated - thoughts_left_out"
         " - thoughts_left_out_of_raw + thoughts_copied",

@@ -24,7 +24,9 @@ from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
 from sharding.models.tokenizer import load_tokenizer
+from sharding.packing.as_trainer import promise
 from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
+from sharding.packing.surprisal import check_surprisal
 from sharding.packing.transforms import LayOut, PackShards
 from sharding.records.families import CONTAMINATED, DOCUMENTS, KEPT, ROWS, SEGMENTS
 from sharding.storage import manifest
@@ -44,6 +46,7 @@ class Pack(Stage):
         self.tokenizer = load_tokenizer(config.tokenizer)
         earlier = {stage: manifest.require(config.output, stage) for stage in manifest.STAGES[:-1]}
         self.num_parts = part_count(manifest.file_urls(config.output, earlier["score"], SEGMENTS.name))
+        check_surprisal(config.pack, self.tokenizer, earlier["score"].config["difficulty"].get("scorer", ""))
         super().__init__(
             config.output,
             sections={"tokenizer": config.tokenizer, "layout": config.layout, "pack": config.pack, "card": config.card},
@@ -57,7 +60,9 @@ class Pack(Stage):
 
     def build(self, root: beam.Pipeline) -> Built:
         config, output = self.config, self.output
-        documents = root | "Documents" >> JoinParts(*parts_of(output, self.earlier["score"], self.earlier["select"]))
+        scored, selected = self.earlier["score"], self.earlier["select"]
+        parts = parts_of(output, scored, selected, surprisal=config.pack.surprisal)
+        documents = root | "Documents" >> JoinParts(*parts)
         laid_out = documents | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
         shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, self.tokenizer, self.num_parts)
         files = {ROWS: shards["files"], DOCUMENTS: shards["index"]}
@@ -78,6 +83,7 @@ class Pack(Stage):
             "vocab_size": self.tokenizer.vocab_size,
             "document_start_ids": delimiters.document_start.tolist(),
             "document_end_ids": delimiters.document_end.tolist(),
+            "tokenize": promise(self.config.pack.tokenize, self.tokenizer),
             "warnings": delimiter_warnings(self.config.pack, self.tokenizer),
             "versions": versions.installed(),
             **removal_facts(self.output),
@@ -90,10 +96,17 @@ class Pack(Stage):
         card.write(self.output, self.earlier | {"pack": made})
 
 
-def parts_of(output: str, scored: Manifest, selected: Manifest) -> tuple[Parts, Parts, Parts]:
-    """What a corpus is packed from: documents, their kept thoughts, and which of them are left out as contaminated."""
+def parts_of(
+    output: str, scored: Manifest, selected: Manifest, *, surprisal: bool = False
+) -> tuple[Parts, Parts, Parts]:
+    """What a corpus is packed from: documents, their kept thoughts, and which of them are left out as contaminated.
+
+    Args:
+        surprisal: with that of every token of the documents.
+    """
+    columns = (*SEGMENT_COLUMNS, *(["surprisal_nats"] if surprisal else []))
     return (
-        Parts.of(output, scored, SEGMENTS, SEGMENT_COLUMNS),
+        Parts.of(output, scored, SEGMENTS, columns),
         Parts.of(output, selected, KEPT, THOUGHT_COLUMNS),
         Parts("select", CONTAMINATED, contaminated_urls(output, selected)),
     )

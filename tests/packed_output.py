@@ -80,7 +80,7 @@ def write_output(
                     for row in padded
                 ]
             with mock.patch.object(arrow_files, "BATCH_BYTES", batch_bytes):
-                entry = storage.write_part(storage.join(folder, name), stored, schema, name=name)
+                entry = storage.write_part(storage.join(folder, name), stored, schema, name=name, sum_batches=True)
             kinds = sum(np.bincount(row.token_type, minlength=len(TokenType)) for row in padded)
             tokens = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
             unlabelled = sum(not is_labelled(row.token_type, row.seq_lengths, policy) for row in shard)

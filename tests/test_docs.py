@@ -86,6 +86,8 @@ PYTHON_BLOCKS = [
 # What the page on formats stands in for: an output, its exports and its sequence length.
 PLACES = {
     "path/to/output": "out/demo",
+    "s3://bucket/output": "out/demo",
+    "path/to/arrays": "out/arrayrecord",
     "path/to/target": "out/parquet",
     "target/train": "out/datatrove/train",
     "8192": "512",
@@ -98,7 +100,7 @@ def test_python_runs(block: str, workspace: Path, monkeypatch: pytest.MonkeyPatc
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} can't be installed beside this project's own requirements")
     if any(place in block for place in PLACES):
-        for name in ("parquet", "datatrove"):
+        for name in ("arrayrecord", "parquet", "datatrove"):
             export("out/demo", name, f"out/{name}")
         for place, stands_for in PLACES.items():
             block = block.replace(place, stands_for)

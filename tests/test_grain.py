@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sharding.shards.dataset import PackedDataset
+from sharding.shards.export import export
 from sharding.shards.grain_sources import DocumentSource, RowSource
 from sharding.shards.rows import IGNORED_LABEL
 from sharding.shards.sampler import EpochOrder
@@ -165,3 +166,73 @@ def test_the_documented_lines_read_a_corpus(output: PackedOutput, capsys: pytest
     exec(compile(example.replace("path/to/output", output.url), str(page), "exec"), {})
     labelled = len(PackedDataset(output.url, labelled_only=True))
     assert capsys.readouterr().out.count("(4, 64)") == 2 * labelled // 4
+
+
+# --- ArrayRecord ------------------------------------------------------------------------------------------------------
+
+
+def documented(word: str) -> str:
+    """The block of Python of docs/formats.md that has a word in it."""
+    page = Path(__file__).parent.parent / "docs" / "formats.md"
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL) if word in b]
+    return str(block)
+
+
+@pytest.mark.parametrize("policy", [None, "thoughts_only"])
+def test_grains_own_reader_opens_the_export(output: PackedOutput, tmp_path: Path, policy: Any) -> None:
+    """Record i of the files is row i, array by array."""
+    export(output.url, "arrayrecord", str(tmp_path), loss_mask=policy)
+    scope: dict[str, Any] = {}
+    exec(documented("ArrayRecordDataSource(").replace("path/to/arrays", str(tmp_path)), scope)
+    source = RowSource(output.url, loss_mask=policy)
+    assert len(scope["files"]) == 3 and len(scope["rows"]) == len(source)
+    for number in np.random.default_rng(0).permutation(len(source)).tolist():
+        assert same(scope["rows"][number], source[number])
+
+
+def test_a_record_is_the_message_that_tensorflow_knows(output: PackedOutput, tmp_path: Path) -> None:
+    """By its wire format: features in a map under their names, each with its list of integers."""
+    export(output.url, "arrayrecord", str(tmp_path), splits=["train"])
+    (first, *_) = sorted(map(str, tmp_path.glob("train/*.array_record")))
+    record = grain.ArrayRecordDataSource(first)[0]
+    features = dict(feature_of(value) for value in fields(fields(record)[0][1]))
+    row = output.rows("train")[0]
+    assert set(features) == {"input_ids", "labels", "positions", "segment_ids", "loss_mask", "doc_ids"}
+    number, packed = fields(features["input_ids"])[0]  # Feature.int64_list is 3, bytes_list is 1
+    assert number == 3 and varints(fields(packed)[0][1]) == row.input_ids.tolist()
+    number, listed = fields(features["doc_ids"])[0]
+    assert number == 1 and [value.decode() for _, value in fields(listed)] == row.doc_ids
+
+
+def fields(data: bytes) -> list[tuple[int, bytes]]:
+    """The fields of a message that are all of the wire type 2: (number, bytes)."""
+    found, at = [], 0
+    while at < len(data):
+        head, at = varint(data, at)
+        assert head & 7 == 2
+        size, at = varint(data, at)
+        found.append((head >> 3, data[at : at + size]))
+        at += size
+    return found
+
+
+def feature_of(entry: tuple[int, bytes]) -> tuple[str, bytes]:
+    (_, key), (_, value) = fields(entry[1])
+    return key.decode(), value
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if data[at - 1] < 128:
+            return value, at
+
+
+def varints(data: bytes) -> list[int]:
+    found, at = [], 0
+    while at < len(data):
+        value, at = varint(data, at)
+        found.append(value)
+    return found

@@ -176,8 +176,6 @@ def test_paths_are_taken_wherever_strings_are(output: PackedOutput) -> None:
 def test_impossible_arguments_are_refused(output: PackedOutput) -> None:
     with pytest.raises(RequestError, match="loss_mask: 'some'"):
         PackedDataset(output.url, loss_mask="some")  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="memory://somewhere is not on a file system"):
-        PackedDataset("memory://somewhere")
     with pytest.raises(MillError, match=r"MANIFEST\.json is missing"):
         PackedDataset(output.url + "/data")
 

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.card.front_matter import has_loss_mask, shard_pattern, splits
 from sharding import records
 from sharding.records.families import ROWS
+from sharding.shards.rows import has_surprisal
 from sharding.storage.manifest import Manifest
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
@@ -130,9 +131,15 @@ def _record_set(packed: Manifest, split: str) -> dict[str, Any]:
         "seq_lengths": ("cr:Int32", "-1", "Tokens of each document in the row; what remains is padding."),
         "doc_ids": ("sc:Text", "-1", "The document of each of these."),
         "source_starts": ("cr:Int64", "-1", "Place of its first source token in the document."),
+        "surprisal": ("sc:Float", f"{length}", "Nats of each source token under the scorer; NaN of all others."),
         "loss_mask": ("sc:Boolean", f"{length}", "Whether each token counts as one to be predicted."),
     }
-    names = ROWS.schema(sequence_length=length, vocab_size=vocab_size, with_loss_mask=has_loss_mask(packed)).names
+    names = ROWS.schema(
+        sequence_length=length,
+        vocab_size=vocab_size,
+        with_loss_mask=has_loss_mask(packed),
+        with_surprisal=has_surprisal(packed),
+    ).names
     return {
         "@type": "cr:RecordSet",
         "@id": split,

@@ -78,11 +78,15 @@ def features(packed: Manifest) -> list[dict[str, Any]]:
     length = packed.config["pack"]["sequence_length"]
     ids = str(records.token_dtype(packed.facts["vocab_size"]))
     fixed = [("input_ids", ids), ("token_type", "uint8"), *([("loss_mask", "bool")] if has_loss_mask(packed) else [])]
+    fixed += [("surprisal", "float16")] if rows.has_surprisal(packed) else []
     columns = {name: {"name": name, "list": kind, "length": length} for name, kind in fixed}
     ragged = {"seq_lengths": "int32", "doc_ids": "string", "source_starts": "int64"}
     columns |= {name: {"name": name, "list": kind} for name, kind in ragged.items()}
     schema = ROWS.schema(
-        sequence_length=length, vocab_size=packed.facts["vocab_size"], with_loss_mask=has_loss_mask(packed)
+        sequence_length=length,
+        vocab_size=packed.facts["vocab_size"],
+        with_loss_mask=has_loss_mask(packed),
+        with_surprisal=rows.has_surprisal(packed),
     )
     return [columns[name] for name in schema.names]
 
@@ -97,6 +101,6 @@ def _split_info(packed: Manifest, split: str) -> dict[str, Any]:
     """Rows of a split, and the bytes that its columns of a fixed width take in memory: all but a few in a thousand."""
     entries = [entry for entry in packed.files["shards"] if rows.split_of(entry) == split]
     num_rows = sum(entry.rows for entry in entries)
-    token_bytes = records.token_dtype(packed.facts["vocab_size"]).itemsize + 1
+    token_bytes = records.token_dtype(packed.facts["vocab_size"]).itemsize + 1 + 2 * rows.has_surprisal(packed)
     num_bytes = num_rows * packed.config["pack"]["sequence_length"] * token_bytes
     return {"name": split, "num_bytes": num_bytes, "num_examples": num_rows}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pipelines.card.front_matter import has_loss_mask
 from pipelines.card.markdown import share
+from sharding.shards.rows import has_surprisal
 from sharding.storage.manifest import Manifest
 
 
@@ -31,6 +32,8 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     without = counts.get("rows_without_labels", 0)
     yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
+    if said := packed.facts.get("tokenize"):
+        yield "tokens", said
     yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
     for removal in packed.facts.get("removals", []):
         yield "taken down", f"{removal['documents']:,} documents, {removal['at'].partition('T')[0]}"
@@ -45,6 +48,8 @@ def column_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "`doc_ids`", "the document of each of these"
     place = "place of its first source token in the document: orders the pieces of one that was cut"
     yield "`source_starts`", place
+    if has_surprisal(packed):
+        yield "`surprisal`", "of each source token, in nats: how unexpected the scorer found it; NaN of all others"
     if has_loss_mask(packed):
         yield "`loss_mask`", "whether each token counts as one to be predicted"
 

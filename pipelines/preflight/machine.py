@@ -20,7 +20,9 @@ from pipelines.preflight.subject import Subject
 from sharding.errors import MillError, RequestError, restated
 from sharding.models.store import resolve_model
 from sharding.models.tokenizer import TextTokenizer
+from sharding.packing.as_trainer import check_tokenize
 from sharding.packing.laying_out import delimiter_warnings
+from sharding.packing.surprisal import check_surprisal
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +76,15 @@ def value(subject: Subject) -> Iterator[MillError]:
 
 
 def delimiters(subject: Subject) -> Iterator[MillError]:
-    """What stands around documents and is no token; odd ones are warned of."""
+    """What stands around documents and is no token, and columns that can't be had; odd delimiters are warned of."""
     if isinstance(subject.tokenizer, MillError):
         return
     try:
         for warning in delimiter_warnings(subject.config.pack, subject.tokenizer):
             logger.warning("%s", warning)
+        check_tokenize(subject.config.pack.tokenize, subject.tokenizer)
+        if subject.config.scored is None:  # of borrowed scores the pack stage asks their manifest
+            check_surprisal(subject.config.pack, subject.tokenizer, subject.config.difficulty.scorer)
     except MillError as error:
         yield error
 

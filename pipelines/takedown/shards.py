@@ -69,6 +69,7 @@ def rebuild_shards(
         vocab_size=staging.vocab_size,
         sequence_length=config.sequence_length,
         with_loss_mask=config.loss_mask != "all",
+        with_surprisal=config.surprisal,
     )
     base = manifest.files_url(output, packed)
     entries: list[FileEntry] = []
@@ -81,7 +82,7 @@ def rebuild_shards(
         rows = list(storage.read_records(storage.join(base, entry.name), Row))
         for number in sorted(touched[entry.name]):
             neighbours.update(rows[number].doc_ids)
-            rows[number] = _without(rows[number], ids, config.sequence_length, gone)
+            rows[number] = _without(rows[number], ids, config, gone)
         moved += (place for place in places_of(rows, entry.name) if place.row in touched[entry.name])
         entries.append(write_shard(staging.place("pack", entry.name), entry.name, rows, schema, config))
     files = {**packed.files, ROWS.name: entries}
@@ -91,14 +92,14 @@ def rebuild_shards(
     return staging.with_files(packed, files)
 
 
-def _without(row: Row, ids: frozenset[str], sequence_length: int, gone: Counter[str]) -> Row:
+def _without(row: Row, ids: frozenset[str], config: PackConfig, gone: Counter[str]) -> Row:
     stay = []
     for item in items_of(row):
         if item.doc_id not in ids:
             stay.append(item)
             continue
         add_item(gone, item)
-    return row_of(stay, sequence_length, row.input_ids.dtype)
+    return row_of(stay, config.sequence_length, row.input_ids.dtype, with_surprisal=config.surprisal)
 
 
 def add_item(counts: Counter[str], item: Item) -> None:

@@ -42,7 +42,7 @@ from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.recovery import items_of
 from sharding.records.rows import Row
-from sharding.shards.rows import split_named
+from sharding.shards.rows import has_surprisal, split_named
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from sharding.storage.private import private_folder
@@ -74,7 +74,9 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     """
     options = beam_options(beam_args)
     try:
-        groups = groups_of(*parts_of(output, stages["score"], stages["select"]))
+        groups = groups_of(
+            *parts_of(output, stages["score"], stages["select"], surprisal=has_surprisal(stages["pack"]))
+        )
     except MillError as error:
         return Compared([Problem(output, f"cannot be compared: {error}")], {})
     local = tempfile.mkdtemp(prefix="verify-", dir=private_folder())

@@ -18,7 +18,10 @@ from pipelines.verify.report import Problem, at
 from pipelines.verify.thoughts import kept_thoughts, match_run, why_not
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
+from sharding.errors import MillError
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import mixing
+from sharding.packing.as_trainer import as_trainer, difference_counts
 from sharding.packing.config import LAYOUTS, Layout, PackConfig, config_of, layout_of
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import source_of, thoughts_of
@@ -72,6 +75,7 @@ class Packing:
         layout: where thoughts stand.
         rows_are_left_out, thoughts_are_cut, thoughts_are_dropped: whether that happened to any.
         document_start, document_end: the ids before and behind every document.
+        tokenizer, tokenizer_fingerprint: of the corpus; loaded where documents were tokenized for it anew.
     """
 
     folder: str
@@ -83,6 +87,8 @@ class Packing:
     thoughts_are_dropped: bool
     document_end: tuple[int, ...]
     document_start: tuple[int, ...] = ()
+    tokenizer: str = ""
+    tokenizer_fingerprint: str = ""
 
     @classmethod
     def of(cls, output: str, packed: Manifest) -> Packing:
@@ -97,7 +103,20 @@ class Packing:
             thoughts_are_dropped=count("thoughts_dropped", 0) > 0,
             document_end=tuple(packed.facts.get("document_end_ids", ())),
             document_start=tuple(packed.facts.get("document_start_ids", ())),
+            tokenizer=packed.config["tokenizer"],
+            tokenizer_fingerprint=packed.facts["tokenizer_fingerprint"],
         )
+
+    def loaded_tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the corpus.
+
+        Raises:
+            MillError: it can't be had, or is another one by now.
+        """
+        loaded = load_tokenizer(self.tokenizer)
+        if loaded.fingerprint != self.tokenizer_fingerprint:
+            raise MillError(f"tokenizer {self.tokenizer}: it is not the one that the shards were packed with any more")
+        return loaded
 
     def at(self, found: FoundItem) -> str:
         return at(storage.join(self.folder, found.shard), found.row, found.item.doc_id)
@@ -118,6 +137,10 @@ def compare(
     scored, thoughts = document.scored, document.beside[KEPT.name]
     contaminated = bool(document.beside[CONTAMINATED.name])
     share = mixing.share_of(scored.doc_id, scored.source, packing.config, contaminated=contaminated)
+    if share.copies and packing.config.tokenize == "as_trainer":
+        document = as_trainer(document, packing.loaded_tokenizer())
+        counts.update(difference_counts(len(scored.input_ids), len(document.scored.input_ids)))
+        scored, thoughts = document.scored, document.beside[KEPT.name]
     counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
     if items and not share.copies:
         why = "it overlaps with a benchmark" if share.why_not == "contaminated" else "its source's weight leaves it out"
@@ -142,6 +165,8 @@ def _wrong_sources(document: JoinedDocument, pieces: Pieces, packing: Packing) -
             said = f"its source tokens {start} to {stop} are not those of the {len(tokens)} that were scored"
             yield Problem(packing.at(piece.found), said)
             continue
+        if packing.config.surprisal and _wrong_surprisal(piece, document):
+            yield Problem(packing.at(piece.found), "its surprisal is not that of its tokens as they were scored")
         if start == 0 and len(begin):
             ids, types = (of[: len(begin)] for of in (piece.found.item.input_ids, piece.found.item.token_type))
             if not (np.array_equal(ids, begin) and (types == TokenType.DELIMITER).all()):
@@ -152,6 +177,14 @@ def _wrong_sources(document: JoinedDocument, pieces: Pieces, packing: Packing) -
             if not (np.array_equal(ids, end) and (types == TokenType.DELIMITER).all()):
                 said = f"ends with the ids {ids.tolist()}, not with those after a document, {end.tolist()}"
                 yield Problem(packing.at(piece.found), said)
+
+
+def _wrong_surprisal(piece: _Piece, document: JoinedDocument) -> bool:
+    item, scored = piece.found.item, document.scored.surprisal_nats[piece.start : piece.stop]
+    is_source = item.token_type == TokenType.SOURCE
+    if len(item.surprisal) != len(item.input_ids) or not np.isnan(item.surprisal[~is_source]).all():
+        return True
+    return not np.array_equal(item.surprisal[is_source], scored, equal_nan=True)
 
 
 def _wrong_coverage(

@@ -97,6 +97,7 @@ def expected_schema(task: Task) -> pa.Schema:
         vocab_size=task.vocab_size,
         sequence_length=pack.get("sequence_length"),
         with_loss_mask=pack.get("loss_mask", "all") != "all",
+        with_surprisal=bool(pack.get("surprisal", False)),
     )
 
 

@@ -27,6 +27,7 @@ from sharding.errors import MillError
 from sharding.models.quick_tokenizer import QuickEncoder, quick_encoder
 from sharding.models.store import resolve_model
 from sharding.models.tokenizer_json import METASPACE, byte_table, is_control, metaspace_bytes, plain_spec, trusted_spec
+from sharding.models.trainer_encoder import TrainerEncoder
 from sharding.records.arrow import token_dtype
 from sharding.storage.files import join, read_bytes, write_bytes, write_json
 from sharding.storage.json_files import read_json
@@ -101,6 +102,7 @@ class TextTokenizer:
         self._plain_spec = plain
         self.json = tokenizer_json
         self.bos_token, self.eos_token = bos_token, eos_token
+        self._rewriting = spec.get("normalizer"), spec.get("pre_tokenizer")
 
     @cached_property
     def _quick(self) -> QuickEncoder | None:
@@ -111,6 +113,17 @@ class TextTokenizer:
     def is_quick(self) -> bool:
         """Whether tokenizing takes a small share of the time of what else is done to a text."""
         return self._quick is not None
+
+    @cached_property
+    def trainer(self) -> TrainerEncoder:
+        """The same tokenizer with what it adds to texts and rewrites in them: as trainers run it."""
+        return TrainerEncoder(self._plain_spec, *self._rewriting, self.dtype)
+
+    @property
+    def is_as_trainers(self) -> bool:
+        """Whether `encode` gives the ids of `trainer` for every text, since that adds and rewrites nothing."""
+        kept = self._plain_spec["normalizer"], self._plain_spec["pre_tokenizer"]
+        return self._rewriting == kept and not self._metaspace_ids
 
     def __repr__(self) -> str:
         return f"TextTokenizer({self.name!r}, vocab_size={self.vocab_size})"

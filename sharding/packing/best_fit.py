@@ -114,22 +114,25 @@ def pack_rows(items: Iterable[Item], sequence_length: int, *, window_items: int 
         copied = {item.doc_id for item in window if item.copy}
         apart = [item.doc_id if item.doc_id in copied else None for item in window] if copied else None
         for indices in best_fit_decreasing([len(item.input_ids) for item in window], sequence_length, apart):
-            yield row_of([window[index] for index in indices], sequence_length, window[0].input_ids.dtype)
+            yield row_of(
+                [window[index] for index in indices],
+                sequence_length,
+                window[0].input_ids.dtype,
+                with_surprisal=any(len(window[index].surprisal) for index in indices),
+            )
 
 
-def padding_row(sequence_length: int, dtype: np.dtype) -> Row:
-    """A row without items, to make shards equal; its `seq_lengths` is empty. Readers may skip it."""
-    return row_of([], sequence_length, dtype)
+def row_of(items: Sequence[Item], sequence_length: int, dtype: np.dtype, *, with_surprisal: bool) -> Row:
+    """The row of these items, one behind the other, and padding.
 
-
-def row_of(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
-    """The row of these items, one behind the other, and padding; of none, a row that is all padding.
+    Of none it is all padding, its `seq_lengths` is empty, and readers may skip it: such rows make shards equal.
 
     Raises:
         ValueError: an item has another id type.
     """
     input_ids = np.zeros(sequence_length, dtype)
     token_type = np.full(sequence_length, TokenType.PADDING, np.uint8)
+    surprisal = np.full(sequence_length if with_surprisal else 0, np.nan, np.float16)
     start = 0
     for item in items:
         if item.input_ids.dtype != dtype:
@@ -137,6 +140,8 @@ def row_of(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
         stop = start + len(item.input_ids)
         input_ids[start:stop] = item.input_ids
         token_type[start:stop] = item.token_type
+        if with_surprisal:
+            surprisal[start:stop] = item.surprisal
         start = stop
     return Row(
         input_ids=input_ids,
@@ -144,4 +149,5 @@ def row_of(items: Sequence[Item], sequence_length: int, dtype: np.dtype) -> Row:
         seq_lengths=np.array([len(item.input_ids) for item in items], np.int32),
         doc_ids=[item.doc_id for item in items],
         source_starts=np.array([item.source_start for item in items], np.int64),
+        surprisal=surprisal,
     )

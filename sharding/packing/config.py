@@ -56,10 +56,19 @@ class PackConfig:
         default="all",
         description="Tokens that count as ones to be predicted: all, source_only, thoughts_only, or no_delimiters.",
     )
+    surprisal: bool = Field(
+        default=False,
+        description="Whether shards have the surprisal of every source token, for trainers that weight tokens by it.",
+    )
     window_items: int = Field(
         default=WINDOW_ITEMS, ge=1, description="Items packed together at least; more means less padding and memory."
     )
     zstd_level: int = Field(default=6, ge=1, le=22, description="Compression level of the shards.")
+    tokenize: Literal["lossless", "as_trainer"] = Field(
+        default="lossless",
+        description="lossless: tokens spell the documents byte for byte. as_trainer: they are those that the trainer's "
+        "AutoTokenizer gives, with its normalizer and prefix space.",
+    )
     thought_open: str = Field(default="\n\n<think>\n", description="Text before every thought; may be empty.")
     thought_close: str = Field(default="\n</think>", description="Text after every thought; may be empty.")
     document_start: str = Field(

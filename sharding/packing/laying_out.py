@@ -16,8 +16,10 @@ from sharding.beam.part_join import JoinedDocument
 from sharding.errors import RequestError
 from sharding.models.tokenizer import TextTokenizer
 from sharding.packing import mixing, order
+from sharding.packing.as_trainer import as_trainer, difference_counts
 from sharding.packing.config import PackConfig
 from sharding.packing.layout import Delimiters, Layout, SegmentTokens, lay_out, lay_out_plain
+from sharding.packing.surprisal import with_surprisal
 from sharding.records.rows import Item, Split
 from sharding.records.types import Candidate, ScoredSegment
 
@@ -51,6 +53,11 @@ class DocumentLayout:
         config, scored, thoughts = self.config, document.scored, document.beside["kept"]
         doc_id, contaminated = scored.doc_id, bool(document.beside["contaminated"])
         share = mixing.share_of(doc_id, scored.source, config, contaminated=contaminated)
+        split = self._split_of(scored.input_ids) if share.copies else "train"
+        if share.copies and config.tokenize == "as_trainer":
+            document, before = as_trainer(document, self.tokenizer), len(scored.input_ids)
+            scored, thoughts = document.scored, document.beside["kept"]
+            counts.update(difference_counts(before, len(scored.input_ids)))
         counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
         if not share.copies:
             return
@@ -60,7 +67,8 @@ class DocumentLayout:
         else:
             joined = join_thoughts(doc_id, list(scored.segments()), thoughts)
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
-        split = self._split_of(scored.input_ids)
+        if config.surprisal:
+            items = [with_surprisal(item, scored.surprisal_nats) for item in items]
         for copy in range(share.copies):
             yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.

@@ -50,6 +50,7 @@ def items_of(row: Row) -> Iterator[Item]:
             source_start=source_start,
             input_ids=row.input_ids[start:stop],
             token_type=row.token_type[start:stop],
+            surprisal=row.surprisal[start:stop],
         )
 
 

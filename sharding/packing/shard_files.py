@@ -29,7 +29,7 @@ def write_shard(url: str, name: str, rows: Sequence[Row], schema: pa.Schema, con
         MillError: the store refused, or a value doesn't fit its column.
     """
     written = (_masked(row, config) for row in rows) if "loss_mask" in schema.names else rows
-    entry = storage.write_part(url, written, schema, name=name, zstd_level=config.zstd_level)
+    entry = storage.write_part(url, written, schema, name=name, zstd_level=config.zstd_level, sum_batches=True)
     kinds = np.zeros(len(TokenType), np.int64)
     for row in rows:
         kinds += np.bincount(row.token_type, minlength=len(TokenType))

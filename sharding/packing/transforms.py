@@ -18,7 +18,7 @@ from sharding.beam.parts import WriteParts
 from sharding.beam.shuffle import GroupPartitions, PutAside
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import balance, order
-from sharding.packing.best_fit import pack_rows, padding_row
+from sharding.packing.best_fit import pack_rows, row_of
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters, split_shards
 from sharding.packing.layout import Layout
@@ -96,6 +96,7 @@ class PackShards(beam.PTransform):
             vocab_size=tokenizer.vocab_size,
             sequence_length=config.sequence_length,
             with_loss_mask=config.loss_mask != "all",
+            with_surprisal=config.surprisal,
         )
         self._splits = splits = split_shards(config)
         # The shards of all splits are numbered through; `_first` is where a split's begin.
@@ -179,7 +180,8 @@ class PackShards(beam.PTransform):
         rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
         del placed
         if len(rows) < cut.rows_per_shard:
-            rows.append(padding_row(self._config.sequence_length, self._dtype))
+            length, surprisal = self._config.sequence_length, self._config.surprisal
+            rows.append(row_of([], length, self._dtype, with_surprisal=surprisal))
         name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
         yield write_shard(storage.join(self._folder, name), name, rows, self._schema, self._config)
         yield from (beam.pvalue.TaggedOutput(PLACES, place) for place in places_of(rows, name))

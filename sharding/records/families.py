@@ -49,7 +49,12 @@ class Family:
     rows_of: Callable[[Any], Iterable[Record]] | None = None
 
     def schema(
-        self, *, vocab_size: int | None = None, sequence_length: int | None = None, with_loss_mask: bool = False
+        self,
+        *,
+        vocab_size: int | None = None,
+        sequence_length: int | None = None,
+        with_loss_mask: bool = False,
+        with_surprisal: bool = False,
     ) -> pa.Schema:
         """The columns of its files.
 
@@ -57,11 +62,13 @@ class Family:
             vocab_size: entries of the training vocabulary, for families with token ids.
             sequence_length: tokens in a row, for the shards.
             with_loss_mask: whether shards say which tokens count, for the shards.
+            with_surprisal: whether they say how unexpected each token was, for the shards.
 
         Raises:
             ValueError: a number that the family's columns depend on is absent.
         """
-        without = () if with_loss_mask else ("loss_mask",)
+        optional = {"loss_mask": with_loss_mask, "surprisal": with_surprisal}
+        without = [name for name, wanted in optional.items() if not wanted]
         return schema_of(self.kind, vocab_size=vocab_size, sequence_length=sequence_length, without=without)
 
     @property

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from sharding.records.arrow import Int32, Int32s, Int64s, RowBools, RowTokenIds, RowUint8s
+from sharding.records.arrow import Int32, Int32s, Int64s, RowBools, RowFloat16s, RowTokenIds, RowUint8s
 from sharding.records.base import Record
 
 Split = Literal["train", "validation"]
@@ -30,6 +30,7 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
         source_start: index within the document of the item's first source token.
         input_ids: (num_tokens,) uint16 or uint32.
         token_type: (num_tokens,) uint8, values of `TokenType`.
+        surprisal: (num_tokens,) float16 nats, as in `Row`; (0,) where the corpus has none.
         copy: which copy of the document it belongs to, from 0; not stored.
         split: which one its document is in; not stored.
     """
@@ -38,6 +39,7 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
     source_start: int
     input_ids: np.ndarray
     token_type: np.ndarray
+    surprisal: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0, np.float16))
     copy: int = 0
     split: Split = "train"
 
@@ -52,6 +54,8 @@ class Row(Record, frozen=True, kw_only=True, eq=False):
         doc_ids: the document of each item.
         source_starts: (num_items,) int64, index within its document of each item's first source token; puts the
             pieces of a document that was cut back in order.
+        surprisal: (sequence_length,) float16, the nats of each source token that the score stage gave, NaN of all
+            others; (0,) where no shard of the corpus says.
     """
 
     input_ids: RowTokenIds
@@ -59,6 +63,7 @@ class Row(Record, frozen=True, kw_only=True, eq=False):
     seq_lengths: Int32s
     doc_ids: list[str]
     source_starts: Int64s
+    surprisal: RowFloat16s = msgspec.field(default_factory=lambda: np.empty(0, np.float16))
 
 
 class MaskedRow(Row, frozen=True, kw_only=True, eq=False):

@@ -302,6 +302,8 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
         tokens: counts of the tokens in it by kind, such as {"source": 900, "thought": 80}.
         padding_rows: of a shard: rows that are all padding.
         unlabelled_rows: of a shard: other rows in which no token counts in the loss under the corpus's mask.
+        batches: of a shard, for each of its record batches: where it ends in the file, and the CRC-32 of its bytes from
+            the end of the one before, or from the head of the file.
     """
 
     name: str
@@ -311,6 +313,7 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
     tokens: dict[str, Size] = msgspec.field(default_factory=dict)
     padding_rows: Size = 0
     unlabelled_rows: Size = 0
+    batches: list[tuple[Size, Size]] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         if {"", ".", ".."} & set(self.name.split("/")) or set("\\\0:") & set(self.name):

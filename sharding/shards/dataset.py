@@ -11,7 +11,8 @@ wrong. Order and position are `sharding.shards.sampler`'s. Needs numpy alone; on
     sampler = PackedSampler(dataset, rank=rank, world_size=world_size)
     loader = DataLoader(dataset, batch_size=8, sampler=sampler, collate_fn=collate, num_workers=4)
 
-docs/formats.md trains a model with it. Shards are memory-mapped, so the output must be on a file system.
+docs/formats.md trains a model with it. Shards on a file system are mapped where they are; those of an object store are
+fetched whole into a bounded cache on a local disk (`sharding.shards.cache`), the next ones of the order ahead of time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from fsspec.implementations.local import LocalFileSystem
 from sharding import storage
 from sharding.errors import RequestError
 from sharding.records.rows import TokenType
+from sharding.shards.cache import ShardCache
 from sharding.shards.mapped import MappedShard
-from sharding.shards.rows import IGNORED_LABEL, LOSS_MASKS, LossMask, RowBatch, loss_mask, policy_of, split_of
+from sharding.shards.read_ahead import ReadAhead
+from sharding.shards.rows import LOSS_MASKS, LossMask, RowBatch, loss_mask, policy_of, row_arrays, split_of
 from sharding.storage import manifest
 
 _OPENERS = 8  # threads that look into shards at once: they wait for the disk
@@ -49,12 +52,14 @@ class PackedDataset:
     what was decoded for one is kept for the next.
 
     Args:
-        output: the run's output folder, on a file system.
+        output: the run's output folder, on a file system or in an object store ("s3://", "gs://", "hf://", ...).
         split: "train" or "validation".
         loss_mask: which tokens get labels; by default those that `pack.loss_mask` of the corpus counts.
         labelled_only: leave out the rows without a label, whose loss is NaN when it is a mean over labels. With
             another mask than the corpus's, or where the manifest counts such rows, shards are read through for them
-            when the dataset is made.
+            when the dataset is made; from an object store they are all fetched for it.
+        cache: where shards of an object store are kept on this machine; `ShardCache()` when absent. Of an output on a
+            file system nothing is kept.
 
     Attributes:
         rows: how many rows there are; `len(dataset)`.
@@ -66,7 +71,7 @@ class PackedDataset:
         fingerprint: what the corpus is recognised by: its manifest's fingerprint and the sha256 of every shard.
 
     Raises:
-        RequestError: an argument is out of range, the split isn't there, or the output isn't on a file system.
+        RequestError: an argument is out of range, the split isn't there, or the cache has no room for a shard.
         MillError: the output isn't finished, or a shard is unreadable or not the one of its manifest.
     """
 
@@ -77,17 +82,20 @@ class PackedDataset:
         *,
         loss_mask: LossMask | None = None,
         labelled_only: bool = False,
+        cache: ShardCache | None = None,
     ) -> None:
         output = os.fspath(output)
         if loss_mask is not None and loss_mask not in LOSS_MASKS:
             raise RequestError(f"loss_mask: {loss_mask!r} is not one of {', '.join(LOSS_MASKS)}")
-        if not isinstance(storage.filesystem(output)[0], LocalFileSystem):
-            raise RequestError(f"output: {output} is not on a file system: copy it to one, or mount it")
         packed = manifest.require(output, "pack")
         shards = packed.files.get("shards", [])
         self._entries = [entry for entry in shards if split_of(entry) == split]
         if not self._entries:
             raise RequestError(f"split: {split!r} is not one of {', '.join(sorted(set(map(split_of, shards))))}")
+        self._cache, self._prefetched = None, 0
+        if not isinstance(storage.filesystem(output)[0], LocalFileSystem):
+            self._cache = cache or ShardCache()
+            self._prefetched = self._cache.prefetched(max(entry.size_bytes for entry in self._entries))
         self._urls = [storage.join(manifest.stage_url(output, "pack"), entry.name) for entry in self._entries]
         self.split, self.labelled_only = split, labelled_only
         self.fingerprint = manifest.digest(packed)
@@ -111,12 +119,7 @@ class PackedDataset:
         """The row of this number: always the same one, whatever was read before.
 
         Returns:
-            input_ids, position_ids and labels, each (sequence_length,) int64; token_type, (sequence_length,) uint8;
-            cu_seqlens, (num_documents + 1,) int32, where the documents of the row begin, and the end of the last.
-            Position ids begin at 0 in every document. Padding stands as a last document of its own, because
-            variable-length attention leaves undefined what no document covers. A label is the token at the same
-            place, as models of transformers expect; it is -100 where the loss mask leaves the token out, and at the
-            first token of a document, which nothing before it predicts.
+            Its arrays: see `sharding.shards.rows.row_arrays`.
 
         Raises:
             IndexError: there is no such row; rows are numbered from 0, and none from the end.
@@ -151,7 +154,7 @@ class PackedDataset:
         """
 
         def look(shard: int) -> np.ndarray:
-            items = MappedShard(self._urls[shard], self._entries[shard]).items_per_row
+            items = self._map(shard).items_per_row
             if shard not in self._labelled:
                 return np.concatenate(items)
             return np.concatenate([of[rows] for of, rows in zip(items, self._labelled[shard], strict=True)])
@@ -172,13 +175,13 @@ class PackedDataset:
         self._open_lock = threading.RLock()
         self._open_shards: OrderedDict[int, MappedShard] = OrderedDict()
         self._open_batches: OrderedDict[tuple[int, int], RowBatch] = OrderedDict()
+        self._open_ahead = ReadAhead(self._fetch)
 
     def _look_for_labels(self) -> dict[int, list[np.ndarray]]:
         """Shard → for each of its batches the rows with a label; of the shards that hold others too."""
 
         def look(shard: int) -> list[np.ndarray]:
-            opened = MappedShard(self._urls[shard], self._entries[shard])
-            rows = opened.labelled_rows(self.loss_mask, stored=self._of_corpus)
+            rows = self._map(shard).labelled_rows(self.loss_mask, stored=self._of_corpus)
             return [np.flatnonzero(labelled) for labelled in rows]
 
         # The manifest counts by the corpus's mask: for another one each shard has to be read.
@@ -186,8 +189,24 @@ class PackedDataset:
         with ThreadPoolExecutor(_OPENERS) as pool:
             return dict(zip(wanted, pool.map(look, wanted), strict=True))
 
+    def read_ahead(self, shards: Sequence[int]) -> None:
+        """Fetch the first of these, which are read next, before they are asked for; nothing on a file system."""
+        if self._prefetched:
+            self._open_ahead.want(shards[: self._prefetched])
+
+    def _fetch(self, shard: int) -> None:
+        if self._cache is not None and not self._cache.path(self._entries[shard]).exists():
+            self._cache.fetch(self._urls[shard], self._entries[shard])
+
+    def _map(self, shard: int) -> MappedShard:
+        return MappedShard(self._urls[shard], self._entries[shard], self._cache)
+
     def _open(self, shard: int) -> MappedShard:
-        opened = self._open_shards.get(shard) or MappedShard(self._urls[shard], self._entries[shard])
+        opened = self._open_shards.get(shard)
+        if opened is None:
+            opened = self._map(shard)
+            if shard - 1 in self._open_shards:  # as by a loop over the dataset; samplers say themselves what comes next
+                self.read_ahead(range(shard + 1, len(self._entries)))
         _keep(self._open_shards, shard, opened, _OPEN_SHARDS)
         return opened
 
@@ -203,24 +222,12 @@ class PackedDataset:
         return rows, int(self._labelled[shard][batch][place]) if shard in self._labelled else place
 
     def _render(self, batch: RowBatch, row: int) -> dict[str, np.ndarray]:
-        input_ids = batch.input_ids[row].astype(np.int64)
         token_type = batch.token_type[row]
-        ends = np.cumsum(batch.row_lengths(row), dtype=np.int32)
-        padding = [self.sequence_length] if ends[-1] < self.sequence_length else []
-        cu_seqlens = np.concatenate(([0], ends, padding)).astype(np.int32)
-        begins = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
         if self._of_corpus and batch.counted is not None:
             counted = batch.counted[row] & (token_type != TokenType.PADDING)
         else:
             counted = loss_mask(token_type, self.loss_mask)
-        counted[cu_seqlens[:-1]] = False
-        return {
-            "input_ids": input_ids,
-            "position_ids": np.arange(self.sequence_length, dtype=np.int64) - begins,
-            "cu_seqlens": cu_seqlens,
-            "labels": np.where(counted, input_ids, IGNORED_LABEL),
-            "token_type": token_type,
-        }
+        return row_arrays(batch, row, counted)
 
 
 def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
@@ -235,14 +242,16 @@ def collate(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Rows as one batch of torch tensors; a `collate_fn` for DataLoader.
 
     Returns:
-        input_ids, position_ids, labels, token_type: (num_rows, sequence_length). cu_seqlens: (num_documents + 1,)
-        int32, of the batch's tokens in one line, as variable-length attention takes them: `input_ids.view(1, -1)`.
+        input_ids, position_ids, labels, token_type and, where rows have it, surprisal: (num_rows, sequence_length).
+        cu_seqlens: (num_documents + 1,) int32, of the batch's tokens in one line, as variable-length attention takes
+        them: `input_ids.view(1, -1)`.
     """
     import torch
 
     stacked = {
         name: torch.from_numpy(np.stack([row[name] for row in rows]))
-        for name in ("input_ids", "position_ids", "labels", "token_type")
+        for name in ("input_ids", "position_ids", "labels", "token_type", "surprisal")
+        if name in rows[0]
     }
     shifted = [row["cu_seqlens"][1:] + i * len(row["input_ids"]) for i, row in enumerate(rows)]
     cu_seqlens = np.concatenate(([0], *shifted)).astype(np.int32)

@@ -17,6 +17,7 @@ import numpy as np
 from sharding import storage
 from sharding.errors import RequestError
 from sharding.records.rows import TokenType
+from sharding.shards.cache import ShardCache
 from sharding.shards.dataset import PackedDataset
 from sharding.shards.rows import IGNORED_LABEL, LossMask
 from sharding.shards.sampler import EpochOrder
@@ -28,7 +29,7 @@ class RowSource:
     """The packed rows of a split, one epoch after another.
 
     Args:
-        output: the run's output folder, on a file system.
+        output: the run's output folder, on a file system or in an object store.
         split: "train" or "validation".
         seed: each epoch in an order of its own that follows from it, in which rows that come together lie together in
             the shards: quicker than Grain's `shuffle`, for which a record batch is decoded for each row. None: every
@@ -36,6 +37,7 @@ class RowSource:
         epochs: how many there are.
         loss_mask: which tokens get labels; by default those that count in the corpus.
         labelled_only: leave out rows without a label.
+        cache: where shards of an object store are kept on this machine: see `PackedDataset`.
 
     Raises:
         RequestError, MillError: see `PackedDataset`.
@@ -50,10 +52,11 @@ class RowSource:
         epochs: int = 1,
         loss_mask: LossMask | None = None,
         labelled_only: bool = False,
+        cache: ShardCache | None = None,
     ) -> None:
         if epochs < 1:
             raise RequestError(f"epochs: {epochs} is not at least 1")
-        self._dataset = PackedDataset(output, split, loss_mask=loss_mask, labelled_only=labelled_only)
+        self._dataset = PackedDataset(output, split, loss_mask=loss_mask, labelled_only=labelled_only, cache=cache)
         self._seed, self._epochs = seed, epochs
         self._orders: dict[int, EpochOrder] = {}
 
@@ -90,19 +93,27 @@ class DocumentSource:
     """The documents of a split with their thoughts, each alone and without padding, for trainers that pack themselves.
 
     A document that was longer than a row is several. Their number needs the lengths of all rows, which are read when a
-    source is made; it then holds 8 bytes for each row.
+    source is made (from an object store every shard is fetched for it); it then holds 8 bytes for each row.
 
     Args:
-        output: the run's output folder, on a file system.
+        output: the run's output folder, on a file system or in an object store.
         split: "train" or "validation".
         loss_mask: which tokens get labels; by default those that count in the corpus.
+        cache: where shards of an object store are kept on this machine: see `PackedDataset`.
 
     Raises:
         RequestError, MillError: see `PackedDataset`.
     """
 
-    def __init__(self, output: storage.Location, split: str = "train", *, loss_mask: LossMask | None = None) -> None:
-        self._dataset = PackedDataset(output, split, loss_mask=loss_mask)
+    def __init__(
+        self,
+        output: storage.Location,
+        split: str = "train",
+        *,
+        loss_mask: LossMask | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
+        self._dataset = PackedDataset(output, split, loss_mask=loss_mask, cache=cache)
         per_row = self._dataset.items_per_row()
         self._begins = np.concatenate(([0], np.cumsum(per_row, dtype=np.int64)))
 
@@ -135,18 +146,24 @@ def training_arrays(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Returns:
         input_ids: int32. labels: int32, at each token the one behind it, which it is to predict; -100 where that one
         doesn't count, at the last token of a document, and in padding. positions: int32, from 0 in every document.
-        segment_ids: int32, from 1 for each document, 0 in padding. loss_mask: bool, where there is a label.
+        segment_ids: int32, from 1 for each document, 0 in padding. loss_mask: bool, where there is a label. Where the
+        row has it: surprisal, float32, at each token that of the one behind it, as labels are; NaN at the last token
+        of a document.
     """
     labels = np.append(row["labels"][1:], IGNORED_LABEL).astype(np.int32)
     lengths = np.diff(row["cu_seqlens"])
     segment_ids = np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)
-    return {
+    arrays = {
         "input_ids": row["input_ids"].astype(np.int32),
         "labels": labels,
         "positions": row["position_ids"].astype(np.int32),
         "segment_ids": np.where(row["token_type"] == TokenType.PADDING, 0, segment_ids).astype(np.int32),
         "loss_mask": labels != IGNORED_LABEL,
     }
+    if "surprisal" in row:
+        arrays["surprisal"] = np.append(row["surprisal"][1:], np.float32(np.nan))
+        arrays["surprisal"][row["cu_seqlens"][1:] - 1] = np.nan  # behind it another document begins
+    return arrays
 
 
 def _checked(index: SupportsIndex, length: int, source: object) -> int:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,27 +15,26 @@ from sharding.errors import MillError
 from sharding.records.arrow import check_schema, check_values
 from sharding.records.rows import MaskedRow
 from sharding.records.types import FileEntry
+from sharding.shards.cache import ShardCache
+from sharding.shards.recognition import WAY_OUT, is_batch, recognise
 from sharding.shards.rows import LossMask, RowBatch, item_starts, loss_mask
 from sharding.storage.arrow_files import checked_batches, file_buffer, open_stream
 from sharding.storage.arrow_messages import arrow_errors
 from sharding.storage.files import filesystem
-
-_Identity = tuple[str, int, int, int, int]
-"""Path, device, inode, size and time of change in ns: of a file that has them all unchanged the bytes are too."""
-
-_recognised: dict[_Identity, str] = {}
-_lock = threading.Lock()
 
 
 class MappedShard:
     """A mapped shard: where its record batches are, none decoded.
 
     Its bytes are those of its manifest: their sha256 is compared each time a shard is opened, and where the same
-    process has read the same file before, whether it is still that file.
+    process has read the same file before, whether it is still that file. The checksum of a record batch is compared
+    again whenever it is decoded.
 
     Args:
-        url: where the shard is, on a file system; from an object store it is fetched whole.
+        url: where the shard is.
         entry: what the pack manifest says of it.
+        cache: where shards of an object store are kept; None: on a file system it is mapped where it is, and from an
+            object store it is fetched whole into memory.
 
     Attributes:
         rows_of_batches: rows of each record batch, those that are all padding left out.
@@ -47,10 +44,14 @@ class MappedShard:
         MillError: it is absent, unreadable, or not the shard that the manifest names.
     """
 
-    def __init__(self, url: str, entry: FileEntry) -> None:
-        self._url = url
-        self._buffer = file_buffer(url)
-        recognise(url, entry, self._buffer)
+    def __init__(self, url: str, entry: FileEntry, cache: ShardCache | None = None) -> None:
+        self._url, self._entry = url, entry
+        if cache is None:
+            fs, path = filesystem(url)
+            self._buffer = file_buffer(url)
+            recognise(url, entry, self._buffer, Path(path) if isinstance(fs, LocalFileSystem) else None)
+        else:
+            self._buffer = cache.buffer(url, entry)
         try:
             with arrow_errors(), open_stream(self._buffer) as reader:
                 self._schema = reader.schema
@@ -64,6 +65,8 @@ class MappedShard:
             raise MillError(f"{url}: {rows} rows, its manifest says {entry.rows}")
         self.items_per_row = [items[items > 0].astype(np.int64) for items in items_per_row]
         self.rows_of_batches = list(map(len, self.items_per_row))
+        if entry.batches and len(entry.batches) != len(self._messages):
+            raise MillError(f"{url}: {len(self._messages)} batches, its manifest says {len(entry.batches)}")
         if (padding := entry.rows - sum(self.rows_of_batches)) != entry.padding_rows:
             raise MillError(f"{url}: {padding} rows of padding, its manifest says {entry.padding_rows}")
 
@@ -71,8 +74,10 @@ class MappedShard:
         """Decode a batch. Its arrays stay valid as long as they are held.
 
         Raises:
-            MillError: it is no batch of rows.
+            MillError: it is no batch of rows, or not the one of the manifest any more.
         """
+        if not is_batch(self._entry, self._buffer, batch):
+            raise MillError(f"{self._url}: record batch {batch} is not the one of its manifest any more: {WAY_OUT}")
         try:
             with arrow_errors():
                 rows = pa.ipc.read_record_batch(self._messages[batch], self._schema)
@@ -119,35 +124,3 @@ def _labelled(batch: pa.RecordBatch, policy: LossMask | None) -> np.ndarray:
     counted[np.repeat(np.arange(len(values)), items_per_row), starts] = False
     labelled: np.ndarray = np.asarray(counted.any(axis=1))
     return labelled[items_per_row > 0]
-
-
-def recognise(url: str, entry: FileEntry, buffer: pa.Buffer) -> None:
-    """Refuse a file that is not the one of the manifest.
-
-    Raises:
-        MillError: its size or its sha256 is another.
-    """
-    if buffer.size != entry.size_bytes:
-        raise MillError(f"{url}: {buffer.size:,} bytes, its manifest says {entry.size_bytes:,}: {_WAY_OUT}")
-    identity = _identity(url)
-    with _lock:
-        known = _recognised.get(identity) if identity else None
-    if known is None:
-        known = hashlib.sha256(buffer).hexdigest()
-        # Only of a file that stood still while it was read.
-        if identity is not None and identity == _identity(url):
-            with _lock:
-                _recognised[identity] = known
-    if known != entry.sha256:
-        raise MillError(f"{url}: its bytes are not those of its manifest: {_WAY_OUT}")
-
-
-_WAY_OUT = "another corpus is in its place, or it is damaged; `thoughtmill verify` tells"
-
-
-def _identity(url: str) -> _Identity | None:
-    fs, path = filesystem(url)
-    if not isinstance(fs, LocalFileSystem):
-        return None
-    found = os.stat(path)  # noqa: PTH116 - behind links, as it is mapped
-    return path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

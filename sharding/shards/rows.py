@@ -19,7 +19,7 @@ LOSS_MASKS: tuple[LossMask, ...] = get_args(LossMask)
 IGNORED_LABEL = -100
 """The label that torch.nn.functional.cross_entropy leaves out by default."""
 
-_PER_TOKEN = ("input_ids", "token_type", "loss_mask")
+_PER_TOKEN = ("input_ids", "token_type", "loss_mask", "surprisal")
 
 _COUNTED: dict[LossMask, tuple[TokenType, ...]] = {
     "all": (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER),
@@ -33,6 +33,11 @@ def policy_of(packed: Manifest) -> LossMask:
     """The policy by which the tokens of a corpus count, from its pack manifest: `pack.loss_mask`."""
     policy: LossMask = packed.config["pack"].get("loss_mask", "all")
     return policy
+
+
+def has_surprisal(packed: Manifest) -> bool:
+    """Whether the shards of a corpus have the column `surprisal`, from its pack manifest."""
+    return bool(packed.config["pack"].get("surprisal", False))
 
 
 def loss_mask(token_type: np.ndarray, policy: LossMask) -> np.ndarray:
@@ -66,6 +71,7 @@ class RowBatch:
         item_lengths: (num_items,) int32, tokens of the items of all rows, in order.
         items_per_row: (num_rows,) int64, at least 1.
         counted: (num_rows, sequence_length) bool, the column `loss_mask`; None where the shards have none.
+        surprisal: (num_rows, sequence_length) float16 nats, the column of that name; None where the shards have none.
         arrow: the record batch itself, with all columns.
     """
 
@@ -74,6 +80,7 @@ class RowBatch:
     item_lengths: np.ndarray
     items_per_row: np.ndarray
     counted: np.ndarray | None
+    surprisal: np.ndarray | None
     arrow: pa.RecordBatch
 
     @classmethod
@@ -96,12 +103,16 @@ class RowBatch:
         if "loss_mask" in batch.schema.names:
             masks = batch.column("loss_mask").flatten().to_numpy(zero_copy_only=False)
             counted = masks.reshape(len(ids), ids.type.list_size)
+        surprisal = None
+        if "surprisal" in batch.schema.names:
+            surprisal = batch.column("surprisal").flatten().to_numpy(zero_copy_only=False).reshape(len(ids), -1)
         return cls(
             input_ids=ids.flatten().to_numpy().reshape(len(ids), ids.type.list_size),
             token_type=types.flatten().to_numpy().reshape(len(types), types.type.list_size),
             item_lengths=batch.column("seq_lengths").flatten().to_numpy(),
             items_per_row=items_per_row,
             counted=counted,
+            surprisal=surprisal,
             arrow=batch,
         )
 
@@ -118,6 +129,41 @@ class RowBatch:
         """(num_items,) int32, the `seq_lengths` of one row."""
         first = int(self.items_per_row[:row].sum())
         return self.item_lengths[first : first + self.items_per_row[row]]
+
+
+def row_arrays(batch: RowBatch, row: int, counted: np.ndarray) -> dict[str, np.ndarray]:
+    """A row as models are trained on it.
+
+    Args:
+        batch: the rows of its record batch.
+        row: its number there, from 0.
+        counted: (sequence_length,) bool, which of its tokens count in the loss.
+
+    Returns:
+        input_ids, position_ids and labels, each (sequence_length,) int64; token_type, (sequence_length,) uint8;
+        cu_seqlens, (num_documents + 1,) int32, where the documents of the row begin, and the end of the last.
+        Position ids begin at 0 in every document. Padding stands as a last document of its own, because
+        variable-length attention leaves undefined what no document covers. A label is the token at the same place, as
+        models of transformers expect; it is -100 where the token doesn't count, and at the first token of a document,
+        which nothing before it predicts. Where the shards have it: surprisal, (sequence_length,) float32, the nats of
+        each token, NaN of tokens that weren't scored, which are thoughts, delimiters and padding.
+    """
+    input_ids = batch.input_ids[row].astype(np.int64)
+    length = len(input_ids)
+    ends = np.cumsum(batch.row_lengths(row), dtype=np.int32)
+    padding = [length] if ends[-1] < length else []
+    cu_seqlens = np.concatenate(([0], ends, padding)).astype(np.int32)
+    begins = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+    labels = np.where(counted, input_ids, IGNORED_LABEL)
+    labels[cu_seqlens[:-1]] = IGNORED_LABEL
+    arrays = {
+        "input_ids": input_ids,
+        "position_ids": np.arange(length, dtype=np.int64) - begins,
+        "cu_seqlens": cu_seqlens,
+        "labels": labels,
+        "token_type": batch.token_type[row],
+    }
+    return arrays if batch.surprisal is None else arrays | {"surprisal": batch.surprisal[row].astype(np.float32)}
 
 
 def _items_per_row(batch: pa.RecordBatch) -> np.ndarray:

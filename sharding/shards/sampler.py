@@ -229,6 +229,7 @@ class EpochOrder:
         found = self._open  # once: another thread may put another shard there
         if found[0] != shard:
             found = self._open = (shard, self._rows_in(shard))
+            self._dataset.read_ahead(self._shards[at + 1 :])
         return self._first_rows[shard] + found[1][place - self._begins[at]]
 
     def _rows_in(self, shard: int) -> list[int]:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
@@ -76,7 +77,13 @@ def file_buffer(url: str) -> pa.Buffer:
 
 
 def write_part(
-    url: str, records: Iterable[Record], schema: pa.Schema, *, name: str | None = None, zstd_level: int = 3
+    url: str,
+    records: Iterable[Record],
+    schema: pa.Schema,
+    *,
+    name: str | None = None,
+    zstd_level: int = 3,
+    sum_batches: bool = False,
 ) -> FileEntry:
     """Write records as one Arrow IPC stream with zstd, in batches of about 2 MiB; whole or not at all.
 
@@ -86,6 +93,7 @@ def write_part(
         schema: the columns; its metadata is written too.
         name: the entry's name; the last part of `url` when absent.
         zstd_level: 1 (fast) to 19 (small).
+        sum_batches: whether the entry has the ends and checksums of the record batches.
 
     Returns:
         The file's manifest entry, its `tokens` empty.
@@ -94,12 +102,17 @@ def write_part(
         MillError: the store refused, or a value doesn't fit its column.
     """
     rows = 0
+    batches: list[tuple[int, int]] = []
     with publish_hashed(url, name) as out:
+        out.crc32 = 0 if sum_batches else None
         with new_stream(out, schema, zstd_level) as writer:
             for chunk in chunks(records, BATCH_BYTES, record_size_bytes):
                 writer.write_batch(to_batch(chunk, schema))
                 rows += len(chunk)
-        return out.entry(rows=rows)
+                if out.crc32 is not None:
+                    batches.append((out.size_bytes, out.crc32))
+                    out.crc32 = 0
+        return msgspec.structs.replace(out.entry(rows=rows), batches=batches)
 
 
 def record_size_bytes(record: Record) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import posixpath
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -13,7 +14,12 @@ from sharding.storage.files import publish
 
 
 class HashedFile:
-    """A binary file that knows the size and the sha256 of what was written to it."""
+    """A binary file that knows the size and the sha256 of what was written to it.
+
+    Attributes:
+        size_bytes: of all that was written.
+        crc32: of what was written since it was last set to 0; None: it isn't wanted.
+    """
 
     closed = False  # Arrow asks
 
@@ -21,11 +27,14 @@ class HashedFile:
         self._name, self._out = name, out
         self._sha = hashlib.sha256()
         self.size_bytes = 0
+        self.crc32: int | None = None
 
     def write(self, data: Any) -> int:
         """Write bytes, or the bytes of a contiguous array."""
         view = memoryview(data).cast("B")
         self._sha.update(view)
+        if self.crc32 is not None:
+            self.crc32 = zlib.crc32(view, self.crc32)
         self._out.write(view)
         self.size_bytes += len(view)
         return len(view)

@@ -128,6 +128,7 @@ class _Card(msgspec.Struct):
 class _Pack(msgspec.Struct):
     sequence_length: Length
     loss_mask: Literal["all", "source_only", "thoughts_only", "no_delimiters"] = "all"
+    surprisal: bool = False
 
 
 class _ScoreConfig(msgspec.Struct):
@@ -252,6 +253,7 @@ class _PackFacts(msgspec.Struct):
     tokenizer_fingerprint: str
     document_end_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]]
     document_start_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]] = []
+    tokenize: str = ""
     warnings: list[str] = []
     versions: dict[str, str] = {}
     removals: list[_Removal] = []

@@ -32,7 +32,7 @@ from sharding.hashing import fingerprint
 from sharding.records.types import FileEntry
 from sharding.shards.export.source import SourceShard
 from sharding.shards.export.target import EXPORT_VERSION, Export, begin, finish
-from sharding.shards.rows import LOSS_MASKS, LossMask, policy_of, split_of
+from sharding.shards.rows import LOSS_MASKS, LossMask, has_surprisal, policy_of, split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -56,6 +56,7 @@ class Format:
 
 
 FORMATS = {
+    "arrayrecord": Format(module="sharding.shards.export.arrayrecord"),
     "megatron": Format(module="sharding.shards.export.megatron", carries_loss_mask=False),
     "datatrove": Format(module="sharding.shards.export.datatrove"),
     "mds": Format(module="sharding.shards.export.mds", has_index=True),
@@ -164,6 +165,7 @@ def _shards(output: str, packed: Manifest, plan: Export) -> list[SourceShard]:
         "vocab_size": plan.vocab_size,
         "tokenizer": plan.tokenizer,
         "loss_mask": plan.loss_mask,
+        "has_surprisal": has_surprisal(packed),
     }
     base = manifest.stage_url(output, "pack")
     return [

@@ -4,6 +4,7 @@
     token_type   list<uint8>, of the same length
     seq_lengths  list<int32>, tokens of each item; they sum to the length of the row
     doc_ids      list<string>, the document of each item
+    surprisal    list<float32>, only where the corpus has it: the nats of each token, NaN of those that weren't scored
     labels       list<int32>, only where a loss mask is asked for: the token where it counts, else -100
 
 Rows differ in length by their padding: TRL makes position ids out of `seq_lengths`, so both must agree.
@@ -30,9 +31,11 @@ def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
-def schema(with_labels: bool) -> pa.Schema:
+def schema(with_labels: bool, with_surprisal: bool = False) -> pa.Schema:
     """The columns of the files."""
     columns = {"input_ids": pa.int32(), "token_type": pa.uint8(), "seq_lengths": pa.int32(), "doc_ids": pa.string()}
+    if with_surprisal:
+        columns["surprisal"] = pa.float32()
     if with_labels:
         columns["labels"] = pa.int32()
     return pa.schema([pa.field(name, _list(kind), nullable=False) for name, kind in columns.items()])
@@ -44,7 +47,7 @@ def write_shard(shard: SourceShard, target: str) -> list[FileEntry]:
     Raises:
         MillError: the shard is not what its manifest says, or the store refused.
     """
-    columns = schema(with_labels=shard.loss_mask is not None)
+    columns = schema(with_labels=shard.loss_mask is not None, with_surprisal=shard.has_surprisal)
     rows = 0
     with publish(target, f"{shard.stem}.parquet") as out:
         sink = pa.PythonFile(out, mode="w")
@@ -77,6 +80,8 @@ def _batch(shard: SourceShard, batch: RowBatch, columns: pa.Schema) -> pa.Record
         "seq_lengths": (batch.item_lengths, batch.items_per_row),
         "doc_ids": (batch.arrow.column("doc_ids").flatten(), batch.items_per_row),
     }
+    if batch.surprisal is not None:
+        arrays["surprisal"] = (batch.surprisal[is_token].astype(np.float32), per_row)
     if "labels" in columns.names:
         arrays["labels"] = (np.where(shard.counted(token_type), input_ids, np.int32(IGNORED_LABEL)), per_row)
     return pa.RecordBatch.from_arrays([_lists(*arrays[column.name], column.type) for column in columns], schema=columns)

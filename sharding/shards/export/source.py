@@ -29,6 +29,7 @@ class SourceShard:
         vocab_size: entries of the vocabulary.
         tokenizer: the tokenizer's name.
         loss_mask: the policy asked for, or None.
+        has_surprisal: whether it has the column `surprisal`.
     """
 
     url: str
@@ -37,6 +38,7 @@ class SourceShard:
     vocab_size: int
     tokenizer: str
     loss_mask: LossMask | None
+    has_surprisal: bool = False
 
     @property
     def split(self) -> str:
@@ -89,6 +91,8 @@ class SourceShard:
 
     def _wrong(self, batch: RowBatch) -> str | None:
         """What in a batch no format can be made of."""
+        if self.has_surprisal != (batch.surprisal is not None):
+            return f"{'no' if self.has_surprisal else 'a'} column surprisal, its manifest says otherwise"
         if batch.input_ids.shape[1] != self.sequence_length:
             return f"rows of {batch.input_ids.shape[1]} tokens, its manifest says {self.sequence_length}"
         if batch.token_type.max(initial=0) >= len(TokenType):
