@@ -2,7 +2,8 @@
 
 segments ─────┐
 kept ─────────┼─► by document ─► left out, or laid out as items ─► packed, shuffled, balanced ─► data/*.arrow
-contaminated ─┘                      └► counts
+contaminated ─┤                      └► counts
+near-copies ──┘
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sharding.beam.part_join import Parts
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
 from sharding.packing.transforms import LayOut, PackShards
-from sharding.records.families import CONTAMINATED, KEPT, ROWS, SEGMENTS
+from sharding.records.families import CONTAMINATED, KEPT, NEAR_COPIES, ROWS, SEGMENTS
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -85,10 +86,12 @@ class Pack(Stage):
         card.write(self.output, self.earlier | {"pack": made})
 
 
-def parts_of(output: str, scored: Manifest, selected: Manifest) -> tuple[Parts, Parts, Parts]:
-    """What a corpus is packed from: documents, their kept thoughts, and which of them are left out as contaminated."""
+def parts_of(output: str, scored: Manifest, selected: Manifest) -> tuple[Parts, Parts, Parts, Parts]:
+    """What a corpus is packed from: documents, their kept thoughts, which of them are left out as contaminated, and
+    which are near-copies of each other."""
     return (
         Parts.of(output, scored, SEGMENTS, SEGMENT_COLUMNS),
         Parts.of(output, selected, KEPT, THOUGHT_COLUMNS),
         Parts("select", CONTAMINATED, contaminated_urls(output, selected)),
+        Parts.of(output, scored, NEAR_COPIES),
     )

@@ -71,7 +71,7 @@ def hash64(purpose: Purpose, seed: int, text: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def text_hash(text: str, size_bytes: int = 8) -> bytes:
+def text_hash(text: str | bytes, size_bytes: int = 8) -> bytes:
     """A hash by which a text is known again, whatever for."""
     return blake2b(_bytes(text), digest_size=size_bytes).digest()
 

@@ -66,6 +66,7 @@ COLUMNS = {
     "rejected": ("input_ids", "thought_tokens", "kept", "reasons"),
     "quarantine": ("reason",),
     "contaminated": ("source_tokens",),
+    "near_copies": ("cluster",),
 }
 """What is read of the parts of a family; the rest is covered by the hash of the file."""
 

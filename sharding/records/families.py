@@ -21,6 +21,7 @@ from sharding.records.types import (
     Candidate,
     ContaminatedDocument,
     LedgerRow,
+    NearCopy,
     Quarantined,
     Request,
     ScoredDocument,
@@ -83,9 +84,12 @@ REQUESTS = Family("requests", Request, "doc_id", ("doc_id", "segment_index"))
 KEPT = Family("kept", Candidate, "doc_id", ("doc_id", "segment_index", "sample"))
 REJECTED = Family("rejected", Candidate, "doc_id", ("doc_id", "segment_index", "sample"))
 CONTAMINATED = Family("contaminated", ContaminatedDocument, "doc_id", ("doc_id",))
+NEAR_COPIES = Family("near_copies", NearCopy, "doc_id", ("doc_id",))
 ROWS = Family("shards", MaskedRow)
 
-FAMILIES = {family.name: family for family in (SEGMENTS, QUARANTINE, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS)}
+FAMILIES = {
+    family.name: family for family in (SEGMENTS, QUARANTINE, NEAR_COPIES, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS)
+}
 """By name."""
 
 LEDGER_SCHEMA = schema_of(LedgerRow)

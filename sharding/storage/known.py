@@ -130,9 +130,14 @@ class _Pack(msgspec.Struct):
     loss_mask: Literal["all", "source_only", "thoughts_only", "no_delimiters"] = "all"
 
 
+class _NearCopies(msgspec.Struct):
+    similarity: Number
+
+
 class _ScoreConfig(msgspec.Struct):
     tokenizer: str
     difficulty: _Difficulty
+    near_copies: _NearCopies | None = None
 
 
 class _BarrenFile(msgspec.Struct):
@@ -230,7 +235,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 """Stage → part of its manifest → what is in it at least."""
 
 FAMILIES_OF = {
-    "score": ("segments", "quarantine"),
+    "score": ("segments", "quarantine", "near_copies"),
     "augment": ("requests", "quarantine"),
     "select": ("kept", "rejected", "contaminated"),
     "pack": ("shards",),
