@@ -51,7 +51,7 @@ HOSTILE = (
 
 
 def job_documents() -> list[dict[str, str]]:
-    """The documents of the job: pages of Python's documentation, near-copies of some, and some that tend to come back changed."""
+    """The documents of the job: pages of Python's documentation, near-copies, and what tends to come back changed."""
     pages = [topics[name][:6000] for name in sorted(topics)[:NUM_DOCUMENTS]]
     near = [f"{page} It was changed since." for page in pages[:3]]
     return [{"id": f"doc-{n}", "text": text, "kind": "page"} for n, text in enumerate([*HOSTILE, *pages, *near])]
