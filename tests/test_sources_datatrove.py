@@ -26,7 +26,7 @@ HTML = [("Content-Type", "text/html; charset=utf-8")]
 
 
 def crawl(*, gz: bool, pages: int = 4, broken: bool = False) -> bytes:
-    """A crawl: of each page some metadata, the answer and an image; where asked for, a page of no charset at the end."""
+    """A crawl: of each page metadata, the answer and an image; where asked for, a page of no charset at the end."""
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
 
