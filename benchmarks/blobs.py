@@ -31,7 +31,7 @@ from pipelines.plan import make_plan, show
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.expected_gain import expected_gain
 from pipelines.run import mill
-from pipelines.tools.demo import topic_documents
+from pipelines.sample_text import topic_documents
 from pipelines.yaml_config import from_mapping
 from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError

@@ -87,6 +87,7 @@ def _scored(
         segment_difficulty_nats=np.array(masses, np.float64),
         metadata=document.metadata,
         source=document.source,
+        cluster=document.cluster,
     )
 
 

@@ -36,7 +36,7 @@ ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
 
 EQUATIONS: dict[str, tuple[str, ...]] = {
     "score": (
-        "documents_in = documents + quarantined + duplicates_dropped + documents_removed",
+        "documents_in = documents + quarantined + duplicates_dropped + near_copies_dropped + documents_removed",
         "segments = rows/segments",
         "quarantined = rows/quarantine",
     ),

@@ -22,7 +22,7 @@ from difficulty.config import DifficultyConfig
 from pipelines.ablation.config import AblationConfig
 from sharding.config import STRICT
 from sharding.packing.config import Layout, PackConfig
-from sharding.sources import Source, SourceConfig, misplaced_key
+from sharding.sources import NearCopiesConfig, Source, SourceConfig, misplaced_key
 from sharding.storage.output import Output
 
 
@@ -74,6 +74,9 @@ class MillConfig:
     )
     duplicates: Literal["keep", "drop"] = Field(
         default="keep", description="Exact copies of a text, over all sources: keep, or drop all but the first."
+    )
+    near_copies: NearCopiesConfig = Field(
+        default_factory=NearCopiesConfig, description="Documents that are nearly the same, over all sources."
     )
     output: str = Field(min_length=1, description="Folder of the results, in any fsspec store.")
     scored: str | None = Field(
@@ -131,6 +134,15 @@ class MillConfig:
         for source in self.all_sources:
             if problem := misplaced_key(source.config):
                 raise ValueError(f"{source.key}.{problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _near_copies_fit(self) -> MillConfig:
+        if self.near_copies.action == "drop" and self.duplicates == "keep":
+            raise ValueError(
+                "near_copies.action: drop needs duplicates: drop, and duplicates is keep: an exact copy is as near as "
+                "can be; set duplicates: drop, or near_copies.action: mark"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 segments ─────┐
 kept ─────────┼─► by document ─► left out, or laid out as items ─► packed, shuffled, balanced ─► data/*.arrow
-contaminated ─┘                      └► counts                   └► where each document is ─► index/*.arrow
+contaminated ─┤                      └► counts                   └► where each document is ─► index/*.arrow
+near-copies ──┘
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sharding.packing.as_trainer import promise
 from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
 from sharding.packing.surprisal import check_surprisal
 from sharding.packing.transforms import LayOut, PackShards
-from sharding.records.families import CONTAMINATED, DOCUMENTS, KEPT, ROWS, SEGMENTS
+from sharding.records.families import CONTAMINATED, DOCUMENTS, KEPT, NEAR_COPIES, ROWS, SEGMENTS
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -98,8 +99,9 @@ class Pack(Stage):
 
 def parts_of(
     output: str, scored: Manifest, selected: Manifest, *, surprisal: bool = False
-) -> tuple[Parts, Parts, Parts]:
-    """What a corpus is packed from: documents, their kept thoughts, and which of them are left out as contaminated.
+) -> tuple[Parts, Parts, Parts, Parts]:
+    """What a corpus is packed from: documents, their kept thoughts, which of them are left out as contaminated, and
+    which are near-copies of each other.
 
     Args:
         surprisal: with that of every token of the documents.
@@ -109,4 +111,5 @@ def parts_of(
         Parts.of(output, scored, SEGMENTS, columns),
         Parts.of(output, selected, KEPT, THOUGHT_COLUMNS),
         Parts("select", CONTAMINATED, contaminated_urls(output, selected)),
+        Parts.of(output, scored, NEAR_COPIES),
     )

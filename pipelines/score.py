@@ -7,11 +7,13 @@ files ─► documents ─► one id each ─► tokens, segments, nats ─► s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 import msgspec
 
+from augment.selection.words import words_of
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.memory.table import describe_memory
 from difficulty.scorers import describe_scorer
@@ -26,7 +28,8 @@ from pipelines.tombstones import LeaveOutRemoved, removed_inputs
 from sharding import sources
 from sharding.beam.counts import COUNTS
 from sharding.models.tokenizer import load_tokenizer, store_tokenizer
-from sharding.records.families import QUARANTINE, SEGMENTS
+from sharding.records.families import NEAR_COPIES, QUARANTINE, SEGMENTS
+from sharding.records.types import NearCopy, ScoredDocument
 from sharding.sources.shares import SourceTally, check_scored
 from sharding.sources.transforms import ReadDocuments
 from sharding.storage.manifest import Manifest
@@ -51,6 +54,8 @@ class Score(Stage):
         self.sources, self.listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
         self.size_bytes = sum(sources.text_bytes(f, s.config) for s, f in zip(self.sources, self.listings, strict=True))
         self.num_parts = min(MAX_PARTS, max(1, math.ceil(self.size_bytes / PART_SOURCE_BYTES)))
+        near = config.near_copies
+        self.near = None if near.action == "keep" else sources.NearCopies(near, words_of)
         self.vocab_size = load_tokenizer(config.tokenizer).vocab_size
         self.memory_url = (
             Output(config.output).memory if config.difficulty.memory else config.difficulty.memory_path or ""
@@ -91,7 +96,7 @@ class Score(Stage):
 
     def build(self, root: beam.Pipeline) -> Built:
         difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
-        read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts)
+        read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts, self.near)
         staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.output)
         memory = staying["documents"] | "Memory" >> self._memory()
         scored = staying["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
@@ -99,8 +104,9 @@ class Score(Stage):
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counted = beam.Map(document_counts, difficulty.threshold_nats, difficulty.token_measure)
         documents = scored["scored"] | "Count documents" >> counted
+        near = {} if self.near is None else {NEAR_COPIES: scored["scored"] | "Clusters" >> beam.FlatMap(near_copies)}
         return Built(
-            parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
+            parts={SEGMENTS: scored["scored"], QUARANTINE: refused, **near},
             counts=(
                 *read["counts"],
                 staying[COUNTS],
@@ -130,3 +136,9 @@ class Score(Stage):
             "vocab_size": self.vocab_size,
             "memory": {"url": url, **describe_memory(url)} if url else None,
         }
+
+
+def near_copies(document: ScoredDocument) -> Iterator[NearCopy]:
+    """Which cluster a document belongs to, where it has near-copies."""
+    if document.cluster:
+        yield NearCopy(doc_id=document.doc_id, cluster=document.cluster)

@@ -36,7 +36,9 @@ def source_sections(config: MillConfig) -> dict[str, Any]:
     for section in plain:
         del section["max_quarantined"]
     named = {"source": plain[0]} if config.source is not None else {"sources": plain}
-    return {**named, "duplicates": config.duplicates}
+    # Where nobody looks for them, it is as it was before there was the key.
+    near = {} if config.near_copies.action == "keep" else {"near_copies": yaml_config.to_mapping(config.near_copies)}
+    return {**named, "duplicates": config.duplicates, **near}
 
 
 def model_inputs(difficulty: DifficultyConfig) -> dict[str, str]:

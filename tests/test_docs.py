@@ -63,8 +63,14 @@ def run(line: str, workspace: Path) -> None:
     assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+BY_NEWCOMER = ("README.md", "quickstart.md")
+"""Pages whose commands tests/newcomer runs, one after the other and in an empty folder."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "bash") and p.name not in BY_NEWCOMER], ids=lambda page: page.name
+)
 def test_commands_run(page: Path, workspace: Path) -> None:
     for block in blocks(page, "bash"):
         for line in block.splitlines():
@@ -79,6 +85,7 @@ PYTHON_BLOCKS = [
         marks=[pytest.mark.model] if "smollm2" in block else [pytest.mark.slow],
     )
     for page in PAGES
+    if page.name != "quickstart.md"
     for number, block in enumerate(blocks(page, "python"))
 ]
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipelines.run import mill as run_stages
-from pipelines.tools.demo import topic_documents
+from pipelines.sample_text import topic_documents
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage

@@ -24,6 +24,7 @@ COLUMNS = {
         metadata string?, source string
         """,
     "quarantine": "stage string, origin string, reason string, detail string, doc_id string?, excerpt string",
+    "near_copies": "doc_id string, cluster string",
     "requests": """
         doc_id string, segment_index int32, tier string, model string, prompt string, request_key string, samples int32,
         max_tokens int32, expected_tokens double, prompt_tokens int32, shown_tokens int32

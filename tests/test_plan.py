@@ -370,7 +370,7 @@ def test_the_command_starts_without_beam_and_torch(tree: dict[str, Any], tmp_pat
 @pytest.mark.model
 @pytest.mark.timeout(900)  # two starts of the engine
 def test_a_pilot_of_the_real_model_forecasts_the_run(tmp_path: Path, small_model: str) -> None:
-    from pipelines.tools.demo import topic_documents
+    from pipelines.sample_text import topic_documents
 
     lines = [json.dumps(document) for document in topic_documents()[:6]]
     (tmp_path / "source.jsonl").write_text("\n".join(lines))

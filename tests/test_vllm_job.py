@@ -21,7 +21,7 @@ from augment.requests.prompts import prompt_builder
 from pipelines.cli import packaged_models
 from pipelines.joints import trace_planner
 from pipelines.run import mill
-from pipelines.tools.demo import topic_documents
+from pipelines.sample_text import topic_documents
 from pipelines.yaml_config import from_mapping
 from sharding.storage import manifest
 from sharding.storage.output import Output

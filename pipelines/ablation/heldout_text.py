@@ -13,7 +13,8 @@ from sharding.errors import MillError, RequestError
 from sharding.hashing import Purpose, hashed
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing import order
-from sharding.records.families import SEGMENTS
+from sharding.packing.laying_out import cluster_of
+from sharding.records.families import NEAR_COPIES, SEGMENTS
 from sharding.records.types import ScoredDocument
 from sharding.storage import manifest
 
@@ -78,10 +79,11 @@ def _read(scores: str, fraction: float | None, max_tokens: int) -> tuple[HeldOut
     tokenizer, measure = load_tokenizer(scored.config["tokenizer"]), measure_of(scored.config["difficulty"])
     documents: list[ScoredDocument] = []
     # Parts are dealt out by a hash of the document's id: the first ones are as good as any.
-    for group in groups_of(Parts.of(scores, scored, SEGMENTS, _COLUMNS)):
+    for group in groups_of(Parts.of(scores, scored, SEGMENTS, _COLUMNS), Parts.of(scores, scored, NEAR_COPIES)):
         for joined in joined_documents(group):
             document = joined.scored
-            held = fraction is None or order.split_of(tokenizer.decode(document.input_ids), fraction) == "validation"
+            text = tokenizer.decode(document.input_ids)
+            held = fraction is None or order.split_of(text, fraction, cluster_of(joined)) == "validation"
             if held and len(document.input_ids) > 1:
                 documents.append(document)
         if sum(len(document.input_ids) for document in documents) >= max_tokens:

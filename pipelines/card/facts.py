@@ -103,6 +103,7 @@ def _of_sources(scored: Manifest) -> dict[str, Any]:
     config, counts = scored.config, scored.counts
     return {
         "scored": Counter(counts),
+        "near_copies": config.get("near_copies") or {},
         "sources": [
             (
                 source.get("name") or "",

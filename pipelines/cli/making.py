@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
 from pipelines.cli.application import OutputArgument, app, out
 from sharding.errors import RequestError
+
+if TYPE_CHECKING:
+    from pipelines.cli.own_data import OwnData
 
 models_app = typer.Typer(help="Models that come in Python packages.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -56,21 +60,57 @@ def init(
     path: Annotated[str, typer.Argument(metavar="[PATH]", help="The file to write.")] = "thoughtmill.yaml",
     example: Annotated[str, typer.Option(help="Which example: see --list.")] = "demo",
     list_examples: Annotated[bool, typer.Option("--list", help="List the examples and stop.")] = False,
-    ask: Annotated[bool, typer.Option("--ask", help="Ask three questions: source, tokenizer, output.")] = False,
+    source: Annotated[str | None, typer.Option(help="Where the raw text is: a file, folder or glob.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="The tokenizer of the model you will train.")] = None,
+    output: Annotated[str | None, typer.Option(help="Where the result goes.")] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the dataset.")] = None,
+    language: Annotated[str | None, typer.Option(help="Codes of its languages: en, or ja,zh.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="Its licence, as the hub spells it.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Write sample text where the source is.")] = False,
+    ask: Annotated[bool | None, typer.Option("--ask/--no-ask", help="Ask for them; on a terminal it does.")] = None,
 ) -> None:
-    """Write an example config to start from; asks nothing unless told to."""
-    from pipelines.cli import examples
+    """Write an example config to start from. On a terminal it asks what it can't find out, elsewhere nothing."""
+    from pipelines.cli import examples, own_data
 
     if list_examples:
-        for name, about in examples.listing().items():
-            out.print(Text.assemble((name, "bold"), f"  {about}"))
+        for each, about in examples.listing().items():
+            out.print(Text.assemble((each, "bold"), f"  {about}"))
         return
-    answers = {}
-    if ask:
+    given = {"path": source, "tokenizer": tokenizer, "output": output}
+    answers = {key: value for key, value in given.items() if value}
+    asks = sys.stdin.isatty() and sys.stderr.isatty() if ask is None else ask
+    if Path(path).exists():  # before anything is asked or written
+        raise RequestError(f"init: {path} exists; name another file")
+    if asks:
         for key, question in examples.QUESTIONS.items():
-            answers[key] = typer.prompt(question, default=examples.value_of(example, key), err=True)
-    examples.write(example, Path(path), answers)
-    out.print(f"wrote {path}; next: edit it, then `thoughtmill plan {path}` and `thoughtmill run {path}`")
+            if key not in answers:
+                answers[key] = typer.prompt(question, default=examples.value_of(example, key), err=True)
+    place = answers.get("path") or examples.value_of(example, "path")
+    written = [own_data.write_sample(place)] if sample else []
+    given_data = own_data.OwnData(name, own_data.languages_in(language or ""), licence)
+    data = given_data.or_else(own_data.of_sample() if sample else own_data.found_out(place))
+    if asks:
+        data = _ask_about(data, given_data)
+    written = [*map(str, examples.write(example, Path(path), answers, data)), *written]
+    for key, value in data.told().items():
+        out.print(f"card.{key}: {value}")
+    out.print(
+        f"wrote {' and '.join(written)}; next: edit it, then `thoughtmill plan {path}` and `thoughtmill run {path}`"
+    )
+
+
+def _ask_about(data: OwnData, given: OwnData) -> OwnData:
+    """Ask for what no option gave; what was found out is offered, an empty answer leaves it out."""
+    from pipelines.cli.own_data import OwnData, languages_in
+
+    def ask(question: str, found: str | None) -> str:
+        return str(typer.prompt(f"{question} (empty: leave it out)", default=found or "", err=True)).strip()
+
+    return OwnData(
+        given.name or ask("What is the dataset called?", data.name) or None,
+        given.language or languages_in(ask("Which languages is it in, such as en or ja,zh?", ",".join(data.language))),
+        given.license or ask("Which licence does it have, as the hub spells it?", data.license) or None,
+    )
 
 
 @ledger_app.command("compact")

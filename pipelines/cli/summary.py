@@ -112,6 +112,9 @@ def _not_taken(counts: dict[str, int]) -> str:
     if copies := counts.get("documents_duplicate", 0):
         dropped = counts.get("duplicates_dropped", 0)
         said += f"; {copies:,} exact copies, {f'{dropped:,} dropped' if dropped else 'all kept'}"
+    if near := counts.get("documents_near_copy", 0):
+        dropped = counts.get("near_copies_dropped", 0)
+        said += f"; {near:,} near-copies, {f'{dropped:,} dropped' if dropped else 'all kept, in one split each'}"
     return said
 
 

@@ -127,6 +127,8 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         notes = (*notes, "difficulty.memory needs the whole corpus: without it a sample looks harder than it is")
     if config.duplicates == "drop":
         notes = (*notes, "duplicates: a sample can't tell how many will be dropped")
+    if config.near_copies.action == "drop":
+        notes = (*notes, "near_copies: a sample can't tell how many will be dropped")
     began = time.monotonic()
     sample = tuple(_score(config, chosen))
     if not sample:

@@ -44,6 +44,10 @@ def _scored(stages: Stages) -> list[Step]:
     ]
     copies, dropped = counts.get("documents_duplicate", 0), counts.get("duplicates_dropped", 0)
     copied = [f"{copies:,} exact copies, {'dropped' if dropped else 'kept'}"] if copies else []
+    if near := counts.get("documents_near_copy", 0):
+        copied.append(
+            f"{near:,} near-copies, {'dropped' if counts.get('near_copies_dropped') else 'kept in one split'}"
+        )
     nats = counts.get("surprisal_micronats", 0) / 1e6 / max(1, counts["source_tokens"])
     return [
         Step(

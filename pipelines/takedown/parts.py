@@ -24,7 +24,16 @@ from sharding.beam.part_join import JoinedDocument, Parts, groups_of, joined_doc
 from sharding.beam.part_names import part_count, part_of
 from sharding.packing.laying_out import DocumentLayout
 from sharding.records.base import Record
-from sharding.records.families import CONTAMINATED, FAMILIES, KEPT, QUARANTINE, REJECTED, REQUESTS, SEGMENTS
+from sharding.records.families import (
+    CONTAMINATED,
+    FAMILIES,
+    KEPT,
+    NEAR_COPIES,
+    QUARANTINE,
+    REJECTED,
+    REQUESTS,
+    SEGMENTS,
+)
 from sharding.records.types import Quarantined, Request, segment_id
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -52,7 +61,7 @@ class Gone:
 
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-_BESIDE = {"augment": (REQUESTS,), "select": (KEPT, REJECTED, CONTAMINATED)}
+_BESIDE = {"score": (NEAR_COPIES,), "augment": (REQUESTS,), "select": (KEPT, REJECTED, CONTAMINATED)}
 
 
 def look(output: str, stages: Mapping[str, Manifest], ids: frozenset[str], layout: DocumentLayout | None) -> Gone:
@@ -110,6 +119,7 @@ def _outcomes(document: JoinedDocument) -> Counter[str]:
 def _lay_out(document: JoinedDocument, layout: DocumentLayout, gone: Gone, *, removes_contaminated: bool) -> None:
     beside = {
         KEPT.name: document.beside.get(KEPT.name, []),
+        NEAR_COPIES.name: document.beside.get(NEAR_COPIES.name, []),
         CONTAMINATED.name: document.beside.get(CONTAMINATED.name, []) if removes_contaminated else [],
     }
     for item in layout.items(JoinedDocument(document.scored, beside), gone.counts["pack"]):

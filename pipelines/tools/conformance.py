@@ -51,9 +51,10 @@ HOSTILE = (
 
 
 def job_documents() -> list[dict[str, str]]:
-    """The documents of the job: pages of Python's documentation, and some that tend to come back changed."""
+    """The documents of the job: pages of Python's documentation, near-copies, and what tends to come back changed."""
     pages = [topics[name][:6000] for name in sorted(topics)[:NUM_DOCUMENTS]]
-    return [{"id": f"doc-{n}", "text": text, "kind": "page"} for n, text in enumerate([*HOSTILE, *pages])]
+    near = [f"{page} It was changed since." for page in pages[:3]]
+    return [{"id": f"doc-{n}", "text": text, "kind": "page"} for n, text in enumerate([*HOSTILE, *pages, *near])]
 
 
 def write_job(output: str, tokenizer: str | None) -> str:
@@ -100,6 +101,7 @@ def job_config(root: str, output: str, tokenizer: str) -> MillConfig:
                 "id_field": "id",
                 "metadata_fields": ["kind"],
             },
+            "near_copies": {"action": "mark"},
             "output": output,
             "tokenizer": tokenizer,
             "difficulty": {"scorer": "rehearsal", "segment_tokens": 96, "memory": {"order": 3}},

@@ -47,6 +47,7 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
     "quarantine": ("reason",),
     "contaminated": ("source_tokens",),
     "documents": None,
+    "near_copies": ("cluster",),
 }
 """What is read of the parts of a family, None: all; the rest is covered by the hash of the file."""
 

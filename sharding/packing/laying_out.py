@@ -44,7 +44,8 @@ class DocumentLayout:
         """The items of a document, as often as it is in the corpus; what became of it goes into `counts`.
 
         Args:
-            document: with its "kept" thoughts, and with what is "contaminated" where that is left out.
+            document: with its "kept" thoughts, with what is "contaminated" where that is left out, and with what is
+                said of its "near_copies" where they were looked for.
             counts: added to.
 
         Raises:
@@ -69,6 +70,7 @@ class DocumentLayout:
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
         if config.surprisal:
             items = [with_surprisal(item, scored.surprisal_nats) for item in items]
+        split = self._split_of(document)
         for copy in range(share.copies):
             yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
@@ -76,9 +78,16 @@ class DocumentLayout:
             counts[name] += count if name.startswith("documents") else share.copies * count
         counts[f"documents_{split}"] += 1
 
-    def _split_of(self, input_ids: np.ndarray) -> Split:
-        fraction = self.config.validation_fraction
-        return order.split_of(self.tokenizer.decode(input_ids), fraction) if fraction else "train"
+    def _split_of(self, document: JoinedDocument) -> Split:
+        if not (fraction := self.config.validation_fraction):
+            return "train"
+        text = self.tokenizer.decode(document.scored.input_ids)
+        return order.split_of(text, fraction, cluster_of(document))
+
+
+def cluster_of(document: JoinedDocument) -> str:
+    """What a document's near-copies have in common; "" where it has none."""
+    return next((found.cluster for found in document.beside.get("near_copies", ())), "")
 
 
 def join_thoughts(doc_id: str, segments: Sequence[ScoredSegment], thoughts: Sequence[Candidate]) -> list[SegmentTokens]:

@@ -30,14 +30,16 @@ def shard_of(key: int, num_shards: int) -> int:
     return key % num_shards
 
 
-def split_of(text: str, validation_fraction: float) -> Split:
+def split_of(text: str, validation_fraction: float, cluster: str = "") -> Split:
     """The split of a document.
 
-    By its text alone, so that exact copies are in one split whatever their ids. Neither seed, nor source, nor tokenizer
-    has a say: what is validation in one run is never trained on in another run of the same fraction, and a larger
-    fraction only adds to the documents of a smaller one.
+    By its text alone, or that of the first of its near-copies where the scores name their `cluster`, so that copies are
+    in one split whatever their ids. Neither seed, nor source, nor tokenizer has a say: what is validation in one run is
+    never trained on in another run of the same fraction, and a larger fraction only adds to the documents of a smaller
+    one.
     """
-    return "validation" if chosen(hash64(Purpose.SPLIT, 0, content_id(text)), validation_fraction) else "train"
+    hashed = hash64(Purpose.SPLIT, 0, cluster or content_id(text))
+    return "validation" if chosen(hashed, validation_fraction) else "train"
 
 
 def is_raw(seed: int, doc_id: str, raw_fraction: float) -> bool:

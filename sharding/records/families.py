@@ -21,6 +21,7 @@ from sharding.records.types import (
     Candidate,
     ContaminatedDocument,
     LedgerRow,
+    NearCopy,
     Quarantined,
     Request,
     ScoredDocument,
@@ -90,10 +91,11 @@ REQUESTS = Family("requests", Request, "doc_id", ("doc_id", "segment_index"))
 KEPT = Family("kept", Candidate, "doc_id", ("doc_id", "segment_index", "sample"))
 REJECTED = Family("rejected", Candidate, "doc_id", ("doc_id", "segment_index", "sample"))
 CONTAMINATED = Family("contaminated", ContaminatedDocument, "doc_id", ("doc_id",))
+NEAR_COPIES = Family("near_copies", NearCopy, "doc_id", ("doc_id",))
 ROWS = Family("shards", MaskedRow)
 DOCUMENTS = Family("documents", ItemPlace, "doc_id", ("doc_id", "source_start", "shard", "row", "token_start"))
 
-_ALL = (SEGMENTS, QUARANTINE, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS, DOCUMENTS)
+_ALL = (SEGMENTS, QUARANTINE, NEAR_COPIES, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS, DOCUMENTS)
 
 FAMILIES = {family.name: family for family in _ALL}
 """By name."""

@@ -29,6 +29,7 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
         origin: where it was read, as "path:line" or "path:row".
         metadata: the carried columns as a JSON object, or None.
         source: name of the source it came from, "" where a run has but one.
+        cluster: what the split of a document is drawn by that has near-copies; "" where it has none, or nobody looked.
     """
 
     doc_id: str
@@ -36,6 +37,7 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
     origin: str
     metadata: str | None = None
     source: str = ""
+    cluster: str = ""
 
 
 class Quarantined(Record, frozen=True, kw_only=True, eq=False):
@@ -104,6 +106,7 @@ class ScoredDocument(Record, frozen=True, kw_only=True, eq=False):
         input_ids, surprisal_nats, entropy_nats, memory_nats: of all its tokens; otherwise as in `ScoredSegment`.
         segment_difficulty_nats: (num_segments,) float64, the difficulty mass of each segment.
         metadata, source: as in `ScoredSegment`.
+        cluster: as in `Document`; not among the segments at rest, but in a `NearCopy`.
     """
 
     doc_id: str
@@ -115,6 +118,7 @@ class ScoredDocument(Record, frozen=True, kw_only=True, eq=False):
     segment_difficulty_nats: np.ndarray
     metadata: str | None = None
     source: str = ""
+    cluster: str = ""
 
     def segments(self) -> Iterator[ScoredSegment]:
         """The segments as they rest on disk, in order; without what was not read of the document."""
@@ -289,6 +293,13 @@ class ContaminatedDocument(Record, frozen=True, kw_only=True, eq=False):
     doc_id: str
     benchmarks: list[str]
     source_tokens: int
+
+
+class NearCopy(Record, frozen=True, kw_only=True, eq=False):
+    """A document that has near-copies, and the cluster of it and them: all of one cluster go into one split."""
+
+    doc_id: str
+    cluster: str
 
 
 class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from sharding.sources.config import Source, SourceConfig, misplaced_key
 from sharding.sources.listing import resolve
+from sharding.sources.near_copies import NearCopies, NearCopiesConfig
 from sharding.sources.readers import read_documents
 from sharding.sources.units import (
     ReadUnit,
@@ -23,6 +24,8 @@ from sharding.sources.units import (
 )
 
 __all__ = [
+    "NearCopies",
+    "NearCopiesConfig",
     "ReadUnit",
     "Source",
     "SourceConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -21,6 +21,7 @@ class FormatKind:
         in_lines: the file is lines, which may be compressed.
         in_ranges: the reader takes byte ranges of a large file, and of each the records that begin in it.
         has_schema: the file says which columns it has.
+        by_datatrove: datatrove reads it; its module's `check` tells before any work whether it can.
     """
 
     endings: tuple[str, ...] = ()
@@ -28,6 +29,7 @@ class FormatKind:
     in_lines: bool = False
     in_ranges: bool = False
     has_schema: bool = False
+    by_datatrove: bool = False
 
 
 FORMATS = {
@@ -35,6 +37,8 @@ FORMATS = {
     "parquet": FormatKind(endings=(".parquet", ".pq"), has_schema=True, in_ranges=True),
     "arrow": FormatKind(endings=(".arrow", ".arrows", ".feather", ".ipc"), has_schema=True, in_ranges=True),
     "text": FormatKind(endings=(".txt", ".text", ".md"), has_fields=False, in_lines=True, in_ranges=True),
+    "warc": FormatKind(endings=(".warc", ".wet"), by_datatrove=True),
+    "datatrove": FormatKind(by_datatrove=True),
     "huggingface": FormatKind(),
 }
 """The formats by the names they have in a config."""
@@ -56,8 +60,8 @@ class SourceConfig:
     )
     format: Format | None = Field(
         default=None,
-        description="jsonl, parquet, arrow, text or huggingface; null: by the files' first bytes and endings. jsonl "
-        "and text may be plain, or compressed by gzip or zstd.",
+        description="jsonl, parquet, arrow, text, warc, datatrove or huggingface; null: by the files' first bytes and "
+        "endings. jsonl, text and warc may be plain, or compressed by gzip or zstd.",
     )
     path: str = Field(
         min_length=1,
@@ -66,6 +70,10 @@ class SourceConfig:
     subset: str | None = Field(default=None, description="huggingface: the dataset's configuration.")
     split: str | None = Field(default=None, description="huggingface: the split; null: train.")
     revision: str | None = Field(default=None, description="huggingface: branch, tag or commit on the hub; null: main.")
+    reader: str | None = Field(default=None, description="datatrove: the name of its reader, such as CSVReader.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="datatrove: options of its reader, such as {compression: gzip}."
+    )
     text_field: str = Field(default="text", min_length=1, description="The field that holds the text.")
     id_field: str | None = Field(
         default=None, description="The field that holds a document's id; without one the id is a hash of the text."
@@ -92,6 +100,8 @@ ONLY_FOR: dict[str, tuple[Format, ...]] = {
     "subset": ("huggingface",),
     "split": ("huggingface",),
     "revision": ("huggingface",),
+    "reader": ("datatrove",),
+    "options": ("datatrove",),
     "document": ("text",),
     "text_field": _WITH_FIELDS,
     "id_field": _WITH_FIELDS,
@@ -100,19 +110,20 @@ ONLY_FOR: dict[str, tuple[Format, ...]] = {
 """The keys that not every format knows."""
 
 _DEFAULTS = SourceConfig(path="-")
+_NAMED_ONLY = (("huggingface",), ("datatrove",))
 
 
 def misplaced_key(config: SourceConfig) -> str | None:
     """What is wrong with a source that sets a key its format doesn't know, as "key: why"; None when all is well.
 
-    A format that is still to be found by the files' endings may turn out to be any but huggingface.
+    A format that is still to be found by the files' endings may turn out to be any but huggingface and datatrove.
     """
     for field in dataclasses.fields(config):
         formats = ONLY_FOR.get(field.name)
         value = getattr(config, field.name)
         if formats is None or value == getattr(_DEFAULTS, field.name):
             continue
-        if (config.format or "") not in formats and (config.format is not None or formats == ("huggingface",)):
+        if (config.format or "") not in formats and (config.format is not None or formats in _NAMED_ONLY):
             shown = list(value) if isinstance(value, tuple) else value
             is_format = "is not given" if config.format is None else f"is {config.format}"
             return f"{field.name}: {shown!r} needs the format {' or '.join(formats)}, and the format {is_format}"

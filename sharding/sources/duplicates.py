@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from sharding import records
 from sharding.hashing import content_id
 from sharding.records.types import Document
+from sharding.sources.near_copies import NEAR, NearMark, decode_mark
 
 NUMBERED = re.compile(r"~\d+$")
 """How the ids end that tell documents of one id apart."""
@@ -57,7 +59,13 @@ def _place(data: bytes) -> tuple[int, str, str]:
     return _place_decoder.decode(data)
 
 
-def distinct_documents(group: tuple[str, Iterable[bytes]], ranks: Mapping[str, int]) -> Iterator[Document]:
+def distinct_documents(
+    group: tuple[str, Iterable[bytes]],
+    ranks: Mapping[str, int],
+    *,
+    drop_near: bool = False,
+    counts: Counter[str] | None = None,
+) -> Iterator[Document]:
     """Documents that carry one id, without those that are marked as dropped, each with an id of its own.
 
     The first keeps the id, the others get "~2", "~3", ... A source's own id that looks like that gets "~1" behind it,
@@ -67,21 +75,34 @@ def distinct_documents(group: tuple[str, Iterable[bytes]], ranks: Mapping[str, i
     Args:
         group: the id, and documents and marks in any order.
         ranks: the place of each source among the sources, by name.
+        drop_near: whether near-copies go, but for the one that stands for its cluster.
+        counts: what is found of near-copies is added to it.
     """
     doc_id, members = group
     only = _only(members)
     if only is not None and only[:1] == DOCUMENT and NUMBERED.search(doc_id) is None:
         yield records.decode(Document, only[1:])
         return
+    counts = Counter() if counts is None else counts
     dropped: set[tuple[int, str]] = set()
+    near: dict[tuple[int, str], NearMark] = {}
     places: list[tuple[int, str, str]] = []
     # Two passes: only places are held, not the texts.
     for data in members:
         if data[:1] == DROPPED:
             dropped.add(_mark_decoder.decode(data[1:]))
+        elif data[:1] == NEAR:
+            mark = decode_mark(data[1:])
+            near[mark.rank, mark.origin] = mark
         else:
             document = records.decode(Document, data[1:])
             places.append((ranks[document.source], content_id(document.text), document.origin))
+    for place, mark in near.items():
+        if place not in dropped:  # one that is an exact copy as well counts as that
+            counts["near_copy_clusters" if mark.is_first else "documents_near_copy"] += 1
+            if drop_near and not mark.is_first:
+                counts["near_copies_dropped"] += 1
+                dropped.add(place)
     staying = sorted(place for place in places if (place[0], place[2]) not in dropped)
     copy_of = {(rank, origin): copy for copy, (rank, _, origin) in enumerate(staying, start=1)}
     looks_numbered = NUMBERED.search(doc_id) is not None
@@ -91,4 +112,9 @@ def distinct_documents(group: tuple[str, Iterable[bytes]], ranks: Mapping[str, i
             copy = copy_of.get((ranks[document.source], document.origin))
             if copy is not None:
                 numbered = copy > 1 or looks_numbered
-                yield msgspec.structs.replace(document, doc_id=f"{doc_id}~{copy}") if numbered else document
+                found = near.get((ranks[document.source], document.origin))
+                yield msgspec.structs.replace(
+                    document,
+                    doc_id=f"{doc_id}~{copy}" if numbered else doc_id,
+                    cluster="" if found is None else found.cluster,
+                )

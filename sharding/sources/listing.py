@@ -68,6 +68,8 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
         from sharding.sources import huggingface
 
         return huggingface.resolve(source)
+    if config.format is not None:
+        readers.check(source)
     fs = opened(source)[0]
     if config.format == "huggingface":
         assert found is not None
@@ -95,6 +97,7 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     config = dataclasses.replace(config, format=config.format or _format_of(source, urls, glances))
     source = Source(source.key, config)
     _refuse_misplaced(source)
+    readers.check(source)
     files = [
         SourceFile(url=url, size_bytes=int(info["size"]), version=version, compression=glance.compression)
         for url, (_, info), version, glance in zip(urls, names, versions, glances, strict=True)

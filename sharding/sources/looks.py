@@ -64,7 +64,7 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"070702", Kind("cpio", "a cpio archive", _UNPACK)),
     (b"!<arch>\n", Kind("ar", "an ar archive", _UNPACK)),
     (b"Obj\x01", Kind("avro", "an Avro file", "write it as Parquet or JSON lines")),
-    (b"WARC/1.", Kind("warc", "a WARC file", _TEXT_OF_IT)),
+    (b"WARC/1.", Kind("warc", "a WARC file", "set format: warc, or take the text of it first")),
     (b"%PDF-", Kind("pdf", "a PDF file", _TEXT_OF_IT)),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("ole", "an old Office file", _TEXT_OF_IT)),
     (b"{\\rtf1", Kind("rtf", "an RTF file", _TEXT_OF_IT)),
@@ -177,7 +177,7 @@ def refusal(kind: Kind | None, url: str, format: str) -> str | None:
         url: the file.
         format: the name of the format.
     """
-    if kind is None or kind.name == format:
+    if kind is None or kind.name == format or format == "datatrove":
         return None
     if kind.name == "binary" and format == "jsonl":
         return None  # each line tells by itself

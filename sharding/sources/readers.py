@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sharding.errors import MillError
 from sharding.records.types import Document, Quarantined
-from sharding.sources.config import Source
+from sharding.sources.config import FORMATS, Source
 from sharding.sources.line_looks import looks_like
 from sharding.sources.looks import HEAD_BYTES, kind_of, unpacked
 from sharding.sources.places import locate, raise_outage
@@ -91,6 +91,16 @@ def _in_words(error: Exception, url: str, source: Source) -> str:
         if looks and (kind is None or kind.name != source.config.format):
             return f"it is no {source.config.format} file, it looks like {looks} ({said})"
     return said
+
+
+def check(source: Source) -> None:
+    """Refuse a source whose reader isn't here, or doesn't have what the config asks of it, before any work.
+
+    Raises:
+        RequestError: names the key and the way out.
+    """
+    if FORMATS[source.config.format or ""].by_datatrove:
+        _reader(source).check(source)
 
 
 def columns_of(url: str, source: Source) -> pa.Schema:

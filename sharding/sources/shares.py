@@ -198,7 +198,7 @@ def check_scored(
         name = source.config.name
         if len(sources) == 1:
             lost = by_tokenizer
-        elif name and not counts["duplicates_dropped"]:
+        elif name and not (counts["duplicates_dropped"] or counts.get("near_copies_dropped")):
             lost = tally.documents - counts.get(f"source.{name}.documents", 0)
         else:  # which sources the dropped copies were of isn't counted: the refused are taken to be spread evenly
             lost = by_tokenizer * tally.documents // max(1, sum(each.documents for each in tallies))

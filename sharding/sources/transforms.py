@@ -4,12 +4,14 @@ files ─► units ─► documents ─► by id ──────────�
               │             └► hash, id, origin ─► copies ─┘ dropped
               └► quarantine, tallies ─► not too much? ─────┘ else an error
 
-Texts go through one shuffle. Exact copies are found among hashes, whatever the order of reading.
+Texts go through one shuffle. Exact copies are found among hashes, near-copies, where they are looked for, among
+sketches, whatever the order of reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -17,9 +19,10 @@ import msgspec
 from apache_beam.typehints import KV
 
 from sharding import records, sources
+from sharding.beam.counts import COUNTS
 from sharding.beam.shuffle import GroupBytes
 from sharding.records.types import Document, Quarantined
-from sharding.sources import ReadUnit, Source, SourceFile, shares
+from sharding.sources import NearCopies, ReadUnit, Source, SourceFile, near_copies, shares
 from sharding.sources.duplicates import DOCUMENT, distinct_documents, later_copies, text_key
 
 Duplicates = Literal["keep", "drop"]
@@ -41,6 +44,7 @@ class ReadDocuments(beam.PTransform):
         listings: the files of each.
         duplicates: whether exact copies of a text stay. They are counted either way.
         num_partitions: see `GroupBytes`.
+        near: how near-copies are looked for; None: not at all.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class ReadDocuments(beam.PTransform):
         listings: Sequence[Sequence[SourceFile]],
         duplicates: Duplicates,
         num_partitions: int,
+        near: NearCopies | None = None,
     ) -> None:
         super().__init__()
+        self._near = near
         self._sources, self._duplicates, self._num_partitions = tuple(resolved), duplicates, num_partitions
         self._listing = [piece for i, files in enumerate(listings) for piece in sources.pack_listing(files, i)]
 
@@ -83,16 +89,29 @@ class ReadDocuments(beam.PTransform):
         keyed = good | "By id" >> beam.Map(lambda d: (d.doc_id, DOCUMENT + records.encode(d))).with_output_types(
             KV[str, bytes]
         )
-        documents = (
-            ((keyed, copies) if drop else (keyed,))
+        near = (
+            None
+            if self._near is None
+            else good | "Near-copies" >> FindNearCopies(self._near, ranks, self._num_partitions)
+        )
+        distinct = (
+            (keyed, *((copies,) if drop else ()), *((near["marks"],) if near else ()))
             | "Group" >> GroupBytes(self._num_partitions)
             | "One id each"
-            >> beam.FlatMap(_distinct_once_checked, ranks, beam.pvalue.AsSingleton(tallies)).with_output_types(Document)
+            >> beam.FlatMap(
+                _distinct_once_checked,
+                ranks,
+                self._near is not None and self._near.config.action == "drop",
+                beam.pvalue.AsSingleton(tallies),
+            ).with_outputs(COUNTS, main="documents")
         )
+        documents = distinct["documents"]
+        documents.element_type = Document
         names = ("documents_duplicate", *(("duplicates_dropped",) if drop else ()))
         counts = (
             raw | "Count read" >> beam.Map(lambda _: {"documents_in": 1}),
             copies | "Count copies" >> beam.Map(lambda _: dict.fromkeys(names, 1)),
+            *((distinct[COUNTS], near[COUNTS]) if near else ()),
         )
         return {"documents": documents, "quarantined": bad, "counts": counts, "facts": {"sources": tallies}}
 
@@ -154,7 +173,58 @@ def _checked(tallies: Sequence[shares.SourceTally], resolved: Sequence[Source]) 
 
 
 def _distinct_once_checked(
-    group: tuple[str, Iterable[bytes]], ranks: Mapping[str, int], checked: Sequence[Any]
-) -> Iterator[Document]:
+    group: tuple[str, Iterable[bytes]], ranks: Mapping[str, int], drop_near: bool, checked: Sequence[Any]
+) -> Iterator[Document | beam.pvalue.TaggedOutput]:
     """See `distinct_documents`; what is `checked` is only waited for."""
-    return distinct_documents(group, ranks)
+    counts = Counter[str]()
+    yield from distinct_documents(group, ranks, drop_near=drop_near, counts=counts)
+    if counts:
+        yield beam.pvalue.TaggedOutput(COUNTS, dict(counts))
+
+
+class FindNearCopies(beam.PTransform):
+    """Documents → `marks` for `distinct_documents`, as (id, mark), and `counts`: see `sharding.sources.near_copies`.
+
+    Args:
+        near: how they are looked for.
+        ranks: the place of each source among the sources, by name.
+        num_partitions: see `GroupBytes`.
+    """
+
+    def __init__(self, near: NearCopies, ranks: Mapping[str, int], num_partitions: int) -> None:
+        super().__init__()
+        self._near, self._ranks, self._num_partitions = near, ranks, num_partitions
+
+    def expand(self, documents: beam.PCollection) -> Any:
+        links = (
+            documents
+            | "Bands" >> beam.FlatMap(near_copies.banded, self._ranks, self._near).with_output_types(KV[str, bytes])
+            | "Meet" >> GroupBytes(self._num_partitions)
+            | "Compare"
+            >> beam.FlatMap(near_copies.linked, self._near.config.similarity).with_output_types(KV[str, bytes])
+        )
+        for number in range(near_copies.ROUNDS):
+            links = self._seen_both_ways(links, f"Seen {number}") | f"Large stars {number}" >> _links(
+                near_copies.large_star
+            )
+            links = links | f"By later {number}" >> GroupBytes(self._num_partitions)
+            links = links | f"Small stars {number}" >> _links(near_copies.small_star)
+        found = self._seen_both_ways(links, "Seen at last") | "Settle" >> beam.FlatMap(_settled).with_outputs(
+            COUNTS, main="marks"
+        )
+        found["marks"].element_type = KV[str, bytes]
+        return found
+
+    def _seen_both_ways(self, links: beam.PCollection, name: str) -> beam.PCollection:
+        """Each document with its neighbours."""
+        ways = links | f"{name}, both ways" >> beam.FlatMap(near_copies.both_ways).with_output_types(KV[str, bytes])
+        return ways | name >> GroupBytes(self._num_partitions)
+
+
+def _links(star: Callable[..., Iterator[tuple[str, bytes]]]) -> beam.PTransform:
+    return beam.FlatMap(star).with_output_types(KV[str, bytes])
+
+
+def _settled(group: tuple[str, Iterable[bytes]]) -> Iterator[Any]:
+    for found in near_copies.settled(group):
+        yield beam.pvalue.TaggedOutput(COUNTS, found) if isinstance(found, dict) else found

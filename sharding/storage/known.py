@@ -131,9 +131,14 @@ class _Pack(msgspec.Struct):
     surprisal: bool = False
 
 
+class _NearCopies(msgspec.Struct):
+    similarity: Number
+
+
 class _ScoreConfig(msgspec.Struct):
     tokenizer: str
     difficulty: _Difficulty
+    near_copies: _NearCopies | None = None
 
 
 class _BarrenFile(msgspec.Struct):
@@ -272,7 +277,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 """Stage → part of its manifest → what is in it at least."""
 
 FAMILIES_OF = {
-    "score": ("segments", "quarantine"),
+    "score": ("segments", "quarantine", "near_copies"),
     "augment": ("requests", "quarantine"),
     "select": ("kept", "rejected", "contaminated"),
     "pack": ("shards", "documents"),
