@@ -38,6 +38,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
+def shortened(text: str, room: int) -> str:
+    """The text in at most `room` characters, cut in its middle: what names have in common is often their beginning."""
+    if len(text) <= room:
+        return text
+    before = max(1, room // 2)
+    return f"{text[:before]}…{text[len(text) - max(0, room - before - 1) :]}"
+
+
 class Terminal(Console):
     """Standard output or standard error, for people.
 

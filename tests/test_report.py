@@ -22,7 +22,7 @@ from pipelines.cli import summary
 from pipelines.documents import sample
 from pipelines.documents.blocks import DocumentView, Mark, Source, Thought, Unit
 from pipelines.documents.reader import Reader
-from pipelines.report import charts, room
+from pipelines.report import charts, room, svg
 from pipelines.report.charts import Series
 from pipelines.run import mill
 from pipelines.terminal import visible
@@ -504,7 +504,7 @@ def test_every_tier_and_reason_is_among_the_chosen(finished: str) -> None:
     ],
 )
 def test_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert charts.ticks(low, high) == expected
+    assert svg.ticks(low, high) == expected
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_ticks(low: float, high: float, expected: list[float]) -> None:
     ],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert charts.number(value) == text
+    assert svg.number(value) == text
 
 
 def test_columns_are_as_high_as_their_values() -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pipelines.documents.blocks import FULL_COLOUR_NATS, DocumentView, Mark, Source, Thought, Unit, counted
+from pipelines.documents.blocks import FULL_COLOUR_NATS, DocumentView, Mark, Source, Thought, Unit
+from pipelines.terminal import counted
 from sharding.records.types import Candidate
 
 MAX_DOCUMENTS = 16

@@ -8,9 +8,10 @@ import numpy as np
 
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.histogram import DifficultyHistogram
-from pipelines.report import by_gain, charts
-from pipelines.report.charts import Series, number
+from pipelines.report import by_gain, charts, svg
+from pipelines.report.charts import Series
 from pipelines.report.facts import Facts, Figure, missing_until
+from pipelines.report.svg import number
 
 COLUMNS = 32
 """Columns of the histograms over difficulty."""
@@ -35,7 +36,7 @@ class _Binned:
 def _binned(facts: Facts, histogram: DifficultyHistogram) -> _Binned:
     nats, counts = histogram.bins()
     high = float(histogram.quantiles([TAIL])[0]) or 1.0
-    top = charts.ticks(0, high, 6)
+    top = svg.ticks(0, high, 6)
     step = top[1] - top[0] if len(top) > 1 else high
     end = top[-1] if top[-1] >= high else top[-1] + step
     binned = _Binned(np.linspace(0, end, COLUMNS + 1), {}, {})

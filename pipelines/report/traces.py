@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
-from pipelines.report import charts
-from pipelines.report.charts import Box, Interval, Series
+from pipelines.report import charts, marks
+from pipelines.report.charts import Box, Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
+from pipelines.report.marks import Interval
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -100,7 +101,7 @@ def gains(facts: Facts) -> Figure:
         says="Nats that a trace adds to the text after its segment, which its generator did not see, beyond what "
         f"traces of other documents add, with 95% intervals over documents: {best}. Kept: with what choosing adds "
         "beyond what it adds among controls. Grey: the same of traces of other documents, 0 but for noise.",
-        chart=charts.intervals(title, best, rows, x_label="gain beyond controls, nats per segment"),
+        chart=marks.intervals(title, best, rows, x_label="gain beyond controls, nats per segment"),
         header=(
             *("tier, model, prompt", "segments", "no choice", "choosing adds", "kept", "null", "null, kept"),
             *("on hard tokens", "tokens, kept (nats per 1,000)", "rejected"),
