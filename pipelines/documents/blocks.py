@@ -88,12 +88,14 @@ class DocumentView:
     Attributes:
         fate: what became of it in the corpus, in words; "" when there is nothing to say.
         blocks: in the order of the corpus.
+        source: the name of the source it came from, "" where a run has but one.
     """
 
     doc_id: str
     segments: Sequence[Segment]
     fate: str
     blocks: Sequence[Block]
+    source: str = ""
 
     @property
     def num_tokens(self) -> int:

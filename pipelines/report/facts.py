@@ -26,6 +26,7 @@ class Figure:
         header, rows: the same as a table.
         missing: what has to be run before it can be drawn; "" when it is there.
         open: the table stands beside the chart, for all to see.
+        notes: what is left out of it, a sentence each.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Figure:
     rows: Sequence[Sequence[str]] = ()
     missing: str = ""
     open: bool = False
+    notes: Sequence[str] = ()
 
 
 def missing_until(stage: str) -> str:

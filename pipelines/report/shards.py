@@ -58,7 +58,7 @@ def cost(facts: Facts) -> Figure:
     augmented, allocation = facts.stages["augment"], facts.allocation
     if allocation is None:
         return Figure(key=key, title=title, missing=missing_until("augment"))
-    by_model = _tokens_by_model(facts)
+    by_model = tokens_by_model(facts)
     rows: list[tuple[str, ...]] = []
     for model, tokens in by_model.items():
         price = facts.prices.get(model, {})
@@ -83,7 +83,10 @@ def cost(facts: Facts) -> Figure:
     if facts.stages["select"] is not None:
         values.append(("kept", facts.stages["select"].counts.get("kept_thought_tokens", 0)))
     shown = [(name, float(value)) for name, value in values if value is not None]
-    says = f"Budget: {allocation.target_spend:,.6g} {unit}; planned: {allocation.planned_spend:,.6g} {unit}."
+    digits = 0 if allocation.unit == "tokens" else 2
+    says = (
+        f"Budget: {allocation.target_spend:,.{digits}f} {unit}; planned: {allocation.planned_spend:,.{digits}f} {unit}."
+    )
     if augmented is not None:
         says += f" {augmented.counts.get('thought_tokens', 0):,} thinking tokens were generated."
         says += f" {forecast(augmented)}".rstrip()
@@ -111,7 +114,7 @@ def cost(facts: Facts) -> Figure:
     )
 
 
-def _tokens_by_model(facts: Facts) -> dict[str, float]:
+def tokens_by_model(facts: Facts) -> dict[str, float]:
     """Generated tokens by model, in the proportions of the account of selection; of all models together before that.
 
     The account has candidates, and those of segments with one text share what was generated once.

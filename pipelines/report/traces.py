@@ -13,6 +13,7 @@ from pipelines.report import charts, marks
 from pipelines.report.charts import Box, Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
 from pipelines.report.marks import Interval
+from pipelines.report.worth import unvalued
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -68,11 +69,7 @@ def gains(facts: Facts) -> Figure:
         return Figure(key=key, title=title, missing=missing_until("select"))
     valued = [row for row in selected.facts.get("account", []) if row.get("gains")]
     if not valued:
-        return Figure(
-            key=key,
-            title=title,
-            missing="Traces were not valued: `select.value` is none, or no tier has several samples.",
-        )
+        return Figure(key=key, title=title, missing="No trace has a measured gain.", notes=unvalued(selected))
     same_tier = [row["tier"] for row in valued]
     rows, table = [], []
     for row in sorted(valued, key=lambda r: facts.tiers.index(r["tier"]) if r["tier"] in facts.tiers else 99):
@@ -107,6 +104,7 @@ def gains(facts: Facts) -> Figure:
             *("on hard tokens", "tokens, kept (nats per 1,000)", "rejected"),
         ),
         rows=table,
+        notes=unvalued(selected),
     )
 
 
