@@ -29,19 +29,18 @@ def compare(
     from pipelines.compare.runs import read_runs
     from sharding import storage
 
-    url = target or _here(outputs)
+    url = target if as_json else target or _here(outputs)
     runs = read_runs(outputs)
     figures = compare_module.figures(runs)
     if as_json:
         out.print_json_line(show.to_json(runs, figures))
-        if target is None:
-            return
     else:
         for part in show.render(figures):
             out.print(part)
-    storage.write_bytes(url, page.render(runs, figures).encode())
-    if not as_json:
-        out.print(f"\nwrote {url}")
+    if url is not None:
+        storage.write_bytes(url, page.render(runs, figures).encode())
+        if not as_json:
+            out.print(f"\nwrote {url}")
 
 
 def _here(outputs: list[str]) -> str:

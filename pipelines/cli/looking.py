@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.application import BeamArgument, JsonOption, OutputArgument, QuietOption, app, err, out
+from pipelines.cli.application import BeamArgument, JsonOption, OutputArgument, QuietOption, SilentOption, app, err, out
 
 
 @app.command()
@@ -62,11 +62,13 @@ def status(
 
 
 @app.command()
-def report(output: OutputArgument) -> None:
+def report(output: OutputArgument, quiet: SilentOption = False) -> None:
     """Write report.html: what came of a run, in pictures, with documents to read. For a browser; needs no network."""
     from pipelines import report as report_module
 
-    out.print(f"wrote {report_module.write(output)}")
+    url = report_module.write(output)
+    if not quiet:
+        out.print(f"wrote {url}")
 
 
 @app.command()
@@ -79,7 +81,8 @@ def inspect(
         str | None, typer.Option("--rejected", metavar="REASON", help="Segments with a trace rejected for this reason.")
     ] = None,
     quarantined: Annotated[
-        bool, typer.Option("--quarantined", help="Files and records that became no document, with their reasons.")
+        bool,
+        typer.Option("--quarantined", help="What came to nothing in score and augment: place, reason, a line of each."),
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Documents at most; of each reason with --quarantined.")] = 3,
     plain: Annotated[bool, typer.Option("--plain", help="Text without colours and boxes.")] = False,

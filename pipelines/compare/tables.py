@@ -11,7 +11,7 @@ from pipelines.card.facts import amount
 from pipelines.compare.runs import Run
 from pipelines.report import charts, marks
 from pipelines.report.charts import Series
-from pipelines.report.facts import Figure, share
+from pipelines.report.facts import Figure, quantity, share
 from pipelines.report.marks import Interval
 from pipelines.report.shards import tokens_by_model
 from pipelines.report.worth import unvalued
@@ -218,7 +218,7 @@ def _price(run: Run, price: str) -> str:
     if None in spent:
         return "unknown"
     total = sum(one for one in spent if one is not None)
-    return f"${total:,.4g}" if price.startswith("dollars") else f"{total:,.4g}"
+    return f"{'$' * price.startswith('dollars')}{quantity(total)}"
 
 
 def _spent(run: Run, tokens: dict[str, float], price: str) -> Iterator[float | None]:

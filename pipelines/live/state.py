@@ -13,13 +13,17 @@ from typing import Any
 
 from pipelines import report
 from pipelines.report import html, page
+from pipelines.report.facts import Stages
 from pipelines.report.funnel import steps
 from pipelines.secrets import told
+from pipelines.terminal import visible
 from pipelines.watch import progress, status
 from sharding.errors import MillError
 
 LOOK_S = 1.0
 """The state is looked up no more often than this, however many pages ask."""
+
+REPORT_PARTS = ("stage_list", "notices", "funnel", "drawn")
 
 
 class Watched:
@@ -85,7 +89,7 @@ class Watched:
             "complete": bool(found and found["complete"]),
         }
 
-    def _drawn(self, stages: report.Stages) -> dict[str, str]:
+    def _drawn(self, stages: Stages) -> dict[str, str]:
         facts = report.gather(self._output, stages)
         return {
             "stages": _rendered("stage_list", stages=facts.stages),
@@ -129,10 +133,8 @@ def meters(found: Mapping[str, Any] | None) -> Iterator[tuple[str, float]]:
 
 
 def _rendered(part: str, **values: Any) -> str:
-    """A part of the page as HTML, by its macro."""
-    made = html.environment("pipelines.live")
-    source = "parts.html.j2" if part in ("stage_list", "notices", "funnel", "drawn") else "live_parts.html.j2"
+    """A part of the page as HTML, by its macro: one of the report's, or of this page's own."""
+    source = "parts.html.j2" if part in REPORT_PARTS else "live_parts.html.j2"
     call = ", ".join(f"{name}={name}" for name in values)
-    return html.visible(
-        made.from_string(f"{{% import '{source}' as parts %}}{{{{ parts.{part}({call}) }}}}").render(**values)
-    )
+    text = f"{{% import '{source}' as parts %}}{{{{ parts.{part}({call}) }}}}"
+    return visible(html.environment("pipelines.live").from_string(text).render(**values))

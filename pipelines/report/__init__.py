@@ -12,7 +12,6 @@ depends on the output alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.secrets import published, without_secrets
@@ -23,7 +22,7 @@ from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
 if TYPE_CHECKING:
-    from pipelines.report.facts import Facts, Figure
+    from pipelines.report.facts import Facts, Figure, Stages
 
 
 def report_url(output: storage.Location) -> str:
@@ -65,10 +64,6 @@ def render(output: storage.Location) -> str:
     readings, closed = _reading_room(output, stages, facts.sample)
     told = sections(effective(output, stages))
     return page.render(output, facts, steps(facts.stages), figures_of(output, facts), readings, closed, told)
-
-
-Stages = Mapping[str, Manifest | None]
-"""Manifests by stage, None of what hasn't finished."""
 
 
 def read_stages(output: str) -> dict[str, Manifest | None]:

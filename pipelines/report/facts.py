@@ -90,6 +90,11 @@ class Facts:
         return {tier["name"]: float(tier["max_tokens"]) for tier in tiers if tier.get("max_tokens")}
 
 
+def quantity(value: float) -> str:
+    """An amount of money or hours in as many digits as it takes."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+
+
 def share(part: float, whole: float) -> str:
     """A share in per cent."""
     return f"{part / whole:.1%}" if whole else "none"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.report.facts import Stages, missing_until, share
+from pipelines.terminal import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,18 @@ def _scored(stages: Stages) -> list[Step]:
         if name.startswith("quarantined.")
     ]
     copies, dropped = counts.get("documents_duplicate", 0), counts.get("duplicates_dropped", 0)
-    copied = [f"{copies:,} exact copies, {'dropped' if dropped else 'kept'}"] if copies else []
+    copied = (
+        [f"{copies:,} exact {'copy' if copies == 1 else 'copies'}, {'dropped' if dropped else 'kept'}"]
+        if copies
+        else []
+    )
     nats = counts.get("surprisal_micronats", 0) / 1e6 / max(1, counts["source_tokens"])
     return [
         Step(
             name="documents",
             count=f"{taken:,}",
             part=taken / there if there else None,
-            notes=[f"of {there:,} records", *(why or ["none refused"]), *copied],
+            notes=[f"of {counted(there, 'record')}", *(why or ["none refused"]), *copied],
         ),
         Step(
             name="segments",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def page(template: str, *, package: str = _OWN, scripts: Sequence[str], asks: bo
     return visible(html)
 
 
+@cache
 def environment(package: str = _OWN) -> Environment:
     """What templates are read with: everything is escaped, and nothing may be missing."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined

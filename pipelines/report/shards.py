@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipelines.card.facts import forecast
 from pipelines.report import charts
 from pipelines.report.charts import Series
-from pipelines.report.facts import Facts, Figure, missing_until, share
+from pipelines.report.facts import Facts, Figure, missing_until, quantity, share
+from pipelines.terminal import counted
 
 KINDS = (("source", "k1"), ("thought", "k2"), ("delimiter", "k3"), ("padding", "k0"))
 
@@ -28,11 +29,11 @@ def packing(facts: Facts) -> Figure:
     counts = packed.counts
     total = sum(sum(split.values()) for split in splits.values())
     says = (
-        f"{counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} tokens; "
+        f"{counted(counts['rows'], 'sequence')} of {packed.config['pack']['sequence_length']:,} tokens; "
         f"{share(counts.get('tokens_padding', 0), total)} padding, "
-        f"{share(counts.get('tokens_thought', 0), total)} thoughts. {counts.get('documents_cut', 0):,} of "
-        f"{counts.get('documents', 0):,} documents were longer than a sequence and cut, "
-        f"{counts.get('thoughts_cut', 0):,} thoughts lost their end."
+        f"{share(counts.get('tokens_thought', 0), total)} thoughts. Longer than a sequence and cut: "
+        f"{counts.get('documents_cut', 0):,} of {counted(counts.get('documents', 0), 'document')}; "
+        f"{counted(counts.get('thoughts_cut', 0), 'thought')} lost an end."
     )
     return Figure(
         key=key,
@@ -67,8 +68,8 @@ def cost(facts: Facts) -> Figure:
             (
                 f"{model}, generated",
                 f"{tokens:,.0f}",
-                "no price" if dollars is None else f"${tokens * dollars / 1e6:,.4g}",
-                "no rate" if rate is None else f"{tokens / rate / 3600:,.4g}",
+                "no price" if dollars is None else f"${quantity(tokens * dollars / 1e6)}",
+                "no rate" if rate is None else quantity(tokens / rate / 3600),
             )
         )
     unit = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}[allocation.unit]

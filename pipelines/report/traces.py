@@ -14,6 +14,7 @@ from pipelines.report.charts import Box, Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
 from pipelines.report.marks import Interval
 from pipelines.report.worth import unvalued
+from pipelines.terminal import counted
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -122,14 +123,15 @@ def rejections(facts: Facts) -> Figure:
         objections.update(row["objections"])
     any_ = {reason: max(first.get(reason, 0), objections[reason]) for reason in {**first, **objections}}
     if not any_:
-        return Figure(key=key, title=title, missing=f"All {counts['candidates']:,} candidates were kept.")
+        return Figure(key=key, title=title, missing=f"Kept: all of {counted(counts['candidates'], 'candidate')}.")
     reasons = sorted(any_, key=lambda reason: (-first.get(reason, 0), -any_[reason], reason))
     series = [
         Series("the first reason, which counts", "s5", [first.get(reason, 0) for reason in reasons]),
         Series("a further objection", "s0", [any_[reason] - first.get(reason, 0) for reason in reasons]),
     ]
     kept, candidates = counts["kept"], counts["candidates"]
-    says = f"{kept:,} of {candidates:,} candidates were kept ({share(kept, candidates)})."
+    was = "was" if kept == 1 else "were"
+    says = f"{kept:,} of {counted(candidates, 'candidate')} {was} kept ({share(kept, candidates)})."
     return Figure(
         key=key,
         title=title,
