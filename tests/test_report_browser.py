@@ -216,9 +216,9 @@ def test_documents_are_found_by_tier_outcome_and_text(browser: Browser, url: str
         "m => m.closest('details').open && m.classList.contains('kept'))"
     )
     choose(page, "select[data-filter=outcomes]", "")
-    choose(page, "#filter-text", "NUMBER 3 SAYS")
+    choose(page, "#filter-text", "NUMBER 4 SAYS")
     assert (
-        page.evaluate(listed) == 1 and page.evaluate("document.querySelector('article.open h3').innerText") == "doc 3"
+        page.evaluate(listed) == 1 and page.evaluate("document.querySelector('article.open h3').innerText") == "doc 4"
     )
     assert page.evaluate("document.querySelectorAll('article.open .tokens.match').length") > 0
     choose(page, "#filter-text", "nowhere to be found")
