@@ -33,9 +33,20 @@ def visible(text: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 segment", "1,200 segments"; a noun in -ss takes -es."""
-    ending = "" if number == 1 else "es" if noun.endswith("ss") else "s"
-    return f"{number:,} {noun}{ending}"
+    """A number with its noun: "1 segment", "1,200 segments", "2 copies", "3 losses"."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}{'es' if noun.endswith('ss') else 's'}"
+
+
+def shortened(text: str, room: int) -> str:
+    """The text in at most `room` characters, cut in its middle: what names have in common is often their beginning."""
+    if len(text) <= room:
+        return text
+    before = max(1, room // 2)
+    return f"{text[:before]}…{text[len(text) - max(0, room - before - 1) :]}"
 
 
 class Terminal(Console):

@@ -15,6 +15,7 @@ import pydantic
 import yaml
 from pydantic import TypeAdapter
 
+from difficulty.budget.tiers import NUMBERS
 from pipelines import yaml_tree
 from pipelines.config import MillConfig
 from sharding import storage
@@ -36,6 +37,7 @@ def load(path: storage.Location, overrides: Sequence[str] = ()) -> MillConfig:
         raise RequestError(f"the config {path} holds {what}, not a mapping of keys")
     for override in overrides:
         _apply(tree, override)
+    _switch_unit(tree, [override.partition("=")[0] for override in overrides])
     return from_mapping(tree, path)
 
 
@@ -112,6 +114,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[_index(node, keys[-1], path)] = value
     else:
         node[keys[-1]] = value
+
+
+def _switch_unit(tree: dict[str, Any], overridden: Sequence[str]) -> None:
+    """A budget that is set in one unit takes the place of the file's in another: a run has one."""
+    budget = tree.get("budget")
+    named = [number for number in NUMBERS if f"budget.{number}" in overridden]
+    if not isinstance(budget, dict) or not any(budget.get(number) is not None for number in named):
+        return
+    for number in NUMBERS:
+        if number not in named:
+            budget.pop(number, None)
 
 
 def _child(node: Any, key: str, path: str) -> Any:

@@ -7,13 +7,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
 from augment.selection.gates.leaked_sentences import without_leaked_opening
+from difficulty.budget.tiers import as_config
 from pipelines.arms import result as arms
+from pipelines.cli import app
+from pipelines.documents.quarantine import quarantine
 from pipelines.joints import Choices, holdback_of
 from pipelines.plan import make_plan, show
 from pipelines.plan.allocations import allocation_for
@@ -21,10 +28,13 @@ from pipelines.plan.evidence import gather
 from pipelines.plan.pilot import pick_segments
 from pipelines.run import mill
 from pipelines.stage import Did
-from pipelines.terminal import counted
-from pipelines.yaml_config import from_mapping
-from sharding import tally
+from pipelines.terminal import counted, shortened
+from pipelines.yaml_config import from_mapping, load
+from sharding import storage, tally
 from sharding.errors import RequestError
+from sharding.records.families import QUARANTINE
+from sharding.records.types import Quarantined
+from sharding.storage import manifest
 
 Tree = dict[str, Any]
 
@@ -107,6 +117,85 @@ def test_a_finished_stage_is_made_again_by_force_and_buys_nothing(tree: Tree) ->
     again = mill(config, stages=["augment"], force=True, on_stage=on_stage)["augment"]
     assert did == [("score", Did.NOTHING), ("augment", Did.NOTHING), ("augment", Did.RAN)]
     assert again.counts["generated"] == 0 and again.counts["found"] > 0
+
+
+@pytest.mark.parametrize(
+    ("number", "unit"), [("thinking_tokens=5000", "tokens"), ("dollars=5", "dollars"), ("gpu_hours=0.5", "gpu_hours")]
+)
+def test_one_set_changes_the_unit_of_a_budget(tree: Tree, tmp_path: Path, number: str, unit: str) -> None:
+    path = tmp_path / "mill.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert load(path, [f"budget.{number}"]).budget.unit == unit
+    with pytest.raises(RequestError, match="exactly one of"):
+        load(path, ["budget.dollars=5", "budget.gpu_hours=1"])
+    assert load(path, ["budget.dollars=null"]).budget.thinking_tokens_per_source_token == 0.5
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(1_740_210.0, "1740210"), (12_345.5, "12345.5"), (0.000123456, "0.000123456")]
+)
+def test_a_budget_is_told_as_one_writes_it(number: float, said: str) -> None:
+    assert as_config(number) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "shown"),
+    [("short", 5, "short"), ("https://host/a/long/path-1", 11, "https…ath-1"), ("abc", 2, "a…"), ("ab", 1, "a…")],
+)
+def test_ids_are_cut_in_the_middle(text: str, room: int, shown: str) -> None:
+    assert shortened(text, room) == shown
+
+
+def test_the_quarantine_of_both_stages_is_shown(tmp_path: Path) -> None:
+    """Also of a stage that has given up because of it, and has no manifest."""
+    output = str(tmp_path / "out")
+    refused = [
+        Quarantined(stage="augment", origin=f"d{i}#0", reason="generation_failed", detail="model m: no answer")
+        for i in range(5)
+    ]
+    refused.append(
+        Quarantined(
+            stage="augment", origin="x#1", reason="unspelled", detail="can't be spelled", excerpt="\n \n one\ntwo"
+        )
+    )
+    url = storage.join(manifest.stage_url(output, "augment"), "quarantine-00000-of-00001.arrow")
+    storage.write_part(url, refused, QUARANTINE.schema())
+    said = [line.plain for line in quarantine(output, 2)]
+    assert said == [
+        "augment, which has not finished: 6 segments and generations in quarantine",
+        "generation_failed: 5",
+        "  d0#0: model m: no answer",
+        "  d1#0: model m: no answer",
+        "unspelled: 1",
+        "  x#1: can't be spelled",
+        "     one",
+    ]
+    with pytest.raises(RequestError, match="nothing was scored"):
+        list(quarantine(str(tmp_path / "nothing"), 2))
+
+
+QUIET = ("score", "augment", "select", "pack", "run", "plan", "arms", "ablate", "verify", "export", "report")
+
+
+@pytest.mark.parametrize("words", [[name] for name in QUIET] + [["ledger", "compact"], ["models", "fetch"]])
+def test_long_commands_can_be_quiet(words: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    assert "--quiet" in {option for parameter in command.params for option in parameter.opts}
+
+
+def test_quiet_says_nothing_of_what_went_well(tree: Tree, tmp_path: Path) -> None:
+    config = from_mapping(tree)
+    mill(config)
+    for words in (
+        ["report", config.output],
+        ["ledger", "compact", config.ledger_url],
+        ["export", config.output, "--to", "parquet", "--target", str(tmp_path / "parquet")],
+    ):
+        done = CliRunner().invoke(app, [*words, "--quiet"])
+        assert (done.exit_code, done.output) == (0, ""), done.output
+        assert CliRunner().invoke(app, words).output
 
 
 def test_shells_complete() -> None:

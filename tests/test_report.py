@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from pipelines.cli import summary
 from pipelines.documents import sample
 from pipelines.documents.blocks import DocumentView, Mark, Source, Thought, Unit
 from pipelines.documents.reader import Reader
-from pipelines.report import charts, room
+from pipelines.report import charts, room, svg
 from pipelines.report.charts import Series
+from pipelines.report.facts import quantity
 from pipelines.run import mill
 from pipelines.terminal import visible
 from pipelines.yaml_config import from_mapping
@@ -210,10 +212,10 @@ def test_the_page_has_every_figure_with_a_table(page: str, finished: str) -> Non
     outline = Outline(page)
     assert not outline.open
     assert len(outline.ids) == len(set(outline.ids))
-    figures = {"difficulty", "budget", "lengths", "gain", "rejections", "packing", "cost"}
+    figures = {"difficulty", "budget", "lengths", "gain", "worth", "rejections", "packing", "cost"}
     assert figures | {"funnel", "room"} <= set(outline.ids)
     assert outline.tags.count("figure") == len(figures)
-    assert outline.tags.count("table") == len(figures)
+    assert outline.tags.count("table") == len(figures) + page.count('class="keys-and-values"')
     assert outline.tags.count("figcaption") == len(figures)
     assert page.count('class="chart"') == len(figures)
     described = re.findall(r'<svg class="chart"[^>]*aria-label="([^"]+)"', page)
@@ -221,8 +223,42 @@ def test_the_page_has_every_figure_with_a_table(page: str, finished: str) -> Non
     assert "rehearsal: not for training" in page
     selected = manifest.require(finished, "select")
     assert f"{selected.counts['kept']:,} of {selected.counts['candidates']:,} candidates were kept" in page
+    assert "Tier deep is unmeasured: none of the 10 traces that passed the gates could be valued" in page
+    assert "10 traces passed the gates and have no value: too few other documents have traces of their tier" in page
     dollars = selected.counts["thought_tokens"] * 2.0 / 1e6
     assert f"${dollars:,.4g}" in page
+
+
+def test_the_configuration_is_the_one_in_effect_and_holds_no_secret(page: str, copied: str) -> None:
+    assert '<th scope="row">budget.tiers.deep.max_tokens</th>' not in page, "keys stand within their section"
+    for row in ("tiers.deep.max_tokens</th><td>128", "zstd_level</th><td>6", "layout</th><td>after_document"):
+        assert f'<th scope="row">{row}</td>' in page
+    augmented = manifest.require(copied, "augment")
+    models = {"pretend": {**augmented.config["models"]["pretend"], "base_url": "https://me:hunter2@host/v1"}}
+    config = {**augmented.config, "models": models}
+    manifest.write(copied, msgspec.structs.replace(augmented, config=config))
+    told = report.render(copied)
+    assert "hunter2" not in told and "https://REDACTED@host/v1" in told
+
+
+def test_documents_say_what_they_can_be_found_by(finished: str, page: str) -> None:
+    found = re.findall(r"<li data-tiers=\"([^\"]*)\" data-outcomes=\"([^\"]*)\" data-sources=\"([^\"]*)\">", page)
+    assert len(found) == page.count("<article")
+    tiers, outcomes, sources = ([json.loads(unescape(one[i])) for one in found] for i in range(3))
+    assert {"brief", "deep", "skip"} == set().union(*tiers) and sources == [[""]] * len(found)
+    reasons = {r for c in sample.look(finished, read_stages(finished)).candidates for r in c.reasons}
+    assert set().union(*outcomes) == {"kept", *reasons}
+
+
+def test_gain_stands_against_what_a_kept_thought_took(page: str, finished: str) -> None:
+    [figure] = re.findall(r'<figure id="worth"(.*?)</figure>', page, re.DOTALL)
+    [row] = [r for r in manifest.require(finished, "select").facts["account"] if "gains" in r]
+    tokens, gain = row["thought_tokens"] / row["kept"], row["gains"]["heldout"]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", figure)
+    dollars = f"${tokens * 2.0 / 1e6:,.3g}"
+    rate = f"{1000 * gain['mean'] / tokens:+.2f}"
+    assert cells == [f"{row['kept']}", f"{tokens:,.0f}", dollars, "no rate", in_words(gain), rate]
+    assert "Tier deep isn&#39;t here: no kept thought of it has a measured gain" in figure
 
 
 def test_the_page_asks_for_nothing(page: str) -> None:
@@ -293,9 +329,9 @@ def test_control_characters_are_visible(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("done", "there", "waits"),
     [
-        (("score",), {"difficulty"}, {"budget", "lengths", "gain", "rejections", "packing", "cost"}),
-        (("score", "augment"), {"difficulty", "budget", "cost"}, {"lengths", "gain", "rejections", "packing"}),
-        (("score", "augment", "select"), {"budget", "lengths", "gain", "rejections", "cost"}, {"packing"}),
+        (("score",), {"difficulty"}, {"budget", "lengths", "gain", "worth", "rejections", "packing", "cost"}),
+        (("score", "augment"), {"difficulty", "budget", "cost"}, {"lengths", "gain", "worth", "rejections", "packing"}),
+        (("score", "augment", "select"), {"budget", "lengths", "gain", "worth", "rejections", "cost"}, {"packing"}),
     ],
 )
 def test_partial_outputs_say_what_is_missing(
@@ -374,7 +410,7 @@ def test_without_the_tokenizer_there_are_figures_still(copied: str) -> None:
     scored = manifest.require(copied, "score")
     manifest.write(copied, msgspec.structs.replace(scored, config={**scored.config, "tokenizer": "/nowhere/at/all"}))
     html = report.render(copied)
-    assert html.count('class="chart"') == 7
+    assert html.count('class="chart"') == 8
     assert "The documents can&#39;t be shown here" in html and "/nowhere/at/all" in html
     assert 'class="tokens"' not in html
 
@@ -504,7 +540,7 @@ def test_every_tier_and_reason_is_among_the_chosen(finished: str) -> None:
     ],
 )
 def test_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert charts.ticks(low, high) == expected
+    assert svg.ticks(low, high) == expected
 
 
 @pytest.mark.parametrize(
@@ -520,7 +556,24 @@ def test_ticks(low: float, high: float, expected: list[float]) -> None:
     ],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert charts.number(value) == text
+    assert svg.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("label", "width", "shown"),
+    [
+        ("skip", 60, "skip"),
+        ("qwen3-4b-instruct-a", 100, "qwen3-…ruct-a"),
+        ("qwen3-4b-instruct-b", 100, "qwen3-…ruct-b"),
+    ],
+)
+def test_labels_are_cut_in_the_middle(label: str, width: float, shown: str) -> None:
+    assert svg.short(label, width) == shown
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.00123456, "0.001235"), (12.5, "12.5"), (1_740_210.0, "1,740,210")])
+def test_amounts_have_no_exponent(value: float, said: str) -> None:
+    assert quantity(value) == said
 
 
 def test_columns_are_as_high_as_their_values() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.browser import Browser, Page, find_chromium
-from pipelines import report
+from pipelines import compare, report
 from tests.test_report import HOSTILE, milled, with_hostile_candidates
 
 pytestmark = [
@@ -18,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: `make browser`, or set CHROMIUM to its path"),
 ]
 
-FIGURES = ["difficulty", "budget", "lengths", "gain", "rejections", "packing", "cost"]
+FIGURES = ["difficulty", "budget", "lengths", "gain", "worth", "rejections", "packing", "cost"]
 ACTIVE = "(e => e.id || e.className || e.tagName)(document.activeElement)"
 
 
@@ -35,6 +36,16 @@ def url(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> str:
     output = milled(tmp_path_factory.mktemp("browser"), byte_tokenizer, select=select)
     with_hostile_candidates(output)
     return Path(report.write(output)).as_uri()
+
+
+@pytest.fixture(scope="module")
+def comparison(url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """That run beside a copy of itself."""
+    output = Path(url.removeprefix("file://")).parent
+    copy = shutil.copytree(output, tmp_path_factory.mktemp("comparison") / "copy")
+    page = copy.parent / "compare.html"
+    page.write_text(compare.render([output, copy]), encoding="utf-8")
+    return page.as_uri()
 
 
 def colours(png: bytes) -> np.ndarray:
@@ -76,6 +87,23 @@ def test_everything_is_drawn(browser: Browser, url: str, width: int, height: int
     assert middle < 60 if dark else middle > 200
     assert page.errors == []
     assert page.requested == [url]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)], ids=["wide", "phone"])
+def test_runs_stand_side_by_side(browser: Browser, comparison: str, width: int, dark: bool) -> None:
+    page = browser.open(comparison, width=width, height=900, dark=dark, mobile=width < 500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    left, right = page.evaluate(
+        "[...document.querySelectorAll('article.open .copy')].map(c => { const b = c.getBoundingClientRect(); "
+        "return [b.left, b.top, b.width]; })"
+    )
+    assert (left[1] == right[1] and left[0] < right[0]) if width > 500 else (left[0] == right[0] and left[1] < right[1])
+    assert min(left[2], right[2]) > 250
+    assert page.evaluate("[...document.querySelectorAll('.figures figure')].every(f => f.offsetHeight > 40)")
+    page.evaluate("document.querySelector('article.open .copy:last-child .tokens').focus()")
+    page.press("n")
+    assert "surprisal" in page.evaluate("document.querySelector('.readout').innerText")
+    assert page.errors == [] and page.requested == [comparison]
 
 
 def contrast(page: Page, foreground: str, background: str) -> float:
@@ -162,6 +190,55 @@ def test_colour_by_entropy(browser: Browser, url: str) -> None:
     by_surprisal = page.evaluate(grounds)
     page.evaluate("document.querySelector('input[value=entropy]').click()")
     assert page.evaluate(grounds) != by_surprisal
+
+
+def choose(page: Page, what: str, value: str) -> None:
+    page.evaluate(
+        f"(s => {{ s.value = {value!r}; s.dispatchEvent(new Event('input', {{ bubbles: true }})); }})"
+        f"(document.querySelector({what!r}))"
+    )
+
+
+def test_documents_are_found_by_tier_outcome_and_text(browser: Browser, url: str) -> None:
+    page = browser.open(url, width=1280, height=900)
+    listed = "[...document.querySelectorAll('.documents li')].filter(li => li.offsetHeight).length"
+    said = "document.querySelector('.found').textContent"
+    all_listed = page.evaluate(listed)
+    assert all_listed > 3 and page.evaluate(said) == ""
+    choose(page, "select[data-filter=tiers]", "deep")
+    deep = page.evaluate(listed)
+    assert 0 < deep < all_listed and page.evaluate(said) == f"{deep} of the {all_listed} here"
+    assert page.evaluate("document.querySelector('article.open [data-tier=deep]') !== null")
+    choose(page, "select[data-filter=tiers]", "")
+    choose(page, "select[data-filter=outcomes]", "kept")
+    assert page.evaluate(
+        "[...document.querySelectorAll('article.open .match')].every("
+        "m => m.closest('details').open && m.classList.contains('kept'))"
+    )
+    choose(page, "select[data-filter=outcomes]", "")
+    choose(page, "#filter-text", "NUMBER 4 SAYS")
+    assert (
+        page.evaluate(listed) == 1 and page.evaluate("document.querySelector('article.open h3').innerText") == "doc 4"
+    )
+    assert page.evaluate("document.querySelectorAll('article.open .tokens.match').length") > 0
+    choose(page, "#filter-text", "nowhere to be found")
+    assert page.evaluate(listed) == 0 and page.evaluate(said) == f"none of the {all_listed} here"
+    assert page.evaluate("document.querySelectorAll('article.open').length") == 0
+    choose(page, "#filter-text", "")
+    assert page.evaluate(listed) == all_listed and page.evaluate("document.querySelectorAll('.match').length") == 0
+    assert page.errors == []
+
+
+def test_no_number_of_a_table_is_cut_on_a_phone(browser: Browser, url: str) -> None:
+    page = browser.open(url, width=360, height=740, mobile=True)
+    page.evaluate("document.querySelectorAll('figure details').forEach(d => { d.open = true; })")
+    assert (
+        page.evaluate(
+            "[...document.querySelectorAll('figure .scroll')].filter(s => s.scrollWidth > s.clientWidth + 1)"
+            ".map(s => s.closest('figure').id)"
+        )
+        == []
+    )
 
 
 def test_hostile_text_does_nothing(browser: Browser, url: str) -> None:

@@ -15,7 +15,7 @@ from difficulty.budget.allocation import KEY_LIMIT, Allocation, SharedBin, TierP
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.budget.lagrange import Solution, solve
 from difficulty.budget.policies import Bins, policy_module
-from difficulty.budget.tiers import BudgetConfig, ModelPrice
+from difficulty.budget.tiers import BudgetConfig, ModelPrice, as_config
 from sharding.errors import MillError, RequestError
 
 SPEND_TOLERANCE = 0.01
@@ -114,9 +114,9 @@ def allocate(
 def _refuse(
     config: BudgetConfig, choices: Sequence[int], lowest: float, highest: float, num_segments: int, source_tokens: int
 ) -> NoReturn:
-    low, high = (f"{config.number_for(spend, source_tokens):.6g}" for spend in (lowest, highest))
+    low, high = (as_config(config.number_for(spend, source_tokens)) for spend in (lowest, highest))
     cheapest, dearest = config.tiers[choices[0]].name, config.tiers[choices[-1]].name
-    asked = f"{config.key}: {getattr(config, config.key.removeprefix('budget.')):.6g}"
+    asked = f"{config.key}: {as_config(getattr(config, config.key.removeprefix('budget.')))}"
     if not policy_module(config.policy).SPENDS_ALL:
         raise RequestError(
             f"{asked} is exceeded by policy {config.policy}: tier {cheapest} for all {num_segments:,} segments takes "

@@ -19,6 +19,17 @@ thinking augmented pre-training uses (arXiv 2509.20186: at most 8k tokens on at 
 
 Unit = Literal["tokens", "dollars", "gpu_hours"]
 
+NUMBERS = ("thinking_tokens", "thinking_tokens_per_source_token", "dollars", "gpu_hours")
+"""Keys of a budget that hold its number, of which it has one."""
+
+_MOST_DIGITS = 1e5
+
+
+def as_config(number: float) -> str:
+    """A budget as one writes it into a config: all digits of a large one, six of a small one."""
+    return f"{number:.0f}" if abs(number) >= _MOST_DIGITS else f"{number:.6g}"
+
+
 POLICIES = {
     "adaptive": "difficulty.budget.policies.adaptive",
     "uniform": "difficulty.budget.policies.uniform",
@@ -210,11 +221,10 @@ class BudgetConfig:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        numbers = ("thinking_tokens", "thinking_tokens_per_source_token", "dollars", "gpu_hours")
-        set_ = [name for name in numbers if getattr(self, name) is not None]
+        set_ = [name for name in NUMBERS if getattr(self, name) is not None]
         if len(set_) != 1:
             found = f"{' and '.join(set_)} are set" if set_ else "none is"
-            raise ValueError(f"exactly one of {', '.join(numbers)} is needed, but {found}")
+            raise ValueError(f"exactly one of {', '.join(NUMBERS)} is needed, but {found}")
         names = [tier.name for tier in self.tiers]
         if len(set(names)) != len(names):
             raise ValueError(f"tier names must differ: {', '.join(names)}")
@@ -235,8 +245,7 @@ class BudgetConfig:
     @property
     def key(self) -> str:
         """Full path of the key that holds the number."""
-        numbers = ("thinking_tokens", "thinking_tokens_per_source_token", "dollars", "gpu_hours")
-        return "budget." + next(name for name in numbers if getattr(self, name) is not None)
+        return "budget." + next(name for name in NUMBERS if getattr(self, name) is not None)
 
     @property
     def unit(self) -> Unit:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pipelines.ablation.result import Ablation
 from pipelines.ablation.verdict import Reached, in_words
+from pipelines.terminal import counted
 
 
 def render(found: Ablation) -> list[Table | Text]:
@@ -21,7 +22,7 @@ def sentences(found: Ablation) -> list[str]:
     """What tables don't say."""
     seeds = len(found.seeds)
     said = [
-        f"Student: {found.model}; {found.parameters:,} parameters, {seeds} seed{'s' if seeds > 1 else ''}. "
+        f"Student: {found.model}; {counted(found.parameters, 'parameter')}, {counted(seeds, 'seed')}. "
         f"Target: {found.verdict.metric} {target_in_words(found)}."
     ]
     if found.dose is not None:
@@ -37,8 +38,9 @@ def sentences(found: Ablation) -> list[str]:
         one = found.influence
         interval = "" if one.low is None else f" (95% interval {one.low:+.2f} to {one.high:+.2f})"
         said.append(
-            f"Influence check, {one.traces} traces of arm {one.arm}: the rank correlation of a trace's gain with what "
-            f"training on it does is {one.spearman:+.2f}{interval}; by chance {one.null[0]:+.2f} to {one.null[1]:+.2f}."
+            f"Influence check, {counted(one.traces, 'trace')} of arm {one.arm}: the rank correlation of a trace's gain "
+            f"with what training on it does is {one.spearman:+.2f}{interval}; by chance {one.null[0]:+.2f} to "
+            f"{one.null[1]:+.2f}."
         )
     return said
 
@@ -98,7 +100,9 @@ def _each(one: Reached) -> Iterator[str]:
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(header):
-        table.add_column(name, style="bold" if place == 0 else "", justify="left" if place == 0 else "right")
+        table.add_column(
+            name, style="bold" if place == 0 else "", justify="left" if place == 0 else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*row)
     return table

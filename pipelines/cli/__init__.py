@@ -13,11 +13,13 @@ from rich.text import Text
 
 from pipelines import stopping
 from pipelines.cli import ablating as ablating
+from pipelines.cli import comparing as comparing
 from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
 from pipelines.cli import removing as removing
 from pipelines.cli import running as running
+from pipelines.cli import serving as serving
 from pipelines.cli import showing as showing
 from pipelines.cli.application import DEBUG, SAFE, app, err, out
 from pipelines.cli.logs import set_up_logging as set_up_logging

@@ -37,6 +37,7 @@ ForceOption = Annotated[
     bool, typer.Option("--force", help="Make finished stages again, from the same config too; the ledger is kept.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+SilentOption = Annotated[bool, typer.Option("--quiet", help="Say nothing but what fails.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
 

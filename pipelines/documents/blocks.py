@@ -11,11 +11,6 @@ FULL_COLOUR_NATS = 10.0
 """From here on a token has the strongest colour."""
 
 
-def counted(count: int, thing: str) -> str:
-    """A number of things: "1 segment", "1,200 segments"."""
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
-
-
 @dataclass(frozen=True, slots=True)
 class Unit:
     """What is coloured as one: a token, or several that share a character.
@@ -93,12 +88,14 @@ class DocumentView:
     Attributes:
         fate: what became of it in the corpus, in words; "" when there is nothing to say.
         blocks: in the order of the corpus.
+        source: the name of the source it came from, "" where a run has but one.
     """
 
     doc_id: str
     segments: Sequence[Segment]
     fate: str
     blocks: Sequence[Block]
+    source: str = ""
 
     @property
     def num_tokens(self) -> int:

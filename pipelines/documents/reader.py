@@ -114,9 +114,8 @@ class Reader:
         packed = self.stages["pack"]
         if packed is None:
             waiting = "not packed yet: thoughts stand behind their segments here" if kept else ""
-            return DocumentView(
-                document.doc_id, segments, waiting, list(self._behind_segments(document, segments, kept))
-            )
+            blocks = list(self._behind_segments(document, segments, kept))
+            return DocumentView(document.doc_id, segments, waiting, blocks, document.segments[0].source)
         return self._as_packed(document, segments, kept, packed)
 
     def _as_packed(
@@ -135,7 +134,8 @@ class Reader:
         if not share.copies:
             why = "it overlaps with a benchmark" if removed else "of the weight of its source"
             blocks = list(self._behind_segments(document, segments, kept))
-            return DocumentView(document.doc_id, segments, f"not in the corpus, because {why}", blocks)
+            fate = f"not in the corpus, because {why}"
+            return DocumentView(document.doc_id, segments, fate, blocks, document.segments[0].source)
         fate = f"{share.copies} times in the corpus" if share.copies > 1 else ""
         if share.raw and kept:
             fate = "left plain (pack.raw_fraction): its thoughts are not in the corpus"
@@ -151,7 +151,7 @@ class Reader:
             self._tokenizer.dtype,
         )
         blocks = list(self._blocks(document, segments, thoughts, items, delimiters))
-        return DocumentView(document.doc_id, segments, fate, blocks)
+        return DocumentView(document.doc_id, segments, fate, blocks, document.segments[0].source)
 
     def _behind_segments(
         self, document: DocumentRecords, segments: list[Segment], kept: list[Candidate]

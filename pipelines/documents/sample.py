@@ -30,9 +30,9 @@ MAX_ROWS = 20_000
 
 CANDIDATE_COLUMNS = (
     *("doc_id", "segment_index", "sample", "tier", "model", "prompt", "closed", "thought_tokens", "kept", "reasons"),
-    *("value", "heldout_nats"),
+    *("value", "heldout_nats", "gain_nats", "control_nats", "chance_heldout_nats", "shown_tokens"),
 )
-SEGMENT_COLUMNS = ("doc_id", "segment_index", "difficulty_nats")
+SEGMENT_COLUMNS = ("doc_id", "segment_index", "difficulty_nats", "source")
 
 _PART = re.compile(r"-(\d+)-of-(\d+)\.arrow$")
 
@@ -46,11 +46,13 @@ class Sample:
     Attributes:
         candidates: without their text and tokens.
         difficulty_nats: by segment id; of some segments.
+        sources: name of a source → its documents that were seen; empty where a run has but one.
         parts_read, parts_there: of the scored segments.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
     difficulty_nats: dict[str, float] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
     parts_read: int = 0
     parts_there: int = 0
 
@@ -106,11 +108,13 @@ def look(output: str, stages: Mapping[str, Manifest | None]) -> Sample:
     if scored is None:
         return Sample()
     urls = _few(manifest.file_urls(output, scored, "segments"))
-    difficulty = {
-        segment.segment_id: segment.difficulty_nats
-        for url in urls
-        for segment in _rows(url, ScoredSegment, SEGMENT_COLUMNS)
-    }
+    difficulty: dict[str, float] = {}
+    sources: dict[str, set[str]] = {}
+    for url in urls:
+        for segment in _rows(url, ScoredSegment, SEGMENT_COLUMNS):
+            difficulty[segment.segment_id] = segment.difficulty_nats
+            if segment.source:
+                sources.setdefault(segment.source, set()).add(segment.doc_id)
     candidates = [
         candidate
         for family in ("kept", "rejected")
@@ -120,6 +124,7 @@ def look(output: str, stages: Mapping[str, Manifest | None]) -> Sample:
     return Sample(
         candidates=candidates,
         difficulty_nats=difficulty,
+        sources=sources,
         parts_read=len(urls),
         parts_there=len(scored.files.get("segments", [])),
     )
@@ -145,7 +150,7 @@ def _rows(url: str, kind: type[R], columns: Sequence[str]) -> Iterator[R]:
 
 
 def choose(sample: Sample, limit: int) -> list[str]:
-    """Documents to show: by hash, but every tier and every reason has one before any has a second.
+    """Documents to show: by hash, but every tier, reason and source has one before any has a second.
 
     Args:
         sample: what was looked at.
@@ -156,6 +161,9 @@ def choose(sample: Sample, limit: int) -> list[str]:
         found = features.setdefault(candidate.doc_id, set())
         found.add(f"tier {candidate.tier}")
         found.add(f"because {candidate.reasons[0]}" if candidate.reasons else "kept")
+    for source, doc_ids in sample.sources.items():
+        for doc_id in doc_ids & features.keys():  # of those that were thought about
+            features[doc_id].add(f"source {source}")
     known = [doc_id for doc_id in sample.doc_ids if _has_segments(sample, doc_id)]
     chosen: list[str] = []
     wanted = set().union(*(features.get(doc_id, set()) for doc_id in known)) if known else set()

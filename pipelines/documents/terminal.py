@@ -22,9 +22,8 @@ from pipelines.documents.blocks import (
     Source,
     Thought,
     Unit,
-    counted,
 )
-from pipelines.terminal import visible
+from pipelines.terminal import counted, visible
 from sharding.records.types import Candidate
 
 _DARKEST, _STRONGEST = (40, 30, 18), (190, 76, 20)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from difficulty.budget.tiers import margin_in_words
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.terminal import counted
 from pipelines.watch.status import UNIT_NAMES
 
 Estimate = Mapping[str, float]
@@ -68,7 +69,7 @@ def render(plan: Mapping[str, Any]) -> Group:
     costs.add_row("dollars", _total(augment["dollars"], augment["tiers"], "dollars", "dollars_per_million_tokens"))
     if augment["hours"] is not None:
         number = augment["accelerators"]
-        costs.add_row("time", f"{_shown(augment['hours'])} hours on {number:,} accelerator{'s' * (number != 1)}")
+        costs.add_row("time", f"{_shown(augment['hours'])} hours on {counted(number, 'accelerator')}")
     costs.add_row("3 select", f"{_shown(select['candidates'])} candidates, {_shown(select['kept'])} kept")
     if gains := [f"{tier['name']} {_gain(tier['gain_nats'])}" for tier in augment["tiers"] if tier["gain_nats"]]:
         costs.add_row("", f"held-out gain, nats per segment beyond controls: {', '.join(gains)}")
@@ -79,7 +80,7 @@ def render(plan: Mapping[str, Any]) -> Group:
     costs.add_row(
         "4 pack",
         f"{_shown(pack['training_tokens'])} training tokens, {_shown(pack['sequences'])} sequences in "
-        f"{pack['shards']:,} shards, {_bytes(pack['bytes'])}",
+        f"{counted(pack['shards'], 'shard')}, {_bytes(pack['bytes'])}",
     )
     for warning in plan["warnings"]:
         costs.add_row("warning", Text(warning, "yellow"))
@@ -100,8 +101,8 @@ def _frontier(frontier: Mapping[str, Any]) -> Table:
         "dollars",
         "nats/1,000 tokens",
     ):
-        table.add_column(name, justify="left" if name == "tier" else "right")
-    table.add_column("")
+        table.add_column(name, justify="left" if name == "tier" else "right", overflow="fold")
+    table.add_column("", overflow="fold")
     for tier in frontier["tiers"]:
         rate = tier["nats_per_1000_tokens"]
         table.add_row(

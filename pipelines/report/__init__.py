@@ -1,8 +1,9 @@
 """The report: one page about a run, for a browser without a network. `thoughtmill run` ends with it.
 
-manifests ────► facts ──► funnel, spread, traces, shards, ablation: figures ─┐
-a few parts ──► sample ─┘                                          ├─► template/page.html.j2 ──► report.html
-a few documents ──► reader ──► room: the reading room ─────────────┘
+manifests ────► facts ──► funnel, spread, traces, worth, shards, ablation: figures ─┐
+a few parts ──► sample ─┘                                          ├─► page, html, template/ ──► report.html
+a few documents ──► reader ──► room: the reading room ─────────────┤
+manifests ────► configuration ─────────────────────────────────────┘
 
 `thoughtmill report OUTPUT` makes it at any time, from whatever stages have finished, and says what isn't there yet. It
 depends on the output alone.
@@ -11,8 +12,7 @@ depends on the output alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.secrets import published, without_secrets
 from sharding import storage
@@ -20,6 +20,9 @@ from sharding.errors import MillError
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
+
+if TYPE_CHECKING:
+    from pipelines.report.facts import Facts, Figure, Stages
 
 
 def report_url(output: storage.Location) -> str:
@@ -53,32 +56,62 @@ def render(output: storage.Location) -> str:
     Raises:
         MillError: nothing of a run is there, or a file can't be read.
     """
-    from pipelines.ablation import result
-    from pipelines.documents.reader import read_allocation
-    from pipelines.documents.sample import look
-    from pipelines.report import ablation, page, shards, spread, traces
-    from pipelines.report.facts import Facts
+    from pipelines.report import page
+    from pipelines.report.configuration import effective, sections
     from pipelines.report.funnel import steps
 
     output = os.fspath(output)
-    stages = {stage: manifest.read(output, stage) for stage in manifest.STAGES}
-    scored = stages["score"]
-    if scored is None:
+    stages = read_stages(output)
+    if stages["score"] is None:
         raise MillError(f"{output} holds no scored run: run `thoughtmill score CONFIG` first, or name another output")
-    sample = look(output, stages)
-    told = {name: published(stage) if stage else None for name, stage in stages.items()}
-    facts = Facts(stages=told, allocation=read_allocation(output, scored), prices=_prices(output), sample=sample)
-    figures = [
+    facts = gather(output, stages)
+    readings, closed = _reading_room(output, stages, facts.sample)
+    told = sections(effective(output, stages))
+    return page.render(output, facts, steps(facts.stages), figures_of(output, facts), readings, closed, told)
+
+
+def read_stages(output: str) -> dict[str, Manifest | None]:
+    """The manifests of an output as they are, None of what hasn't finished.
+
+    Raises:
+        MillError: one can't be understood.
+    """
+    return {stage: manifest.read(output, stage) for stage in manifest.STAGES}
+
+
+def gather(output: str, stages: Stages) -> Facts:
+    """All that figures are made from, without secrets.
+
+    Raises:
+        MillError: a file can't be read.
+    """
+    from pipelines.documents.reader import read_allocation
+    from pipelines.documents.sample import look
+    from pipelines.report.facts import Facts
+
+    scored = stages["score"]
+    return Facts(
+        stages={name: published(stage) if stage else None for name, stage in stages.items()},
+        allocation=read_allocation(output, scored) if scored else None,
+        prices=_prices(output),
+        sample=look(output, stages),
+    )
+
+
+def figures_of(output: str, facts: Facts) -> list[Figure]:
+    """The figures of a run, in order; of what isn't there yet they say so."""
+    from pipelines.ablation import result
+    from pipelines.report import ablation, shards, spread, traces, worth
+
+    return [
         *(spread.difficulty(facts), spread.spending(facts)),
-        *(traces.lengths(facts), traces.gains(facts), traces.rejections(facts)),
+        *(traces.lengths(facts), traces.gains(facts), worth.gain_against_cost(facts), traces.rejections(facts)),
         *(shards.packing(facts), shards.cost(facts)),
         *ablation.figures(result.read(output)),
     ]
-    readings, closed = _reading_room(output, stages, sample)
-    return page.render(output, facts, steps(told), figures, readings, closed)
 
 
-def _reading_room(output: str, stages: Mapping[str, Manifest | None], sample: Any) -> tuple[list[Any], str]:
+def _reading_room(output: str, stages: Stages, sample: Any) -> tuple[list[Any], str]:
     """The documents to read, and why there are none."""
     from pipelines.documents.reader import Reader
     from pipelines.documents.sample import choose, read_documents

@@ -7,9 +7,9 @@ from statistics import fmean
 from pipelines.ablation.result import Ablation
 from pipelines.ablation.show import ratio_rows, reached_rows, sentences
 from pipelines.ablation.verdict import Ratio
-from pipelines.report import charts
-from pipelines.report.charts import Band, Interval
+from pipelines.report import charts, marks
 from pipelines.report.facts import Figure
+from pipelines.report.marks import Band, Interval
 
 _MAX_BANDS = 16
 
@@ -32,7 +32,7 @@ def learning(found: Ablation) -> Figure:
         key="curves",
         title=title,
         says=says,
-        chart=charts.curves(title, says, bands, x_label="training tokens", y_label=metric),
+        chart=marks.curves(title, says, bands, x_label="training tokens", y_label=metric),
         legend=charts.legend([(band.name, band.style) for band in bands]),
         header=header,
         rows=rows,
@@ -55,7 +55,7 @@ def ratios(found: Ablation) -> Figure:
         key="ratios",
         title=title,
         says=says,
-        chart=charts.intervals(
+        chart=marks.intervals(
             title, says, [_interval(one, styles[one.arm]) for one in told[:_MAX_BANDS]], x_label="doublings"
         ),
         header=header,

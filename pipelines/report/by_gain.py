@@ -5,9 +5,10 @@ from __future__ import annotations
 from difficulty.budget.allocation import Allocation, TierPlan
 from difficulty.budget.tiers import margin_in_words
 from pipelines.counts import planned_gain
-from pipelines.report import charts
-from pipelines.report.charts import Interval, number
+from pipelines.report import marks
 from pipelines.report.facts import Facts, Figure, share
+from pipelines.report.marks import Interval
+from pipelines.report.svg import number
 
 
 def spending(facts: Facts, allocation: Allocation) -> Figure:
@@ -33,7 +34,7 @@ def spending(facts: Facts, allocation: Allocation) -> Figure:
         key="budget",
         title=title,
         says=says,
-        chart=charts.intervals(title, says, rows, x_label="expected gain, nats"),
+        chart=marks.intervals(title, says, rows, x_label="expected gain, nats"),
         header=(
             "tier",
             "segments",

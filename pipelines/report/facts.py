@@ -26,6 +26,7 @@ class Figure:
         header, rows: the same as a table.
         missing: what has to be run before it can be drawn; "" when it is there.
         open: the table stands beside the chart, for all to see.
+        notes: what is left out of it, a sentence each.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Figure:
     rows: Sequence[Sequence[str]] = ()
     missing: str = ""
     open: bool = False
+    notes: Sequence[str] = ()
 
 
 def missing_until(stage: str) -> str:
@@ -86,6 +88,11 @@ class Facts:
         augmented = self.stages["augment"]
         tiers = augmented.config["budget"]["tiers"] if augmented else []
         return {tier["name"]: float(tier["max_tokens"]) for tier in tiers if tier.get("max_tokens")}
+
+
+def quantity(value: float) -> str:
+    """An amount of money or hours in as many digits as it takes."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
 
 
 def share(part: float, whole: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.report.facts import Stages, missing_until, share
+from pipelines.terminal import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +44,18 @@ def _scored(stages: Stages) -> list[Step]:
         if name.startswith("quarantined.")
     ]
     copies, dropped = counts.get("documents_duplicate", 0), counts.get("duplicates_dropped", 0)
-    copied = [f"{copies:,} exact copies, {'dropped' if dropped else 'kept'}"] if copies else []
+    dealt = "dropped" if dropped else "kept"
+    copied = [f"{counted(copies, 'exact copy')}, {dealt}"] if copies else []
     if near := counts.get("documents_near_copy", 0):
-        copied.append(
-            f"{near:,} near-copies, {'dropped' if counts.get('near_copies_dropped') else 'kept in one split'}"
-        )
+        dealt = "dropped" if counts.get("near_copies_dropped") else "kept in one split"
+        copied.append(f"{counted(near, 'near-copy')}, {dealt}")
     nats = counts.get("surprisal_micronats", 0) / 1e6 / max(1, counts["source_tokens"])
     return [
         Step(
             name="documents",
             count=f"{taken:,}",
             part=taken / there if there else None,
-            notes=[f"of {there:,} records", *(why or ["none refused"]), *copied],
+            notes=[f"of {counted(there, 'record')}", *(why or ["none refused"]), *copied],
         ),
         Step(
             name="segments",

@@ -1,31 +1,33 @@
-"""The page: the template with style and script put into it, so that one file is all there is to send around.
-
-Text of the corpus is escaped by the template and never comes near the script; its control characters are spelled out.
-A content security policy allows that one script, by its hash, and nothing from anywhere else.
-"""
+"""The report's page: what `html` needs to know of a run."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-
-from markupsafe import Markup, escape
+from typing import Any, Protocol
 
 from difficulty.surprisal import measure_of
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.blocks import FULL_COLOUR_NATS
-from pipelines.report import room
-from pipelines.report.facts import Facts, Figure
+from pipelines.report import html, room
+from pipelines.report.configuration import Section
+from pipelines.report.facts import Facts, Figure, Stages
 from pipelines.report.funnel import Step
 from pipelines.report.room import Reading
 from pipelines.secrets import without_secrets
-from pipelines.terminal import visible
 from pipelines.watch.files import read_drifts
 
 MEASURES = {"surprisal": "surprisal", "excess": "excess over the reference", "beyond_entropy": "beyond entropy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Something to filter documents by, with the values that there are."""
+
+    key: str
+    label: str
+    values: Sequence[str]
 
 
 def render(
@@ -35,57 +37,89 @@ def render(
     figures: Sequence[Figure],
     readings: Sequence[Reading],
     closed: str,
+    sections: Sequence[Section],
 ) -> str:
     """The report as HTML.
 
     Args:
         output: where the run is.
         closed: why there is nothing to read.
+        sections: the configuration.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pipelines.report", "template"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["with_code"] = with_code
     stages = facts.stages
-    packed, augmented = stages["pack"], stages["augment"]
-    name = packed.config["card"]["name"] if packed else PurePosixPath(output.rstrip("/")).name
-    script = _file("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html = environment.get_template("page.html.j2").render(
-        title=name,
+    packed = stages["pack"]
+    return html.page(
+        "page.html.j2",
+        scripts=("theme.js", "room.js"),
+        title=name_of(output, stages),
+        kind="report",
         output=without_secrets(output),
         stages=stages,
-        rehearsal=REHEARSAL_NOTICE if any(stage.rehearsal for stage in stages.values() if stage) else "",
-        warnings=[*augmented.facts["warnings"], *map(str, read_drifts(output))] if augmented else [],
+        rehearsal=rehearsal_of(stages),
+        warnings=warnings_of(output, stages),
         steps=steps,
         figures=figures,
         readings=readings,
+        choices=choices_of(readings),
         closed=closed,
         style_of=facts.style_of,
-        full_colour=FULL_COLOUR_NATS,
-        levels=range(room.LEVELS),
-        measure=MEASURES[measure_of(stages["score"].config["difficulty"]) if stages["score"] else "surprisal"],
-        threshold_nats=stages["score"].config["difficulty"]["threshold_nats"] if stages["score"] else 0,
         layout=packed.config["layout"] if packed else "",
         value=stages["select"].facts.get("value", "none") if stages["select"] else "",
-        style=_file("page.css"),
-        script=script,
-        script_digest=digest,
+        sections=sections,
+        **reading_values(stages),
     )
-    return visible(html)
 
 
-def with_code(text: str) -> Markup:
-    """Escaped, with what stands between backticks as code."""
-    pieces = text.split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
+def name_of(output: str, stages: Stages) -> str:
+    """What the corpus is called, or the folder before it is packed."""
+    packed = stages["pack"]
+    return str(packed.config["card"]["name"]) if packed else PurePosixPath(output.rstrip("/")).name
 
 
-def _file(name: str) -> str:
-    return resources.files("pipelines.report").joinpath("template", name).read_text(encoding="utf-8")
+def rehearsal_of(stages: Stages) -> str:
+    """That a run is none to train on; "" of one that is."""
+    return REHEARSAL_NOTICE if any(stage.rehearsal for stage in stages.values() if stage) else ""
+
+
+def warnings_of(output: str, stages: Stages) -> list[str]:
+    """What whoever looks at a run should know of it."""
+    augmented = stages["augment"]
+    return [*augmented.facts["warnings"], *map(str, read_drifts(output))] if augmented else []
+
+
+def reading_values(stages: Stages) -> dict[str, Any]:
+    """What the template needs to colour tokens."""
+    scored = stages["score"]
+    return {
+        "full_colour": FULL_COLOUR_NATS,
+        "levels": range(room.LEVELS),
+        "measure": MEASURES[measure_of(scored.config["difficulty"]) if scored else "surprisal"],
+        "threshold_nats": threshold_of(stages),
+    }
+
+
+def threshold_of(stages: Stages) -> float:
+    """Above so many nats a token is hard."""
+    scored = stages["score"]
+    return float(scored.config["difficulty"]["threshold_nats"]) if scored else 0.0
+
+
+class Readable(Protocol):
+    """A document of a reading room, as one run has it or as several do."""
+
+    @property
+    def tiers(self) -> Sequence[str]: ...
+    @property
+    def outcomes(self) -> Sequence[str]: ...
+    @property
+    def source(self) -> str: ...
+
+
+def choices_of(readings: Sequence[Readable]) -> list[Choice]:
+    """What the documents of the reading room can be filtered by."""
+    found = {
+        ("tiers", "Tier"): [tier for reading in readings for tier in reading.tiers],
+        ("outcomes", "Outcome"): [outcome for reading in readings for outcome in reading.outcomes],
+        ("sources", "Source"): [reading.source for reading in readings if reading.source],
+    }
+    return [Choice(key=key, label=label, values=sorted(set(values))) for (key, label), values in found.items()]

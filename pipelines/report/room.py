@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pipelines.documents.blocks import FULL_COLOUR_NATS, DocumentView, Mark, Source, Thought, Unit, counted
+from pipelines.documents.blocks import FULL_COLOUR_NATS, DocumentView, Mark, Source, Thought, Unit
+from pipelines.terminal import counted
 from sharding.records.types import Candidate
 
 MAX_DOCUMENTS = 16
@@ -38,6 +39,11 @@ class Card:
     text: str
     cut: bool
     reasons: Sequence[str]
+
+    @property
+    def outcomes(self) -> list[str]:
+        """What the candidate can be found by: that it was kept, or every reason against it."""
+        return list(self.reasons) or ["kept"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +75,27 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A document in the reading room."""
+    """A document in the reading room.
+
+    Attributes:
+        source: the name of the source it came from, "" where a run has but one.
+    """
 
     doc_id: str
+    source: str
     fate: str
     facts: Sequence[str]
     passages: Sequence[Passage]
+
+    @property
+    def tiers(self) -> list[str]:
+        """The tiers of the segments that are shown."""
+        return sorted({passage.tier for passage in self.passages if passage.kind == "source" and passage.tier})
+
+    @property
+    def outcomes(self) -> list[str]:
+        """What became of the candidates that are shown."""
+        return sorted({outcome for passage in self.passages for card in passage.cards for outcome in card.outcomes})
 
     @property
     def size_bytes(self) -> int:
@@ -99,6 +120,7 @@ def reading(document: DocumentView, threshold_nats: float) -> Reading:
         facts.append(f"{counted(len(shown), 'segment')} shown here")
     return Reading(
         doc_id=document.doc_id,
+        source=document.source,
         fate=document.fate,
         facts=facts,
         passages=list(_passages(document, shown)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipelines.card.generation import forecast
 from pipelines.report import charts
 from pipelines.report.charts import Series
-from pipelines.report.facts import Facts, Figure, missing_until, share
+from pipelines.report.facts import Facts, Figure, missing_until, quantity, share
+from pipelines.terminal import counted
 
 KINDS = (("source", "k1"), ("thought", "k2"), ("delimiter", "k3"), ("padding", "k0"))
 
@@ -28,11 +29,11 @@ def packing(facts: Facts) -> Figure:
     counts = packed.counts
     total = sum(sum(split.values()) for split in splits.values())
     says = (
-        f"{counts['rows']:,} sequences of {packed.config['pack']['sequence_length']:,} tokens; "
+        f"{counted(counts['rows'], 'sequence')} of {packed.config['pack']['sequence_length']:,} tokens; "
         f"{share(counts.get('tokens_padding', 0), total)} padding, "
-        f"{share(counts.get('tokens_thought', 0), total)} thoughts. {counts.get('documents_cut', 0):,} of "
-        f"{counts.get('documents', 0):,} documents were longer than a sequence and cut, "
-        f"{counts.get('thoughts_cut', 0):,} thoughts lost their end."
+        f"{share(counts.get('tokens_thought', 0), total)} thoughts. Longer than a sequence and cut: "
+        f"{counts.get('documents_cut', 0):,} of {counted(counts.get('documents', 0), 'document')}; "
+        f"{counted(counts.get('thoughts_cut', 0), 'thought')} lost an end."
     )
     return Figure(
         key=key,
@@ -58,7 +59,7 @@ def cost(facts: Facts) -> Figure:
     augmented, allocation = facts.stages["augment"], facts.allocation
     if allocation is None:
         return Figure(key=key, title=title, missing=missing_until("augment"))
-    by_model = _tokens_by_model(facts)
+    by_model = tokens_by_model(facts)
     rows: list[tuple[str, ...]] = []
     for model, tokens in by_model.items():
         price = facts.prices.get(model, {})
@@ -67,8 +68,8 @@ def cost(facts: Facts) -> Figure:
             (
                 f"{model}, generated",
                 f"{tokens:,.0f}",
-                "no price" if dollars is None else f"${tokens * dollars / 1e6:,.4g}",
-                "no rate" if rate is None else f"{tokens / rate / 3600:,.4g}",
+                "no price" if dollars is None else f"${quantity(tokens * dollars / 1e6)}",
+                "no rate" if rate is None else quantity(tokens / rate / 3600),
             )
         )
     unit = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}[allocation.unit]
@@ -83,7 +84,10 @@ def cost(facts: Facts) -> Figure:
     if facts.stages["select"] is not None:
         values.append(("kept", facts.stages["select"].counts.get("kept_thought_tokens", 0)))
     shown = [(name, float(value)) for name, value in values if value is not None]
-    says = f"Budget: {allocation.target_spend:,.6g} {unit}; planned: {allocation.planned_spend:,.6g} {unit}."
+    digits = 0 if allocation.unit == "tokens" else 2
+    says = (
+        f"Budget: {allocation.target_spend:,.{digits}f} {unit}; planned: {allocation.planned_spend:,.{digits}f} {unit}."
+    )
     if augmented is not None:
         says += f" {augmented.counts.get('thought_tokens', 0):,} thinking tokens were generated."
         says += f" {forecast(augmented)}".rstrip()
@@ -111,7 +115,7 @@ def cost(facts: Facts) -> Figure:
     )
 
 
-def _tokens_by_model(facts: Facts) -> dict[str, float]:
+def tokens_by_model(facts: Facts) -> dict[str, float]:
     """Generated tokens by model, in the proportions of the account of selection; of all models together before that.
 
     The account has candidates, and those of segments with one text share what was generated once.

@@ -8,9 +8,11 @@ import numpy as np
 
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.histogram import DifficultyHistogram
-from pipelines.report import by_gain, charts
-from pipelines.report.charts import Series, number
+from pipelines.report import by_gain, charts, svg
+from pipelines.report.charts import Series
 from pipelines.report.facts import Facts, Figure, missing_until
+from pipelines.report.svg import number
+from pipelines.terminal import counted
 
 COLUMNS = 32
 """Columns of the histograms over difficulty."""
@@ -35,7 +37,7 @@ class _Binned:
 def _binned(facts: Facts, histogram: DifficultyHistogram) -> _Binned:
     nats, counts = histogram.bins()
     high = float(histogram.quantiles([TAIL])[0]) or 1.0
-    top = charts.ticks(0, high, 6)
+    top = svg.ticks(0, high, 6)
     step = top[1] - top[0] if len(top) > 1 else high
     end = top[-1] if top[-1] >= high else top[-1] + step
     binned = _Binned(np.linspace(0, end, COLUMNS + 1), {}, {})
@@ -102,8 +104,9 @@ def difficulty(facts: Facts) -> Figure:
         says += " Tiers go by expected gain here, not by difficulty."
     elif not tiers:
         says += " Tiers appear once the augment stage has planned."
-    described = f"{histogram.num_segments:,} segments from {binned.edges[0]:g} to {binned.edges[-1]:g} nats." + "".join(
-        f" {name} from {nats:,.0f} nats." for nats, name in cuts
+    described = (
+        f"{counted(histogram.num_segments, 'segment')} from {binned.edges[0]:g} to {binned.edges[-1]:g} nats."
+        + "".join(f" {name} from {nats:,.0f} nats." for nats, name in cuts)
     )
     return Figure(
         key=key,
@@ -165,7 +168,8 @@ def spending(facts: Facts) -> Figure:
         f"{segments / histogram.num_segments:.0%} of the segments, which hold {share:.0%} of the difficulty."
     )
     if made is not None and not facts.sample.is_whole:
-        says += f" What was generated is scaled up from {facts.sample.parts_read} of {facts.sample.parts_there} parts."
+        there = counted(facts.sample.parts_there, "part")
+        says += f" What was generated is scaled up from {facts.sample.parts_read} of {there}."
     return Figure(
         key=key,
         title=title,

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
-from pipelines.report import charts
-from pipelines.report.charts import Box, Interval, Series
+from pipelines.report import charts, marks
+from pipelines.report.charts import Box, Series
 from pipelines.report.facts import Facts, Figure, missing_until, share
+from pipelines.report.marks import Interval
+from pipelines.report.worth import unvalued
+from pipelines.terminal import counted
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -67,11 +70,7 @@ def gains(facts: Facts) -> Figure:
         return Figure(key=key, title=title, missing=missing_until("select"))
     valued = [row for row in selected.facts.get("account", []) if row.get("gains")]
     if not valued:
-        return Figure(
-            key=key,
-            title=title,
-            missing="Traces were not valued: `select.value` is none, or no tier has several samples.",
-        )
+        return Figure(key=key, title=title, missing="No trace has a measured gain.", notes=unvalued(selected))
     same_tier = [row["tier"] for row in valued]
     rows, table = [], []
     for row in sorted(valued, key=lambda r: facts.tiers.index(r["tier"]) if r["tier"] in facts.tiers else 99):
@@ -100,12 +99,13 @@ def gains(facts: Facts) -> Figure:
         says="Nats that a trace adds to the text after its segment, which its generator did not see, beyond what "
         f"traces of other documents add, with 95% intervals over documents: {best}. Kept: with what choosing adds "
         "beyond what it adds among controls. Grey: the same of traces of other documents, 0 but for noise.",
-        chart=charts.intervals(title, best, rows, x_label="gain beyond controls, nats per segment"),
+        chart=marks.intervals(title, best, rows, x_label="gain beyond controls, nats per segment"),
         header=(
             *("tier, model, prompt", "segments", "no choice", "choosing adds", "kept", "null", "null, kept"),
             *("on hard tokens", "tokens, kept (nats per 1,000)", "rejected"),
         ),
         rows=table,
+        notes=unvalued(selected),
     )
 
 
@@ -123,14 +123,15 @@ def rejections(facts: Facts) -> Figure:
         objections.update(row["objections"])
     any_ = {reason: max(first.get(reason, 0), objections[reason]) for reason in {**first, **objections}}
     if not any_:
-        return Figure(key=key, title=title, missing=f"All {counts['candidates']:,} candidates were kept.")
+        return Figure(key=key, title=title, missing=f"Kept: all of {counted(counts['candidates'], 'candidate')}.")
     reasons = sorted(any_, key=lambda reason: (-first.get(reason, 0), -any_[reason], reason))
     series = [
         Series("the first reason, which counts", "s5", [first.get(reason, 0) for reason in reasons]),
         Series("a further objection", "s0", [any_[reason] - first.get(reason, 0) for reason in reasons]),
     ]
     kept, candidates = counts["kept"], counts["candidates"]
-    says = f"{kept:,} of {candidates:,} candidates were kept ({share(kept, candidates)})."
+    was = "was" if kept == 1 else "were"
+    says = f"{kept:,} of {counted(candidates, 'candidate')} {was} kept ({share(kept, candidates)})."
     return Figure(
         key=key,
         title=title,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipelines import verify
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.terminal import counted
 from pipelines.verify import work
 from pipelines.verify.report import Report
 
@@ -45,16 +46,16 @@ def render(report: Report) -> Text:
         text.append("wrong ", style="red").append(f"{problem}\n")
     checked = report.checked
     text.append(
-        f"{report.output}: {checked.files:,} files, {checked.size_bytes:,} bytes, {checked.rows:,} sequences, "
-        f"{checked.documents:,} documents"
+        f"{report.output}: {counted(checked.files, 'file')}, {counted(checked.size_bytes, 'byte')}, "
+        f"{counted(checked.rows, 'sequence')}, {counted(checked.documents, 'document')}"
     )
     if report.deep:
-        text.append(f"; compared {checked.documents_compared:,} documents and {checked.thoughts_compared:,} thoughts")
+        thoughts = counted(checked.thoughts_compared, "thought")
+        text.append(f"; compared {counted(checked.documents_compared, 'document')} and {thoughts}")
     if checked.files_searched:
-        text.append(f"; searched {checked.files_searched:,} files for what is to be absent")
+        text.append(f"; searched {counted(checked.files_searched, 'file')} for what is to be absent")
     text.append(f"; {report.elapsed_s:,.1f} s: ")
-    number = len(report.problems)
-    text.append("all well" if report.ok else f"{number} problem{'s' if number > 1 else ''}")
+    text.append("all well" if report.ok else counted(len(report.problems), "problem"))
     if report.rehearsal:
         text.append(f"\n{REHEARSAL_NOTICE}")
     return text

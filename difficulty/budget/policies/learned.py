@@ -16,7 +16,7 @@ from difficulty.budget.allocation import KEY_LIMIT, Allocation, ByGain, SharedBi
 from difficulty.budget.histogram import KEY_BITS, difficulty_of_key
 from difficulty.budget.lagrange import Solution, Step, solve_steps
 from difficulty.budget.steps import GainSteps, StepTable
-from difficulty.budget.tiers import Axis, BudgetConfig, ModelPrice
+from difficulty.budget.tiers import Axis, BudgetConfig, ModelPrice, as_config
 from sharding.errors import MillError, RequestError
 
 AXIS: Axis = "gain"
@@ -160,9 +160,11 @@ def _slope_of(bin_: int, shift: int) -> float:
 
 def _refuse(config: BudgetConfig, costs: np.ndarray, num_segments: int, source_tokens: int) -> NoReturn:
     cheapest, dearest = int(costs.argmin()), int(costs.argmax())
-    low, high = (f"{config.number_for(num_segments * float(costs[i]), source_tokens):.6g}" for i in (cheapest, dearest))
+    low, high = (
+        as_config(config.number_for(num_segments * float(costs[i]), source_tokens)) for i in (cheapest, dearest)
+    )
     raise RequestError(
-        f"{config.key}: {getattr(config, config.key.removeprefix('budget.')):.6g} can't be spent on these "
+        f"{config.key}: {as_config(getattr(config, config.key.removeprefix('budget.')))} can't be spent on these "
         f"{num_segments:,} segments: all at tier {config.tiers[cheapest].name} take {low}, all at tier "
         f"{config.tiers[dearest].name} take {high}; allowed: from {low} to {high}, or other budget.tiers"
     )

@@ -1,29 +1,7 @@
 (() => {
   "use strict";
-  const root = document.documentElement;
-  root.classList.add("js");
-
-  // --- light and dark ---
-  const theme = document.getElementById("theme");
-  const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
-  const remembered = () => { try { return localStorage.getItem("thoughtmill-theme"); } catch { return null; } };
-  const isDark = () => (root.dataset.theme || (systemDark.matches ? "dark" : "light")) === "dark";
-  const label = () => {
-    theme.textContent = isDark() ? "Light" : "Dark";
-    theme.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
-  };
-  if (remembered()) root.dataset.theme = remembered();
-  theme.hidden = false;
-  label();
-  systemDark.addEventListener("change", label);
-  theme.addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("thoughtmill-theme", root.dataset.theme); } catch { /* a page from a file may not store */ }
-    label();
-  });
-
   const room = document.getElementById("room");
-  const articles = [...room.querySelectorAll("article")];
+  const articles = room ? [...room.querySelectorAll("article")] : [];
   if (!articles.length) return;
 
   // --- which document is open ---
@@ -80,6 +58,7 @@
     if (!tokens || event.ctrlKey || event.metaKey || event.altKey) return;
     const all = [...tokens.children];
     const at = here && here.parentNode === tokens ? all.indexOf(here) : -1;
+    const threshold = Number(tokens.closest("[data-threshold]").dataset.threshold);
     const hard = (token) => Math.min(Number(token.dataset.b || token.dataset.s), Number(token.dataset.m || Infinity)) > threshold;
     const to = {
       ArrowRight: () => all[Math.min(all.length - 1, at + 1)],
@@ -98,11 +77,65 @@
       token.scrollIntoView({ block: "nearest" });
     }
   });
-  const threshold = Number(room.dataset.threshold);
   room.addEventListener("focusin", (event) => {
     if (event.target.classList.contains("tokens") && event.target.firstElementChild && !(here && here.parentNode === event.target)) {
       show(event.target.firstElementChild);
     }
   });
   follow(false);
+
+  // --- which documents are listed ---
+  const filters = document.getElementById("filters");
+  const search = document.getElementById("filter-text");
+  const selects = [...filters.querySelectorAll("select")];
+  const entries = links.map((link) => {
+    const { tiers, outcomes, sources } = link.parentNode.dataset;
+    const article = document.getElementById(link.hash.slice(1));
+    return {
+      item: link.parentNode, article, pieces: null,
+      has: { tiers: JSON.parse(tiers), outcomes: JSON.parse(outcomes), sources: JSON.parse(sources) },
+    };
+  });
+  const piecesOf = (entry) => {
+    // Read once, and not before somebody asks: pages hold tens of thousands of tokens.
+    entry.pieces ||= [...entry.article.querySelectorAll("h3, .tokens, .text")].map(
+      (part) => ({ part, text: part.textContent.toLowerCase() }));
+    return entry.pieces;
+  };
+  const mark = (entry, text, chosen) => {
+    for (const marked of entry.article.querySelectorAll(".match")) marked.classList.remove("match");
+    const found = text ? piecesOf(entry).filter((piece) => piece.text.includes(text)).map((piece) => piece.part) : [];
+    if (chosen.outcomes) {
+      found.push(...[...entry.article.querySelectorAll("[data-outcomes]")].filter(
+        (card) => JSON.parse(card.dataset.outcomes).includes(chosen.outcomes)));
+    }
+    if (chosen.tiers) {
+      found.push(...[...entry.article.querySelectorAll("[data-tier]")].filter((part) => part.dataset.tier === chosen.tiers)
+        .map((part) => part.querySelector("h4")));
+    }
+    for (const part of found) {
+      part.classList.add("match");
+      const closed = part.closest("details");
+      if (closed) closed.open = true;
+    }
+  };
+  const narrow = () => {
+    const text = search.value.trim().toLowerCase();
+    const chosen = Object.fromEntries(selects.map((select) => [select.dataset.filter, select.value]));
+    const fitting = entries.filter((entry) =>
+      selects.every((select) => !select.value || entry.has[select.dataset.filter].includes(select.value))
+      && (!text || piecesOf(entry).some((piece) => piece.text.includes(text))));
+    for (const entry of entries) {
+      entry.item.hidden = !fitting.includes(entry);
+      mark(entry, fitting.includes(entry) ? text : "", fitting.includes(entry) ? chosen : {});
+    }
+    const asked = text || Object.values(chosen).some(Boolean);
+    filters.querySelector(".found").textContent = asked
+      ? `${fitting.length || "none"} of the ${entries.length} here` : "";
+    const now = entries.find((entry) => entry.article.classList.contains("open"));
+    if (fitting.length && !fitting.includes(now)) open(fitting[0].article.id);
+    else if (!fitting.length) open("");
+  };
+  filters.addEventListener("input", narrow);
+  filters.hidden = false;
 })();
