@@ -7,7 +7,7 @@ from typing import Any
 
 from augment.selection.account import in_words
 from augment.selection.verdict import SEGMENTS, SEGMENTS_KEPT
-from pipelines.card.facts import amount
+from pipelines.card.generation import amount
 from pipelines.compare.runs import Run
 from pipelines.report import charts, marks
 from pipelines.report.charts import Series

@@ -12,10 +12,10 @@ import msgspec
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pipelines.documents.blocks import Mark, counted
+from pipelines.documents.blocks import Mark
 from pipelines.documents.runs import runs_of
 from pipelines.documents.terminal import heading, mark, thought_box
-from pipelines.terminal import visible
+from pipelines.terminal import counted, visible
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing.config import config_of
 from sharding.packing.documents import PackedDocument, read_document

@@ -54,7 +54,7 @@ class DocumentLayout:
         config, scored, thoughts = self.config, document.scored, document.beside["kept"]
         doc_id, contaminated = scored.doc_id, bool(document.beside["contaminated"])
         share = mixing.share_of(doc_id, scored.source, config, contaminated=contaminated)
-        split = self._split_of(scored.input_ids) if share.copies else "train"
+        split = self._split_of(document) if share.copies else "train"
         if share.copies and config.tokenize == "as_trainer":
             document, before = as_trainer(document, self.tokenizer), len(scored.input_ids)
             scored, thoughts = document.scored, document.beside["kept"]
@@ -70,7 +70,6 @@ class DocumentLayout:
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
         if config.surprisal:
             items = [with_surprisal(item, scored.surprisal_nats) for item in items]
-        split = self._split_of(document)
         for copy in range(share.copies):
             yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.

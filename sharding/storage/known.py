@@ -204,7 +204,7 @@ class _Texts(msgspec.Struct):
     top: list[_Frequent]
 
 
-class _NearCopies(msgspec.Struct):
+class _NearCopiesOfThoughts(msgspec.Struct):
     share: Number
     per_thought: Number
 
@@ -223,7 +223,7 @@ class _Diversity(msgspec.Struct):
     sampled: Number
     openings: _Texts
     shapes: _Texts
-    near_copies: _NearCopies
+    near_copies: _NearCopiesOfThoughts
     tiers: dict[str, _TierDiversity]
 
 
