@@ -11,7 +11,7 @@ import numpy as np
 
 from sharding import storage
 from sharding.packing import order
-from sharding.packing.best_fit import pack_rows, padding_row
+from sharding.packing.best_fit import pack_rows, row_of
 from sharding.records.arrow import token_dtype
 from sharding.records.families import ROWS
 from sharding.records.rows import Item, MaskedRow, Row, TokenType
@@ -72,7 +72,7 @@ def write_output(
         written[split] = [rows[i * rows_per_shard : (i + 1) * rows_per_shard] for i in range(shards)]
         for number, shard in enumerate(written[split]):
             name = f"data/{split}-{number:05d}-of-{shards:05d}.arrow"
-            padded = shard + [padding_row(sequence_length, dtype)] * (rows_per_shard - len(shard))
+            padded = shard + [row_of([], sequence_length, dtype, with_surprisal=False)] * (rows_per_shard - len(shard))
             stored = padded
             if policy != "all":
                 stored = [

@@ -539,11 +539,11 @@ def test_the_output_itself_is_no_target(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fmt": "tfrecord"}, "format: 'tfrecord' is not one of megatron, datatrove, mds, olmo, parquet"),
+        ({"fmt": "tfrecord"}, "format: 'tfrecord' is not one of arrayrecord, megatron, datatrove, mds, olmo, parquet"),
         ({"loss_mask": "thoughts"}, "loss_mask: 'thoughts' is not one of all, source_only"),
         (
             {"fmt": "megatron", "loss_mask": "source_only"},
-            "loss_mask: megatron has no place for the mask source_only; these have: datatrove",
+            "loss_mask: megatron has no place for the mask source_only; these have: arrayrecord, datatrove",
         ),
         ({"splits": ["train", "test"]}, "splits: 'test' is not one of train, validation"),
         ({"workers": 0}, "workers: 0"),

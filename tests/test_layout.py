@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.errors import MillError, RequestError
-from sharding.packing.best_fit import pack_rows, padding_row
+from sharding.packing.best_fit import pack_rows, row_of
 from sharding.packing.config import LAYOUTS, Layout
 from sharding.packing.layout import Delimiters, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
 from sharding.packing.recovery import document_source, items_of, thoughts_of
@@ -450,7 +450,7 @@ def expected_places(case: Case) -> dict[int, int]:
 @settings(max_examples=250)
 def test_rows_give_source_and_thoughts_back(case):
     """Through packing and back: the source whole, every thought in its place, in its order, by itself."""
-    rows = [*pack_rows(case.items, case.max_tokens), padding_row(case.max_tokens, UINT32)]
+    rows = [*pack_rows(case.items, case.max_tokens), row_of([], case.max_tokens, UINT32, with_surprisal=False)]
     items = sorted((item for row in rows for item in items_of(row)), key=lambda item: item.source_start)
     assert items == case.items
     if items:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from sharding.packing import order
-from sharding.packing.best_fit import best_fit_decreasing, pack_rows, padding_row, windows
+from sharding.packing.best_fit import best_fit_decreasing, pack_rows, row_of, windows
 from sharding.packing.config import PackConfig
 from sharding.records.base import encode
 from sharding.records.rows import Item, Row, TokenType
@@ -159,8 +159,8 @@ def test_padding_on_document_lengths(sequence_length):
     assert 1 - sum(lengths) / (len(bins) * sequence_length) <= 0.003
 
 
-def test_padding_row():
-    row = padding_row(CAPACITY, np.dtype(np.uint32))
+def test_a_row_of_nothing_is_padding():
+    row = row_of([], CAPACITY, np.dtype(np.uint32), with_surprisal=False)
     assert (row.input_ids.dtype, row.input_ids.shape, row.token_type.shape) == (np.uint32, (CAPACITY,), (CAPACITY,))
     assert not row.input_ids.any()
     assert not row.token_type.any()

@@ -1,4 +1,4 @@
-"""The surprisal of each token beside it in the shards (`pack.surprisal`): a step of packing, after the layout."""
+"""The surprisal of each token beside it in the shards (`pack.surprisal`). In the pack stage, after the layout."""
 
 from __future__ import annotations
 
