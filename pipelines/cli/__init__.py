@@ -16,6 +16,7 @@ from pipelines.cli import ablating as ablating
 from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
+from pipelines.cli import owning as owning
 from pipelines.cli import running as running
 from pipelines.cli.application import DEBUG, SAFE, app, err, out
 from pipelines.cli.logs import set_up_logging as set_up_logging

@@ -3,6 +3,8 @@
 OUTPUT/
 ├── MANIFEST.json, _SUCCESS, data/          the corpus, with
 ├── README.md, croissant.json, config.yaml  its card
+├── MANIFEST.json.sig, MANIFEST.json.pub    of `thoughtmill sign`
+├── provenance/       PROVENANCE.json, documents-*, thoughts-*   of `thoughtmill provenance`
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
 ├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
@@ -46,6 +48,7 @@ class Output:
             self.ledger,
             join(self.root, "arms"),
             join(self.root, "ablation"),
+            self.provenance,
             self.stages,
             self.alive,
         )
@@ -96,6 +99,25 @@ class Output:
     def data(self) -> str:
         """The folder of the shards."""
         return join(self.root, "data")
+
+    @property
+    def signature(self) -> str:
+        """The signature of the corpus's manifest."""
+        return join(self.root, f"{MANIFEST_NAME}.sig")
+
+    @property
+    def public_key(self) -> str:
+        """The key that it can be checked with."""
+        return join(self.root, f"{MANIFEST_NAME}.pub")
+
+    @property
+    def provenance(self) -> str:
+        """The folder of what every document and thought came from."""
+        return join(self.root, "provenance")
+
+    @property
+    def provenance_manifest(self) -> str:
+        return join(self.provenance, "PROVENANCE.json")
 
     @property
     def card(self) -> str:
