@@ -51,6 +51,10 @@ class RoundConfig:
     of: str = Field(min_length=1, description="Output of the round before, whose ledger this one goes on with.")
 
 
+TrainingContentSection = Literal["1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "3.1", "3.2", "3.3"]
+"""A section of the template: see `pipelines.card.training_content`."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CardConfig:
     """What only the owner of the data knows; goes into the dataset card."""
@@ -61,6 +65,14 @@ class CardConfig:
     source_datasets: tuple[str, ...] = Field(default=(), description="Hub ids of the source datasets.")
     generator_license: str | None = Field(
         default=None, description="Licence of the generators, and what it says of their outputs, in words."
+    )
+    biases: str | None = Field(default=None, description="Biases of the source text that are known, in words.")
+    personal_information: str | None = Field(
+        default=None, description="Personal or sensitive information in the source text, in words."
+    )
+    training_content: dict[TrainingContentSection, str] = Field(
+        default_factory=dict,
+        description="For the EU's summary of training content: section of the template, such as 2.3, → what to say.",
     )
 
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -19,8 +19,10 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import metadata_load
 
 from pipelines import card
-from pipelines.card import render
+from pipelines.card import croissant, render
 from pipelines.card.front_matter import features, size_category
+from pipelines.card.training_content import SECTIONS, TO_BE_FILLED_IN, training_content
+from pipelines.config import TrainingContentSection
 from pipelines.run import mill
 from pipelines.secrets import without_secrets
 from pipelines.verify import verify
@@ -299,6 +301,39 @@ def test_croissant_is_valid(output: Path) -> None:
     missing = {re.sub(r".*/(\w+)\".*", r"\1", warning) for warning in opened.metadata.issues.warnings}
     assert missing == {"citeAs", "datePublished"}  # which no manifest knows
     assert [record_set.name for record_set in opened.metadata.record_sets] == ["train", "validation"]
+
+
+def test_croissant_says_what_responsible_ai_asks_for(output: Path, stages: Stages) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    opened = mlcroissant.Dataset(jsonld=str(output / "croissant.json"))
+    found = opened.metadata
+    assert found.data_limitations and "not for training" in " ".join(found.data_limitations)
+    assert found.data_biases and found.data_preprocessing_protocol and found.machine_annotation_tools
+    assert "30 records gave 30 documents" in found.data_preprocessing_protocol[0]
+    assert not found.personal_sensitive_information
+    told = {**stages["pack"].config["card"], "personal_information": "names of authors", "biases": "one country"}
+    described = croissant.describe(changed(stages, "pack", config={"card": told}), "about")
+    assert described["rai:personalSensitiveInformation"] == "names of authors"
+    assert described["rai:dataBiases"][-1] == "one country"
+
+
+def test_training_content_has_what_is_known_and_marks_the_rest(stages: Stages) -> None:
+    rows = {number: said for number, _, said in training_content(stages)}
+    assert list(rows) == list(SECTIONS) == list(get_args(TrainingContentSection))
+    assert "Text; less than 1 billion tokens" in rows["1.3"] and "en, de" in rows["1.3"]
+    assert rows["2.1"] == "Named by the owner of the corpus: https://huggingface.co/datasets/acme/numbers."
+    thoughts = stages["pack"].counts["thoughts"]
+    assert rows["2.5"].startswith(f"{thoughts:,} thoughts of ") and "apache-2.0, outputs are free" in rows["2.5"]
+    assert SECRET not in render(stages) and "source.jsonl" in rows["2.6"]
+    assert all(rows[number] == TO_BE_FILLED_IN for number in ("1.1", "1.2", "2.2", "2.3", "2.4", "3.1", "3.2"))
+    card = {**stages["pack"].config["card"], "training_content": {"2.3": "Nothing | was crawled."}}
+    text = render(changed(stages, "pack", config={"card": card}))
+    assert r"| 2.3 | data crawled and scraped from online sources | Nothing \| was crawled. |" in text
+    many = render(changed(stages, "pack", counts={"tokens_source": 2 * 10**9}))
+    assert "1 billion to 10 trillion tokens" in many
+    without = {**stages["pack"].config["card"], "source_datasets": []}
+    rows = {number: said for number, _, said in training_content(changed(stages, "pack", config={"card": without}))}
+    assert rows["2.1"] == TO_BE_FILLED_IN
 
 
 @pytest.mark.parametrize(

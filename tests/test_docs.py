@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
@@ -42,6 +44,11 @@ def workspace(
     monkeypatch.chdir(tmp_path)
     mill(from_mapping(tree))
     (tmp_path / "gone.txt").write_text("3\n")
+    key = Ed25519PrivateKey.generate()
+    raw = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    (tmp_path / "signing_key").write_bytes(key.private_bytes(*raw))
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (tmp_path / "signing_key.pub").write_bytes(public)
     (tmp_path / "stand-in.yaml").write_text(yaml.safe_dump({**tree, "output": "out/mill"}))
     return tmp_path
 

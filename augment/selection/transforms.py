@@ -9,10 +9,10 @@ import apache_beam as beam
 from apache_beam.typehints import KV
 
 from augment.selection.account import account_counts
-from augment.selection.candidates import AskedSegment, Control, JudgedSegment, make_candidates, steps_of
+from augment.selection.candidates import AskedSegment, Control, JudgedSegment, StepText, make_candidates, steps_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
-from augment.selection.diversity import DiversitySample, measure
+from augment.selection.diversity import DiversitySample, SampledThought, measure
 from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.repeats import Cuts, RepeatsConfig, cut_of, lowest, offers, without_repeats
@@ -29,7 +29,7 @@ from sharding.records.types import Candidate, ContaminatedDocument
 
 REJECTED = "rejected"
 
-carry_as_records(AskedSegment, JudgedSegment, Control)
+carry_as_records(AskedSegment, JudgedSegment, Control, StepText, SampledThought)
 
 
 class AskSegments(beam.PTransform):

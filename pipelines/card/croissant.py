@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.card.front_matter import has_loss_mask, shard_pattern, splits
+from pipelines.card.training_content import responsible
 from sharding import records
 from sharding.records.families import ROWS
 from sharding.shards.rows import has_surprisal
 from sharding.storage.manifest import Manifest
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
+RESPONSIBLE_AI = "http://mlcommons.org/croissant/RAI/1.0"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 """The registered media type of the Arrow IPC stream format."""
 
@@ -78,7 +80,7 @@ def describe(stages: Mapping[str, Manifest], about: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
-        "conformsTo": CONFORMS_TO,
+        "conformsTo": [CONFORMS_TO, RESPONSIBLE_AI],
         "name": card["name"],
         "description": about,
         "version": "1.0.0",
@@ -87,11 +89,7 @@ def describe(stages: Mapping[str, Manifest], about: str) -> dict[str, Any]:
         "keywords": ["pretraining", "synthetic", "thinking-augmented", *(["rehearsal"] if packed.rehearsal else [])],
         "isBasedOn": [f"https://huggingface.co/datasets/{name}" for name in card["source_datasets"] if "/" in name],
         "isLiveDataset": False,
-        "rai:dataCollection": "Raw text scored token by token; reasoning generated for hard segments.",
-        "rai:machineAnnotationTools": [
-            f"{model['name']} {model['revision']} ({model['engine']})"
-            for model in stages["augment"].facts["models"].values()
-        ],
+        **responsible(stages),
         "distribution": [
             *(
                 {

@@ -14,6 +14,7 @@ from pipelines.card.front_matter import splits
 from pipelines.card.generation import of_generation
 from pipelines.card.markdown import share
 from pipelines.card.packing import column_rows, packing_rows
+from pipelines.card.training_content import training_content
 from sharding.storage.manifest import STAGES, Manifest
 
 REHEARSAL_NOTICE = "rehearsal: not for training"
@@ -53,6 +54,7 @@ def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -
         "shuffled": selected.facts.get("shuffled", False),
         "ablation": ablation and _ablation(ablation),
         "decontamination": _decontamination(selected),
+        "training_content": list(training_content(stages)),
         "packing": list(packing_rows(packed)),
         "warnings": [*augmented.facts["warnings"], *packed.facts.get("warnings", [])],
         "columns": list(column_rows(packed)),

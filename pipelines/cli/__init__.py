@@ -17,6 +17,7 @@ from pipelines.cli import comparing as comparing
 from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking
 from pipelines.cli import making as making
+from pipelines.cli import owning as owning
 from pipelines.cli import removing as removing
 from pipelines.cli import running as running
 from pipelines.cli import serving as serving

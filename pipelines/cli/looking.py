@@ -43,6 +43,9 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", metavar="FILE", help="Also check that the key's owner has signed it.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Files read at the same time, and --deep's processes; as many as processors."),
@@ -60,15 +63,21 @@ def verify(
     ] = None,
 ) -> None:
     """Check every file of an output against its manifests, down to the bit."""
+    from pipelines import signing
     from pipelines.takedown import absent as takedown
     from pipelines.takedown.ids import read_ids
     from pipelines.verify import show
+    from pipelines.verify.report import Problem
+    from sharding.storage.output import Output
 
+    unsigned = None if public_key is None else signing.unsigned(output, public_key)
     wanted = None if absent is None else read_ids(absent, "--absent")
     shown = None if as_json or quiet else err
     report = show.check(output, deep=deep, workers=workers, beam_args=beam_args or (), progress_on=shown)
     if wanted is not None:
         takedown.add_search(report, wanted, ledger)
+    if unsigned is not None:
+        report.problems, report.ok = [*report.problems, Problem(Output(output).signature, unsigned)], False
     if as_json:
         out.print_json_line(show.to_json(report))
     else:

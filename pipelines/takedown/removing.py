@@ -288,6 +288,11 @@ def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
     storage.remove(at.success, output)
     storage.remove(at.manifest("pack"), output)
     storage.remove(at.report, output)
+    # Of the corpus as it was: where documents came from names those that go, and a signature holds no longer.
+    for url in (at.signature, at.public_key, at.provenance_manifest):
+        storage.remove(url, output)
+    for name in storage.list_names(at.provenance):
+        storage.remove(storage.join(at.provenance, name), output)
     gone = frozenset(journal.tombstones)
     forgotten = forget(
         journal.ledger, frozenset(journal.request_keys), lambda doc_id: tombstone(doc_id) in gone, journal.renamed

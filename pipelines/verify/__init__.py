@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from pipelines import provenance
 from pipelines.verify.files import READ_ERRORS, Found, check_part
 from pipelines.verify.places import Places, check_places
 from pipelines.verify.report import Checked, Problem, Report
@@ -92,6 +93,7 @@ def verify(
         shards = [task for task in tasks if task.family == "shards"]
         report.checked.documents, problems = seen.check(output, shards)
         report.problems += problems
+    report.problems += [Problem(where, what) for where, what in provenance.problems(output)]
     if deep and comparable:
         from pipelines.verify import deep as pipeline  # Beam takes a second to import
 

@@ -4,6 +4,8 @@ OUTPUT/
 ├── MANIFEST.json, _SUCCESS, data/          the corpus, with
 ├── index/            documents-*           which document is where in it, and
 ├── README.md, croissant.json, config.yaml  its card
+├── MANIFEST.json.sig, MANIFEST.json.pub    of `thoughtmill sign`
+├── provenance/       PROVENANCE.json, documents-*, thoughts-*   of `thoughtmill provenance`
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
 ├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
@@ -49,6 +51,7 @@ class Output:
             self.ledger,
             join(self.root, "arms"),
             join(self.root, "ablation"),
+            self.provenance,
             self.stages,
             self.alive,
         )
@@ -119,6 +122,25 @@ class Output:
     def index(self) -> str:
         """The folder of the index: in which shard and row each document is."""
         return join(self.root, "index")
+
+    @property
+    def signature(self) -> str:
+        """The signature of the corpus's manifest."""
+        return join(self.root, f"{MANIFEST_NAME}.sig")
+
+    @property
+    def public_key(self) -> str:
+        """The key that it can be checked with."""
+        return join(self.root, f"{MANIFEST_NAME}.pub")
+
+    @property
+    def provenance(self) -> str:
+        """The folder of what every document and thought came from."""
+        return join(self.root, "provenance")
+
+    @property
+    def provenance_manifest(self) -> str:
+        return join(self.provenance, "PROVENANCE.json")
 
     @property
     def card(self) -> str:

@@ -1,0 +1,35 @@
+"""Commands for the owner of a corpus: provenance, sign."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from pipelines.cli.application import OutputArgument, app, out
+
+
+@app.command()
+def provenance(output: OutputArgument) -> None:
+    """Write where every document came from and what made every thought, as Parquet files beside the shards."""
+    from pipelines import provenance as provenance_module
+    from sharding.storage.output import Output
+
+    made = provenance_module.write(output)
+    rows = {kind: sum(entry.rows for entry in made.files if entry.name.startswith(kind)) for kind in _KINDS}
+    out.print(f"wrote {Output(output).provenance}: {rows['documents']:,} documents, {rows['thoughts']:,} thoughts")
+
+
+_KINDS = ("documents", "thoughts")
+
+
+@app.command()
+def sign(
+    output: OutputArgument,
+    key: Annotated[str, typer.Option("--key", metavar="FILE", help="An ed25519 private key, as OpenSSH or in PEM.")],
+) -> None:
+    """Sign a finished corpus; `verify --public-key FILE` checks it."""
+    from pipelines import signing
+
+    out.print(Text(f"signed {output} with the key {signing.sign(output, key)}"))
