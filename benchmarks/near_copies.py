@@ -102,7 +102,7 @@ def _grouped(links: Iterable[tuple[str, bytes]], step: Callable[[tuple[str, list
 
 
 def quality(texts: Sequence[str], figures: dict[str, float]) -> None:
-    """Precision and recall of pairs in one cluster; the same where what lies within 0.05 of the similarity is let be."""
+    """Precision and recall of pairs in one cluster; and without what lies within 0.05 of the similarity."""
     table = Table("similarity", "pairs", "found", "precision", "recall", "0.05 off: precision", "recall")
     truth = true_pairs(texts, 0.3)
     for similarity in SIMILARITIES:

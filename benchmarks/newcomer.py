@@ -85,7 +85,8 @@ def manual_pages(pages: int, seed: int = 0) -> Iterator[str]:
             for _ in range(drawn.randint(12, 40))
         )
         top = HEADER.format(year=1990 + number % 30, name=name)
-        yield f"{top}NAME\n\n{name} - call number {number}\n\nSYNOPSIS\n\nint {name}(int fd);\n\nDESCRIPTION\n\n{said}\n"
+        names = f"NAME\n\n{name} - call number {number}\n\nSYNOPSIS\n\nint {name}(int fd);\n\n"
+        yield f"{top}{names}DESCRIPTION\n\n{said}\n"
 
 
 def prose(language: str, documents: int, seed: int = 0) -> Iterator[str]:

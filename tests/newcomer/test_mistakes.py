@@ -51,9 +51,10 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
             "models.pretend.engine=endpoint",
             "models.pretend.urls=[http://127.0.0.1:{port}]",
             "models.pretend.name={tokenizer}",
+            "models.pretend.max_wait_s=1",
         ),
         1,
-        ["models.pretend", "127.0.0.1:{port}"],
+        ["127.0.0.1:{port}", "no connection", "run again when they take requests"],
     ),
     "an output that can't be written": (
         setting("output={tmp}/file/out"),
@@ -118,4 +119,13 @@ def test_a_second_run_at_the_same_time_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with Lease(str(tmp_path / "out"), "score"):
-        check((RUN, 2, ["{tmp}/out", "RUNNING.json"]), places, monkeypatch, capfd)
+        check(
+            (
+                RUN,
+                2,
+                ["output: {tmp}/out is being written by another run", "wait for it, end it, or name another output"],
+            ),
+            places,
+            monkeypatch,
+            capfd,
+        )
