@@ -99,14 +99,10 @@ class Score(Stage):
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counted = beam.Map(document_counts, difficulty.threshold_nats, difficulty.token_measure)
         documents = scored["scored"] | "Count documents" >> counted
+        refusals = refused | "Count refused" >> beam.Map(quarantine_counts)
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused},
-            counts=(
-                *read["counts"],
-                staying[COUNTS],
-                documents,
-                refused | "Count refused" >> beam.Map(quarantine_counts),
-            ),
+            counts=(*read["counts"], staying[COUNTS], documents, refusals),
             facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json), **read["facts"]},
         )
 
