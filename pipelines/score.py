@@ -105,14 +105,10 @@ class Score(Stage):
         counted = beam.Map(document_counts, difficulty.threshold_nats, difficulty.token_measure)
         documents = scored["scored"] | "Count documents" >> counted
         near = {} if self.near is None else {NEAR_COPIES: scored["scored"] | "Clusters" >> beam.FlatMap(near_copies)}
+        refusals = refused | "Count refused" >> beam.Map(quarantine_counts)
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused, **near},
-            counts=(
-                *read["counts"],
-                staying[COUNTS],
-                documents,
-                refused | "Count refused" >> beam.Map(quarantine_counts),
-            ),
+            counts=(*read["counts"], staying[COUNTS], documents, refusals),
             facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json), **read["facts"]},
         )
 

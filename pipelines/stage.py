@@ -157,6 +157,7 @@ class Stage:
             return found, Did.NOTHING
         self.at.check_links()
         with Lease(self.output, self.name) as lease:
+            refuse_unfinished(self.output)
             # Another run may have finished it a moment ago.
             found, revised = (None, None) if force else self._done(replace)
             if found is not None and found == revised and self._is_published():

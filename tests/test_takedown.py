@@ -275,3 +275,35 @@ def test_a_stretch_of_a_text_is_found_in_another() -> None:
     assert needles.find("Before it. " + text[30:330].replace(" ", "\n") + " After it.") == "a"
     assert needles.find("Only  this.") == "short"
     assert needles.find(text_of(13)) is None and needles.find("Only this and more.") is None
+
+
+def test_a_ledger_elsewhere_is_only_touched_when_it_is_named(output: str, tmp_path: Path) -> None:
+    elsewhere, plan = tmp_path / "shared", Path(output, "stages/augment/plan.json")
+    Path(output, "ledger").rename(elsewhere)
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "ledger": str(elsewhere)}))
+    before = hashes(str(tmp_path), "shared")
+    gone = wanted(3, 4, 5, 6, 7, 8)
+    with pytest.raises(RequestError, match=f"--ledger {elsewhere}"):
+        remove(output, gone)
+    assert hashes(str(tmp_path), "shared") == before and verify(output).ok
+    done = remove(output, gone, ledger_url=str(elsewhere))
+    assert done.ledger is not None and done.ledger.rows > 0
+    assert hashes(str(tmp_path), "shared") != before
+    assert absent(output, wanted(4, 5, 6, 7, 8)).ok
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "../../outside-00000-of-00001.arrow"}, {"name": "MANIFEST.json"}, {"staged": "../plan.json"}]
+)
+def test_a_journal_that_names_anything_else_is_refused(output: str, change: dict[str, str]) -> None:
+    move = {"stage": "score", "name": "segments-00000-of-00001.arrow", "staged": "score-segments-00000-of-00001.arrow"}
+    journal = {
+        "at": "2026-11-26T12:00:00+00:00", "moves": [{**move, **change}], "manifests": ["score"], "documents": 1,
+        "tombstones": [], "ledger": str(Path(output, "ledger")), "request_keys": [], "renamed": {},
+    }  # fmt: skip
+    Path(output, "stages/removal").mkdir()
+    Path(output, "stages/removal/REMOVAL.json").write_text(json.dumps(journal), encoding="utf-8")
+    with pytest.raises(MillError, match="is not the journal of a removal of this output"):
+        remove(output, None)
+    [problem] = verify(output).problems
+    assert "a removal was interrupted" in problem.what

@@ -75,6 +75,11 @@ def said(output: Path, *, deep: bool = False) -> list[str]:
     return [str(problem) for problem in verify(str(output), deep=deep).problems]
 
 
+def but_of_the_index(problems: list[str]) -> list[str]:
+    """What is told besides that shards aren't those that the index of documents was made of."""
+    return [problem for problem in problems if "the index of documents says" not in problem]
+
+
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_a_sound_output_has_no_problems(finished: Path, workers: int | None) -> None:
     steps: list[tuple[int, int]] = []
@@ -321,7 +326,7 @@ def test_a_document_in_two_splits_is_named(output: Path) -> None:
     index = next(i for i, entry in enumerate(files) if "validation" in entry["name"])
     taken = next(iter(pa.ipc.open_stream(shards(output)[0].read_bytes()))).column("doc_ids")[0][0].as_py()
     name = change_file(output, "pack", "shards", index, set_in("doc_ids", 0, 0, taken))
-    (problem,) = said(output)
+    (problem,) = but_of_the_index(said(output))
     assert f"document '{taken}': is in more than one split: train ({shards(output)[0]}, row 0)" in problem
     assert f"validation ({output / name}, row 0)" in problem
 
@@ -412,7 +417,7 @@ def test_pieces_of_a_document_that_change_places_are_caught(output: Path) -> Non
         columns["source_starts"][row][place] += 1
 
     change_file(output, "pack", "shards", 0, change)
-    assert said(output) == []
+    assert but_of_the_index(said(output)) == [] != said(output)
     assert any("source tokens" in problem for problem in said(output, deep=True))
 
 
@@ -426,8 +431,8 @@ def test_a_missing_document_is_named(output: Path) -> None:
     doc_id = next(iter(pa.ipc.open_stream((output / name).read_bytes()))).column("doc_ids")[0][0].as_py()
     for index in range(2):
         change_file(output, "pack", "shards", index, lambda columns: rename(columns, doc_id, "doc-of-nobody"))
-    assert said(output) == []
-    problems = said(output, deep=True)
+    assert but_of_the_index(said(output)) == [] != said(output)
+    problems = but_of_the_index(said(output, deep=True))
     assert any(f"document '{doc_id}': no shard holds it" in problem for problem in problems)
     assert any("document 'doc-of-nobody': no document of this id was scored" in problem for problem in problems)
     assert len(problems) == 2
@@ -448,7 +453,7 @@ def test_a_document_that_is_there_twice_and_another_not_at_all(output: Path) -> 
             values[first] = values[second]
 
     change_file(output, "pack", "shards", 0, change)
-    assert said(output) == []
+    assert but_of_the_index(said(output)) == [] != said(output)
     problems = said(output, deep=True)
     assert any("not all of its" in problem or "is in no shard" in problem for problem in problems), problems
 
@@ -596,8 +601,8 @@ def test_one_text_in_two_splits_is_told_by_deep(tmp_path: Path, byte_tokenizer: 
                 places.setdefault(doc_id.partition("-")[2], set()).add(shard.name)
     shared = {n for n, names in places.items() if len(names) > 1}
     assert 10 < len(shared) < 20
-    problems = said(output, deep=True)
-    assert said(output) == []
+    problems = but_of_the_index(said(output, deep=True))
+    assert but_of_the_index(said(output)) == [] != said(output)
     assert len(problems) == 11 and f"{len(shared) - 10} more problems of this kind" in problems[0]
     for problem in problems[1:]:
         said_of = re.search(

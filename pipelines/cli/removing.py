@@ -30,7 +30,7 @@ def remove(
         bool, typer.Option("--missing-ok", help="It is no error that none of them is there.")
     ] = False,
     ledger: Annotated[
-        str | None, typer.Option(metavar="LEDGER", help="The folder of the ledger, if not where the run's plan says.")
+        str | None, typer.Option(metavar="LEDGER", help="The folder of the ledger, where that is not in the output.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

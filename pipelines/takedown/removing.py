@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -16,7 +16,7 @@ from pipelines import accounts, card
 from pipelines.takedown import parts, shards
 from pipelines.takedown.ids import Wanted
 from pipelines.takedown.parts import Gone
-from pipelines.takedown.staging import Journal, Staging
+from pipelines.takedown.staging import Journal, Stage, Staging
 from pipelines.tombstones import Removal, Tombstones, read_tombstones, tombstone
 from pipelines.watch.files import read_plan
 from sharding import storage
@@ -65,11 +65,11 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
         wanted: the documents; None: only finish a removal that was interrupted.
         missing_ok: it is no error that none of them is there; those that are not are left out of later runs all the
             same.
-        ledger_url: where the generations are, if not where the run's plan says.
+        ledger_url: where the generations are, if that is not in the output.
 
     Raises:
-        RequestError: there is nothing to do, none of the documents is there, all of them would go, the output borrows
-            its scores or has arms, or a run is at work on it.
+        RequestError: the ledger is elsewhere and not named, there is nothing to do, none of the documents is there,
+            all of them would go, the output borrows its scores or has arms, or a run is at work on it.
         MillError: a file is damaged, the store refused, or what remains doesn't add up (nothing was touched then).
     """
     at = Output(output)
@@ -78,6 +78,7 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
         staging = Staging(output, 0)
         done = Removed()
         if (left := staging.journal()) is not None:
+            _ledger_of(output, left.ledger, ledger_url)
             done.finished = True
             done.ledger = finish(output, left, lease)
             done.documents, done.files = left.documents, len(left.moves)
@@ -139,20 +140,34 @@ def _prepare(output: str, wanted: Wanted, done: Removed, *, missing_ok: bool, le
         accounts.check(stage, {name: made[name] for name in STAGES[: STAGES.index(stage) + 1] if name in made})
         staging.stage_manifest(of_stage)
     staging.stage_json("removed.json", msgspec.to_builtins(stones))
-    plan = read_plan(output)
     journal = Journal(
         at=now,
         moves=staging.moves,
-        manifests=list(made),
+        manifests=[stage for stage in get_args(Stage) if stage in made],
         documents=len(going),
         tombstones=[tombstone(doc_id) for doc_id in ids],
-        ledger=ledger_url or (plan or {}).get("ledger") or Output(output).ledger,
+        ledger=_ledger_of(output, (read_plan(output) or {}).get("ledger"), ledger_url),
         request_keys=sorted(gone.request_keys),
         renamed=parts.other_askers(output, stages, ids, gone.request_keys),
         pilot=_stage_pilot(output, ids, staging),
     )
     staging.commit(journal)
     return journal
+
+
+def _ledger_of(output: str, told: str | None, named: str | None) -> str:
+    """The ledger that rows leave: the output's own, or the one that the user names.
+
+    Raises:
+        RequestError: a file of the output says that it is elsewhere: others may live on that one.
+    """
+    own = Output(output).ledger
+    if named is None and told is not None and told.rstrip("/") != own.rstrip("/"):
+        raise RequestError(
+            f"--ledger: the generations of {output} are not in it, but in {told}, which other outputs may use: add "
+            f"--ledger {told} to have those of the documents removed there, or another folder"
+        )
+    return named or own
 
 
 def _refuse(output: str, stages: Mapping[str, Manifest]) -> None:
@@ -297,7 +312,7 @@ def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
     forgotten = forget(
         journal.ledger, frozenset(journal.request_keys), lambda doc_id: tombstone(doc_id) in gone, journal.renamed
     )
-    made = {stage: staging.staged_manifest(stage) for stage in journal.manifests}
+    made: dict[str, Manifest] = {stage: staging.staged_manifest(stage) for stage in journal.manifests}
     lease.check()
     for move in journal.moves:
         staging.put(move, made[move.stage])

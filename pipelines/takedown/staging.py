@@ -15,8 +15,11 @@ from sharding.records.base import Record
 from sharding.records.types import FileEntry
 from sharding.storage import manifest
 from sharding.storage.json_files import MAX_BYTES, read_json
+from sharding.storage.known import FAMILIES_OF
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
+
+Stage = Literal["score", "augment", "select", "pack"]
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -27,7 +30,7 @@ class Move(msgspec.Struct, frozen=True):
         staged: what takes its place, in the folder of the removal; "" where nothing does.
     """
 
-    stage: Literal["score", "augment", "select", "pack"]
+    stage: Stage
     name: str
     staged: str
 
@@ -48,7 +51,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str
     moves: list[Move]
-    manifests: list[str]
+    manifests: list[Stage]
     documents: int
     tombstones: list[str]
     ledger: str
@@ -83,7 +86,7 @@ class Staging:
 
     def place(self, stage: str, name: str) -> str:
         """Where a file is to be written that takes the place of one of a stage."""
-        staged = f"{stage}-{name.rsplit('/', 1)[-1]}"
+        staged = _staged(stage, name)
         self.moves.append(msgspec.convert({"stage": stage, "name": name, "staged": staged}, Move))
         return storage.join(self.at.removal, staged)
 
@@ -110,11 +113,23 @@ class Staging:
             MillError: the file is something else.
         """
         url = self.at.removal_journal
-        return read_json(url, Journal, "the journal of a removal", MAX_BYTES) if storage.exists(url) else None
+        if not storage.exists(url):
+            return None
+        found = read_json(url, Journal, "the journal of a removal", MAX_BYTES)
+        for move in found.moves:
+            staged = _staged(move.stage, move.name)
+            named = any(manifest.is_name_of(family, move.name) for family in FAMILIES_OF[move.stage])
+            if not named or move.staged not in ("", staged):
+                raise MillError(f"{url} is not the journal of a removal of this output: it names {move.name[:200]!r}")
+        return found
 
     def staged_manifest(self, stage: str) -> Manifest:
         """The manifest that was prepared for a stage."""
-        return read_json(self._manifest(stage), Manifest, "a manifest", MAX_BYTES)
+        url = self._manifest(stage)
+        found = read_json(url, Manifest, "a manifest", MAX_BYTES)
+        if (problem := manifest.misplaced(found, stage)) or found.folder:
+            raise MillError(f"{url} is not a manifest of this output: {problem or 'its files are elsewhere'}")
+        return found
 
     def put(self, move: Move, made: Manifest) -> None:
         """Put a file into its place, or take it away.
@@ -137,6 +152,11 @@ class Staging:
 
     def _manifest(self, stage: str) -> str:
         return storage.join(self.at.removal, f"{stage}-{manifest.MANIFEST_NAME}")
+
+
+def _staged(stage: str, name: str) -> str:
+    """What a file of a stage is called in the folder of the removal."""
+    return f"{stage}-{name.rsplit('/', 1)[-1]}"
 
 
 def copy_file(url: str, target: str) -> None:

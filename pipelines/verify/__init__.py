@@ -128,6 +128,8 @@ def _read_manifests(output: str, report: Report) -> dict[str, Manifest]:
             report.problems.append(Problem(manifest.manifest_url(output, stage), "is missing"))
         else:
             stages[stage] = found
+    if storage.exists(journal := Output(output).removal_journal):
+        report.problems.append(Problem(journal, "a removal was interrupted: `thoughtmill remove OUTPUT` finishes it"))
     success = Output(output).success
     if not storage.exists(success):
         report.problems.append(Problem(success, "is missing: the run did not finish"))

@@ -127,7 +127,7 @@ def read(output: storage.Location, stage: str, *, any_format: bool = False) -> M
             "that wrote it"
         )
     found = decode_json(data, Manifest, otherwise)
-    if problem := _misplaced(found, stage):
+    if problem := misplaced(found, stage):
         raise MillError(f"{url} is not a manifest of this output: {problem}")
     if found.folder:
         storage.foreign(found.folder, url)
@@ -138,7 +138,12 @@ def read(output: storage.Location, stage: str, *, any_format: bool = False) -> M
     return found
 
 
-def _misplaced(manifest: Manifest, stage: str) -> str | None:
+def is_name_of(family: str, name: str) -> bool:
+    """Whether a file of a family may be called so: nothing else is written or removed because some file says so."""
+    return re.fullmatch(_BEGINS.get(family, re.escape(family)) + _NUMBERED, name) is not None
+
+
+def misplaced(manifest: Manifest, stage: str) -> str | None:
     """What in a manifest points out of its folder, or at what is no file of its stage; None when nothing does.
 
     A stage that is made again removes what its manifest names: nothing but what the stage writes may be named there.
@@ -153,9 +158,8 @@ def _misplaced(manifest: Manifest, stage: str) -> str | None:
     for family, entries in manifest.files.items():
         if family not in FAMILIES_OF[stage]:
             return f"files.{family[:100]!r} is no family of its files"
-        shape = re.compile(_BEGINS.get(family, family) + _NUMBERED)
         for entry in entries:
-            if not shape.fullmatch(entry.name):
+            if not is_name_of(family, entry.name):
                 return f"a name in files.{family} is {entry.name[:200]!r}, which is no name of such a file"
     return None
 
