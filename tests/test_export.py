@@ -1,8 +1,8 @@
 """Exports open in the trainers' own readers, with every token and boundary where it was.
 
-The readers of Megatron-Core, datatrove and datasets are used as they are. Those of mosaicml-streaming and OLMo-core pin
-versions that this project can't share: small readers here follow the formats' descriptions, and the real ones run
-where they are installed.
+The readers of Megatron-Core, datatrove and datasets are used as they are. Those of mosaicml-streaming, OLMo-core and
+TRL pin versions that this project can't share: small readers here follow the formats' descriptions, and the real ones
+run in `tests/test_trainers.py`, in places of their own.
 """
 
 from __future__ import annotations
@@ -244,16 +244,6 @@ def test_mds_rows_of_many_items(tmp_path: Path) -> None:
     check_mds(read_mds(tmp_path / "mds/train"), output.rows("train"), None)
 
 
-def test_streaming_opens_it(output: PackedOutput, tmp_path: Path) -> None:
-    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming needs versions this project can't share")
-    remote, local = str(tmp_path / "target"), str(tmp_path / "cache")
-    export(output.url, "mds", remote, loss_mask="source_only")
-    dataset = streaming.StreamingDataset(
-        remote=remote, local=local, split="train", batch_size=1, shuffle=False, validate_hash="sha256"
-    )
-    check_mds([dataset[i] for i in range(len(dataset))], output.rows("train"), "source_only")
-
-
 @pytest.mark.parametrize("name", ["16-bit", "32-bit"])
 @pytest.mark.parametrize("policy", [None, "thoughts_only"])
 def test_olmo_by_its_layout(
@@ -268,23 +258,6 @@ def test_olmo_by_its_layout(
             mask = np.fromfile(tmp_path / split / "label_mask" / stem, "?").reshape(-1, L)
             assert ids.tolist() == [row.input_ids.tolist() for row in shard]
             assert mask.tolist() == masks(shard, policy or "all")
-
-
-def test_olmo_opens_it(output: PackedOutput, tmp_path: Path) -> None:
-    data = pytest.importorskip("olmo_core.data", reason="ai2-olmo-core needs versions this project can't share")
-    export(output.url, "olmo", str(tmp_path), loss_mask="no_delimiters")
-    dataset = data.NumpyFSLDataset(
-        *files(tmp_path, "train/tokens/*.npy"),
-        label_mask_paths=files(tmp_path, "train/label_mask/*.npy"),
-        sequence_length=L,
-        pad_token_id=0,
-        eos_token_id=VOCABULARIES["16-bit"] - 1,
-        vocab_size=VOCABULARIES["16-bit"],
-        dtype=np.uint16,
-    )
-    rows = output.rows("train")
-    assert [dataset[i]["input_ids"].tolist() for i in range(len(dataset))] == [row.input_ids.tolist() for row in rows]
-    assert [dataset[i]["label_mask"].tolist() for i in range(len(dataset))] == masks(rows, "no_delimiters")
 
 
 @pytest.mark.parametrize("policy", [None, "all", "source_only"])
@@ -326,20 +299,6 @@ def test_parquet_row_groups_are_bounded(output: PackedOutput, tmp_path: Path, mo
     assert len(batches) > 1
 
 
-def test_trl_collates_the_parquet(output: PackedOutput, tmp_path: Path) -> None:
-    sft = pytest.importorskip("trl.trainer.sft_trainer", reason="trl is not among the test requirements")
-    import pyarrow.parquet as pq
-
-    export(output.url, "parquet", str(tmp_path), loss_mask="all")
-    collator = sft.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
-    for path, shard in zip(files(tmp_path, "train/*.parquet"), output.shards["train"], strict=True):
-        batch = collator(pq.read_table(path).to_pylist())
-        expected = documents(shard)
-        assert batch["input_ids"][0].tolist() == [token for document in expected for token in document]
-        assert batch["position_ids"][0].tolist() == [at for document in expected for at in range(len(document))]
-        assert batch["cu_seq_lens_q"].tolist() == np.cumsum([0, *map(len, expected)]).tolist()
-
-
 # --- what every format owes ------------------------------------------------------------------------------------------
 
 
@@ -356,7 +315,7 @@ def test_the_manifest_tells_every_file(output: PackedOutput, tmp_path: Path, fmt
     rows = output.rows("train") + output.rows("validation")
     kinds = np.bincount(np.concatenate([row.token_type for row in rows]), minlength=len(TokenType))
     expected = {kind.name.lower(): int(kinds[kind]) for kind in TokenType}
-    if fmt in ("megatron", "datatrove", "parquet"):
+    if fmt in ("arrayrecord_documents", "megatron", "datatrove", "parquet"):
         del expected["padding"]
     assert done.tokens == expected
     assert (done.source_fingerprint, done.rehearsal, done.document_end_ids) == (FINGERPRINT, True, [49_999])
@@ -539,11 +498,11 @@ def test_the_output_itself_is_no_target(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fmt": "tfrecord"}, "format: 'tfrecord' is not one of arrayrecord, megatron, datatrove, mds, olmo, parquet"),
+        ({"fmt": "tfrecord"}, "format: 'tfrecord' is not one of arrayrecord, arrayrecord_documents, megatron"),
         ({"loss_mask": "thoughts"}, "loss_mask: 'thoughts' is not one of all, source_only"),
         (
             {"fmt": "megatron", "loss_mask": "source_only"},
-            "loss_mask: megatron has no place for the mask source_only; these have: arrayrecord, datatrove",
+            "loss_mask: megatron has no place for the mask source_only; these have: arrayrecord, ",
         ),
         ({"splits": ["train", "test"]}, "splits: 'test' is not one of train, validation"),
         ({"workers": 0}, "workers: 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 import pytest
+from grain.experimental import FirstFitPackIterDataset
 
 from sharding.shards.dataset import PackedDataset
 from sharding.shards.export import export
+from sharding.shards.export.arrayrecord import parse
 from sharding.shards.grain_sources import DocumentSource, RowSource
 from sharding.shards.rows import IGNORED_LABEL
 from sharding.shards.sampler import EpochOrder
@@ -161,7 +164,7 @@ def test_many_threads_read_the_same(output: PackedOutput) -> None:
 def test_the_documented_lines_read_a_corpus(output: PackedOutput, capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parent.parent / "docs" / "formats.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    (example,) = [block for block in blocks if "RowSource(" in block]
+    (example,) = [block for block in blocks if "rows_taken = 0, 1, 0" in block]
     assert "path/to/output" in example
     exec(compile(example.replace("path/to/output", output.url), str(page), "exec"), {})
     labelled = len(PackedDataset(output.url, labelled_only=True))
@@ -236,3 +239,42 @@ def varints(data: bytes) -> list[int]:
         value, at = varint(data, at)
         found.append(value)
     return found
+
+
+def test_documents_are_exported_one_by_one(output: PackedOutput, tmp_path: Path) -> None:
+    """As `DocumentSource` gives them; and packed by Grain as MaxText does, they come out whole, each a segment."""
+    export(output.url, "arrayrecord_documents", str(tmp_path))
+    files = sorted(map(str, tmp_path.glob("train/*.array_record")))
+    records, source = grain.ArrayRecordDataSource(files), DocumentSource(output.url)
+    assert len(records) == len(source)
+    for number in range(len(source)):
+        assert same(parse(records[number]), source[number])
+    documents = grain.MapDataset.source(records).map(lambda record: {"inputs": parse(record)["input_ids"]})
+    packed = FirstFitPackIterDataset(documents.to_iter_dataset(), length_struct={"inputs": 64}, num_packing_bins=8)
+    found = Counter(
+        tuple(row["inputs"][row["inputs_segment_ids"] == segment].tolist())
+        for row in packed
+        for segment in range(1, row["inputs_segment_ids"].max() + 1)
+    )
+    assert found == Counter(tuple(source[number]["input_ids"].tolist()) for number in range(len(source)))
+
+
+def test_the_documented_mix_goes_on_at_another_world_size(output: PackedOutput, tmp_path: Path) -> None:
+    """Bitwise: what eight ranks would have read from there on, three do."""
+    other = write_output(str(tmp_path), policy="no_delimiters", vocab_size=60_000)
+    lines = documented("MapDataset.mix(").replace("path/to/output/../demo", other.url)
+    scope: dict[str, Any] = {}
+    exec(lines.replace("path/to/output", output.url), scope)
+    mixed = scope["mixed"]
+    first = next(scope["batches"])
+    assert all(
+        np.array_equal(first[name], np.stack([mixed[4000 + 8 * step][name] for step in range(4)])) for name in first
+    )
+    ranks = [iter(mixed[rank::8].to_iter_dataset()) for rank in range(8)]
+    taken = [next(rank) for _ in range(3) for rank in ranks]
+    ranks = [iter(mixed[24 + rank :: 3].to_iter_dataset()) for rank in range(3)]
+    taken += [next(rank) for _ in range(4) for rank in ranks]
+    assert all(same(found, mixed[number]) for number, found in enumerate(taken))
+    here = {PackedDataset(output.url)[row]["input_ids"].tobytes() for row in range(len(output.rows("train")))}
+    of_first = [mixed[number]["input_ids"].astype(np.int64).tobytes() in here for number in range(400)]
+    assert sum(of_first) == 300

@@ -6,6 +6,7 @@ session, without its dependencies, and runs in a process that has that folder in
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,9 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sharding.records.rows import TokenType
+from sharding.records.rows import Row, TokenType
 from sharding.shards.export import export
 from tests.packed_output import write_output
 
@@ -33,9 +35,19 @@ def documented(word: str) -> str:
     return str(block)
 
 
+def items(row: Row) -> list[list[int]]:
+    """The ids of every item of a row."""
+    ends = np.cumsum(row.seq_lengths).tolist()
+    return [row.input_ids[start:stop].tolist() for start, stop in zip([0, *ends], ends, strict=False)]
+
+
 @pytest.fixture(scope="module")
 def run_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs a script with packages in front of the path; gives what it prints. Skips where they can't be had."""
+    """Runs a script with packages in front of the path; gives what it prints.
+
+    Skips where they can't be had, as without a network; in CI that is a failure.
+    """
+    unavailable = pytest.fail if os.environ.get("CI") else pytest.skip
 
     def run(script: str, *packages: str) -> str:
         folder = tmp_path_factory.mktemp("packages")
@@ -43,9 +55,9 @@ def run_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         except subprocess.TimeoutExpired:
-            pytest.skip(f"{', '.join(packages)} can't be had in two minutes")
+            unavailable(f"{', '.join(packages)} can't be had in two minutes")
         if done.returncode:
-            pytest.skip(f"{', '.join(packages)} can't be had: {done.stderr.strip().splitlines()[-1]}")
+            unavailable(f"{', '.join(packages)} can't be had: {done.stderr.strip().splitlines()[-1]}")
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         found = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=240, check=False
@@ -80,11 +92,21 @@ trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_clas
 batch = next(iter(trainer.get_train_dataloader()))
 print("documents", int((batch["position_ids"] == 0).sum()), "labels", int((batch["labels"] != -100).sum()))
 print("loss", trainer.train().training_loss)
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+batch = collator([row for row in rows])
+names = ("input_ids", "position_ids", "cu_seq_lens_q")
+print("batch", json.dumps({{name: batch[name].flatten().tolist() for name in names}}))
 """
-    printed = run_with(script, "trl>=1.16,<2")
+    printed = run_with(f"import json\n{script}", "trl>=1.16,<2")
     documents, labels = map(int, re.findall(r"documents (\d+) labels (\d+)", printed)[0])
     assert documents > 2 and labels > documents
     assert 0 < float(re.findall(r"^loss ([\d.]+)$", printed, re.MULTILINE)[0]) < 20
+    batch = json.loads(re.findall(r"^batch (.*)$", printed, re.MULTILINE)[0])
+    expected = [ids for row in output.rows("train") for ids in items(row)]
+    assert batch["input_ids"] == [token for ids in expected for token in ids]
+    assert batch["position_ids"] == [place for ids in expected for place in range(len(ids))]
+    assert batch["cu_seq_lens_q"] == np.cumsum([0, *map(len, expected)]).tolist()
 
 
 @pytest.mark.slow  # installs seven packages and imports torchvision
@@ -92,16 +114,18 @@ print("loss", trainer.train().training_loss)
 def test_streaming_reads_the_shards(run_with: Callable[..., str], tmp_path: Path) -> None:
     """With the documented collate, and not with torch's own."""
     output = write_output(str(tmp_path / "output"), vocab_size=VOCAB_SIZE)
-    export(output.url, "mds", str(tmp_path / "target"))
+    export(output.url, "mds", str(tmp_path / "target"), loss_mask="source_only")
     lines = documented("StreamingDataset(").replace("s3://bucket/target", str(tmp_path / "target"))
     script = f"""
+import json
 {lines.replace("/tmp/cache", str(tmp_path / "cache"))}
 try:
     next(iter(DataLoader(rows, batch_size=8)))
 except RuntimeError as error:
     print("torch's own:", error)
 ids = sorted(row.numpy().tobytes().hex() for batch in loader for row in batch["tokens"])
-print(len(ids), ids[0], ids[-1])
+print("rows", len(ids), ids[0], ids[-1])
+print(json.dumps([{{name: value.tolist() for name, value in rows[number].items()}} for number in range(len(rows))]))
 """
     torchvision = next(
         line for line in LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("torchvision==")
@@ -110,7 +134,21 @@ print(len(ids), ids[0], ids[-1])
     printed = run_with(script, "mosaicml-streaming>=0.13,<0.14", *packages)
     expected = sorted(row.input_ids.astype("<i4").tobytes().hex() for row in output.rows("train"))
     assert "torch's own: stack expects each tensor to be equal size" in printed
-    assert printed.splitlines()[-1].split() == [str(len(expected)), expected[0], expected[-1]]
+    assert re.findall(r"^rows (.*)$", printed, re.MULTILINE)[0].split() == [
+        str(len(expected)),
+        expected[0],
+        expected[-1],
+    ]
+    samples = json.loads(printed.splitlines()[-1])
+    assert len(samples) == len(output.rows("train"))
+    for sample, row in zip(samples, output.rows("train"), strict=True):
+        for name, values in (
+            ("tokens", row.input_ids),
+            ("token_type", row.token_type),
+            ("seq_lengths", row.seq_lengths),
+        ):
+            assert sample[name] == values.tolist()
+        assert sample["loss_mask"] == (row.token_type == TokenType.SOURCE).tolist()
 
 
 @pytest.mark.slow  # installs twenty packages
@@ -125,7 +163,7 @@ def test_olmo_core_reads_the_shards(run_with: Callable[..., str], tmp_path: Path
 {lines}
 for number in range(len(rows)):
     row = rows[number]
-    print("row", sum(row["label_mask"].tolist()), *row["input_ids"].tolist())
+    print("row", *map(int, row["label_mask"].tolist()), *row["input_ids"].tolist())
 """
     google = ("google-api-core", "google-cloud-storage", "google-cloud-core", "google-resumable-media", "google-auth")
     more = (
@@ -140,5 +178,26 @@ for number in range(len(rows)):
     printed = run_with(script, "ai2-olmo-core>=3,<4", *google, *more, *omega)
     found = [list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("row ")]
     assert found == [
-        [int((row.token_type == TokenType.THOUGHT).sum()), *row.input_ids.tolist()] for row in output.rows("train")
+        [*(row.token_type == TokenType.THOUGHT).tolist(), *row.input_ids.tolist()] for row in output.rows("train")
     ]
+
+
+def test_nanotron_reads_the_shards(tmp_path: Path) -> None:
+    """With the arguments that it gives datatrove's reader: the folder as its pattern, positions from the index."""
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    output = write_output(str(tmp_path / "output"), vocab_size=VOCAB_SIZE)
+    export(output.url, "datatrove", str(tmp_path / "target"))
+    folder = str(tmp_path / "target" / "train")
+    rows = DatatroveFolderDataset(
+        folder_path=folder, filename_pattern=os.path.join(folder, "*.ds"), seq_len=32, recursive=False, token_size=2,
+        max_tokens=None, shuffle=False, return_positions=True, eos_token_id=None, seed=6,
+    )  # fmt: skip
+    found = [rows[number] for number in range(len(rows))]
+    expected = []
+    for shard in output.shards["train"]:
+        ids = [token for row in shard for of_item in items(row) for token in of_item]
+        expected += [ids[start : start + 33] for start in range(0, len(ids) - 32, 33)]
+    assert [row["input_ids"].tolist() for row in found] == expected
+    begun = sum(int((row["positions"] == 0).sum()) for row in found)
+    assert begun > len(found), "documents begin within sequences"

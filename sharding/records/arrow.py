@@ -207,7 +207,7 @@ def check_values(kind: type[Record], batch: pa.RecordBatch) -> None:
 
 
 def from_batch(kind: type[R], batch: pa.RecordBatch) -> Iterator[R]:
-    """The rows of a batch as records. Columns absent from the batch become empty arrays or their type's zero.
+    """The rows of a batch as records. Columns absent from the batch get their default, or are empty or zero.
 
     Absent columns are how a reader leaves the bulk unread: see `storage.read_records(columns=...)`.
     """
@@ -216,7 +216,8 @@ def from_batch(kind: type[R], batch: pa.RecordBatch) -> Iterator[R]:
         name: _values(batch.column(name), hints[name]) if name in batch.schema.names else None
         for name in kind.__struct_fields__
     }
-    absent = {name: _zero(hints[name]) for name, values in columns.items() if values is None}
+    required = {field.name for field in msgspec.structs.fields(kind) if field.required}
+    absent = {name: _zero(hints[name]) for name, values in columns.items() if values is None and name in required}
     present = {name: values for name, values in columns.items() if values is not None}
     for i in range(batch.num_rows):
         yield kind(**absent, **{name: values[i] for name, values in present.items()})

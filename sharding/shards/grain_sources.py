@@ -129,12 +129,7 @@ class DocumentSource:
         """
         number = _checked(index, len(self), self)
         row = int(np.searchsorted(self._begins, number, side="right")) - 1
-        found = self._dataset[row]
-        start, stop = found["cu_seqlens"][number - int(self._begins[row]) :][:2].tolist()
-        arrays = training_arrays(found)
-        return {name: values[start:stop] for name, values in arrays.items() if name != "segment_ids"} | {
-            "segment_ids": np.ones(stop - start, np.int32)
-        }
+        return document_arrays(self._dataset[row], number - int(self._begins[row]))
 
     def __repr__(self) -> str:
         return f"DocumentSource({_named(self._dataset)})"
@@ -164,6 +159,13 @@ def training_arrays(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays["surprisal"] = np.append(row["surprisal"][1:], np.float32(np.nan))
         arrays["surprisal"][row["cu_seqlens"][1:] - 1] = np.nan  # behind it another document begins
     return arrays
+
+
+def document_arrays(row: dict[str, np.ndarray], item: int) -> dict[str, np.ndarray]:
+    """An item of a row of `PackedDataset`, from 0, alone: `training_arrays` of its tokens, all of the segment 1."""
+    start, stop = row["cu_seqlens"][item:][:2].tolist()
+    arrays = {name: values[start:stop] for name, values in training_arrays(row).items()}
+    return arrays | {"segment_ids": np.ones(stop - start, np.int32)}
 
 
 def _checked(index: SupportsIndex, length: int, source: object) -> int:

@@ -57,6 +57,7 @@ class Format:
 
 FORMATS = {
     "arrayrecord": Format(module="sharding.shards.export.arrayrecord"),
+    "arrayrecord_documents": Format(module="sharding.shards.export.arrayrecord_documents"),
     "megatron": Format(module="sharding.shards.export.megatron", carries_loss_mask=False),
     "datatrove": Format(module="sharding.shards.export.datatrove"),
     "mds": Format(module="sharding.shards.export.mds", has_index=True),

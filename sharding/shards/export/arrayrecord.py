@@ -1,9 +1,11 @@
-"""ArrayRecord, the files that Grain reads at random: a training row in each record, as a `tf.train.Example`.
+"""ArrayRecord, the files that Grain reads at random: a training row or a document in each record, a `tf.train.Example`.
 
     input_ids, labels, positions, segment_ids, loss_mask   int64 lists of sequence_length values: what
                                                            `sharding.shards.grain_sources.RowSource` gives of the row
     surprisal                                              float list, where the corpus has it: of the same row too
     doc_ids                                                bytes list, the document of each item
+
+By document, what `DocumentSource` gives: an item of a row in each record, without padding, for trainers that pack.
 
 One record is one chunk (`group_size:1`), as random access wants it. Layout of the message: tensorflow/core/example/
 example.proto and feature.proto; it is put together here, since TensorFlow is large and protobuf is there with Beam.
@@ -19,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from sharding.errors import RequestError
@@ -26,7 +29,7 @@ from sharding.records.types import FileEntry
 from sharding.shards.export.files import publish
 from sharding.shards.export.source import SourceShard
 from sharding.shards.grain_sources import training_arrays
-from sharding.shards.rows import RowBatch, row_arrays
+from sharding.shards.rows import row_arrays
 from sharding.storage.files import sweep
 from sharding.storage.private import private_folder
 
@@ -37,13 +40,22 @@ _COPIED_BYTES = 1 << 20
 
 
 def write_shard(shard: SourceShard, target: str) -> list[FileEntry]:
-    """Write the file of a shard.
+    """Write the file of a shard, a row in each record.
 
     Raises:
         RequestError: array_record isn't installed.
         MillError: the shard is not what its manifest says, or the store refused.
     """
-    rows = 0
+    entry = write_records(shard, target, _rows(shard))
+    return [msgspec.structs.replace(entry, tokens=shard.tokens(rows=entry.rows))]
+
+
+def write_records(shard: SourceShard, target: str, records: Iterator[bytes]) -> FileEntry:
+    """Write the file of a shard, of any records.
+
+    Raises:
+        RequestError, MillError: see `write_shard`.
+    """
     with publish(target, f"{shard.stem}.array_record") as out:
         # The library writes to a path of this machine and nothing else.
         folder = str(private_folder())
@@ -51,18 +63,21 @@ def write_shard(shard: SourceShard, target: str) -> list[FileEntry]:
         handle, name = tempfile.mkstemp(prefix=".", suffix=f".{uuid.uuid4().hex}.tmp", dir=folder)
         os.close(handle)
         try:
-            rows = _write(name, _records(shard))
+            count = _write(name, records)
             with Path(name).open("rb") as file:
                 while chunk := file.read(_COPIED_BYTES):
                     out.write(chunk)
         finally:
             Path(name).unlink(missing_ok=True)
-    return [out.entry(rows=rows, tokens=shard.tokens(rows=rows))]
+    return out.entry(rows=count, tokens=shard.tokens())
 
 
 def parse(record: bytes) -> dict[str, np.ndarray]:
-    """A record as `RowSource` gives the row: input_ids, labels, positions and segment_ids, int32; loss_mask, bool; and
-    where the corpus has it surprisal, float32."""
+    """A record as `RowSource` or `DocumentSource` gives it.
+
+    Returns:
+        input_ids, labels, positions and segment_ids, int32; loss_mask, bool; where the corpus has it surprisal, float32.
+    """
     features = _example_class().FromString(record).features.feature
     return {
         name: np.array(getattr(feature, kind).value, _DTYPES.get(name, np.int32))
@@ -89,16 +104,21 @@ def _write(path: str, records: Iterator[bytes]) -> int:
     return count
 
 
-def _records(shard: SourceShard) -> Iterator[bytes]:
+def _rows(shard: SourceShard) -> Iterator[bytes]:
+    return (record(training_arrays(row), doc_ids) for row, doc_ids in training_rows(shard))
+
+
+def training_rows(shard: SourceShard) -> Iterator[tuple[dict[str, np.ndarray], list[str]]]:
+    """The rows of a shard as models are trained on them (see `row_arrays`), each with its documents' ids."""
     for batch in shard.batches():
         counted = shard.counted(batch.token_type)
         doc_ids = batch.arrow.column("doc_ids").to_pylist()
         for row in range(len(batch.input_ids)):
-            yield _record(batch, row, counted[row], doc_ids[row])
+            yield row_arrays(batch, row, counted[row]), doc_ids[row]
 
 
-def _record(batch: RowBatch, row: int, counted: np.ndarray, doc_ids: Sequence[str]) -> bytes:
-    arrays: Mapping[str, np.ndarray] = training_arrays(row_arrays(batch, row, counted))
+def record(arrays: Mapping[str, np.ndarray], doc_ids: Sequence[str]) -> bytes:
+    """Arrays and the ids of their documents as a message."""
     example = _example_class()()
     features = example.features.feature
     for name in sorted(arrays):
