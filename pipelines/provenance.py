@@ -139,8 +139,8 @@ def problems(output: str) -> Iterator[tuple[str, str]]:
         yield at.provenance_manifest, f"can't be read: {error}"
         return
     stages = {stage: manifest.require(output, stage) for stage in _MADE_FROM}
-    if found.of != _digests(stages):
-        said = "is of another result than the one that is here: `thoughtmill provenance` makes it anew"
+    if found.format != FORMAT or found.of != _digests(stages):
+        said = "is of another result or version than those that are here: `thoughtmill provenance` makes it anew"
         yield at.provenance_manifest, said
     for entry in found.files:
         url = storage.join(at.provenance, entry.name)

@@ -14,17 +14,10 @@ import apache_beam as beam
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import ReadLedger
 from augment.selection.account import split_account
+from augment.selection.alike.transforms import FindRepeats, MeasureDiversity
 from augment.selection.benchmarks.index import index_digest, load_index
 from augment.selection.candidates import ROW_COLUMNS, AskedSegment
-from augment.selection.transforms import (
-    AskSegments,
-    ChooseCandidates,
-    FindRepeats,
-    JudgeCandidates,
-    MeasureDiversity,
-    PickControls,
-    ShuffleTraces,
-)
+from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls, ShuffleTraces
 from augment.selection.values import needs_controls, value_digest
 from augment.selection.verdict import check_kept
 from pipelines.config import MillConfig

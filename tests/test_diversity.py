@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from augment.selection.candidates import JudgedSegment
-from augment.selection.diversity import (
+from augment.selection.alike.diversity import (
     MIN_THOUGHTS,
     DiversityConfig,
     DiversitySample,
@@ -23,9 +22,11 @@ from augment.selection.diversity import (
     rank_of,
     shape_of,
 )
-from augment.selection.repeats import NEAR_COPY, REPEATED_SHAPE, RepeatsConfig, offers, without_repeats
-from augment.selection.transforms import FindRepeats, MeasureDiversity
+from augment.selection.alike.repeats import NEAR_COPY, REPEATED_SHAPE, RepeatsConfig, offers, without_repeats
+from augment.selection.alike.transforms import FindRepeats, MeasureDiversity
+from augment.selection.candidates import JudgedSegment
 from augment.selection.words import words_of
+from pipelines.cli.summary import selection_warnings
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding.minhash import signature
@@ -199,6 +200,11 @@ def test_a_run_measures_and_rejects(tmp_path: Path, byte_tokenizer: str) -> None
     mill(from_mapping(tree), stages=stages)
     before = manifest.require(tree["output"], "select")
     assert before.facts["diversity"]["thoughts"] == before.counts["kept"] > 3
+    real = msgspec.structs.replace(before, rehearsal=False, facts={**before.facts, "diversity": measured(THOUGHTS)})
+    assert sum("of tier deep" in said for said in selection_warnings(real, 0.0)) == 2
+    assert not selection_warnings(msgspec.structs.replace(real, rehearsal=True), 0.0), (
+        "made-up traces are what they are"
+    )
     loud = {**tree, "select": {"diversity": {"max_opening_share": 0.0}}}
     assert mill(from_mapping(loud), stages=("select",))["select"] == before, "what is only said selects nothing anew"
     limited = {**tree, "select": {"repeats": {"shapes_at_most": 1, "near_copies_at_most": 1}}}

@@ -70,7 +70,9 @@ def test_it_is_off_unless_asked_for() -> None:
     assert "contradiction" in GatesConfig(contradiction=Contradiction(enabled=True)).enabled()
 
 
-@pytest.mark.parametrize("piece", ["its lamp turns once in 51 seconds and ", "Alden 7, ", "It does not live. ", "9 "])
+@pytest.mark.parametrize(
+    "piece", ["its lamp turns once in 51 seconds and ", "Alden 7, ", "It does not live. ", "9 ", "9"]
+)
 def test_it_ends_soon_whatever_it_is_given(piece: str) -> None:
     started = time.monotonic()
     contradicts(piece * 5_000, SEGMENT + piece * 5_000)

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from augment.selection.alike.diversity import DiversityConfig
+from augment.selection.alike.repeats import RepeatsConfig
 from augment.selection.benchmarks.index import DecontaminationConfig
-from augment.selection.diversity import DiversityConfig
 from augment.selection.gates import GatesConfig
-from augment.selection.repeats import RepeatsConfig
 from augment.selection.values import BUILT_IN
 from augment.selection.values.protocol import GainConfig
 from sharding.config import STRICT

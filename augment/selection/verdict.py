@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from augment.selection.alike.repeats import NEAR_COPY, REPEATED_SHAPE
 from augment.selection.candidates import NOT_ENCODABLE
 from augment.selection.judging import CONTAMINATED
 from augment.selection.keeping import BELOW_THRESHOLD, NOT_CHOSEN, UNVALUED
-from augment.selection.repeats import NEAR_COPY, REPEATED_SHAPE
 from sharding.errors import MillError
 
 HANDFUL = 5

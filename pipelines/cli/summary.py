@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from augment.selection.account import in_words
-from augment.selection.diversity import DiversityConfig, cautions
+from augment.selection.alike.diversity import DiversityConfig, cautions
 from augment.selection.verdict import shortfall, worth
 from pipelines import report
 from pipelines.card import generation

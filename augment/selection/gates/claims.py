@@ -26,6 +26,9 @@ _MARKS = frozenset(",:()–—")
 """What ends a clause."""
 
 _NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+|\d+)(?:[.,](\d+))?(%?)")
+_MAX_DIGITS = 15
+"""Of a number: what is longer is an identifier, and no float tells it from its neighbours."""
+
 _ENDING = re.compile(r"(?:ing|ed|es|en|s|e)$")
 
 _SPELLED = """
@@ -151,7 +154,7 @@ def _number(word: str) -> tuple[float, bool] | None:
     if word in _WORD_NUMBERS:
         return _WORD_NUMBERS[word], False
     match = _NUMBER.fullmatch(word)
-    if match is None:
+    if match is None or len(word) > _MAX_DIGITS:
         return None
     return float(f"{match[1].replace(',', '')}.{match[2] or 0}"), bool(match[3])
 

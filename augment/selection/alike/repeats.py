@@ -14,8 +14,8 @@ import msgspec
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from augment.selection.alike.diversity import HIGHEST_RANK, rank_of, shape_of
 from augment.selection.candidates import JudgedSegment
-from augment.selection.diversity import HIGHEST_RANK, rank_of, shape_of
 from augment.selection.words import words_of
 from sharding import minhash
 from sharding.config import STRICT
