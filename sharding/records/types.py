@@ -29,6 +29,8 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
         origin: where it was read, as "path:line" or "path:row".
         metadata: the carried columns as a JSON object, or None.
         source: name of the source it came from, "" where a run has but one.
+        known_nats: (2, num_tokens) float16 row by row, surprisal and entropy of its training tokens where an earlier
+            run has scored the same text; None where it is new.
     """
 
     doc_id: str
@@ -36,6 +38,7 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
     origin: str
     metadata: str | None = None
     source: str = ""
+    known_nats: np.ndarray | None = None
 
 
 class Quarantined(Record, frozen=True, kw_only=True, eq=False):
