@@ -117,7 +117,7 @@ def told_together(config: MillConfig, stages: Sequence[str], *, here: Collection
 
 
 def source_problems(config: MillConfig) -> Iterator[MillError]:
-    """Sources that can't be read, as far as a listing and a look at their files tell; reads the beginning of each file."""
+    """Sources that can't be read, as far as a listing and a look at the beginning of each file tell."""
     if config.scored is not None:
         return
     try:
