@@ -102,6 +102,7 @@ class EarlierScores:
         name = part_name(SEGMENTS.name, 0, 1)
         schema = SEGMENTS.schema(vocab_size=load_tokenizer(self._tokenizer).vocab_size)
         try:
+            self._at.check_links()
             entry = storage.write_part(storage.join(self._at.sample, name), segments, schema, name=name)
             told = msgspec.to_builtins(_Aside(self._scores, [entry]))
             storage.write_json(storage.join(self._at.sample, _TOLD), told)

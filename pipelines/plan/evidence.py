@@ -139,10 +139,11 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         )
     if config.duplicates == "drop":
         notes = (*notes, "duplicates: a sample can't tell how many will be dropped")
+    memory = _memory(config, load_tokenizer(config.tokenizer), [document for document, _ in documents])
     began = time.monotonic()
     scorer = make_scorer(config.difficulty)
     loaded = time.monotonic()
-    sample = tuple(_score(config, chosen, scorer, [document for document, _ in documents]))
+    sample = tuple(_score(config, chosen, scorer, memory))
     if not sample:
         raise RequestError("tokenizer: it can't spell any document of the sample")
     tokens = sum(len(segment.input_ids) for document in sample for segment in document.segments)
@@ -177,14 +178,13 @@ def _memory(config: MillConfig, tokenizer: TextTokenizer, read: Sequence[Documen
 
 
 def _score(
-    config: MillConfig, chosen: Sequence[Piece], scorer: Scorer, read: Sequence[Document]
+    config: MillConfig, chosen: Sequence[Piece], scorer: Scorer, memory: NgramMemory | None
 ) -> Iterator[SampledDocument]:
     from difficulty.scoring import score_segments
 
     earlier = EarlierScores(config)
     whole: dict[str, list[ScoredSegment]] = {}
     tokenizer = load_tokenizer(config.tokenizer)
-    memory = _memory(config, tokenizer, read)
     spelled = [(piece, ids) for piece in chosen if (ids := _encode(tokenizer, piece.document)) is not None]
     segments = score_segments(
         [(piece.document, ids) for piece, ids in spelled],
