@@ -50,6 +50,10 @@ else:
     ScorerName = Literal[tuple(SCORERS)]
 
 
+DEFAULT_MEMORY = MemoryConfig()
+"""What is taken where a config says nothing of a memory; known again by its identity."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DifficultyConfig:
     """How every token gets its nats, and how documents are cut into segments."""
@@ -91,7 +95,9 @@ class DifficultyConfig:
         default=None, min_length=1, description="The stronger model of measure excess; of no other measure."
     )
     memory: MemoryConfig | None = Field(
-        default=None, description="Count the corpus's n-grams: a token they predict is not hard; null: no memory."
+        default=DEFAULT_MEMORY,
+        description="Count the corpus's n-grams: a token they predict is not hard. On unless told otherwise, with a "
+        "scorer that is a model and no memory_path; null: no memory.",
     )
     memory_path: str | None = Field(
         default=None, min_length=1, description="Use the memory that an earlier run stored here, instead of counting."
@@ -118,6 +124,8 @@ class DifficultyConfig:
         if not kind.has_reference and self.reference_model is not None:
             able = " or ".join(name for name, other in SCORERS.items() if other.has_reference)
             raise ValueError(f"difficulty.reference_model needs scorer {able}; leave it out for {self.scorer}")
+        if self.memory is DEFAULT_MEMORY and (not kind.needs_model or self.memory_path is not None):
+            object.__setattr__(self, "memory", None)  # frozen for all others
         self._check_measure(kind)
         self._check_servers(kind)
         if self.memory is not None and self.memory_path is not None:

@@ -52,7 +52,7 @@ def score_whole_documents(
         MillError: the scorer gave a document a surprisal or entropy that is not a number.
     """
     byte_ends = [tokenizer.byte_ends(ids) for _, ids in encoded]
-    scores = score_documents(scorer, [document.text for document, _ in encoded], byte_ends)
+    scores = _scores(encoded, byte_ends, scorer)
     if memory is None:
         remembered = [np.empty(0, np.float32)] * len(encoded)
     else:
@@ -60,6 +60,19 @@ def score_whole_documents(
     for (document, ids), ends, scored, memory_nats in zip(encoded, byte_ends, scores, remembered, strict=True):
         if len(ids):
             yield _scored(document, ids, ends, scored, _half(memory_nats), config)
+
+
+def _scores(
+    encoded: Sequence[tuple[Document, np.ndarray]], byte_ends: Sequence[np.ndarray], scorer: Scorer
+) -> Iterator[TokenScores]:
+    """The nats of each document: those that are known as they are, the others from the scorer, all at once."""
+    new = [i for i, (document, _) in enumerate(encoded) if document.known_nats is None]
+    found = iter(score_documents(scorer, [encoded[i][0].text for i in new], [byte_ends[i] for i in new]) if new else ())
+    for (document, ids), ends in zip(encoded, byte_ends, strict=True):
+        if document.known_nats is None:
+            yield next(found)
+        else:
+            yield TokenScores(ends, *document.known_nats.reshape(2, len(ids)))
 
 
 def _scored(

@@ -20,6 +20,8 @@ from difficulty.scorers import describe_scorer
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
+from pipelines.earlier_scores import EarlierScores
+from pipelines.grown import FindKnown
 from pipelines.outcome import Built, Outcome
 from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
@@ -60,6 +62,7 @@ class Score(Stage):
         self.memory_url = (
             Output(config.output).memory if config.difficulty.memory else config.difficulty.memory_path or ""
         )
+        self.earlier_scores = EarlierScores(config)
         super().__init__(
             config.output,
             sections={
@@ -83,7 +86,11 @@ class Score(Stage):
         Raises:
             MillError: more of a source went to quarantine than it allows.
         """
+        if options.get("force"):
+            self.earlier_scores.forget()
         made, did = super().run(**options)
+        if did == Did.RAN:
+            self.earlier_scores.remove()
         if "sources" in made.facts:  # else an earlier version scored it
             tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
             counts = dict(made.counts)
@@ -98,8 +105,9 @@ class Score(Stage):
         difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
         read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts, self.near)
         staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.output)
-        memory = staying["documents"] | "Memory" >> self._memory()
-        scored = staying["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
+        known = staying["documents"] | "Known" >> FindKnown(self.earlier_scores.parts(), tokenizer, self.num_parts)
+        memory = known["documents"] | "Memory" >> self._memory()
+        scored = known["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
         refused = (read["quarantined"], scored[QUARANTINED]) | "All refused" >> beam.Flatten()
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
         counted = beam.Map(document_counts, difficulty.threshold_nats, difficulty.token_measure)
@@ -109,7 +117,11 @@ class Score(Stage):
         return Built(
             parts={SEGMENTS: scored["scored"], QUARANTINE: refused, **near},
             counts=(*read["counts"], staying[COUNTS], documents, refusals),
-            facts={"histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json), **read["facts"]},
+            facts={
+                "histogram": histogram | "As JSON" >> beam.Map(DifficultyHistogram.to_json),
+                **read["facts"],
+                **known["facts"],
+            },
         )
 
     def _memory(self) -> beam.PTransform:
@@ -119,6 +131,10 @@ class Score(Stage):
             return beam.ptransform_fn(lambda documents: documents.pipeline | beam.Create([url]))()
         corpus_tokens = self.size_bytes / BYTES_PER_TOKEN
         return CountNgrams(config.difficulty.memory, config.tokenizer, url, corpus_tokens=corpus_tokens)
+
+    def discard(self, finished: Manifest) -> None:
+        if finished.stage != self.name or not self.earlier_scores.set_aside(finished):
+            super().discard(finished)
 
     def write_beside(self, made: Manifest) -> None:
         """The tokenizer: whoever reads the output elsewhere need not have the model that the config names."""

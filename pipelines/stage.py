@@ -216,9 +216,13 @@ class Stage:
             finished = manifest.read(self.output, stage, any_format=True)
             storage.remove(self.at.manifest(stage), self.output)
             if finished is not None and not finished.folder:
-                for family in finished.files:
-                    for url in manifest.file_urls(self.output, finished, family):
-                        storage.remove(url, self.output)
+                self.discard(finished)
+
+    def discard(self, finished: Manifest) -> None:
+        """Remove the files of a manifest, of this stage or a later one, that was withdrawn."""
+        for family in finished.files:
+            for url in manifest.file_urls(self.output, finished, family):
+                storage.remove(url, self.output)
 
     def make(self, options: PipelineOptions) -> Manifest:
         """Run the pipeline, and hold the account of what it made."""

@@ -176,14 +176,14 @@ CUTS: list[tuple[str, dict[str, Any], int]] = [
 @pytest.mark.parametrize(("name", "keys", "pieces"), CUTS)
 def test_large_files_are_cut_where_they_can_be(name: str, keys: dict[str, Any], pieces: int) -> None:
     config = SourceConfig(path=name, **keys)
-    units = list(sources.units_of(SourceFile(url=name, size_bytes=BIG, version="v"), config, 7))
+    units = list(sources.units_of(SourceFile(url=name, size_bytes=BIG, version="", seen="v"), config, 7))
     assert len(units) == pieces and all(unit.source == 7 and unit.url == name for unit in units)
     if pieces == 1:
         assert units == [ReadUnit(url=name, source=7, version="v")]
     else:
         assert units[0].start == 0 and (units[-1].end or 0) >= BIG
         assert all(before.end == after.start for before, after in itertools.pairwise(units))
-    [small] = sources.units_of(SourceFile(url=name, size_bytes=UNIT_BYTES, version="v"), config)
+    [small] = sources.units_of(SourceFile(url=name, size_bytes=UNIT_BYTES, version="", seen="v"), config)
     assert small == ReadUnit(url=name, version="v")
 
 
@@ -215,7 +215,7 @@ def test_a_changed_file_changes_the_version(tmp_path: Path) -> None:
 KB = 1 << 10
 
 
-@pytest.mark.parametrize("at", [0, 63 * KB, 200 * KB - 1, 200 * KB - 64 * KB])
+@pytest.mark.parametrize("at", [0, 63 * KB, 100 * KB, 200 * KB - 1, 200 * KB - 64 * KB])
 def test_a_file_that_was_replaced_by_one_of_equal_size_and_time_is_another(tmp_path: Path, at: int) -> None:
     path = put(str(tmp_path / "a.txt"), b"a" * 200 * KB)
     before, facts = resolved(SourceConfig(path=path))[1], Path(path).stat()
@@ -225,6 +225,17 @@ def test_a_file_that_was_replaced_by_one_of_equal_size_and_time_is_another(tmp_p
     after = resolved(SourceConfig(path=path))[1]
     assert after[0].size_bytes == before[0].size_bytes
     assert sources.listing_digest([before]) != sources.listing_digest([after])
+
+
+@pytest.mark.parametrize("size", [10, 200 * KB])
+def test_a_file_that_is_only_touched_is_the_same(tmp_path: Path, size: int) -> None:
+    path = put(str(tmp_path / "a.txt"), b"a" * size)
+    before = resolved(SourceConfig(path=path))[1]
+    os.utime(path, (1, 1))
+    after = resolved(SourceConfig(path=path))[1]
+    assert sources.listing_digest([before]) == sources.listing_digest([after]) and before != after
+    put(path, b"a" * size)
+    assert sources.listing_digest([before]) == sources.listing_digest([resolved(SourceConfig(path=path))[1]])
 
 
 @pytest.mark.parametrize("size", [1, 10, 64 * KB, 64 * KB + 1, 128 * KB])
@@ -248,6 +259,7 @@ def test_many_files_are_glanced_at_more_briefly(tmp_path: Path, monkeypatch: pyt
         type(fs), "cat_file", lambda fs, path, start, end: read.append(end - start) or cat_file(fs, path, start, end)
     )
     monkeypatch.setattr(sources.versions, "LISTING_BYTES", 20_000)
+    monkeypatch.setattr(sources.versions, "MAX_READ_WHOLE", 0)
     versions_of(fs, [(path, fs.info(path))])
     assert sum(read) == 10_000
     read.clear()

@@ -16,6 +16,7 @@ from difficulty.scorers.excess import ExcessLossScorer
 from difficulty.scorers.protocol import Scorer, TokenScores
 from difficulty.scorers.reading import NatsAfter, rows_after, window_of
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
+from sharding import tally
 from sharding.models.store import model_fingerprint, resolve_model
 from sharding.models.tokenizer import load_tokenizer
 
@@ -114,6 +115,7 @@ class CausalLMScorer:
                 num_scored = window.end - window.score_from
                 surprisal[document][scored], entropy[document][scored] = nats[:, at : at + num_scored]
                 at += num_scored
+            tally.add(scored_tokens=at)
         return [
             TokenScores(self.tokenizer.byte_ends(ids), s, e)
             for ids, s, e in zip(documents, surprisal, entropy, strict=True)

@@ -118,7 +118,9 @@ def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
 def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
     """What became of a stage, in words."""
     if did == "ran":
-        return f"done in {manifest.elapsed_s:,.1f} s"
+        known = (manifest.facts.get("reused") or {}).get("tokens", 0)
+        reused = f"; {known:,} of its {manifest.counts['source_tokens']:,} tokens were scored before" if known else ""
+        return f"done in {manifest.elapsed_s:,.1f} s{reused}"
     if did == "revised":
         return "had its card written anew; the shards are untouched" if stage == "pack" else "is where it is lent now"
     return "was done already"
@@ -167,6 +169,8 @@ def plan(
     from pipelines.watch.progress import Progress
 
     mill_config = load(config, overrides)
+    if not (quiet or as_json):
+        err.print(Text.assemble(("plan", "bold"), " ..."), style="dim")
     if pilot:
         can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}", mill_config.ledger_url)
     with Progress(mill_config.output, err, quiet=quiet or as_json, publish=False) as progress:

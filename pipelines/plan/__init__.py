@@ -187,7 +187,7 @@ def _to_json(
             "documents": interval(made.documents),
             "segments": interval(made.segments),
             "tokens_in": interval(made.source_tokens),
-            "seconds_here": None if rate is None else interval(made.source_tokens / rate),
+            "seconds_here": None if rate is None else interval(evidence.scoring_start_s + made.source_tokens / rate),
         },
         "augment": {
             "tiers": tiers,

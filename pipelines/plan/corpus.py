@@ -50,6 +50,7 @@ class Evidence:
         complete: the sample is the whole corpus.
         whole_groups: every range or part was read, so that only the choice of documents is left to chance.
         scoring_tokens_per_second: as the sample was scored here, or the whole by the score stage.
+        scoring_start_s: what it took here to load the scorer.
         notes: what the reader should know of all this.
     """
 
@@ -61,6 +62,7 @@ class Evidence:
     whole_groups: bool
     scoring_tokens_per_second: float | None
     notes: tuple[str, ...]
+    scoring_start_s: float = 0.0
 
     def corpus(self, multiplicity: np.ndarray) -> Corpus:
         """The corpus, if each of the sample counted so much: (documents,) float64, not all 0.

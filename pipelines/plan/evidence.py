@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from difficulty.memory.counting import NgramCounts
+from difficulty.memory.table import NgramMemory
+from difficulty.scorers import make_scorer
+from difficulty.scorers.protocol import Scorer
 from pipelines.config import MillConfig
+from pipelines.earlier_scores import EarlierScores
 from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.pieces import Piece, choose_pieces, size_of
 from pipelines.plan.ranges import choose_ranges
@@ -32,6 +37,9 @@ MAX_RANGE_DOCUMENTS = 2_000
 
 SCAN_DOCUMENTS = 50_000
 """A scored part holds fewer documents than this, unless they are tiny; more aren't looked at."""
+
+MEMORY_BYTES = 8 << 20
+"""Of the text that was read so much is counted for the memory: some seconds."""
 
 _SEGMENT_COLUMNS = ("surprisal_nats", "entropy_nats", "memory_nats", "difficulty_nats", "source")
 
@@ -99,7 +107,7 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
 
 
 def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ()) -> Evidence:
-    resolved, listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
+    resolved, listings = zip(*(sources.resolve(source, identify=False) for source in config.all_sources), strict=True)
     ranges, every = choose_ranges(resolved, listings)
     documents: list[tuple[Document, int]] = []
     read_bytes = text_bytes = 0
@@ -123,14 +131,21 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         size_bytes = sum(file.size_bytes for files in listings for file in files)
         whole_bytes = text_bytes * size_bytes / read_bytes
     chosen, size = choose_pieces(documents, wanted, config.difficulty.segment_tokens)
-    if config.difficulty.memory is not None:
-        notes = (*notes, "difficulty.memory needs the whole corpus: without it a sample looks harder than it is")
+    if config.difficulty.memory is not None and not every:
+        notes = (
+            *notes,
+            "difficulty.memory is that of the documents that were looked at: the whole corpus knows more, and is less "
+            "hard than its sample",
+        )
     if config.duplicates == "drop":
         notes = (*notes, "duplicates: a sample can't tell how many will be dropped")
     if config.near_copies.action == "drop":
         notes = (*notes, "near_copies: a sample can't tell how many will be dropped")
+    memory = _memory(config, load_tokenizer(config.tokenizer), [document for document, _ in documents])
     began = time.monotonic()
-    sample = tuple(_score(config, chosen))
+    scorer = make_scorer(config.difficulty)
+    loaded = time.monotonic()
+    sample = tuple(_score(config, chosen, scorer, memory))
     if not sample:
         raise RequestError("tokenizer: it can't spell any document of the sample")
     tokens = sum(len(segment.input_ids) for document in sample for segment in document.segments)
@@ -141,23 +156,42 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         size=size * whole_bytes / max(sum(len(d.text.encode("utf-8", "surrogatepass")) for d, _ in documents), 1),
         complete=every and wanted >= len(documents),
         whole_groups=every,
-        scoring_tokens_per_second=tokens / max(time.monotonic() - began, 1e-3),
+        scoring_tokens_per_second=tokens / max(time.monotonic() - loaded, 1e-3),
+        scoring_start_s=loaded - began,
         notes=notes,
     )
 
 
-def _score(config: MillConfig, chosen: Sequence[Piece]) -> Iterator[SampledDocument]:
-    from difficulty.memory.table import NgramMemory
-    from difficulty.scorers import make_scorer
+def _memory(config: MillConfig, tokenizer: TextTokenizer, read: Sequence[Document]) -> NgramMemory | None:
+    """The memory that an earlier run stored, or one of the documents that were read here, as far as time allows."""
+    if config.difficulty.memory_path is not None:
+        return NgramMemory.load(config.difficulty.memory_path, tokenizer)
+    if config.difficulty.memory is None:
+        return None
+    counts, left_bytes = NgramCounts(config.difficulty.memory), MEMORY_BYTES
+    with tally.at("counting n-grams"):
+        for document in sorted(read, key=lambda document: content_id(f"memory {document.origin}")):
+            left_bytes -= len(document.text)
+            if left_bytes < 0:
+                break
+            if (ids := _encode(tokenizer, document)) is not None:
+                counts.add(document.origin, ids)
+    return NgramMemory.from_counts(counts, tokenizer.fingerprint)
+
+
+def _score(
+    config: MillConfig, chosen: Sequence[Piece], scorer: Scorer, memory: NgramMemory | None
+) -> Iterator[SampledDocument]:
     from difficulty.scoring import score_segments
 
+    earlier = EarlierScores(config)
+    whole: dict[str, list[ScoredSegment]] = {}
     tokenizer = load_tokenizer(config.tokenizer)
-    memory = NgramMemory.load(config.difficulty.memory_path, tokenizer) if config.difficulty.memory_path else None
     spelled = [(piece, ids) for piece in chosen if (ids := _encode(tokenizer, piece.document)) is not None]
     segments = score_segments(
         [(piece.document, ids) for piece, ids in spelled],
         tokenizer,
-        make_scorer(config.difficulty),
+        scorer,
         config.difficulty,
         memory,
     )
@@ -168,6 +202,8 @@ def _score(config: MillConfig, chosen: Sequence[Piece]) -> Iterator[SampledDocum
             own.append(next(segments))
         counted = own[not piece.is_first : len(own) - (not piece.is_last)] or own
         tally.add(documents=1, segments=len(own), tokens=len(ids))
+        if piece.is_first and piece.is_last:
+            whole.setdefault(piece.document.doc_id, own)
         if counted:
             text_bytes = len(tokenizer.decode_bytes(np.concatenate([segment.input_ids for segment in counted])))
             size = size_of(text_bytes, config.difficulty.segment_tokens)
@@ -180,6 +216,7 @@ def _score(config: MillConfig, chosen: Sequence[Piece]) -> Iterator[SampledDocum
                 chance=piece.chance,
                 share=text_bytes / piece.document_bytes,
             )
+    earlier.keep(segment for doc_id in sorted(whole) for segment in whole[doc_id])
 
 
 def _encode(tokenizer: TextTokenizer, document: Document) -> np.ndarray | None:

@@ -117,7 +117,7 @@ def told_together(config: MillConfig, stages: Sequence[str], *, here: Collection
 
 
 def source_problems(config: MillConfig) -> Iterator[MillError]:
-    """Sources that can't be read, as far as a listing and a look at their files tell; reads both ends of each file."""
+    """Sources that can't be read, as far as a listing and a look at the beginning of each file tell."""
     if config.scored is not None:
         return
     try:
@@ -126,7 +126,7 @@ def source_problems(config: MillConfig) -> Iterator[MillError]:
         yield error
     for source in config.all_sources:
         try:
-            sources.resolve(source)
+            sources.resolve(source, identify=False)
         except MillError as error:
             yield error
 

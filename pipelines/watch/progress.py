@@ -1,4 +1,4 @@
-"""What a run is doing, while it does it: one live panel on a terminal, one line a minute in a log.
+"""What a run is doing, while it does it: one live panel on a terminal, a line now and then in a log.
 
     steps ─► sharding.tally ─┐
     plan, ledger, heartbeats ┴► snapshot ─► panel | log line | stages/progress.json, for `status` from elsewhere
@@ -26,6 +26,7 @@ from rich.text import Text
 
 from pipelines.watch import status
 from pipelines.watch.files import read_snapshot
+from pipelines.watch.last_warning import LastWarning
 from sharding import storage, tally, waits
 from sharding.errors import MillError
 from sharding.storage.output import Output
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 LOG_S = 60.0
-FIRST_LOG_S = 4.0
-"""Whoever reads a log knows after so long that something is done, and what."""
+FIRST_LOG_S = 2.0
+"""Whoever reads a log knows after so long that something is done, and what; the next lines come twice as late each."""
 
 PUBLISH_S = 10.0
 STALE_S = 60.0
@@ -43,8 +44,6 @@ STALE_S = 60.0
 
 MAX_SHARE = 0.01
 """Of the time, so much may go into looking at a ledger or a store."""
-
-PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
 
 
 class Progress:
@@ -66,9 +65,9 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thoughtmill-progress", daemon=True)
         self._live = Live(console=console, auto_refresh=False, transient=True) if self._is_live() else None
-        self._warning = _LastWarning()
+        self._warning = LastWarning()
         self._stage: str | None = None
-        self._began = 0.0
+        self._begin_anew()
         self._generation: dict[str, Any] | None = None
         self._look_again = 0.0
         self._run_id = secrets.token_hex(8)
@@ -98,10 +97,14 @@ class Progress:
         """A stage begins, and this run may write to the output; None: it has ended."""
         tally.clear()
         self._generation, self._look_again = None, 0.0
-        self._began = time.monotonic()
+        self._begin_anew()
         self._stage = name
         if self._live is not None:
             self._live.update("", refresh=True)  # what follows is printed where the panel was
+
+    def _begin_anew(self) -> None:
+        self._began = time.monotonic()
+        self._next_line = self._began + min(self._log_s, FIRST_LOG_S)
 
     def snapshot(self) -> dict[str, Any] | None:
         """What is being done now, as JSON values; None between stages."""
@@ -112,18 +115,34 @@ class Progress:
         if stage == "augment":
             self._look()
         counts = tally.read()
+        tokens = counts.get("tokens") or counts.get("scored_tokens")
         return {
             "stage": stage,
             "run": self._run_id,
             "at": time.time(),
             "elapsed_s": elapsed_s,
             "counts": counts,
-            "tokens_per_second": counts["tokens"] / elapsed_s if counts.get("tokens") and elapsed_s > 0 else None,
+            "tokens_per_second": tokens / elapsed_s if tokens and elapsed_s > 0 else None,
             "generation": self._generation,
             "waits": waits.current(),
             "doing": tally.doing(),
             "warning": self._warning.message,
         }
+
+    def _say_before(self) -> None:
+        """What is done, or waited for, before a stage begins, such as a look at the files of a large source."""
+        said = self._warning.message or tally.doing()
+        if self._live is not None and said:
+            self._live.update(Text(said, "yellow" if self._warning.message else ""), refresh=True)
+        elif self._live is None and tally.doing() and self._is_due(time.monotonic()):
+            self._console.print(Text(f"starting, {duration(time.monotonic() - self._began)}: {tally.doing()}"))
+
+    def _is_due(self, now: float) -> bool:
+        """Whether a log gets a line: soon after a stage has begun, then less and less often."""
+        if self._quiet or now < self._next_line:
+            return False
+        self._next_line = now + min(self._log_s, max(FIRST_LOG_S, now - self._began))
+        return True
 
     def _look(self) -> None:
         """Read plan, ledger and heartbeats, unless that would take more than its share of the time."""
@@ -136,20 +155,16 @@ class Progress:
         self._look_again = began + max(LOOK_S, took_s / MAX_SHARE)
 
     def _run(self) -> None:
-        logged, published, stage, told = time.monotonic(), float("-inf"), "", None
+        published, stage = float("-inf"), ""
         while not self._stop.wait(LOOK_S):
             try:
                 found, now = self.snapshot(), time.monotonic()
                 if found is None:
-                    if self._live is not None and self._warning.message:  # such as what a start waits for
-                        self._live.update(Text(self._warning.message, "yellow"), refresh=True)
+                    self._say_before()
                     continue
                 if self._live is not None:
                     self._live.update(render(found), refresh=True)
-                elif not self._quiet and (
-                    now >= logged + self._log_s or (found["stage"] != told and found["elapsed_s"] >= FIRST_LOG_S)
-                ):
-                    logged, told = now, found["stage"]
+                elif self._is_due(now):
                     self._console.print(Text(line(found)))
                 if not self._publish:
                     continue
@@ -158,35 +173,6 @@ class Progress:
                     storage.write_json(self._url, found)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is not worth a run
                 logger.debug("progress: %s", error)
-
-
-class _LastWarning(logging.Handler):
-    """Remembers the last warning of this project's own loggers; on a panel, in place of printing it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.message: str | None = None
-        self._before: list[tuple[logging.Logger, int, bool]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
-
-    def listen(self, *, keep_to_itself: bool) -> None:
-        for name in PACKAGES:
-            heard = logging.getLogger(name)
-            self._before.append((heard, heard.level, heard.propagate))
-            if not heard.isEnabledFor(logging.WARNING):
-                heard.setLevel(logging.WARNING)
-                heard.propagate = False  # what was not shown before isn't now
-            heard.propagate = heard.propagate and not keep_to_itself
-            heard.addHandler(self)
-
-    def leave(self) -> None:
-        for heard, level, propagate in self._before:
-            heard.removeHandler(self)
-            heard.setLevel(level)
-            heard.propagate = propagate
-        self._before.clear()
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
@@ -198,6 +184,8 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     done = [f"{counts[name]:,} {name}" for name in ("pieces", "documents", "segments", "tokens") if counts.get(name)]
     if done:
         yield "done", ", ".join(done)
+    if read := counts.get("scored_tokens"):
+        yield "scored", f"{read:,} of the scorer's tokens"
     if found["tokens_per_second"]:
         yield "rate", f"{found['tokens_per_second']:,.0f} tokens/s"
     if decided := counts.get("candidates"):

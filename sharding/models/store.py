@@ -118,15 +118,22 @@ def model_fingerprint(path_or_id: str, revision: str | None = None) -> str:
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in _LOADED_SUFFIXES and path.is_file())
         with ThreadPoolExecutor(max_workers=8) as pool:
-            for path, content in zip(paths, pool.map(_content_digest, paths), strict=True):
+            for path, content in zip(paths, pool.map(content_digest, paths), strict=True):
                 digest.update(f"{path.name}\0{content}\0".encode())
     except OSError as error:
         raise MillError(f"model {path_or_id}: cannot be read: {error}") from error
     return digest.hexdigest()[:16]
 
 
-def _content_digest(path: Path) -> str:
-    """The digest of a file's content, read only if it may have changed since it was read last."""
+def content_digest(path: Path) -> str:
+    """The digest of a local file's content: 32 hex digits; read only if it may have changed since it was read last.
+
+    Whoever writes a file, or puts its times back, changes the time of its last change of all, which nobody can set: so
+    one that was written in place is read again, and one that was only touched turns out to be the same.
+
+    Raises:
+        OSError: it can't be read.
+    """
     path, found = path.resolve(), path.stat()
     seen = (str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if seen in _digests:

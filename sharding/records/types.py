@@ -30,6 +30,8 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
         metadata: the carried columns as a JSON object, or None.
         source: name of the source it came from, "" where a run has but one.
         cluster: what the split of a document is drawn by that has near-copies; "" where it has none, or nobody looked.
+        known_nats: (2, num_tokens) float16 row by row, surprisal and entropy of its training tokens where an earlier
+            run has scored the same text; None where it is new.
     """
 
     doc_id: str
@@ -38,6 +40,7 @@ class Document(Record, frozen=True, kw_only=True, eq=False):
     metadata: str | None = None
     source: str = ""
     cluster: str = ""
+    known_nats: np.ndarray | None = None
 
 
 class Quarantined(Record, frozen=True, kw_only=True, eq=False):

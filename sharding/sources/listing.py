@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
+from sharding import tally
 from sharding.errors import MillError, RequestError
 from sharding.sources import readers
 from sharding.sources.columns import check_columns
@@ -22,7 +23,7 @@ from sharding.sources.saved import saved_split
 from sharding.sources.shares import MAX_SHOWN, BarrenFile, check_files
 from sharding.sources.tables import table_around, way_out
 from sharding.sources.units import COMPRESSIONS, SourceFile
-from sharding.sources.versions import versions_of
+from sharding.sources.versions import seen, versions_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +48,15 @@ UNFINISHED = (
 """How the files end that programs leave half-written, or as a copy of what was there before."""
 
 
-def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
+def resolve(source: Source, *, identify: bool = True) -> tuple[Source, list[SourceFile]]:
     """The source as its readers take it, its format and revision fixed, and its files in the order of their names.
 
     A look at the first bytes decides with the name what a file is. Files that have a schema and datasets are asked for
     their columns, so that a wrong name costs no work.
+
+    Args:
+        source: as the config has it.
+        identify: tell the versions of its files, for which those that have changed are read; without, versions are "".
 
     Raises:
         RequestError: a key is wrong: nothing is there, the format can't be told, a column is missing, or a file is
@@ -91,7 +96,8 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
             )
     try:
         glances = glances_of(fs, names)
-        versions = versions_of(fs, names)
+        with tally.at(f"reading what is new of the {len(names):,} files of {config.path}"):
+            versions = versions_of(fs, names) if identify else [""] * len(names)
     except MillError as error:
         raise MillError(f"{source.key}.path: {error}") from error
     config = dataclasses.replace(config, format=config.format or _format_of(source, urls, glances))
@@ -99,7 +105,13 @@ def resolve(source: Source) -> tuple[Source, list[SourceFile]]:
     _refuse_misplaced(source)
     readers.check(source)
     files = [
-        SourceFile(url=url, size_bytes=int(info["size"]), version=version, compression=glance.compression)
+        SourceFile(
+            url=url,
+            size_bytes=int(info["size"]),
+            version=version,
+            compression=glance.compression,
+            seen=seen(info),
+        )
         for url, (_, info), version, glance in zip(urls, names, versions, glances, strict=True)
     ]
     assert config.format is not None

@@ -38,6 +38,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         version: changes when the content does: see `sharding.sources.versions`.
         shard: the number of the shard of a dataset, None for a file.
         compression: of the whole file, as its first bytes tell; None where they tell none, or nobody looked.
+        seen: what the store said of it when it was listed, by which a change while it is read is noticed.
     """
 
     url: str
@@ -45,6 +46,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     version: str
     shard: int | None = None
     compression: str | None = None
+    seen: str = ""
 
 
 class ReadUnit(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -55,7 +57,7 @@ class ReadUnit(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         start, end: the byte range whose records are meant: those that begin in [start, end); None for the whole file.
         shard: the number of the shard of a dataset, None for a file.
         source: which of several sources.
-        version: that of the file as it was listed; "" where it is nobody's business.
+        version: what the store said of the file when it was listed; "" where it is nobody's business.
     """
 
     url: str
@@ -95,10 +97,10 @@ def units_of(file: SourceFile, config: SourceConfig, source: int = 0) -> Iterato
     if file.size_bytes <= UNIT_BYTES or is_read_whole(file, config):
         # What is empty is no file of a format that has a schema; it was told at the listing.
         end = 0 if not file.size_bytes and FORMATS[config.format or ""].has_schema else None
-        yield ReadUnit(url=file.url, end=end, shard=file.shard, source=source, version=file.version)
+        yield ReadUnit(url=file.url, end=end, shard=file.shard, source=source, version=file.seen)
     else:
         for start in range(0, file.size_bytes, UNIT_BYTES):
-            yield ReadUnit(url=file.url, start=start, end=start + UNIT_BYTES, source=source, version=file.version)
+            yield ReadUnit(url=file.url, start=start, end=start + UNIT_BYTES, source=source, version=file.seen)
 
 
 def pack_listing(files: Sequence[SourceFile], source: int) -> list[bytes]:

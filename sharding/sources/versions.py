@@ -1,8 +1,11 @@
-"""What tells a file of a source from another under its name: the store's checksum, or a glance at its two ends.
+"""What tells a file of a source from another under its name: its content, wherever that can be had.
 
-Size and time of change are not enough: both stay as they were when a file is replaced by one of equal length and the
-time is put back, as `cp -p`, `rsync` and archives do. Object stores say a checksum with every listing. Of other files
-the first and the last bytes are read, so few that a listing of a million files stays a matter of minutes.
+Size and time of change say too little and too much: both stay as they were when a file is replaced by one of equal
+length and the time is put back, as `cp -p`, `rsync` and archives do, and the time changes where a file is only touched
+or copied. Object stores say a checksum with every listing. Short files are read; longer ones on a local disk too, once
+for as long as they stay as they are (`sharding.models.store.content_digest`). Of what is left, long files of stores
+without checksums and very many long ones, the two ends and the time of change tell, so that a listing of a million
+files stays a matter of minutes.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import datetime
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.implementations.cached import CachingFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import MillError
 from sharding.hashing import fingerprint
+from sharding.models.store import content_digest
 from sharding.sources.places import locate
 from sharding.storage.retries import patiently
 
@@ -31,6 +37,9 @@ GLANCE_BYTES = 64 << 10
 MIN_GLANCE_BYTES = 512
 LISTING_BYTES = 1 << 30
 """and so much in all, unless that would be less than `MIN_GLANCE_BYTES` of each."""
+
+MAX_READ_WHOLE = 10_000
+"""So many long files of a local listing are read whole, and what they hold is remembered."""
 
 _THREADS = 16
 
@@ -46,11 +55,21 @@ def versions_of(fs: AbstractFileSystem, files: Sequence[tuple[str, Mapping[str, 
         MillError: a file can't be read.
     """
     glance = max(MIN_GLANCE_BYTES, min(GLANCE_BYTES, LISTING_BYTES // (2 * max(1, len(files)))))
+    long = sum(int(info["size"]) > 2 * glance for _, info in files)
+    read_whole = isinstance(fs, LocalFileSystem) and long <= MAX_READ_WHOLE
 
     def version(file: tuple[str, Mapping[str, Any]]) -> str:
         path, info = file
-        ends = "" if has_checksum(info) else f"-{_ends(fs, path, int(info['size']), glance)}"
-        return f"{_facts(info)}{ends}"
+        size_bytes = int(info["size"])
+        if has_checksum(info):
+            return seen(info)
+        if size_bytes <= 2 * glance:  # the two ends are the file
+            return f"{size_bytes}-{_ends(fs, path, size_bytes, glance)}"
+        if read_whole:
+            return (
+                f"{size_bytes}-{patiently('read', fs.unstrip_protocol(path), fs, partial(content_digest, Path(path)))}"
+            )
+        return f"{seen(info)}-{_ends(fs, path, size_bytes, glance)}"
 
     with ThreadPoolExecutor(num_threads(fs)) as pool:
         return list(pool.map(version, files))
@@ -71,7 +90,7 @@ def check_unchanged(url: str, version: str) -> None:
 
     Args:
         url: the file.
-        version: as `versions_of` told it; "" for a file that wasn't listed.
+        version: as `seen` told it; "" for a file that wasn't listed.
 
     Raises:
         MillError: it is another by now; names it.
@@ -85,20 +104,20 @@ def check_unchanged(url: str, version: str) -> None:
     def ask() -> str:
         fs.invalidate_cache()
         try:
-            return _facts(fs.info(path))
+            return seen(fs.info(path))
         except FileNotFoundError:
             return "gone"
 
     now = patiently("look up", url, fs, ask)
-    if version != now and not version.startswith(f"{now}-"):
+    if version != now:
         raise MillError(
             f"{url} changed while it was read (its size and time, or checksum, were {version}, and are {now}): run "
             "again when nothing writes to it"
         )
 
 
-def _facts(info: Mapping[str, Any]) -> str:
-    """What a store tells without reading: the size, and a checksum or else a time."""
+def seen(info: Mapping[str, Any]) -> str:
+    """What a store tells of a file without reading: the size, and a checksum or else a time."""
     mark = next((info[name] for name in CHECKSUMS if info.get(name)), None)
     when = info.get("mtime") or info.get("created")
     # A store may tell the same time as a date in one call and as seconds in another.

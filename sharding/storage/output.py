@@ -13,7 +13,7 @@ OUTPUT/
 └── stages/
     ├── removed.json, removal/              of `thoughtmill remove`: whom to leave out; while it is under way
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
-    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, tokenizer/
+    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, tokenizer/, .sample/, .earlier/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
@@ -55,7 +55,7 @@ class Output:
             self.stages,
             self.alive,
         )
-        for folder in (*folders, *map(self.stage, ("score", "augment", "select"))):
+        for folder in (*folders, *map(self.stage, ("score", "augment", "select")), self.earlier, self.sample):
             fs, path = filesystem(folder)
             if isinstance(fs, LocalFileSystem) and Path(path).is_symlink():
                 raise RequestError(
@@ -208,6 +208,16 @@ class Output:
     def memory(self) -> str:
         """The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
         return join(self.stage("score"), "memory.arrow")
+
+    @property
+    def earlier(self) -> str:
+        """The folder of the scores of an earlier state of the corpus, while they are used for a later one."""
+        return join(self.stage("score"), ".earlier")
+
+    @property
+    def sample(self) -> str:
+        """The folder of the scores that a plan has made of a sample."""
+        return join(self.stage("score"), ".sample")
 
     @property
     def tokenizer(self) -> str:
