@@ -564,8 +564,8 @@ def test_numbers(value: float, text: str) -> None:
     ("label", "width", "shown"),
     [
         ("skip", 60, "skip"),
-        ("qwen3-4b-instruct-a", 100, "qwen3-…ruct-a"),
-        ("qwen3-4b-instruct-b", 100, "qwen3-…ruct-b"),
+        ("qwen3-4b-instruct-a", 100, "qwen3-…uct-a"),
+        ("qwen3-4b-instruct-b", 100, "qwen3-…uct-b"),
     ],
 )
 def test_labels_are_cut_in_the_middle(label: str, width: float, shown: str) -> None:
