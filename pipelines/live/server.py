@@ -6,7 +6,6 @@ machine's is refused (DNS rebinding); answers go to pages of the same origin alo
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import json
 import logging
@@ -115,17 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse
 
     def _answer_json(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-        if self.headers.get("If-None-Match") == tag:
-            self._answer(HTTPStatus.NOT_MODIFIED, b"", "application/json", tag)
-        else:
-            self._answer(HTTPStatus.OK, data, "application/json", tag)
+        self._answer(HTTPStatus.OK, json.dumps(value).encode(), "application/json")
 
-    def _answer(self, status: HTTPStatus, data: bytes, kind: str, tag: str = "") -> None:
+    def _answer(self, status: HTTPStatus, data: bytes, kind: str) -> None:
         self.send_response(status)
         headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(data)), **_HEADERS}
-        for name, value in (headers | ({"ETag": tag} if tag else {})).items():
+        for name, value in headers.items():
             self.send_header(name, value)
         if status >= HTTPStatus.BAD_REQUEST:
             self.close_connection = True  # what came with the request is not read

@@ -18,7 +18,10 @@ from pipelines.report.funnel import steps
 from pipelines.secrets import told
 from pipelines.terminal import visible
 from pipelines.watch import progress, status
+from sharding import storage
 from sharding.errors import MillError
+from sharding.storage.json_files import MAX_BYTES
+from sharding.storage.output import Output
 
 LOOK_S = 1.0
 """The state is looked up no more often than this, however many pages ask."""
@@ -69,11 +72,11 @@ class Watched:
         try:
             found, doing = progress.state(self._output)
         except MillError:
-            if any(stages.values()):
+            there = Output(self._output)
+            if any(stages.values()) or storage.exists(there.progress) or storage.exists(there.plan):
                 raise
             found, doing = None, None
-        made_from = " ".join(stage.fingerprint + str(stage.elapsed_s) for stage in stages.values() if stage)
-        digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+        digest = self._digest(stages)
         if digest != self._made_from:
             self._figures, self._made_from = self._drawn(stages), digest
         return {
@@ -88,6 +91,13 @@ class Watched:
             "figures": digest,
             "complete": bool(found and found["complete"]),
         }
+
+    def _digest(self, stages: Stages) -> str:
+        """Changes whenever figures may: with a stage that has finished, or a plan that was made."""
+        plan = Output(self._output).difficulty
+        parts = [f"{stage.fingerprint} {stage.elapsed_s}".encode() for stage in stages.values() if stage]
+        parts += [storage.read_bytes(plan, MAX_BYTES)] if storage.exists(plan) else []
+        return hashlib.sha256(b" ".join(parts)).hexdigest()[:16]
 
     def _drawn(self, stages: Stages) -> dict[str, str]:
         facts = report.gather(self._output, stages)

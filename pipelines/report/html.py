@@ -38,9 +38,10 @@ def page(template: str, *, package: str = _OWN, scripts: Sequence[str], asks: bo
     """
     script = "\n".join(_file(package, name) for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    connects = "connect-src 'self'; " if asks else ""
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
-        f"{'connect-src ' + chr(39) + 'self' + chr(39) + '; ' if asks else ''}base-uri 'none'; form-action 'none'"
+        f"{connects}base-uri 'none'; form-action 'none'"
     )
     styles = [_read(_OWN, "page.css"), *([_read(package, "page.css")] if package != _OWN else [])]
     html = (
