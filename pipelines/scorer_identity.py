@@ -35,6 +35,9 @@ def source_sections(config: MillConfig) -> dict[str, Any]:
     plain = [yaml_config.to_mapping(source.config) for source in config.all_sources]
     for section in plain:
         del section["max_quarantined"]
+        for key in ("reader", "options"):
+            if not section[key]:  # of datatrove's sources alone: others are as they were before there were the keys
+                del section[key]
     named = {"source": plain[0]} if config.source is not None else {"sources": plain}
     # Where nobody looks for them, it is as it was before there was the key.
     near = {} if config.near_copies.action == "keep" else {"near_copies": yaml_config.to_mapping(config.near_copies)}

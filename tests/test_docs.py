@@ -130,6 +130,22 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which isn't there"
 
 
+CLAIMS = re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / "docs" / "claims.md").read_text(), re.MULTILINE)[1:]
+
+
+@pytest.mark.parametrize(("claim", "shown_by"), CLAIMS, ids=[claim for claim, _ in CLAIMS])
+def test_what_the_readme_claims_is_shown_by_what_is_there(claim: str, shown_by: str) -> None:
+    assert claim in " ".join((ROOT / "README.md").read_text().split())
+    path = ""
+    for named in re.findall(r"`([^`]+)`", shown_by):
+        found, _, test = named.partition("::")
+        path = found or path
+        if "/" in path and "." in path:
+            assert (ROOT / path).is_file(), path
+            assert not test or f"def {test}(" in (ROOT / path).read_text(), named
+    assert "`" in shown_by or ".md)" in shown_by or "not ours" in shown_by
+
+
 CHAINS = re.findall(r"^# (\w+\.py): .*\n((?:.+\n)+)", blocks(ROOT / "README.md", "py")[0], re.MULTILINE)
 
 

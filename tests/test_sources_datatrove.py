@@ -13,10 +13,11 @@ import pytest
 
 from pipelines import verify
 from pipelines.run import mill
+from pipelines.scorer_identity import source_sections
 from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
 from sharding.records.types import Document, Quarantined
-from sharding.sources import Source, SourceConfig, misplaced_key
+from sharding.sources import SourceConfig, misplaced_key
 from sharding.storage import manifest
 from tests.source_files import put, read_all, resolved, texts
 
@@ -225,6 +226,11 @@ def test_a_crawl_is_milled_and_resumed(tmp_path: Path, rehearsal_config: Callabl
         mill(from_mapping(tree), stages=["score"])
 
 
-def test_sources_of_datatrove_can_be_compared() -> None:
-    one, other = (Source("source", csv_source("x", options={"compression": name})) for name in (None, "gzip"))
-    assert one != other
+def test_what_a_reader_is_told_is_part_of_what_was_scored(rehearsal_config: Callable[..., dict[str, Any]]) -> None:
+    def section(source: dict[str, Any]) -> dict[str, Any]:
+        return dict(source_sections(from_mapping(rehearsal_config("x") | {"source": source}))["source"])
+
+    plain = {"path": "x", "format": "datatrove", "reader": "CSVReader"}
+    told = section(plain | {"options": {"compression": "gzip"}})
+    assert told["options"] == {"compression": "gzip"} and told != section(plain)
+    assert not {"reader", "options"} & set(section({"path": "x"})), "scores of before are still done"

@@ -18,6 +18,7 @@ from sharding.errors import MillError, RequestError
 from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
 from sharding.sources.documents import document_of
+from sharding.sources.extras import absent
 from sharding.sources.places import first_line, locate
 from sharding.sources.units import ReadUnit
 
@@ -98,14 +99,6 @@ def read(unit: ReadUnit, source: Source) -> Iterator[Document | Quarantined]:
             yield document_of(_named(record), f"{unit.url}:{number + 1}", source, payload)
     except (csv.Error, UnicodeError) as error:
         raise MillError(f"cannot read {unit.url} after record {number + 1}: {first_line(error)}") from error
-
-
-def absent(source: Source, what: str) -> RequestError:
-    """That a package is missing which a reader needs."""
-    return RequestError(
-        f"{source.key}.format: {source.config.format} needs datatrove and what it reads with: "
-        f"pip install 'thoughtmill[datatrove]' ({what})"
-    )
 
 
 def _as_parsed(self: Any, data: dict[str, Any], path: str, id_in_file: int | str) -> dict[str, Any]:

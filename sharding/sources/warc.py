@@ -13,8 +13,8 @@ from typing import IO, Any
 from sharding.errors import MillError
 from sharding.records.types import Document, Quarantined
 from sharding.sources.config import Source
-from sharding.sources.datatrove import absent
 from sharding.sources.documents import MAX_DETAIL, document_of, refuse, too_long
+from sharding.sources.extras import absent
 from sharding.sources.lines import open_text
 from sharding.sources.places import first_line
 from sharding.sources.units import ReadUnit
