@@ -47,8 +47,10 @@ def check(config: MillConfig, stages: Sequence[str]) -> None:
         scorers[key] = config.gain_difficulty
     for key, difficulty in scorers.items():
         problems += _problems_of_scorer(key, difficulty)
-    if "augment" in stages:
-        used = {name for tier in config.budget.tiers for name in tier.models}
+    used = {name for tier in config.budget.tiers for name in tier.models} if "augment" in stages else set()
+    if "select" in stages and config.select.judge is not None:
+        used.add(config.select.judge.model)
+    if used:
         for name, model in sorted(config.models.items()):
             if name in used:
                 found = _problems_of_model(name, model, config.tokenizer)
