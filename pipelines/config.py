@@ -16,6 +16,7 @@ from augment.feeding.config import FeedingConfig
 from augment.recipes import BUILT_IN, SINGLE, STEPS
 from augment.requests.closing import ClosingConfig
 from augment.selection.config import SelectConfig
+from augment.selection.values import JUDGED
 from difficulty.budget.policies import policy_module
 from difficulty.budget.tiers import POLICIES, BudgetConfig
 from difficulty.config import DifficultyConfig
@@ -200,7 +201,7 @@ class MillConfig:
             first = error.errors()[0]
             key = ".".join(["select.gain.scorer", *map(str, first["loc"])])
             raise ValueError(f"{key}: {first['msg']}; its keys are those of difficulty") from error
-        gain = self.select.value_name in ("continuation_gain", "self_gain")
+        gain = self.select.value_name in ("continuation_gain", "self_gain", *JUDGED)
         thinks = any(tier.model for tier in self.budget.tiers)
         if scorer == "none" and gain and thinks and self.select.values_traces(has_scorer=False):
             raise ValueError(f"select.value: {self.select.value_name} needs a scorer, and difficulty.scorer is none")
@@ -228,6 +229,12 @@ class MillConfig:
                         f"{key}.steps.{name}.model: {step.model} wants the accelerator {wanted}, and the tier's model "
                         f"{tier.model} {given}: the calls of a recipe are made by one machine"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_exists(self) -> MillConfig:
+        if self.select.judge is not None and self.select.judge.model not in self.models:
+            raise ValueError(f"select.judge.model: {self.select.judge.model!r} is not one of models")
         return self
 
     @model_validator(mode="after")

@@ -1,28 +1,39 @@
 """Stage 3, select: generations → kept traces and rejected ones, each with its reason.
 
 segments ─┬─► what traces are judged by ─┬─► by request ─► gates ─┬─► valued, chosen ─► stages/select/kept-*.arrow
-requests ─┘   └► contaminated-*.arrow    │                        └─► controls ┘ └────► stages/select/rejected-*.arrow
-                                  ledger ┘
+requests ─┘   └► contaminated-*.arrow    │                ▲       └─► controls ┘ └────► stages/select/rejected-*.arrow
+                                  ledger ┘          judge ┘ of select.judge, whose verdicts go to the ledger
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 
+from augment.feeding import worker
 from augment.ledger.parts import ledger_parts
 from augment.ledger.transforms import ReadLedger
 from augment.selection.account import split_account
 from augment.selection.alike.transforms import FindRepeats, MeasureDiversity
 from augment.selection.benchmarks.index import index_digest, load_index
 from augment.selection.candidates import ROW_COLUMNS, AskedSegment
-from augment.selection.transforms import AskSegments, ChooseCandidates, JudgeCandidates, PickControls, ShuffleTraces
+from augment.selection.transforms import (
+    AskSegments,
+    ChooseCandidates,
+    GradeCandidates,
+    JudgeCandidates,
+    PickControls,
+    ShuffleTraces,
+)
 from augment.selection.values import needs_controls, value_digest
 from augment.selection.verdict import check_kept
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
-from pipelines.joints import ScorerNats, asks_scorer, holdback_of, select_section
+from pipelines.joints import ScorerNats, asks_scorer, grading_of, holdback_of, judge_inputs, select_section
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.drift import unlike_promised
 from pipelines.plan.measured import read_pilot
@@ -59,6 +70,7 @@ class Select(Stage):
         self.num_groups = self.num_parts if config.select.shuffle else 0
         # Without a generation or a benchmark there is nothing to hold against the text.
         self.idle = not self.augmented.counts["generations"] and config.select.decontaminate is None
+        self.grading = grading_of(config, time.time())
         code = value_digest(config.select.value_name)
         super().__init__(
             config.output,
@@ -72,6 +84,7 @@ class Select(Stage):
                 "tokenizer": self.tokenizer.fingerprint,
                 **({"benchmarks": index_digest(config.select.decontaminate)} if config.select.decontaminate else {}),
                 **({"value": code} if code else {}),
+                **judge_inputs(self.grading),
                 **(model_inputs(config.gain_difficulty) if asks_scorer(config) else {}),
             },
             earlier=(self.augmented,),
@@ -87,6 +100,13 @@ class Select(Stage):
         check_kept(made.counts, self.config.select.min_kept_share, self.output)
         return made, did
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            worker.close_all()  # the judge's engine, where there is one
+
     def build(self, root: beam.Pipeline) -> Built:
         select, tokenizer, ledger = self.config.select, self.config.tokenizer, self.config.ledger_url
         documents = root | "Documents" >> JoinParts(self.segments, self.requests)
@@ -96,9 +116,10 @@ class Select(Stage):
             self.num_parts, asked=AskedSegment, rows=LedgerRow
         )
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
-        controls = judged["judged"] | "Controls" >> PickControls(self.num_controls)
-        repeats = judged["judged"] | "Repeats" >> FindRepeats(select.repeats)
-        chosen = judged["judged"] | "Choose" >> ChooseCandidates(
+        graded = judged["judged"] | "Grade" >> GradeCandidates(self.grading)
+        controls = graded["graded"] | "Controls" >> PickControls(self.num_controls)
+        repeats = graded["graded"] | "Repeats" >> FindRepeats(select.repeats)
+        chosen = graded["graded"] | "Choose" >> ChooseCandidates(
             select, self.ask, self.threshold_nats, controls, repeats
         )
         diversity = chosen["kept"] | "Diversity" >> MeasureDiversity()
@@ -106,7 +127,7 @@ class Select(Stage):
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
         return Built(
             parts={KEPT: kept, REJECTED: chosen["rejected"], CONTAMINATED: found["contaminated"]},
-            counts=(judged["counts"], chosen["counts"], contaminated),
+            counts=(judged["counts"], graded["counts"], chosen["counts"], contaminated),
             facts={"diversity": diversity},
         )
 

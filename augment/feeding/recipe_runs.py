@@ -6,12 +6,12 @@ rest goes to the engines, with what the run has still ahead as its length, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import Worker
-from augment.recipes.protocol import Call, NothingLeft, SegmentView
+from augment.recipes.protocol import Call, NothingLeft, Recipe, RecipeRequest, SegmentView
 from augment.recipes.walk import End, Walk
 from augment.requests.calls import PlannedCall, RecipePlanner, outcome_row
 from augment.requests.prompts import NoRoom
@@ -28,6 +28,7 @@ class Run:
     sample: int
     walk: Walk
     known: dict[str, LedgerRow]
+    compose: bool = True  # a row of what comes of it
     rows: dict[str, LedgerRow] = field(default_factory=dict)
     ended: bool = False
 
@@ -69,13 +70,15 @@ class Ended:
     """A run has come to its end.
 
     Attributes:
-        row: what came of it; None where it failed.
+        row: what came of it; None where it failed, or where no row was asked for.
+        text: the same in words.
         error: why it failed. may_pass: whether another try may have more luck.
     """
 
     request: Request
     key: str
     row: LedgerRow | None
+    text: str = ""
     error: str = ""
     may_pass: bool = False
 
@@ -104,10 +107,31 @@ class RecipeRuns:
             RequestError: the recipe's code is wrong.
             MillError: an engine failed for good.
         """
-        recipe = self._planner.recipe(request.tier)
+        walk = self.walk(self._planner.recipe(request.tier), request)
+        yield from self.start(request, sample, walk, request.known)
+
+    def walk(self, asked: RecipeRequest, request: Request, recipe: Recipe | None = None) -> Walk:
+        """A walk over what a request shows.
+
+        Raises:
+            RequestError: the recipe can't be loaded.
+        """
         view = SegmentView(text=request.text, context=request.context, focus=tuple(request.focus))
-        known = {row.key: row for row in request.known if row.sample == sample}
-        run = Run(request, sample, Walk(recipe, view), known)
+        return Walk(asked, view, recipe)
+
+    def start(
+        self, request: Request, sample: int, walk: Walk, known: Iterable[LedgerRow], *, compose: bool = True
+    ) -> Iterator[Outcome]:
+        """Begin a run that is walked in a way of its own.
+
+        Args:
+            known: rows of calls that have been made.
+            compose: whether what comes of it is a row of the ledger.
+
+        Raises:
+            RequestError, MillError: as `begin`.
+        """
+        run = Run(request, sample, walk, {row.key: row for row in known if row.sample == sample}, compose)
         yield from self._go_on(run, run.walk.begin)
 
     def take(self, result: Result) -> Iterator[Outcome]:
@@ -159,15 +183,17 @@ class RecipeRuns:
 
     def _end(self, run: Run, end: End) -> Ended:
         run.ended = True
+        if not run.compose:
+            return Ended(run.request, run.key, None, end.text)
         if not run.rows:
             raise RequestError(f"the recipe of tier {run.request.tier} ended without a generation")
         row = outcome_row(run.request, run.sample, end, list(run.rows.values()))
         self._worker.keep(row)
-        return Ended(run.request, run.key, row)
+        return Ended(run.request, run.key, row, end.text)
 
     def _fail(self, run: Run, error: str, *, may_pass: bool) -> Iterator[Outcome]:
         if not run.ended:
             run.ended = True
             run.walk.close()
             self._worker.note_failed_run(run.key, error, may_pass=may_pass)
-            yield Ended(run.request, run.key, None, error, may_pass)
+            yield Ended(run.request, run.key, None, "", error, may_pass)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from augment.recipes import load_recipe
-from augment.recipes.protocol import Call, Generate, Made, NothingLeft, RecipeRequest, SegmentView
+from augment.recipes.protocol import Call, Generate, Made, NothingLeft, Recipe, RecipeRequest, SegmentView
 from sharding.errors import MillError, RequestError
 
 
@@ -32,15 +32,16 @@ class Walk:
     Args:
         request: what the tier asks of the recipe.
         segment: what it is about.
+        recipe: None: the one that the request names.
 
     Raises:
         RequestError: the recipe can't be loaded.
     """
 
-    def __init__(self, request: RecipeRequest, segment: SegmentView) -> None:
+    def __init__(self, request: RecipeRequest, segment: SegmentView, recipe: Recipe | None = None) -> None:
         self._name = request.name
         self.generate = Generate(request)
-        self._coroutine = load_recipe(request.name)(segment, self.generate)
+        self._coroutine = (recipe or load_recipe(request.name))(segment, self.generate)
         self._wanted: tuple[Call, ...] = ()
         self._made: dict[Call, Made] = {}
 

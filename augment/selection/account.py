@@ -53,6 +53,7 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
     """
     counts = outcome_counts(candidates)
     counts.update(_step_counts(candidates, valued))
+    counts.update(_judge_counts(candidates, valued))
     counts.update(_gain_counts(candidates, valued))
     return dict(counts)
 
@@ -81,6 +82,34 @@ def outcome_counts(candidates: Sequence[Candidate]) -> Counter[str]:
                     counts[f"{FOREIGN}{language}"] += 1
                 counts[_name(group, "reasons", reason)] += 1
     return counts
+
+
+def _judge_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
+    """How a judge's grades order the candidates of a segment, against how their gains do."""
+    counts: Counter[str] = Counter()
+    pairs = [
+        (valued.grades[candidate.key], _net(candidate))
+        for candidate in candidates
+        if candidate.key in valued.grades and candidate.gain_nats is not None
+    ]
+    if (found := concordance(pairs)) is not None:
+        group = (candidates[0].tier, candidates[0].model, candidates[0].prompt)
+        _add_to_sums(counts, group, "judge_rank", valued.document, found)
+    return counts
+
+
+def concordance(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Goodman and Kruskal's gamma of (grade, gain): pairs of traces in one order less those in the other, of both.
+
+    From -1 to 1, and 0 on average where grades know nothing of gains; None where no two traces differ in both.
+    """
+    signs = [
+        float(np.sign((one[0] - other[0]) * (one[1] - other[1])))
+        for place, one in enumerate(pairs)
+        for other in pairs[:place]
+    ]
+    told = [sign for sign in signs if sign]
+    return sum(told) / len(told) if told else None
 
 
 def _step_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
@@ -212,6 +241,8 @@ def _table_row(group: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]
             outcome: _lengths(number, row["valued_thought_tokens"][outcome], row["valued_nats"][outcome] / MICRO)
             for outcome, number in row["valued"].items()
         }
+    if (rank := _gain(row, "judge_rank")) is not None:
+        table_row["judge_rank"] = rank
     if steps := [what.removeprefix("step ") for what in row if what.startswith("step ")]:
         table_row["steps"] = {step: _step(row, step) for step in sorted(steps, key=_step_order)}
     return table_row

@@ -6,17 +6,15 @@ from collections.abc import Iterable
 
 import msgspec
 
-from augment.ledger.reading import collapse_duplicates
+from augment.ledger.reading import STEP_COLUMNS, collapse_duplicates
+from augment.recipes.judging import is_verdict
 from augment.traces import Trace, parse_trace
 from sharding.models.tokenizer import TextTokenizer, UnencodableText
 from sharding.records.base import Record
 from sharding.records.types import Candidate, LedgerRow, Request, segment_id
 
-ROW_COLUMNS = (
-    *("key", "request_key", "sample", "text", "thought_tokens", "finish_reason", "closed", "finished_at"),
-    *("step", "wants"),
-)
-"""What `make_candidates` looks at in the ledger: not the token ids, which are most of it."""
+ROW_COLUMNS = STEP_COLUMNS
+"""What selection looks at in the ledger: not the token ids, which are most of it."""
 
 NOT_ENCODABLE = "not_encodable"
 """The reason of a trace that the training tokenizer can't spell."""
@@ -65,7 +63,11 @@ def make_candidates(request: Request, rows: Iterable[LedgerRow], tokenizer: Text
 
 def steps_of(request: Request, rows: Iterable[LedgerRow]) -> list[StepText]:
     """The calls that the recipe of a request has made, in the order of samples and time."""
-    calls = [row for row in collapse_duplicates(rows) if row.step and row.sample < request.samples]
+    calls = [
+        row
+        for row in collapse_duplicates(rows)
+        if row.step and not is_verdict(row.step) and row.sample < request.samples
+    ]
     return [
         StepText(
             step=row.step,
@@ -129,6 +131,8 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
         continuation: what follows that in the document, up to `select.gain.continuation_tokens`; "" where nothing does.
         candidates: in the order of their samples; those with reasons were rejected by a gate.
         steps: the calls that they were made by, where a recipe made them.
+        known: a judge's verdicts on them that are in the ledger, until it has graded them.
+        grades: of each candidate that a judge has graded; empty without a judge.
     """
 
     doc_id: str
@@ -141,6 +145,8 @@ class JudgedSegment(Record, frozen=True, kw_only=True, eq=False):
     continuation: str
     candidates: list[Candidate]
     steps: list[StepText] = msgspec.field(default_factory=list)
+    known: list[LedgerRow] = msgspec.field(default_factory=list)
+    grades: list[float | None] = msgspec.field(default_factory=list)
 
     @property
     def segment_id(self) -> str:

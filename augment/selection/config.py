@@ -11,7 +11,8 @@ from augment.selection.alike.diversity import DiversityConfig
 from augment.selection.alike.repeats import RepeatsConfig
 from augment.selection.benchmarks.index import DecontaminationConfig
 from augment.selection.gates import GatesConfig
-from augment.selection.values import BUILT_IN
+from augment.selection.values import BUILT_IN, JUDGED
+from augment.selection.values.judge import JudgeConfig
 from augment.selection.values.protocol import GainConfig
 from sharding.config import STRICT
 
@@ -44,6 +45,9 @@ class SelectConfig:
         "a control arm, not for training.",
     )
     gain: GainConfig = Field(default_factory=GainConfig, description="How values that are gains are measured.")
+    judge: JudgeConfig | None = Field(
+        default=None, description="Who judges traces, for the values judge and gain_and_judge."
+    )
     min_kept_share: float = Field(
         default=0.2,
         ge=0,
@@ -79,6 +83,10 @@ class SelectConfig:
                 f"value: {self.value!r} is none of none, {', '.join(sorted(BUILT_IN))}; one of your own is named as "
                 '"file.py:Class" or "module:Class"'
             )
+        if (self.value in JUDGED) != (self.judge is not None):
+            raise ValueError(f"judge: goes with value {' or '.join(JUDGED)}, and value is {self.value}")
+        if self.judge is not None and self.judge.pairwise and self.value != "judge":
+            raise ValueError("judge.pairwise: gives no grade to reject by; it goes with value: judge")
         if self.min_value and self.keep != "best_above":
             raise ValueError(
                 f"min_value: {self.min_value:g} is looked at by keep: best_above alone, and keep is {self.keep}"

@@ -6,13 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 from apache_beam.typehints import KV
 
+from augment.ledger.reading import collapse_duplicates
+from augment.recipes.judging import is_verdict
 from augment.selection.account import account_counts
 from augment.selection.alike.repeats import Cuts, without_repeats
 from augment.selection.candidates import AskedSegment, Control, JudgedSegment, StepText, make_candidates, steps_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_of, lowest_ranks
+from augment.selection.grading import Grader, Grading
 from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.shuffling import shuffled
@@ -21,7 +25,7 @@ from sharding import records, tally
 from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import GroupPartitions
+from sharding.beam.shuffle import GroupPartitions, at_bundle_end
 from sharding.hashing import partition_of
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, ContaminatedDocument
@@ -98,12 +102,67 @@ class _JudgeFn(_WithJudgeFn):
             shortened = 0
             if candidates:
                 judged = self._judge.judge(asked, candidates, steps_of(asked.request, joined["rows"]))
+                if verdicts := [row for row in joined["rows"] if is_verdict(row.step)]:
+                    judged = msgspec.structs.replace(judged, known=collapse_duplicates(verdicts))
                 pairs = zip(candidates, judged.candidates, strict=True)
                 shortened = sum(before.text != after.text for before, after in pairs)
                 yield judged
             wanted = asked.request.samples
             counts = {"requested": wanted, "missing": wanted - len(candidates)}
             yield beam.pvalue.TaggedOutput(COUNTS, counts | ({"openings_left_out": shortened} if shortened else {}))
+
+
+class GradeCandidates(beam.PTransform):
+    """Judged segments → `graded` ones, whose candidates have a judge's grades, and `counts`.
+
+    Args:
+        grading: who judges; None: nobody, and segments go on as they are.
+    """
+
+    def __init__(self, grading: Grading | None) -> None:
+        super().__init__()
+        self._grading = grading
+
+    def expand(self, judged: beam.PCollection) -> Any:
+        if self._grading is None:
+            return {"graded": judged, COUNTS: judged.pipeline | "No grades" >> beam.Create([])}
+        outputs = judged | beam.ParDo(_GradeFn(self._grading)).with_outputs(COUNTS, main="graded")
+        outputs["graded"].element_type = JudgedSegment
+        return outputs
+
+
+class _GradeFn(beam.DoFn):
+    """One bundle is one ticket at the judge's feeder."""
+
+    def __init__(self, grading: Grading) -> None:
+        self._grading = grading
+        self._grader: Grader | None = None
+
+    def start_bundle(self) -> None:
+        self._grader = Grader(self._grading)
+        self._grader.begin()
+
+    def process(self, segment: JudgedSegment) -> Iterator[Any]:
+        assert self._grader is not None
+        yield from map(_tagged, self._grader.take(segment))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        assert self._grader is not None
+        outcomes = list(map(_tagged, self._grader.finish()))
+        self._leave()
+        yield from map(at_bundle_end, outcomes)
+
+    def teardown(self) -> None:
+        self._leave()  # after a bundle that failed
+
+    def _leave(self) -> None:
+        if self._grader is not None:
+            self._grader.leave()
+            self._grader = None
+
+
+def _tagged(outcome: JudgedSegment | dict[str, int]) -> Any:
+    return outcome if isinstance(outcome, JudgedSegment) else beam.pvalue.TaggedOutput(COUNTS, outcome)
 
 
 class PickControls(beam.PTransform):

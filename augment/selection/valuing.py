@@ -36,6 +36,7 @@ class ValuedSegment:
         null_choice_nats: what choosing among them adds, beyond what it adds among the others'.
         cut_tokens: of the segment's front, that the scorer had no room for.
         steps: the calls of its recipe; empty without one.
+        grades: a judge's, by the key of the candidate.
         step_nats: step → what its thoughts gain beyond controls, on average; of values that are gains.
     """
 
@@ -46,6 +47,7 @@ class ValuedSegment:
     cut_tokens: int = 0
     steps: Sequence[StepText] = ()
     step_nats: Mapping[str, float] = field(default_factory=dict)
+    grades: Mapping[str, float] = field(default_factory=dict)
 
 
 class Valuer:
@@ -65,6 +67,8 @@ class Valuer:
         self._config = config
         self._nats = _Remembered(ask)
         self._value: Value | None = None if name == "none" else value_class(name)(self._nats, threshold_nats)
+        # What is chosen by something that has not seen the text needs no measure of what choosing by it brings.
+        self._by_gain = getattr(self._value, "chooses_by_gain", True)
 
     def valued(self, segment: JudgedSegment, pool: Sequence[Control]) -> ValuedSegment:
         """The candidates, with their valuation those that no gate objected to, where their tier is valued.
@@ -89,12 +93,21 @@ class Valuer:
             traces=[trace_of(candidate) for candidate in passed],
             controls=[trace.text for control in controls for trace in control.traces],
             trace_tokens=segment.trace_tokens,
+            grades=[
+                grade
+                for candidate, grade in zip(segment.candidates, segment.grades, strict=bool(segment.grades))
+                if not candidate.reasons
+            ],
         )
         valuations = self._valuations(trial)
         # As if the traces of each control were the segment's own; every row has been read by now.
-        as_own = [self._valuations(replace(trial, traces=control.traces)) for control in controls]
+        as_own = [
+            self._valuations(replace(trial, traces=control.traces, grades=())) for control in controls if self._by_gain
+        ]
         chance = chance_of(as_own, sum(one.value is not None for one in valuations), self._config)
         by_chance = {"chance_value": chance.value, "chance_heldout_nats": chance.heldout_nats}
+        if not self._by_gain:
+            by_chance = {"chance_value": None, "chance_heldout_nats": 0.0}
         columns = {
             candidate.key: vars(valuation) | (by_chance if valuation.value is not None else {})
             for candidate, valuation in zip(passed, valuations, strict=True)
@@ -107,6 +120,11 @@ class Valuer:
             cut_tokens=self._nats.cut_tokens,
             steps=segment.steps,
             step_nats=self._step_nats(segment.steps, trial),
+            grades={
+                candidate.key: grade
+                for candidate, grade in zip(segment.candidates, segment.grades, strict=bool(segment.grades))
+                if grade is not None
+            },
         )
 
     def _step_nats(self, steps: Sequence[StepText], trial: Trial) -> dict[str, float]:
@@ -118,7 +136,7 @@ class Valuer:
         found = {}
         for step, own in texts.items():
             traces = [Trace(text=text, closed="natural", finish_reason="stop", thought_tokens=0) for text in own]
-            valuations = self._valuations(replace(trial, traces=traces))
+            valuations = self._valuations(replace(trial, traces=traces, grades=()))
             nets = [one.gain_nats - (one.control_nats or 0.0) for one in valuations if one.gain_nats is not None]
             if nets:
                 found[step] = float(np.mean(nets))

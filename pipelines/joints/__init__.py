@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pipelines.joints.asking import Choices, hardest_spans, trace_planner, work_order
 from pipelines.joints.budget import TierGains, allocation_of, goes_by_gain, plain_tiers, plan_budget, prices
+from pipelines.joints.grading import graded_here, grading_of, judge_inputs
 from pipelines.joints.selecting import ScorerNats, asks_scorer, contaminated_urls, select_section
 from pipelines.joints.shown import MIN_HELD_BACK_TOKENS, MIN_SHOWN_TOKENS, Holdback, holdback_of
 
@@ -23,8 +24,11 @@ __all__ = [
     "asks_scorer",
     "contaminated_urls",
     "goes_by_gain",
+    "graded_here",
+    "grading_of",
     "hardest_spans",
     "holdback_of",
+    "judge_inputs",
     "plain_tiers",
     "plan_budget",
     "prices",

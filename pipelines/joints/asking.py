@@ -67,9 +67,18 @@ def recipe_request(tier: TierConfig) -> RecipeRequest | None:
 
 
 def work_order(
-    config: MillConfig, began_at: float, *, planned_generations: int | None = None, beats_url: str | None = None
+    config: MillConfig,
+    began_at: float,
+    *,
+    planned_generations: int | None = None,
+    beats_url: str | None = None,
+    failing_is_counted: bool = False,
 ) -> WorkOrder:
-    """What the worker processes need to know of a run that began at a Unix time; see `WorkOrder`."""
+    """What the worker processes need to know of a run that began at a Unix time; see `WorkOrder`.
+
+    Args:
+        failing_is_counted: what fails is counted, however much of it, and stops nothing.
+    """
     return WorkOrder(
         run_id=secrets.token_hex(8),
         began_ms=int(began_at * 1000),
@@ -77,8 +86,8 @@ def work_order(
         flush_rows=config.ledger.flush_rows,
         flush_seconds=config.ledger.flush_seconds,
         planned_generations=planned_generations,
-        max_failed_fraction=config.ledger.max_failed_fraction,
-        max_empty_fraction=config.ledger.max_empty_fraction,
+        max_failed_fraction=1.0 if failing_is_counted else config.ledger.max_failed_fraction,
+        max_empty_fraction=1.0 if failing_is_counted else config.ledger.max_empty_fraction,
         beats_url=beats_url,
     )
 

@@ -30,7 +30,7 @@ from augment.selection.valuing import ValuedSegment, Valuer
 from augment.transforms import GenerateMissing
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
-from pipelines.joints import Choices, ScorerNats, holdback_of, trace_planner, work_order
+from pipelines.joints import Choices, ScorerNats, graded_here, holdback_of, trace_planner, work_order
 from pipelines.plan.chance import MIN_MEASURED
 from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
@@ -162,6 +162,7 @@ def judged_of(
 def valued_of(config: MillConfig, segments: Sequence[JudgedSegment]) -> Iterator[ValuedSegment]:
     """Each segment with its candidates' values, with the pilot's own traces as controls."""
     select = config.select
+    segments = graded_here(config, segments)
     valuer = Valuer(select, ScorerNats.of(config), config.difficulty.threshold_nats)
     pools = pools_of(segments, select.gain.control_pool) if needs_controls(select.value_name) else {}
     for segment in segments:

@@ -12,9 +12,15 @@ from sharding.own_code import code_digest, load_file
 BUILT_IN = {
     "continuation_gain": "augment.selection.values.gain:ContinuationGain",
     "self_gain": "augment.selection.values.gain:SelfGain",
+    "judge": "augment.selection.values.judge:JudgedGain",
+    "gain_and_judge": "augment.selection.values.gain:ContinuationGain",
     "length": "augment.selection.values.length:Length",
 }
 """Names a config can use, and where they are; "none" beside them."""
+
+
+JUDGED = ("judge", "gain_and_judge")
+"""The values for which a judge grades traces: as the value, and as a gate before the gain."""
 
 
 def needs_continuation(name: str) -> bool:

@@ -64,6 +64,7 @@ class Trial:
         traces: the candidates that passed the gates, in the order of their samples.
         controls: traces of other segments of the same tier; empty unless `Value.needs_controls`.
         trace_tokens: cap on the tokens of a trace of the tier, in the generator's tokenizer.
+        grades: a judge's, of the traces; empty without a judge, and for traces that none has seen.
     """
 
     segment_id: str
@@ -73,6 +74,7 @@ class Trial:
     traces: Sequence[Trace]
     controls: Sequence[str]
     trace_tokens: int
+    grades: Sequence[float | None] = ()
 
 
 @plain_dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,197 @@
+"""Grading: a judge's verdicts on the candidates of segments, found in the ledger or asked for. Without Beam.
+
+A verdict is a call of a recipe like any other: fed to the judge's engine as the augment stage feeds its generators, and
+a row of the ledger beside those of the trace it is about, so none is bought twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from augment.feeding import registry
+from augment.feeding.config import FeedingConfig
+from augment.feeding.feeder import Feeder
+from augment.feeding.recipe_runs import Counted, Ended, Pending, RecipeRuns
+from augment.feeding.tickets import Completed, Result
+from augment.feeding.worker import Worker, WorkOrder, begin_bundle
+from augment.recipes.judging import grading, knock_out
+from augment.recipes.protocol import Made, Recipe, RecipeRequest
+from augment.requests.calls import PlannedCall, RecipePlanner
+from augment.requests.planner import TracePlanner
+from augment.selection.candidates import JudgedSegment
+from augment.selection.values.judge import JudgeConfig
+from sharding.records.types import Candidate, Request
+
+GATE = "judge"
+"""The reason of a candidate whose grade is too low, where the judge is a gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grading:
+    """What grading needs to know of a run; travels to every worker.
+
+    Attributes:
+        judge: the section of the config.
+        gate: whether a low grade is a reason against a trace.
+        planner: of the judge's model; its tiers have the names of those that think.
+    """
+
+    judge: JudgeConfig
+    gate: bool
+    planner: TracePlanner
+    feeding: FeedingConfig
+    order: WorkOrder
+
+
+class _Waiting:
+    """A segment with the grades that have come."""
+
+    def __init__(self, segment: JudgedSegment, runs: int) -> None:
+        self.segment, self.runs = segment, runs
+        self.grades: dict[str, float | None] = {}
+
+
+class Grader:
+    """Grades the segments of one bundle. `begin`, `take` each segment, then `finish`; always `leave`."""
+
+    def __init__(self, grading: Grading) -> None:
+        self._grading = grading
+        self._planner = RecipePlanner(grading.planner)
+        self._feeder: Feeder | None = None
+        self._worker: Worker | None = None
+        self._waiting: dict[tuple[str, str], tuple[_Waiting, list[Candidate]]] = {}  # by segment and run
+
+    def begin(self) -> None:
+        """Begin a bundle.
+
+        Raises:
+            MillError: the run was stopped.
+        """
+        self._worker = begin_bundle(self._grading.order)
+        name = self._grading.judge.model
+        model = self._grading.planner.model(name)
+        self._feeder = registry.acquire(model, self._grading.feeding, job=self._grading.order.run_id, name=name)
+        self._ticket = self._feeder.ticket(self)
+        self._runs = RecipeRuns(self._planner, self._worker, self._submit)
+
+    def take(self, segment: JudgedSegment) -> Iterator[JudgedSegment | dict[str, int]]:
+        """Ask for the verdicts on a segment; the segments that are graded by now, and counts."""
+        passed = [candidate for candidate in segment.candidates if not candidate.reasons]
+        if not segment.valued or not passed:
+            yield segment
+            return
+        pairwise = self._grading.judge.pairwise
+        groups = [passed] if pairwise else [[candidate] for candidate in passed]
+        waiting = _Waiting(segment, len(groups))
+        for group in groups:
+            request = self._request(segment, group)
+            self._waiting[request.segment_id, group[0].key] = (waiting, group)
+            walk = self._runs.walk(self._asked(len(group)), request, self._recipe(group))
+            yield from self._outcomes(self._runs.start(request, group[0].sample, walk, segment.known, compose=False))
+        for result in self._ticket.take():
+            yield from self._outcomes(self._runs.take(result))
+
+    def finish(self) -> Iterator[JudgedSegment | dict[str, int]]:
+        """The rest, as their verdicts come; all of them are durable then.
+
+        Raises:
+            MillError: the engine failed for good, or the store refused.
+        """
+        assert self._worker is not None
+        for result in self._ticket.drain():
+            yield from self._outcomes(self._runs.take(result))
+        self._worker.flush()
+
+    def leave(self) -> None:
+        """End the bundle, well or not. Safe to call twice."""
+        if self._feeder is not None and self._worker is not None:
+            registry.release(self._feeder)
+            self._worker.end()
+            self._feeder = None
+
+    def keep(self, result: Result) -> None:
+        """Take a verdict to the ledger, on the feeder's thread."""
+        assert self._worker is not None
+        if isinstance(result, Completed):
+            self._worker.keep(result.context.row(self._planner, result))
+
+    def _submit(self, model_name: str, planned: PlannedCall, pending: Pending) -> None:
+        self._ticket.submit(planned.generation, pending)
+
+    def _asked(self, number: int) -> RecipeRequest:
+        """A cap that all verdicts on so many candidates stay below."""
+        judge = self._grading.judge
+        calls = 4 * (number - 1) if judge.pairwise else 2
+        return RecipeRequest(
+            name=GATE, prompt=judge.prompt_name, model=judge.model, max_tokens=max(1, calls) * judge.max_tokens
+        )
+
+    def _recipe(self, group: list[Candidate]) -> Recipe:
+        judge = self._grading.judge
+        thoughts = [_made(candidate) for candidate in group]
+        if judge.pairwise:
+            return knock_out(thoughts, judge.prompt_name, judge.max_tokens, judge.temperature)
+        return grading(thoughts[0], judge.prompt_name, judge.max_tokens, judge.temperature)
+
+    def _request(self, segment: JudgedSegment, group: list[Candidate]) -> Request:
+        return Request(
+            doc_id=segment.doc_id,
+            segment_index=segment.segment_index,
+            tier=segment.tier,
+            model=self._grading.judge.model,
+            prompt=self._grading.judge.prompt_name,
+            request_key=group[0].key.rpartition("-")[0],
+            samples=1,
+            max_tokens=self._grading.judge.max_tokens,
+            expected_tokens=float(self._grading.judge.max_tokens),
+            prompt_tokens=0,
+            prompt_token_ids=np.empty(0, np.uint32),
+            shown_tokens=0,
+            text=segment.source_text,
+        )
+
+    def _outcomes(self, outcomes: Iterator[Counted | Ended]) -> Iterator[JudgedSegment | dict[str, int]]:
+        for outcome in outcomes:
+            if isinstance(outcome, Counted):
+                found, now = (outcome.tokens, 0) if outcome.found else (0, outcome.tokens)
+                yield {"judge_calls": 1, "judge_tokens_found": found, "judge_tokens_now": now}
+                continue
+            waiting, group = self._waiting.pop((outcome.request.segment_id, outcome.key))
+            said: dict[str, Any] = {"grades": [None] * len(group)} if outcome.error else json.loads(outcome.text)
+            waiting.grades |= {one.key: grade for one, grade in zip(group, said["grades"], strict=True)}
+            yield {
+                "judged": len(group),
+                "judge_none": sum(grade is None for grade in said["grades"]),
+                "judge_failed": int(bool(outcome.error)),
+                **{f"judge_{name}": said.get(name, 0) for name in ("unreadable", "compared", "agreed")},
+            }
+            waiting.runs -= 1
+            if not waiting.runs:
+                yield self._graded(waiting)
+
+    def _graded(self, waiting: _Waiting) -> JudgedSegment:
+        segment, least = waiting.segment, self._grading.judge.min_grade
+        grades = [waiting.grades.get(candidate.key) for candidate in segment.candidates]
+        candidates = [
+            msgspec.structs.replace(candidate, reasons=[GATE])
+            if self._grading.gate and grade is not None and grade < least
+            else candidate
+            for candidate, grade in zip(segment.candidates, grades, strict=True)
+        ]
+        return msgspec.structs.replace(segment, candidates=candidates, grades=grades, known=[])
+
+
+def _made(candidate: Candidate) -> Made:
+    return Made(
+        key=candidate.key,
+        step="",
+        text=candidate.text,
+        tokens=candidate.thought_tokens,
+        closed=candidate.closed,
+    )
