@@ -109,6 +109,7 @@ class Select(Stage):
 
     def build(self, root: beam.Pipeline) -> Built:
         select, tokenizer, ledger = self.config.select, self.config.tokenizer, self.config.ledger_url
+        threshold_nats = self.threshold_nats
         documents = root | "Documents" >> JoinParts(self.segments, self.requests)
         found = documents | "Ask" >> AskSegments(select, tokenizer, self.valued_tiers)
         rows = root | "Ledger" >> ReadLedger(ledger_parts(ledger), ROW_COLUMNS)
@@ -119,9 +120,7 @@ class Select(Stage):
         graded = judged["judged"] | "Grade" >> GradeCandidates(self.grading)
         controls = graded["graded"] | "Controls" >> PickControls(self.num_controls)
         repeats = graded["graded"] | "Repeats" >> FindRepeats(select.repeats)
-        chosen = graded["graded"] | "Choose" >> ChooseCandidates(
-            select, self.ask, self.threshold_nats, controls, repeats
-        )
+        chosen = graded["graded"] | "Choose" >> ChooseCandidates(select, self.ask, threshold_nats, controls, repeats)
         diversity = chosen["kept"] | "Diversity" >> MeasureDiversity()
         kept = chosen["kept"] | "Shuffle" >> ShuffleTraces(self.num_groups)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
