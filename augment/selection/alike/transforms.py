@@ -8,9 +8,12 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.typehints import KV
 
-from augment.selection.alike.diversity import DiversitySample, measure
+from augment.selection.alike.diversity import DiversitySample, SampledThought, measure
 from augment.selection.alike.repeats import RepeatsConfig, cut_of, lowest, offers
+from sharding.beam.coders import carry_as_records
 from sharding.records.types import Candidate
+
+carry_as_records(SampledThought)
 
 
 class FindRepeats(beam.PTransform):
