@@ -183,16 +183,13 @@ for number in range(len(rows)):
 
 
 def test_nanotron_reads_the_shards(tmp_path: Path) -> None:
-    """With the arguments that it gives datatrove's reader: the folder as its pattern, positions from the index."""
+    """As its loader has datatrove read a folder: sequences of one token more, positions from the index."""
     from datatrove.utils.dataset import DatatroveFolderDataset
 
     output = write_output(str(tmp_path / "output"), vocab_size=VOCAB_SIZE)
     export(output.url, "datatrove", str(tmp_path / "target"))
     folder = str(tmp_path / "target" / "train")
-    rows = DatatroveFolderDataset(
-        folder_path=folder, filename_pattern=os.path.join(folder, "*.ds"), seq_len=32, recursive=False, token_size=2,
-        max_tokens=None, shuffle=False, return_positions=True, eos_token_id=None, seed=6,
-    )  # fmt: skip
+    rows = DatatroveFolderDataset(folder, 32, "*.ds", recursive=False, token_size=2, return_positions=True)
     found = [rows[number] for number in range(len(rows))]
     expected = []
     for shard in output.shards["train"]:
