@@ -76,7 +76,7 @@ def parse(record: bytes) -> dict[str, np.ndarray]:
     """A record as `RowSource` or `DocumentSource` gives it.
 
     Returns:
-        input_ids, labels, positions and segment_ids, int32; loss_mask, bool; where the corpus has it surprisal, float32.
+        input_ids, labels, positions and segment_ids, int32; loss_mask, bool; surprisal, float32, where there is one.
     """
     features = _example_class().FromString(record).features.feature
     return {
