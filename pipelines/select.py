@@ -97,10 +97,8 @@ class Select(Stage):
         )
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
         controls = judged["judged"] | "Controls" >> PickControls(self.num_controls)
-        repeats = judged["judged"] | "Repeats" >> FindRepeats(select.repeats)
-        chosen = judged["judged"] | "Choose" >> ChooseCandidates(
-            select, self.ask, self.threshold_nats, controls, repeats
-        )
+        cuts = judged["judged"] | "Repeats" >> FindRepeats(select.repeats)
+        chosen = judged["judged"] | "Choose" >> ChooseCandidates(select, self.ask, self.threshold_nats, controls, cuts)
         diversity = chosen["kept"] | "Diversity" >> MeasureDiversity()
         kept = chosen["kept"] | "Shuffle" >> ShuffleTraces(self.num_groups)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
