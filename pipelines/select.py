@@ -109,7 +109,6 @@ class Select(Stage):
 
     def build(self, root: beam.Pipeline) -> Built:
         select, tokenizer, ledger = self.config.select, self.config.tokenizer, self.config.ledger_url
-        threshold_nats = self.threshold_nats
         documents = root | "Documents" >> JoinParts(self.segments, self.requests)
         found = documents | "Ask" >> AskSegments(select, tokenizer, self.valued_tiers)
         rows = root | "Ledger" >> ReadLedger(ledger_parts(ledger), ROW_COLUMNS)
@@ -119,8 +118,8 @@ class Select(Stage):
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
         graded = judged["judged"] | "Grade" >> GradeCandidates(self.grading)
         controls = graded["graded"] | "Controls" >> PickControls(self.num_controls)
-        repeats = graded["graded"] | "Repeats" >> FindRepeats(select.repeats)
-        chosen = graded["graded"] | "Choose" >> ChooseCandidates(select, self.ask, threshold_nats, controls, repeats)
+        cuts = graded["graded"] | "Repeats" >> FindRepeats(select.repeats)
+        chosen = graded["graded"] | "Choose" >> ChooseCandidates(select, self.ask, self.threshold_nats, controls, cuts)
         diversity = chosen["kept"] | "Diversity" >> MeasureDiversity()
         kept = chosen["kept"] | "Shuffle" >> ShuffleTraces(self.num_groups)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
