@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from augment.selection.account import in_words
+from benchmarks import paired_gains
 from difficulty.budget.histogram import DifficultyHistogram
 from pipelines import report
 from pipelines.cli import summary
@@ -525,6 +526,20 @@ def test_every_tier_and_reason_is_among_the_chosen(finished: str) -> None:
     among = [c for c in seen.candidates if c.doc_id in chosen]
     assert {c.tier for c in among} == tiers
     assert {c.reasons[0] for c in among if c.reasons} == reasons
+
+
+def test_every_source_is_among_the_chosen() -> None:
+    made = [
+        msgspec.structs.replace(one, doc_id=f"d{i}") for i, one in enumerate(paired_gains.candidates([np.ones(1)] * 12))
+    ]
+    for rare in ("d0", "d5", "d11"):
+        others = {candidate.doc_id for candidate in made} - {rare}
+        seen = sample.Sample(
+            candidates=made,
+            difficulty_nats={f"{candidate.doc_id}#0": 1.0 for candidate in made},
+            sources={"books": others, "code": {rare}},
+        )
+        assert rare in sample.choose(seen, 2)
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------

@@ -234,7 +234,8 @@ def test_no_number_of_a_table_is_cut_on_a_phone(browser: Browser, url: str) -> N
     page.evaluate("document.querySelectorAll('figure details').forEach(d => { d.open = true; })")
     assert (
         page.evaluate(
-            "[...document.querySelectorAll('figure .scroll')].filter(s => s.scrollWidth > s.clientWidth + 1)"
+            "[...document.querySelectorAll('figure .scroll')].filter(s => s.scrollWidth > s.clientWidth + 1"
+            " || (s.closest('.open') && s.scrollHeight > s.clientHeight + 1))"
             ".map(s => s.closest('figure').id)"
         )
         == []
