@@ -95,7 +95,7 @@ def test_clusters_hang_on_no_order() -> None:
     for doc_id, data in marks:
         mark = near_copies.decode_mark(data[1:])
         by_cluster[mark.cluster].append(doc_id)
-        firsts += [doc_id] * mark.is_first
+        firsts += [doc_id] * (mark.role == "first")
     expected = [["0-0", "1-0", "2-0", "again"], *([f"{copy}-{family}" for copy in range(3)] for family in range(1, 12))]
     assert sorted(map(sorted, by_cluster.values())) == sorted(expected)
     # The first source's, and of those the smallest id.
@@ -103,7 +103,7 @@ def test_clusters_hang_on_no_order() -> None:
 
 
 def node(number: int) -> bytes:
-    return msgspec.msgpack.encode((0, f"{number:06d}", "f", "t"))
+    return msgspec.msgpack.encode((0, f"{number:06d}", "f", f"text {number}"))
 
 
 @pytest.mark.parametrize("length", [2, 16, 60])
@@ -114,7 +114,16 @@ def test_a_chain_of_links_is_one_cluster(length: int) -> None:
     marks = settled(links)
     assert len(marks) == length, "each has a mark, and nothing is unsettled"
     found = [near_copies.decode_mark(mark[1][1:]) for mark in marks if not isinstance(mark, dict)]
-    assert sum(mark.is_first for mark in found) == 1
+    assert sorted(mark.role for mark in found) == ["first", *["near"] * (length - 1)]
+
+
+def test_exact_copies_alone_are_no_near_copies() -> None:
+    arriving = [Document(doc_id=str(i), text=text(1), origin=f"f:{i}") for i in range(3)]
+    counts = Counter[str]()
+    everything = (*marked(arriving), *((d.doc_id, duplicates.DOCUMENT + records.encode(d)) for d in arriving))
+    groups = group(everything, lambda each: iter([each]))
+    found = [d for each in groups for d in duplicates.distinct_documents(each, RANKS, drop_near=True, counts=counts)]
+    assert len(found) == 3 and not counts
 
 
 def test_what_is_not_settled_is_counted() -> None:

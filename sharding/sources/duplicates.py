@@ -98,11 +98,12 @@ def distinct_documents(
             document = records.decode(Document, data[1:])
             places.append((ranks[document.source], content_id(document.text), document.origin))
     for place, mark in near.items():
-        if place not in dropped:  # one that is an exact copy as well counts as that
-            counts["near_copy_clusters" if mark.is_first else "documents_near_copy"] += 1
-            if drop_near and not mark.is_first:
-                counts["near_copies_dropped"] += 1
-                dropped.add(place)
+        if place in dropped or mark.role == "same":
+            continue  # exact copies count as that
+        counts["near_copy_clusters" if mark.role == "first" else "documents_near_copy"] += 1
+        if drop_near and mark.role == "near":
+            counts["near_copies_dropped"] += 1
+            dropped.add(place)
     staying = sorted(place for place in places if (place[0], place[2]) not in dropped)
     copy_of = {(rank, origin): copy for copy, (rank, _, origin) in enumerate(staying, start=1)}
     looks_numbered = NUMBERED.search(doc_id) is not None

@@ -90,13 +90,14 @@ class NearMark(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         rank, origin: the document; see `text_key`.
         cluster: hash of the text of the document that stands for the cluster; what the split is drawn by.
-        is_first: it stands for the cluster itself.
+        role: "first" where it stands for the cluster, "near" where its text isn't the first's; "same" where it is, and
+            of the first of a cluster in which all are exact copies.
     """
 
     rank: int
     origin: str
     cluster: str
-    is_first: bool
+    role: Literal["first", "near", "same"]
 
 
 class _Node(msgspec.Struct, frozen=True, array_like=True):
@@ -194,7 +195,11 @@ def settled(group: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes] | 
     first = min((own, *neighbours), key=lambda node: node.order)
     if first is not own and len(neighbours) > 1:
         yield {"near_copies_unsettled": 1}
-    mark = NearMark(own.rank, own.origin, first.text, first is own)
+    if first is own:
+        role: Literal["first", "near", "same"] = "first" if any(n.text != own.text for n in neighbours) else "same"
+    else:
+        role = "near" if own.text != first.text else "same"
+    mark = NearMark(own.rank, own.origin, first.text, role)
     yield own.doc_id, NEAR + msgspec.msgpack.encode(mark)
 
 

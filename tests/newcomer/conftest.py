@@ -18,5 +18,5 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def patience_s(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Seconds until a command has to have said something: five, or thirty times the barest command on a busy machine."""
+    """Seconds until a command has to have said something: five, or thirty of the barest command on a busy machine."""
     return max(WANTED_S, 30 * told_by(["--version"], Path(tmp_path_factory.mktemp("bare")), environment).wall_s)
