@@ -117,7 +117,8 @@ class Select(Stage):
         judged = joined | "Judge" >> JudgeCandidates(select, tokenizer)
         graded = judged["judged"] | "Grade" >> GradeCandidates(self.grading)
         controls = graded["graded"] | "Controls" >> PickControls(self.num_controls)
-        chosen = graded["graded"] | "Choose" >> ChooseCandidates(select, self.ask, self.threshold_nats, controls)
+        asked = (self.ask, self.threshold_nats, controls)
+        chosen = graded["graded"] | "Choose" >> ChooseCandidates(select, tokenizer, *asked)
         kept = chosen["kept"] | "Shuffle" >> ShuffleTraces(self.num_groups)
         contaminated = found["contaminated"] | "Count contaminated" >> beam.Map(contaminated_counts)
         return Built(

@@ -19,7 +19,7 @@ from sharding.storage.manifest import Manifest
 def select_section(config: MillConfig) -> dict[str, Any]:
     """The parts of the `select` section that can change what is kept."""
     plain: dict[str, Any] = yaml_config.to_mapping(config.select)
-    absent = {"judge"} if config.select.judge is None else set()  # as before there were judges
+    absent = {key for key in ("judge", "trim") if plain[key] is None}  # as before there were such
     return {key: value for key, value in plain.items() if key != "min_kept_share" and key not in absent}
 
 
