@@ -12,7 +12,7 @@ from augment.ledger.reading import read_ledger
 from augment.recipes.judging import JUDGE_STEP, better_of, grade_of, grading, knock_out
 from augment.recipes.protocol import Call, Made, RecipeRequest, SegmentView
 from augment.recipes.walk import End, Walk
-from augment.selection.account import concordance
+from augment.selection.account_parts import concordance
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage

@@ -187,7 +187,8 @@ class RecipeRuns:
             return Ended(run.request, run.key, None, end.text)
         if not run.rows:
             raise RequestError(f"the recipe of tier {run.request.tier} ended without a generation")
-        row = outcome_row(run.request, run.sample, end, list(run.rows.values()))
+        version = self._planner.prompt_version(run.request)
+        row = outcome_row(run.request, run.sample, end, list(run.rows.values()), version)
         self._worker.keep(row)
         return Ended(run.request, run.key, row, end.text)
 

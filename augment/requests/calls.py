@@ -20,7 +20,6 @@ from augment.recipes.walk import End
 from augment.requests.closing import closed_of, make_closing
 from augment.requests.keys import make_request, request_key
 from augment.requests.planner import TracePlanner
-from augment.requests.prompts import load_template
 from sharding.hashing import fingerprint
 from sharding.records.types import LedgerRow, Request, sample_key
 
@@ -74,6 +73,10 @@ class RecipePlanner:
     def expected_tokens(self, tier: str) -> float:
         """What a run of a tier's recipe is expected to take, all calls together."""
         return self._planner.tier(tier).expected_tokens
+
+    def prompt_version(self, request: Request) -> str:
+        """The version of the prompt that a request names: the tier's."""
+        return self._planner.builder(request.model, request.prompt).template.version
 
     def planned_call(self, request: Request, sample: int, call: Call, expected_tokens: float) -> PlannedCall:
         """A call of a run with its prompt and its key.
@@ -143,7 +146,7 @@ class RecipePlanner:
         )
 
 
-def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerRow]) -> LedgerRow:
+def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerRow], prompt_version: str) -> LedgerRow:
     """The row of what came of a run, from the rows of its calls; the same whenever it is made from the same.
 
     It was paid with the calls, so it has the tokens of all of them. Of a thought that the recipe wrote itself, the
@@ -162,7 +165,7 @@ def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerR
         engine=of.engine,
         engine_version=of.engine_version,
         prompt=request.prompt,
-        prompt_version=load_template(request.prompt).version,
+        prompt_version=prompt_version,
         text=end.text,
         thought_tokens=sum(row.thought_tokens for row in calls),
         token_ids=of.token_ids[:0],

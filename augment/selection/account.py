@@ -13,19 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from augment.selection.account_parts import judge_counts, step_counts, step_order
+from augment.selection.account_sums import MICRO, add_to_sums, count_name, net_nats
 from augment.selection.gates.language import spoken_language
 from augment.selection.valuing import ValuedSegment
 from augment.selection.verdict import FOREIGN, SEGMENTS, SEGMENTS_KEPT
-from sharding.hashing import Purpose, hash64
 from sharding.intervals import mean_of_segments
 from sharding.records.types import Candidate
-
-MICRO = 1_000_000
-"""Nats are added up as whole millionths."""
-
-DOCUMENT_GROUPS = 2048
-"""Documents are put into so many groups by a hash, and sums are kept of each: what an interval over documents
-needs, however large the corpus. Few documents have a group each, but for collisions, which make an interval wider."""
 
 GAINS = {
     "heldout_first": "what a trace gains beyond controls, no choice made: the mean of those that passed the gates",
@@ -52,8 +46,8 @@ def account_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> di
         valued: what was found out of them before.
     """
     counts = outcome_counts(candidates)
-    counts.update(_step_counts(candidates, valued))
-    counts.update(_judge_counts(candidates, valued))
+    counts.update(step_counts(candidates, valued))
+    counts.update(judge_counts(candidates, valued))
     counts.update(_gain_counts(candidates, valued))
     return dict(counts)
 
@@ -65,64 +59,22 @@ def outcome_counts(candidates: Sequence[Candidate]) -> Counter[str]:
         group = (candidate.tier, candidate.model, candidate.prompt)
         outcome = "kept" if candidate.kept else "rejected"
         counts.update(("candidates", outcome, f"tier.{candidate.tier}.{outcome}"))
-        counts.update(_name(group, what) for what in ("candidates", outcome))
+        counts.update(count_name(group, what) for what in ("candidates", outcome))
         counts[f"closed.{candidate.closed}"] += 1
         counts["thought_tokens"] += candidate.thought_tokens
-        counts[_name(group, "thought_tokens")] += candidate.thought_tokens
+        counts[count_name(group, "thought_tokens")] += candidate.thought_tokens
         if candidate.kept:
             counts["kept_thought_tokens"] += candidate.thought_tokens
-            counts[_name(group, "kept_thought_tokens")] += candidate.thought_tokens
+            counts[count_name(group, "kept_thought_tokens")] += candidate.thought_tokens
         if candidate.contaminated:
             counts["candidates_contaminated"] += 1
         for place, reason in enumerate(candidate.reasons):
-            counts[_name(group, "objections", reason)] += 1
+            counts[count_name(group, "objections", reason)] += 1
             if place == 0:
                 counts[f"rejected.{reason}"] += 1
                 if reason == "language" and (language := spoken_language(candidate.text)) is not None:
                     counts[f"{FOREIGN}{language}"] += 1
-                counts[_name(group, "reasons", reason)] += 1
-    return counts
-
-
-def _judge_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
-    """How a judge's grades order the candidates of a segment, against how their gains do."""
-    counts: Counter[str] = Counter()
-    pairs = [
-        (valued.grades[candidate.key], _net(candidate))
-        for candidate in candidates
-        if candidate.key in valued.grades and candidate.gain_nats is not None
-    ]
-    if (found := concordance(pairs)) is not None:
-        group = (candidates[0].tier, candidates[0].model, candidates[0].prompt)
-        _add_to_sums(counts, group, "judge_rank", valued.document, found)
-    return counts
-
-
-def concordance(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Goodman and Kruskal's gamma of (grade, gain): pairs of traces in one order less those in the other, of both.
-
-    From -1 to 1, and 0 on average where grades know nothing of gains; None where no two traces differ in both.
-    """
-    signs = [
-        float(np.sign((one[0] - other[0]) * (one[1] - other[1])))
-        for place, one in enumerate(pairs)
-        for other in pairs[:place]
-    ]
-    told = [sign for sign in signs if sign]
-    return sum(told) / len(told) if told else None
-
-
-def _step_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Counter[str]:
-    """Calls, tokens and gains by step, of a segment whose traces a recipe made."""
-    counts: Counter[str] = Counter()
-    if not candidates or not valued.steps:
-        return counts
-    group = (candidates[0].tier, candidates[0].model, candidates[0].prompt)
-    for call in valued.steps:
-        counts[_name(group, f"step {call.step}", "calls")] += 1
-        counts[_name(group, f"step {call.step}", "thought_tokens")] += call.thought_tokens
-    for step, nats in valued.step_nats.items():
-        _add_to_sums(counts, group, f"step {step}", valued.document, nats)
+                counts[count_name(group, "reasons", reason)] += 1
     return counts
 
 
@@ -130,7 +82,7 @@ def kept_nats(candidates: Sequence[Candidate]) -> float | None:
     """What the kept candidates of a segment gain, on average: `heldout` of `GAINS`. None where it can't be told."""
     with_gain = [candidate for candidate in candidates if candidate.gain_nats is not None]
     added = _added_by_choice(with_gain)
-    return None if added is None else statistics.fmean(map(_net, with_gain)) + added
+    return None if added is None else statistics.fmean(map(net_nats, with_gain)) + added
 
 
 def _added_by_choice(candidates: Sequence[Candidate]) -> float | None:
@@ -156,18 +108,12 @@ def _gain_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Coun
     group = (with_gain[0].tier, with_gain[0].model, with_gain[0].prompt)
     for candidate in with_gain:
         outcome = "kept" if candidate.kept else "rejected"
-        counts[_name(group, "valued", outcome)] += 1
-        counts[_name(group, "valued_thought_tokens", outcome)] += candidate.thought_tokens
-        counts[_name(group, "valued_nats", outcome)] += round(_net(candidate) * MICRO)
+        counts[count_name(group, "valued", outcome)] += 1
+        counts[count_name(group, "valued_thought_tokens", outcome)] += candidate.thought_tokens
+        counts[count_name(group, "valued_nats", outcome)] += round(net_nats(candidate) * MICRO)
     for what, nats in _averaged(with_gain, valued).items():
-        _add_to_sums(counts, group, what, valued.document, nats)
+        add_to_sums(counts, group, what, valued.document, nats)
     return counts
-
-
-def _add_to_sums(counts: Counter[str], group: tuple[str, str, str], what: str, document: str, nats: float) -> None:
-    place = hash64(Purpose.DOCUMENT_GROUP, 0, document) % DOCUMENT_GROUPS
-    counts[_name(group, f"sums.{what}.{place}", "segments")] += 1
-    counts[_name(group, f"sums.{what}.{place}", "nats")] += round(nats * MICRO)
 
 
 def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[str, float]:
@@ -176,7 +122,7 @@ def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[st
     null_first, null_choice = valued.null_first_nats, valued.null_choice_nats
     found = {
         # All that passed stand for the first, which is one of them: the same on average, and less noise.
-        "heldout_first": statistics.fmean(map(_net, candidates)),
+        "heldout_first": statistics.fmean(map(net_nats, candidates)),
         "heldout_choice": _added_by_choice(candidates),
         "heldout": kept_nats(candidates),
         "null_first": null_first,
@@ -186,14 +132,6 @@ def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[st
         for column in ("gain", "control", "hard_gain"):
             found[column] = statistics.fmean(getattr(candidate, f"{column}_nats") or 0.0 for candidate in kept)
     return {what: nats for what, nats in found.items() if nats is not None}
-
-
-def _net(candidate: Candidate) -> float:
-    return (candidate.gain_nats or 0.0) - (candidate.control_nats or 0.0)
-
-
-def _name(group: tuple[str, str, str], *what: str) -> str:
-    return json.dumps([*group, *what])
 
 
 def split_account(counts: Mapping[str, int]) -> tuple[dict[str, int], list[dict[str, Any]]]:
@@ -241,25 +179,18 @@ def _table_row(group: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]
             outcome: _lengths(number, row["valued_thought_tokens"][outcome], row["valued_nats"][outcome] / MICRO)
             for outcome, number in row["valued"].items()
         }
+    if trim := row.get("trim"):
+        table_row["trim"] = dict(trim) | {"change": _gain(row, "trimmed")}
     if (rank := _gain(row, "judge_rank")) is not None:
         table_row["judge_rank"] = rank
     if steps := [what.removeprefix("step ") for what in row if what.startswith("step ")]:
-        table_row["steps"] = {step: _step(row, step) for step in sorted(steps, key=_step_order)}
+        table_row["steps"] = {step: _step(row, step) for step in sorted(steps, key=step_order)}
     return table_row
 
 
 def _step(row: Mapping[str, Any], step: str) -> dict[str, Any]:
     gain = _gain(row, f"step {step}")
     return dict(row[f"step {step}"]) | ({"gain": gain} if gain is not None else {})
-
-
-_STEP_ORDER = ("draft", "choice", "critique", "rewrite")
-
-
-def _step_order(step: str) -> tuple[int, int, str]:
-    """As they are made: by round, within it those of the built-in recipes in their order, then others by name."""
-    name, _, number = step.partition(" ")
-    return int(number or 1), _STEP_ORDER.index(name) if name in _STEP_ORDER else len(_STEP_ORDER), name
 
 
 def _gain(row: Mapping[str, Any], what: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from augment.selection.alike.diversity import DiversityConfig
 from augment.selection.alike.repeats import RepeatsConfig
 from augment.selection.benchmarks.index import DecontaminationConfig
 from augment.selection.gates import GatesConfig
+from augment.selection.trimming import TrimConfig
 from augment.selection.values import BUILT_IN, JUDGED
 from augment.selection.values.judge import JudgeConfig
 from augment.selection.values.protocol import GainConfig
@@ -47,6 +48,9 @@ class SelectConfig:
     gain: GainConfig = Field(default_factory=GainConfig, description="How values that are gains are measured.")
     judge: JudgeConfig | None = Field(
         default=None, description="Who judges traces, for the values judge and gain_and_judge."
+    )
+    trim: TrimConfig | None = Field(
+        default=None, description="End kept traces where they stop to gain; null: they stay as they are."
     )
     min_kept_share: float = Field(
         default=0.2,
@@ -87,6 +91,8 @@ class SelectConfig:
             raise ValueError(f"judge: goes with value {' or '.join(JUDGED)}, and value is {self.value}")
         if self.judge is not None and self.judge.pairwise and self.value != "judge":
             raise ValueError("judge.pairwise: gives no grade to reject by; it goes with value: judge")
+        if self.trim is not None and self.value not in (None, "continuation_gain", *JUDGED):
+            raise ValueError(f"trim: goes by the gain on what follows, and value is {self.value}")
         if self.min_value and self.keep != "best_above":
             raise ValueError(
                 f"min_value: {self.min_value:g} is looked at by keep: best_above alone, and keep is {self.keep}"

@@ -12,6 +12,7 @@ from apache_beam.typehints import KV
 from augment.ledger.reading import collapse_duplicates
 from augment.recipes.judging import is_verdict
 from augment.selection.account import account_counts
+from augment.selection.account_parts import trim_counts
 from augment.selection.alike.repeats import Cuts, without_repeats
 from augment.selection.candidates import AskedSegment, Control, JudgedSegment, StepText, make_candidates, steps_of
 from augment.selection.config import SelectConfig
@@ -210,6 +211,7 @@ class ChooseCandidates(beam.PTransform):
 
     Args:
         config: the `select` section.
+        tokenizer: name of the training tokenizer.
         ask: asks the scorer; loads it when first called.
         threshold_nats: surprisal above which a token is hard.
         controls: collection of (tier, list of `Control`).
@@ -219,13 +221,14 @@ class ChooseCandidates(beam.PTransform):
     def __init__(
         self,
         config: SelectConfig,
+        tokenizer: str,
         ask: AskScorer,
         threshold_nats: float,
         controls: beam.PCollection,
         repeats: beam.PCollection,
     ) -> None:
         super().__init__()
-        self._choose = _ChooseFn(config, ask, threshold_nats)
+        self._choose = _ChooseFn(config, tokenizer, ask, threshold_nats)
         self._beside = beam.pvalue.AsDict(controls), beam.pvalue.AsDict(repeats)
 
     def expand(self, judged: beam.PCollection) -> Any:
@@ -235,11 +238,13 @@ class ChooseCandidates(beam.PTransform):
 
 
 class _ChooseFn(beam.DoFn):
-    def __init__(self, config: SelectConfig, ask: AskScorer, threshold_nats: float) -> None:
-        self._config, self._ask, self._threshold_nats = config, ask, threshold_nats
+    def __init__(self, config: SelectConfig, tokenizer: str, ask: AskScorer, threshold_nats: float) -> None:
+        self._config, self._tokenizer_name = config, tokenizer
+        self._ask, self._threshold_nats = ask, threshold_nats
         self._reasons = tuple(config.repeats.limits) if config.repeats is not None else ()
 
     def setup(self) -> None:
+        self._tokenizer = load_tokenizer(self._tokenizer_name)
         self._valuer = Valuer(self._config, self._ask, self._threshold_nats)
 
     def process(
@@ -251,9 +256,17 @@ class _ChooseFn(beam.DoFn):
         valued = self._valuer.valued(segment, controls.get(segment.tier, ()))
         candidates = choose(valued.candidates, self._config)
         tally.add(segments=1, candidates=len(candidates), kept=sum(candidate.kept for candidate in candidates))
-        for candidate in candidates:
-            yield candidate if candidate.kept else beam.pvalue.TaggedOutput(REJECTED, candidate)
         yield beam.pvalue.TaggedOutput(COUNTS, account_counts(candidates, valued))
+        for candidate in candidates:
+            if not candidate.kept:
+                yield beam.pvalue.TaggedOutput(REJECTED, candidate)
+            elif (cut := self._valuer.trimmed(segment, candidate)) is None:
+                yield candidate
+            else:
+                kept = msgspec.structs.replace(candidate, text=cut.text, input_ids=self._tokenizer.encode(cut.text))
+                yield kept
+                counts = trim_counts(candidate, len(kept.input_ids), cut, valued.document)
+                yield beam.pvalue.TaggedOutput(COUNTS, counts)
 
 
 class ShuffleTraces(beam.PTransform):

@@ -13,6 +13,7 @@ from augment.selection.candidates import Control, JudgedSegment, StepText, trace
 from augment.selection.chance import chance_of
 from augment.selection.config import SelectConfig
 from augment.selection.controls import controls_for
+from augment.selection.trimming import Trimmed, prefixes_of, trim
 from augment.selection.values import value_class
 from augment.selection.values.protocol import Trial, Valuation, Value
 from augment.traces import Trace
@@ -126,6 +127,20 @@ class Valuer:
                 if grade is not None
             },
         )
+
+    def trimmed(self, segment: JudgedSegment, candidate: Candidate) -> Trimmed | None:
+        """A kept candidate as it is cut; None where it stays whole, or nothing can be told of it."""
+        config = self._config
+        if config.trim is None or candidate.gain_nats is None or not segment.continuation:
+            return None
+        too_short = config.gates.too_short
+        prefixes = prefixes_of(candidate.text, config.trim, too_short.min_bytes if too_short.enabled else 0)
+        if not prefixes:
+            return None
+        text = segment.source_text + segment.continuation
+        rows = ["", *prefixes, candidate.text]
+        nats = self._nats(rows, text, len(segment.source_text), segment.trace_tokens)
+        return trim(prefixes, nats[0] - nats[1:], config.trim)
 
     def _step_nats(self, steps: Sequence[StepText], trial: Trial) -> dict[str, float]:
         """What the thoughts of each step gain beyond the controls, on average, as if each were the segment's trace."""

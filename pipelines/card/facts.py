@@ -168,6 +168,16 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
             )
             for tier, found in (selected.facts.get("diversity") or {"tiers": {}})["tiers"].items()
         ],
+        "grades": [
+            (row["tier"], f"{row['judge_rank']['mean']:+.2f}", f"{row['judge_rank']['segments']:,}")
+            for row in account
+            if "judge_rank" in row
+        ],
+        "trims": [
+            (row["tier"], f"{trim['traces']:,}", f"{trim['tokens_saved']:,}", in_words(trim["change"]))
+            for row in account
+            if (trim := row.get("trim"))
+        ],
         "candidates_ended": sum(ends.values()),
         "endings": [f"{share(number, sum(ends.values()))} {ENDINGS[name]}" for name, number in ends.items()],
     }

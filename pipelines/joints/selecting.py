@@ -19,9 +19,8 @@ from sharding.storage.manifest import Manifest
 def select_section(config: MillConfig) -> dict[str, Any]:
     """The parts of the `select` section that can change what is kept."""
     plain: dict[str, Any] = yaml_config.to_mapping(config.select)
-    left_out = {"min_kept_share", "diversity"}
-    if config.select.judge is None:
-        left_out.add("judge")  # as before there were judges
+    absent = {key for key in ("judge", "trim") if plain[key] is None}  # as before there were such
+    left_out = {"min_kept_share", "diversity", *absent}
     return {key: value for key, value in plain.items() if key not in left_out}
 
 
