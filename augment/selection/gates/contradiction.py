@@ -43,7 +43,7 @@ _UNITS = (2.0, 7.0, 12.0, 24.0, 60.0, 100.0, 365.0, 1000.0, 1024.0, 3600.0)
 class Contradiction(Gate):
     """Traces that say of the same thing another number, another name or the opposite of what the segment says."""
 
-    # Of 940 real traces it objected to one, too few to trust it unseen: docs/selection.md.
+    # Of 516 real traces it objected to one, too few to trust it unseen: docs/selection.md.
     enabled: bool = Field(default=False, description="Whether the gate is applied.")
     min_shared_words: int = Field(
         default=4,
