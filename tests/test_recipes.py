@@ -491,8 +491,8 @@ def test_a_recipe_with_the_real_model(
     model = {"engine": "vllm", "name": small_model, "max_model_len": 1024, "engine_args": arguments}
     tier = {"name": "deep", "model": "m", "prompt": "brief", "max_tokens": 96, "recipe": "refine"}
     budget = {"policy": "fixed", "fixed_tier": "deep", "thinking_tokens_per_source_token": 20, "tiers": [tier]}
-    tree = rehearsal_config(source, tokenizer=small_model, models={"m": model}, budget=budget)
-    config = from_mapping(tree)
+    tree = rehearsal_config(source, models={"m": model}, budget=budget)
+    config = from_mapping({**tree, "tokenizer": small_model})
     augmented = mill(config, stages=["score", "augment"])["augment"]
     rows = list(read_ledger(config.ledger_url))
     outcomes = [row for row in rows if row.composed]
