@@ -2,7 +2,7 @@
 
     make evidence                                    # or evidence-full, first
     python -m benchmarks.evidence
-    python -m benchmarks.evidence --output out/miniature/mill
+    python -m benchmarks.evidence --output out/miniature/mill --picture docs/evidence.png
 
 `A_over_B`: how many times the training tokens of arm B arm A takes to the target, with its 95% interval over seeds.
 Where a student of A never gets there it is a lower bound, where one of B doesn't an upper one, and where both happen
@@ -15,6 +15,7 @@ thoughts are all about numbers. The last line is one JSON object with the figure
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +29,8 @@ from pipelines.miniature.run import NOISE, OUTPUT
 from sharding.errors import RequestError
 
 RATIOS = {
+    "raw_over_learned": ("raw", "learned"),
+    "shuffled_over_learned": ("shuffled", "learned"),
     "raw_over_adaptive": ("raw", "adaptive"),
     "shuffled_over_adaptive": ("shuffled", "adaptive"),
     "noise_over_adaptive": (NOISE, "adaptive"),
@@ -82,17 +85,34 @@ def render(made: Ablation) -> Table:
     return table
 
 
+def take_picture(output: str, file: Path) -> None:
+    """The learning curves and the ratios of the report, in headless Chromium."""
+    from benchmarks.browser import Browser
+    from benchmarks.figure_report import WIDTH, save
+    from pipelines import report
+
+    with Browser() as browser:
+        page = browser.open(Path(report.write(output)).absolute().as_uri(), width=WIDTH, height=900)
+        edge = "document.querySelector('#{}').getBoundingClientRect().{} + scrollY"
+        top, bottom = (page.evaluate(edge.format(*at)) for at in (("curves", "top"), ("ratios", "bottom")))
+        save(page.screenshot(clip=(0, top, WIDTH, bottom - top + 16)), str(file.parent), file.name)
+
+
 def main() -> None:
     """Read the runs and say what they show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default=f"{OUTPUT}/mill", help="where the ablation is")
-    output = parser.parse_args().output
+    parser.add_argument("--picture", metavar="FILE", help="take one of the report's curves and ratios as well")
+    asked = parser.parse_args()
+    output = asked.output
     made = result.read(output)
     if made is None:
         raise RequestError(f"{output} holds no finished ablation: run `make evidence` first")
     console = Console()
     console.print(f"{made.model}; {made.parameters:,} parameters; target {made.verdict.metric}")
     console.print(render(made))
+    if asked.picture is not None:
+        take_picture(output, Path(asked.picture))
     conclude(console, "evidence", figures_of(made), ("torch", "transformers", "tokenizers"))
 
 
