@@ -29,7 +29,8 @@ from pipelines.stage import Did, Stage
 from pipelines.tombstones import LeaveOutRemoved, removed_inputs
 from sharding import sources
 from sharding.beam.counts import COUNTS
-from sharding.models.tokenizer import load_tokenizer, store_tokenizer
+from sharding.models.stored_tokenizer import store_tokenizer
+from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import NEAR_COPIES, QUARANTINE, SEGMENTS
 from sharding.records.types import NearCopy, ScoredDocument
 from sharding.sources.shares import SourceTally, check_scored

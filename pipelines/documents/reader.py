@@ -21,7 +21,8 @@ from pipelines.documents.runs import runs_of
 from pipelines.documents.sample import DocumentRecords
 from sharding import storage
 from sharding.errors import MillError
-from sharding.models.tokenizer import TOKENIZER_NAME, TextTokenizer, load_tokenizer, stored_tokenizer
+from sharding.models.stored_tokenizer import TOKENIZER_NAME, stored_tokenizer
+from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.records.rows import Item, TokenType
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest

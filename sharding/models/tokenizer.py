@@ -29,8 +29,6 @@ from sharding.models.store import resolve_model
 from sharding.models.tokenizer_json import METASPACE, byte_table, is_control, metaspace_bytes, plain_spec, trusted_spec
 from sharding.models.trainer_encoder import TrainerEncoder
 from sharding.records.arrow import token_dtype
-from sharding.storage.files import join, read_bytes, write_bytes, write_json
-from sharding.storage.json_files import read_json
 
 _END_OF_TEXT = "<|endoftext|>"
 _START_OF_TURN = "<|im_start|>"  # SmolLM2-Instruct calls it its bos token
@@ -288,43 +286,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> TextTokenizer:
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path else {}
     bos, eos = (t.get("content") if isinstance(t, dict) else t for t in map(config.get, ("bos_token", "eos_token")))
     return TextTokenizer(path.read_bytes(), name=name, bos_token=bos, eos_token=eos)
-
-
-TOKENIZER_NAME, TOKENIZER_CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
-MAX_STORED_BYTES = 64 << 20
-
-
-def store_tokenizer(tokenizer: TextTokenizer, folder: str) -> None:
-    """Write a tokenizer into a folder of any store, for `stored_tokenizer` and `load_tokenizer`.
-
-    Raises:
-        MillError: the store refused.
-    """
-    ends = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    write_bytes(join(folder, TOKENIZER_NAME), tokenizer.json)
-    write_json(join(folder, TOKENIZER_CONFIG_NAME), {key: token for key, token in ends.items() if token is not None})
-
-
-@lru_cache(maxsize=16)
-def stored_tokenizer(folder: str, name: str, fingerprint: str) -> TextTokenizer:
-    """The tokenizer that `store_tokenizer` left in an output, under the name that it had.
-
-    Args:
-        fingerprint: of the tokenizer that is wanted.
-
-    Raises:
-        MillError: it isn't there, is another one, or is none; anyone may have written it.
-    """
-    data = read_bytes(join(folder, TOKENIZER_NAME), MAX_STORED_BYTES)
-    if hashlib.sha256(data).hexdigest() != fingerprint:
-        raise MillError(f"{folder} holds another tokenizer than the one that the documents were scored with")
-    ends = read_json(join(folder, TOKENIZER_CONFIG_NAME), dict[str, str], "the end tokens of a tokenizer")
-    try:
-        return TextTokenizer(data, name=name, bos_token=ends.get("bos_token"), eos_token=ends.get("eos_token"))
-    except MillError:
-        raise
-    except Exception as error:  # what the parser of `tokenizers` makes of a file that is none
-        raise MillError(f"{folder} holds no tokenizer: {error}") from error
 
 
 def _model_file(where: str, filename: str, revision: str | None) -> Path | None:
