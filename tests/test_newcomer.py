@@ -209,3 +209,21 @@ def test_what_takes_a_while_is_told() -> None:
     with tally.at("loading a model"), tally.at("loading a model"):
         assert tally.doing() == "loading a model"
     assert tally.doing() == ""
+
+
+def test_a_budget_that_buys_nothing_says_so(
+    rehearsal_config: Callable[..., Tree], write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    source = write_jsonl("raw.jsonl", [{"id": i, "text": "A few words about the weather."} for i in range(20)])
+
+    def warned(budget: float) -> list[str]:
+        tree = rehearsal_config(source, output=str(tmp_path / f"out-{budget}"))
+        tree["budget"]["thinking_tokens_per_source_token"] = budget
+        augmented = mill(from_mapping(tree), stages=("score", "augment"))["augment"]
+        return [told for told in augmented.facts["warnings"] if "buys no thought" in told]
+
+    [nothing] = warned(1e-6)
+    assert (
+        nothing.startswith("budget.thinking_tokens_per_source_token buys no thought: tier ") and "raise it" in nothing
+    )
+    assert warned(2.0) == []

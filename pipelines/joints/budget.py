@@ -71,7 +71,17 @@ def allocation_of(config: MillConfig, histogram: DifficultyHistogram, source_tok
     Raises:
         RequestError: the budget can't be met.
     """
-    return allocate(histogram, config.budget, source_tokens=source_tokens, prices=prices(config))
+    made = allocate(histogram, config.budget, source_tokens=source_tokens, prices=prices(config))
+    thinking = [tier for tier in config.budget.tiers if not tier.skips]
+    bought = sum(plan.segments for tier, plan in zip(config.budget.tiers, made.tiers, strict=True) if not tier.skips)
+    if config.budget.policy == "fixed" or not thinking or bought >= 1:
+        return made
+    cheapest = min(thinking, key=lambda tier: tier.tokens_per_segment)
+    nothing = (
+        f"{config.budget.key} buys no thought: tier {cheapest.name} takes about {cheapest.tokens_per_segment:,.0f} tokens "
+        f"a segment, and the corpus has {source_tokens:,}; raise it, or let every tier skip if none is wanted"
+    )
+    return dataclasses.replace(made, warnings=(*made.warnings, nothing))
 
 
 def plain_tiers(budget: BudgetConfig) -> list[dict[str, Any]]:
