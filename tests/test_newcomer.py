@@ -214,7 +214,7 @@ def test_what_takes_a_while_is_told() -> None:
 def test_a_budget_that_buys_nothing_says_so(
     rehearsal_config: Callable[..., Tree], write_jsonl: Callable[..., str], tmp_path: Path
 ) -> None:
-    source = write_jsonl("raw.jsonl", [{"id": i, "text": "A few words about the weather."} for i in range(20)])
+    source = write_jsonl([{"id": i, "text": "A few words about the weather."} for i in range(20)])
 
     def warned(budget: float) -> list[str]:
         tree = rehearsal_config(source, output=str(tmp_path / f"out-{budget}"))
