@@ -311,7 +311,7 @@ def test_what_differs_is_named(
     runs = iter([{"pack/a": "1", "pack/b": "2", "pack/c": "3"}, {"pack/a": "1", "pack/b": "x", "pack/d": "4"}])
     monkeypatch.setattr(conformance, "mill", lambda *_, **__: {})
     monkeypatch.setattr(conformance, "fingerprints", lambda _: next(runs))
-    assert conformance.main([f"--output={tmp_path}", "--runner=Pretend"]) == 1
+    assert conformance.main([f"--output={tmp_path}", "--runner=PrismRunner"]) == 1
     said = capsys.readouterr()
     last = json.loads(said.out.splitlines()[-1])
     assert (last["same"], last["different"], last["missing"]) == (False, ["pack/b"], ["pack/c", "pack/d"])
