@@ -11,11 +11,11 @@ import apache_beam as beam
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
-from augment.feeding.recipe_runs import Counted, Outcome, Pending, RecipeRuns
+from augment.feeding.recipe_runs import Asked, Counted, Ended, Outcome, Pending, RecipeRuns
 from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
-from augment.requests.calls import PlannedCall, RecipePlanner
+from augment.requests.calls import RecipePlanner
 from augment.requests.planner import TracePlanner
 from augment.requests.tiers import SegmentChoices
 from sharding.beam.counts import COUNTS
@@ -115,7 +115,7 @@ class _GenerateFn(beam.DoFn):
         self._at_work = True
         recipes = RecipePlanner(self._planner)
         self._bundle = self._feeder(self._model_name).ticket(_LedgerSink(self._planner, recipes, self._worker))
-        self._runs = RecipeRuns(recipes, self._worker, self._submit)
+        self._runs = RecipeRuns(recipes, self._worker)
 
     def _feeder(self, model_name: str) -> Feeder:
         """The feeder of a model: the bundle's own, or one that a recipe's step names."""
@@ -125,8 +125,11 @@ class _GenerateFn(beam.DoFn):
             self._feeders[model_name] = found
         return self._feeders[model_name]
 
-    def _submit(self, model_name: str, planned: PlannedCall, pending: Pending) -> None:
-        self._bundle.submit(planned.generation, pending, self._feeder(model_name))
+    def _of_recipe(self, outcome: Outcome) -> Iterator[Any]:
+        if isinstance(outcome, Asked):
+            self._bundle.submit(outcome.planned.generation, outcome.pending, self._feeder(outcome.model))
+        else:
+            yield from _of_recipe(outcome)
 
     def process(self, element: tuple[Request, list[int]]) -> Iterator[Any]:
         request, missing = element
@@ -139,7 +142,7 @@ class _GenerateFn(beam.DoFn):
                     continue
                 if self._planner.tier(request.tier).recipe is not None:
                     for outcome in self._runs.begin(request, sample):
-                        yield from _of_recipe(outcome)
+                        yield from self._of_recipe(outcome)
                 else:
                     self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
             yield from self._outcomes(self._bundle.take())
@@ -166,7 +169,7 @@ class _GenerateFn(beam.DoFn):
         for result in results:
             if isinstance(result.context, Pending):
                 for outcome in self._runs.take(result):
-                    yield from _of_recipe(outcome)
+                    yield from self._of_recipe(outcome)
             else:
                 yield from _outcomes([result])
 
@@ -210,7 +213,7 @@ class _LedgerSink:
             self._worker.note_failure(result)
 
 
-def _of_recipe(outcome: Outcome) -> Iterator[Any]:
+def _of_recipe(outcome: Counted | Ended) -> Iterator[Any]:
     if isinstance(outcome, Counted):
         yield {"thought_tokens_found" if outcome.found else "thought_tokens_now": outcome.tokens}
     elif outcome.row is None:

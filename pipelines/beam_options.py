@@ -27,8 +27,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     """The options; without a runner among them, the in-process one.
 
     Raises:
-        RequestError: an option that Beam does not know, which Beam itself would only warn about; or a runner that can't
-            run the mill, or lacks an option that it needs.
+        RequestError: an option that Beam does not know, which Beam itself would only warn about.
     """
     for before, word in zip(("", *arguments), arguments, strict=False):
         if not word.startswith("--") and (not before.startswith("--") or "=" in before):
@@ -49,7 +48,6 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     if standard.runner is None or standard.runner == "DirectRunner":
         standard.runner = IN_PROCESS_RUNNER
-    runner_faults.check(options)
     return options
 
 

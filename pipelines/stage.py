@@ -21,7 +21,7 @@ import apache_beam as beam
 import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import accounts, yaml_config
+from pipelines import accounts, runner_faults, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
@@ -165,6 +165,7 @@ class Stage:
             for folder in self.at.folders:
                 storage.sweep(folder)
             if revised is None:
+                runner_faults.check(options)
                 on_begin()
                 self.prepare(options)
                 self._withdraw()

@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "--set past a list": (setting("budget.tiers.9.max_tokens=5"), 2, ["--set budget.tiers.9", "entries 0 to 2"]),
     # --- what belongs together
     "source and sources": (setting("sources=[{name: a, path: x}]"), 2, ["either source or sources"]),
-    "two budgets": (setting("budget.dollars=5"), 2, ["budget", "exactly one of", "dollars"]),
+    "a unit without a price": (setting("budget.dollars=5"), 2, ["models.pretend.dollars_per_million_tokens: not set"]),
     "a tier's model isn't there": (setting("budget.tiers.1.model=x"), 2, ["budget.tiers.1.model: 'x'", "pretend"]),
     "tiers of one name": (setting("budget.tiers.1.name=deep"), 2, ["tier names must differ", "deep"]),
     "fixed without a tier": (setting("budget.policy=fixed"), 2, ["policy fixed needs fixed_tier", "brief"]),
@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "a budget that can't be spent": (
         setting("budget.thinking_tokens_per_source_token=1e6"),
         2,
-        ["budget.thinking_tokens_per_source_token: 1e+06", "can't be spent", "allowed: from 0 to"],
+        ["budget.thinking_tokens_per_source_token: 1000000", "can't be spent", "allowed: from 0 to"],
     ),
     "the same, planned": (
         setting("budget.thinking_tokens_per_source_token=1e6", command="plan"),

@@ -37,7 +37,7 @@ from augment.requests.closing import ClosingConfig
 from augment.requests.dialects import load_dialect
 from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.planner import TracePlanner
-from pipelines.watch import status
+from pipelines.watch.bought import read_bought
 from sharding import storage
 from sharding.errors import MillError
 from sharding.hashing import fraction_of, seed_of
@@ -364,7 +364,8 @@ def test_duplicates_count_the_same_everywhere_and_in_any_order(tmp_path: Path) -
         assert finished.tokens(early.key) == 7
         finished.add(late)
         assert finished.tokens(early.key) == 7
-        done = status._read_ledger({"ledger": url, "prompts": {"expert": "abc"}, "models": models})
+        plan = {"ledger": url, "prompts": {"expert": "abc"}, "models": models, "tiers": {}, "beside": []}
+        done, _ = read_bought(plan, str(tmp_path), None)
         assert (done.tokens.tolist(), done.finished_at.tolist()) == ([7], [10.0])
         compact(url)
         assert [each.thought_tokens for each in read_ledger(url)] == [7]

@@ -26,6 +26,7 @@ from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.output import Output
 from tests.test_report import Outline, milled, with_hostile_candidates
+from tests.test_stopping import heed_signals
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,9 @@ def test_it_is_to_be_read_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_it_in_one_line(finished: str) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "watch", finished]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    )
     assert running.stdout is not None
     line = running.stdout.readline()
     assert line.startswith("http://127.0.0.1:") and finished in line

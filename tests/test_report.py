@@ -38,6 +38,7 @@ from sharding.records.families import KEPT, SEGMENTS
 from sharding.records.types import Candidate, ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 from tests.conftest import rehearsal_tree
 
 HOSTILE = (
@@ -411,6 +412,7 @@ def test_a_forecast_stands_beside_what_came(copied: str, page: str) -> None:
 def test_without_the_tokenizer_there_are_figures_still(copied: str) -> None:
     scored = manifest.require(copied, "score")
     manifest.write(copied, msgspec.structs.replace(scored, config={**scored.config, "tokenizer": "/nowhere/at/all"}))
+    shutil.rmtree(Output(copied).tokenizer)
     html = report.render(copied)
     assert html.count('class="chart"') == 8
     assert "The documents can&#39;t be shown here" in html and "/nowhere/at/all" in html

@@ -50,7 +50,7 @@ pack: {sequence_length: 256}
 )
 def test_a_runner_that_can_t_work_is_refused_before_anything_begins(options: list[str], says: str) -> None:
     with pytest.raises(RequestError, match=says):
-        beam_options(options)
+        runner_faults.check(beam_options(options))
 
 
 def test_a_job_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

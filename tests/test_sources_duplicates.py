@@ -223,7 +223,9 @@ def test_mistakes_in_sources_name_their_key(
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
 def test_the_examples_of_the_page_are_valid(rehearsal_config: Callable[..., dict[str, Any]], block: str) -> None:
-    tree = rehearsal_config("") | {"source": None} | yaml.safe_load(block)
+    own = yaml.safe_load(block)
+    without = {} if {"source", "sources"}.isdisjoint(own) else {"source": None}
+    tree = rehearsal_config("raw.jsonl") | without | own
     assert from_mapping(tree).all_sources
 
 

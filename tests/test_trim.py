@@ -129,7 +129,7 @@ def test_a_kept_trace_is_a_prefix_of_what_was_generated_and_the_account_says_wha
         config = SelectConfig(value="continuation_gain", trim=CONFIG if trimming else None)
         fn = _ChooseFn(config, byte_tokenizer, Asked(), 2.0)
         fn.setup()
-        outputs[trimming] = list(fn.process(segments[0], pools_of(segments, 8)))
+        outputs[trimming] = list(fn.process(segments[0], pools_of(segments, 8), {}))
     (whole,) = [one for one in outputs[False] if isinstance(one, Candidate)]
     (cut,) = [one for one in outputs[True] if isinstance(one, Candidate)]
     assert whole.text == TRACE and cut.text == " ".join(SENTENCES[:2])

@@ -83,7 +83,21 @@ class Ended:
     may_pass: bool = False
 
 
-Outcome = Counted | Ended
+@dataclass(frozen=True)
+class Asked:
+    """A call that an engine is to make: for the caller to hand on.
+
+    Attributes:
+        model: name of the model in the config.
+        pending: the context that its result comes back with.
+    """
+
+    model: str
+    planned: PlannedCall
+    pending: Pending
+
+
+Outcome = Asked | Counted | Ended
 
 
 class RecipeRuns:
@@ -92,13 +106,10 @@ class RecipeRuns:
     Args:
         planner: turns calls into generations.
         worker: knows what is finished, and takes what came of runs.
-        submit: hands a generation to the engine of a model, with its context.
     """
 
-    def __init__(
-        self, planner: RecipePlanner, worker: Worker, submit: Callable[[str, PlannedCall, Pending], None]
-    ) -> None:
-        self._planner, self._worker, self._submit = planner, worker, submit
+    def __init__(self, planner: RecipePlanner, worker: Worker) -> None:
+        self._planner, self._worker = planner, worker
 
     def begin(self, request: Request, sample: int) -> Iterator[Outcome]:
         """Begin a run.
@@ -172,7 +183,7 @@ class RecipeRuns:
             for one in planned:
                 row = run.known.get(one.key) or self._worker.finished.row(one.key)
                 if row is None:
-                    self._submit(one.call.model, one, Pending(run, one))
+                    yield Asked(one.call.model, one, Pending(run, one))
                 else:
                     yield Counted(row.thought_tokens, found=True)
                     steps.append(lambda call=one.call, row=row: self._answer(run, call, row))  # type: ignore[misc]

@@ -17,12 +17,12 @@ import numpy as np
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
-from augment.feeding.recipe_runs import Counted, Ended, Pending, RecipeRuns
+from augment.feeding.recipe_runs import Asked, Counted, Outcome, RecipeRuns
 from augment.feeding.tickets import Completed, Result
 from augment.feeding.worker import Worker, WorkOrder, begin_bundle
 from augment.recipes.judging import grading, knock_out
 from augment.recipes.protocol import Made, Recipe, RecipeRequest
-from augment.requests.calls import PlannedCall, RecipePlanner
+from augment.requests.calls import RecipePlanner
 from augment.requests.planner import TracePlanner
 from augment.selection.candidates import JudgedSegment
 from augment.selection.values.judge import JudgeConfig
@@ -78,7 +78,7 @@ class Grader:
         model = self._grading.planner.model(name)
         self._feeder = registry.acquire(model, self._grading.feeding, job=self._grading.order.run_id, name=name)
         self._ticket = self._feeder.ticket(self)
-        self._runs = RecipeRuns(self._planner, self._worker, self._submit)
+        self._runs = RecipeRuns(self._planner, self._worker)
 
     def take(self, segment: JudgedSegment) -> Iterator[JudgedSegment | dict[str, int]]:
         """Ask for the verdicts on a segment; the segments that are graded by now, and counts."""
@@ -121,9 +121,6 @@ class Grader:
         if isinstance(result, Completed):
             self._worker.keep(result.context.row(self._planner, result))
 
-    def _submit(self, model_name: str, planned: PlannedCall, pending: Pending) -> None:
-        self._ticket.submit(planned.generation, pending)
-
     def _asked(self, number: int) -> RecipeRequest:
         """A cap that all verdicts on so many candidates stay below."""
         judge = self._grading.judge
@@ -156,8 +153,11 @@ class Grader:
             text=segment.source_text,
         )
 
-    def _outcomes(self, outcomes: Iterator[Counted | Ended]) -> Iterator[JudgedSegment | dict[str, int]]:
+    def _outcomes(self, outcomes: Iterator[Outcome]) -> Iterator[JudgedSegment | dict[str, int]]:
         for outcome in outcomes:
+            if isinstance(outcome, Asked):
+                self._ticket.submit(outcome.planned.generation, outcome.pending)
+                continue
             if isinstance(outcome, Counted):
                 found, now = (outcome.tokens, 0) if outcome.found else (0, outcome.tokens)
                 yield {"judge_calls": 1, "judge_tokens_found": found, "judge_tokens_now": now}

@@ -160,12 +160,17 @@ def _ledger_of(output: str, told: str | None, named: str | None) -> str:
         RequestError: a file of the output says that it is elsewhere: others may live on that one.
     """
     own = Output(output).ledger
-    if named is None and told is not None and told.rstrip("/") != own.rstrip("/"):
+    if named is None and told is not None and not _is_one_place(told, own):
         raise RequestError(
             f"--ledger: the generations of {output} are not in it, but in {told}, which other outputs may use: add "
             f"--ledger {told} to have those of the documents removed there, or another folder"
         )
     return named or own
+
+
+def _is_one_place(url: str, other: str) -> bool:
+    (store, path), (other_store, other_path) = map(storage.filesystem, (url, other))
+    return store.protocol == other_store.protocol and path.rstrip("/") == other_path.rstrip("/")
 
 
 def _refuse(output: str, stages: Mapping[str, Manifest]) -> None:

@@ -34,7 +34,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "a typo in a model's name": (
         setting("tokenizer=smollm2-135m-instrct"),
         1,
-        ["smollm2-135m-instrct", "thoughtmill models fetch"],
+        ["tokenizer", "smollm2-135m-instrct", "did you mean smollm2-135m-instruct?"],
     ),
     "a prompt file that isn't there": (
         setting("budget.tiers.1.prompt=prompts/mine.txt"),

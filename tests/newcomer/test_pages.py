@@ -49,7 +49,7 @@ def test_the_quickstart_works_from_an_empty_folder(
         measured.append((" ".join(words), told_by(words[1:], tmp_path, environment)))
         check(*measured[-1], patience_s)
     show(measured)
-    assert len(measured) == 9 and (tmp_path / "out" / "mill" / "report.html").is_file()
+    assert len(measured) == 10 and (tmp_path / "out" / "mill" / "report.html").is_file()
     [code] = blocks(page, "python")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -71,7 +71,7 @@ def test_the_readme_works_from_an_empty_folder(tmp_path: Path, environment: dict
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     looking = [words for words in commands if words[0] == ".venv/bin/thoughtmill"]
     using = [words for words in commands if words[0] == "thoughtmill"]
-    assert len(looking) == 3 and len(using) == 4 and len([w for w in commands if w[0] == "make"]) + 7 == len(commands)
+    assert len(looking) == 3 and len(using) == 5 and len([w for w in commands if w[0] == "make"]) + 8 == len(commands)
     measured = []
     for words in (*using, *looking):
         if words[1] == "init":
@@ -142,4 +142,4 @@ def test_the_real_model_plans_what_the_readme_shows(tmp_path: Path, small_model:
     init = told_by(["init", "mill.yaml", "--sample"], tmp_path, {})
     assert init.code == 0 and "card.license: psfl" in init.out, init.err
     plan = told_by(["plan", "mill.yaml", "--sample-documents", "2"], tmp_path, {})
-    assert plan.code == 0 and "nats" in plan.out + plan.err and "deep" in plan.out, plan.err
+    assert plan.code == 0 and "loading the scorer" in plan.err and "deep" in plan.out, plan.err

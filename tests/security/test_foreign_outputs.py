@@ -410,7 +410,9 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole
-    with pytest.raises(MillError, match=r"plan\.json: 1,099,511,627,776 bytes, and such a file has at most 1,048,576"):
+    with pytest.raises(
+        MillError, match=r"plan\.json: 1,099,511,627,776 bytes, and such a file has at most 134,217,728"
+    ):
         status.read(str(tmp_path))
 
 

@@ -106,7 +106,7 @@ def ledger_row(**fields: Any) -> LedgerRow:
     plain = {"str": "x" * 50, "int": 1, "float": 1.0}
     hints = LedgerRow.__annotations__
     values = {name: plain.get(str(hints[name]), 1) for name in LedgerRow.__struct_fields__}
-    values |= {"token_ids": np.arange(9, dtype=np.uint32), "sum_logprobs": None}
+    values |= {"token_ids": np.arange(9, dtype=np.uint32), "sum_logprobs": None, "made_from": []}
     return LedgerRow(**{**values, **fields})
 
 
