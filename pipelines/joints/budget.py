@@ -78,8 +78,8 @@ def allocation_of(config: MillConfig, histogram: DifficultyHistogram, source_tok
         return made
     cheapest = min(thinking, key=lambda tier: tier.tokens_per_segment)
     nothing = (
-        f"{config.budget.key} buys no thought: tier {cheapest.name} takes about {cheapest.tokens_per_segment:,.0f} tokens "
-        f"a segment, and the corpus has {source_tokens:,}; raise it, or let every tier skip if none is wanted"
+        f"{config.budget.key} buys no thought: tier {cheapest.name} takes about {cheapest.tokens_per_segment:,.0f} "
+        f"tokens a segment, and the corpus has {source_tokens:,}; raise it, or let every tier skip if none is wanted"
     )
     return dataclasses.replace(made, warnings=(*made.warnings, nothing))
 

@@ -33,7 +33,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     ),
     "a typo in a model's name": (
         setting("tokenizer=smollm2-135m-instrct"),
-        1,
+        2,
         ["tokenizer", "smollm2-135m-instrct", "did you mean smollm2-135m-instruct?"],
     ),
     "a prompt file that isn't there": (

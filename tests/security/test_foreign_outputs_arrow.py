@@ -166,7 +166,7 @@ def test_status_of_a_ledger_of_other_types(output: Path) -> None:
     """A row with text for a number was taken, and status ended in a traceback."""
     data = stream(with_column(ledger_batch(), "thought_tokens", pa.array(["x"] * N)))
     url = ledger_of(output.parent, data)
-    rewrite(output / "stages/augment/plan.json", lambda plan: plan.update(ledger=url))
+    rewrite(output / "stages/augment/plan.json", lambda plan: plan.update(ledger=url, ledger_beside=""))
     assert status.read(str(output))["generation"]["generations"] == 0
 
 
