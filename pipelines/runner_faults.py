@@ -66,7 +66,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "--environment_config name them",
     ),
     (
-        r"timed? ?out waiting for.*worker|no worker|worker .*(?:never|not) connect",
+        r"didn't get control connection|timed? ?out waiting for.*worker|no worker|worker .*(?:never|not) connect",
         "no worker came to it; see that the worker pool runs, with the environment's bin first on PATH",
     ),
 )

@@ -258,7 +258,11 @@ def test_prism_with_a_pool_of_workers(installed: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         options = ["--runner=PrismRunner", f"--prism_location={server}", "--environment_type=EXTERNAL"]
-        assert_same(check(installed, tmp_path, [*options, f"--environment_config=localhost:{port}"]))
+        pooled = [*options, f"--environment_config=localhost:{port}"]
+        done = check(installed, tmp_path, pooled)
+        if "no worker came to it" in done.stderr:  # Prism waits a minute for one to start: a machine may be busier
+            done = check(installed, tmp_path, pooled)
+        assert_same(done)
     finally:
         os.killpg(pool.pid, signal.SIGKILL)
         pool.wait()
