@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipelines.config import MillConfig
+from pipelines.config import MillConfig, Workers
 from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.manifest import STAGES, Manifest
@@ -24,6 +24,7 @@ def mill(
     *,
     stages: Sequence[str] = STAGES,
     beam_args: Sequence[str] = (),
+    workers: Workers | None = None,
     replace: bool = False,
     force: bool = False,
     on_stage: OnStage = lambda stage, manifest, did: None,
@@ -34,6 +35,7 @@ def mill(
         config: the run.
         stages: which of `STAGES`; each needs the results of those before it.
         beam_args: Beam options, such as "--runner=...".
+        workers: worker processes of Beam's local runner; None: what the config says.
         replace: make stages again that another config has made in this output.
         force: make them again whatever made them; what is in the ledger is not generated again.
         on_stage: called with (stage, None, None) when a stage that isn't done begins, and with (stage, its manifest,
@@ -54,7 +56,11 @@ def mill(
     from pipelines.pack import Pack
     from pipelines.score import Score
     from pipelines.select import Select
+    from pipelines.workers import check
 
+    if workers is not None:
+        check(workers, beam_options(beam_args), beam_args)
+    wanted = config.workers if workers is None else workers
     scores = Score if config.scored is None else BorrowedScores
     kinds: dict[str, Callable[[MillConfig], Stage]] = {
         "score": scores, "augment": Augment, "select": Select, "pack": Pack,
@@ -82,7 +88,9 @@ def mill(
         with preflight.told_together(config, to_come, here=here(name)) if is_new else contextlib.nullcontext():
             stage = kinds[name](config)
         on_begin = partial(begin, name, stage)
-        manifests[name], did = stage.run(beam_args=beam_args, replace=replace, force=force, on_begin=on_begin)
+        manifests[name], did = stage.run(
+            beam_args=beam_args, workers=wanted, replace=replace, force=force, on_begin=on_begin
+        )
         on_stage(name, manifests[name], did)
     return manifests
 

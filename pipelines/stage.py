@@ -23,9 +23,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import accounts, runner_faults, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.config import Workers
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
+from pipelines.workers import set_workers
 from sharding import storage
 from sharding.beam.parts import WriteParts
 from sharding.errors import RequestError
@@ -69,6 +71,12 @@ class Stage:
 
     num_parts = 1
     """How many parts a family is dealt out to."""
+
+    work_s = 0.0
+    """About how many seconds it takes one core: worker processes are started for that."""
+
+    loads_model = False
+    """Whether its workers load a model, other than the engines that they share."""
 
     vocab_size: int | None = None
     """Entries of the training vocabulary, where parts hold its ids."""
@@ -129,6 +137,7 @@ class Stage:
         self,
         *,
         beam_args: Sequence[str] = (),
+        workers: Workers = "auto",
         replace: bool = False,
         force: bool = False,
         on_begin: Callable[[], None] = lambda: None,
@@ -137,6 +146,7 @@ class Stage:
 
         Args:
             beam_args: Beam options.
+            workers: worker processes of Beam's local runner, where its options don't say.
             replace: make it again where another config has made it.
             force: make it again whatever made it.
             on_begin: called when this run holds the lease and begins.
@@ -168,6 +178,7 @@ class Stage:
                 runner_faults.check(options)
                 on_begin()
                 self.prepare(options)
+                set_workers(options, beam_args, workers, work_s=self.work_s, loads_model=self.loads_model)
                 self._withdraw()
                 made, did = self.make(options), Did.RAN
             else:

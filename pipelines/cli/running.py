@@ -17,6 +17,7 @@ from pipelines.cli.application import (
     QuietOption,
     ReplaceOption,
     SetOption,
+    WorkersOption,
     app,
     can_go_on,
     err,
@@ -36,6 +37,7 @@ def run(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
+    workers: WorkersOption = None,
     replace: ReplaceOption = False,
     force: ForceOption = False,
     quiet: QuietOption = False,
@@ -43,7 +45,7 @@ def run(
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, replace=replace, force=force, quiet=quiet)
+    _run(config, STAGES, beam_args, overrides, workers, replace=replace, force=force, quiet=quiet)
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -52,11 +54,12 @@ def _stage_command(stage: str, about: str) -> None:
         config: ConfigArgument,
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
+        workers: WorkersOption = None,
         replace: ReplaceOption = False,
         force: ForceOption = False,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, replace=replace, force=force, quiet=quiet)
+        _run(config, (stage,), beam_args, overrides, workers, replace=replace, force=force, quiet=quiet)
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -70,6 +73,7 @@ def _run(
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
+    workers: str | None,
     *,
     replace: bool,
     force: bool,
@@ -78,6 +82,7 @@ def _run(
     from pipelines.cli import summary
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
+    from pipelines.workers import parse
 
     config = load(path, overrides)
     can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}", config.ledger_url)
@@ -94,7 +99,15 @@ def _run(
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
 
     with Progress(config.output, err, quiet=quiet) as progress:
-        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, force=force, on_stage=on_stage)
+        mill(
+            config,
+            stages=stages,
+            beam_args=beam_args or (),
+            workers=None if workers is None else parse(workers),
+            replace=replace,
+            force=force,
+            on_stage=on_stage,
+        )
     if "pack" in stages:
         _write_report(config.output, again=anything)
         out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
