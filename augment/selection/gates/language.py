@@ -197,6 +197,8 @@ def _sure_language(piece: str) -> str | None:
     best, probability = _identifier().classify(piece)
     if probability >= _CONFIDENCE:  # its kin can only add to it
         return _kin(best) if _kin(best) != _NO_LANGUAGE else None
+    if probability * len(_family(best)) < _CONFIDENCE:  # none of its kin is more probable than it is
+        return None
     ranked = _identifier().rank(piece)
     language = _kin(ranked[0][0])
     confidence = sum(probability for other, probability in ranked[:_RANKED] if _kin(other) == language)
@@ -264,9 +266,13 @@ def _pieces(text: str) -> Iterator[str]:
         yield data[begin:end].decode(errors="ignore")
 
 
-@cache
 def _kin(language: str) -> str:
-    return next((min(kin) for kin in _KIN if language in kin), language)
+    return min(_family(language))
+
+
+@cache
+def _family(language: str) -> frozenset[str]:
+    return next((frozenset(kin) for kin in _KIN if language in kin), frozenset((language,)))
 
 
 @cache
