@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -94,7 +95,15 @@ def _run(
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
 
     with Progress(config.output, err, quiet=quiet) as progress:
-        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, force=force, on_stage=on_stage)
+        mill(
+            config,
+            stages=stages,
+            beam_args=beam_args or (),
+            replace=replace,
+            force=force,
+            on_stage=on_stage,
+            say=partial(err.print, soft_wrap=True),
+        )
     if "pack" in stages:
         _write_report(config.output, again=anything)
         out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
