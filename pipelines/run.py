@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,6 +16,8 @@ from sharding.storage.manifest import STAGES, Manifest
 
 if TYPE_CHECKING:
     from pipelines.stage import Did, Stage
+
+logger = logging.getLogger(__name__)
 
 OnStage = Callable[[str, Manifest | None, "Did | None"], None]
 
@@ -72,7 +75,10 @@ def mill(
         """A stage is to be made, and so are those after it."""
         if not begun:
             size = getattr(stage, "size_bytes", None)
-            preflight.check(config, stages[stages.index(name) :], here=here(name), source_bytes=size)
+            made_here = here(name)
+            preflight.check(config, stages[stages.index(name) :], here=made_here, source_bytes=size)
+            for problem in preflight.ahead(config, STAGES[STAGES.index(stages[-1]) + 1 :]) if made_here else ():
+                logger.warning("%s", problem)
         begun.append(name)
         on_stage(name, None, None)
 

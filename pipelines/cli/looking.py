@@ -25,12 +25,8 @@ from pipelines.cli.application import (
 def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Look for all that would keep a run from ending well on this machine, in a second or two; buys nothing."""
     from pipelines import preflight
-    from sharding.storage.manifest import STAGES
 
-    asked = load(config, overrides)
-    preflight.check(asked, STAGES)
-    for problem in preflight.source_problems(asked):
-        raise problem
+    preflight.check_all(load(config, overrides))
     out.print(f"{config}: nothing was found that would keep a run from ending well")
 
 
