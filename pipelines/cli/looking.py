@@ -12,6 +12,7 @@ from pipelines.cli.application import (
     JsonOption,
     OutputArgument,
     QuietOption,
+    RoundOption,
     SetOption,
     SilentOption,
     app,
@@ -22,11 +23,11 @@ from pipelines.cli.application import (
 
 
 @app.command()
-def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+def check(config: ConfigArgument, overrides: SetOption = None, round_number: RoundOption = 1) -> None:
     """Look for all that would keep a run from ending well on this machine, in a second or two; buys nothing."""
     from pipelines import preflight
 
-    preflight.check_all(load(config, overrides))
+    preflight.check_all(load(config, overrides, round_number))
     out.print(f"{config}: nothing was found that would keep a run from ending well")
 
 

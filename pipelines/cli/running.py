@@ -17,6 +17,7 @@ from pipelines.cli.application import (
     JsonOption,
     QuietOption,
     ReplaceOption,
+    RoundOption,
     SetOption,
     app,
     can_go_on,
@@ -37,6 +38,7 @@ def run(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
+    round_number: RoundOption = 1,
     replace: ReplaceOption = False,
     force: ForceOption = False,
     quiet: QuietOption = False,
@@ -44,7 +46,7 @@ def run(
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, replace=replace, force=force, quiet=quiet)
+    _run(config, STAGES, beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -53,11 +55,12 @@ def _stage_command(stage: str, about: str) -> None:
         config: ConfigArgument,
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
+        round_number: RoundOption = 1,
         replace: ReplaceOption = False,
         force: ForceOption = False,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, replace=replace, force=force, quiet=quiet)
+        _run(config, (stage,), beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -71,6 +74,7 @@ def _run(
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
+    round_number: int,
     *,
     replace: bool,
     force: bool,
@@ -80,8 +84,11 @@ def _run(
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
 
-    config = load(path, overrides)
-    can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}", config.ledger_url)
+    config = load(path, overrides, round_number)
+    again = "" if round_number == 1 else f" --round {round_number}"
+    can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}{again}", config.ledger_url)
+    if config.round is not None and not quiet:
+        err.print(Text.assemble(("round", "bold"), f" of {config.round.of}, in {config.output}"), soft_wrap=True)
     anything = False
 
     def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
@@ -169,6 +176,7 @@ def plan(
     ] = 64,
     accelerators: Annotated[int, typer.Option(min=1, help="Accelerators that generate at the same time.")] = 1,
     overrides: SetOption = None,
+    round_number: RoundOption = 1,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -177,11 +185,12 @@ def plan(
     from pipelines.plan import show
     from pipelines.watch.progress import Progress
 
-    mill_config = load(config, overrides)
+    mill_config = load(config, overrides, round_number)
     if not (quiet or as_json):
         err.print(Text.assemble(("plan", "bold"), " ..."), style="dim")
     if pilot:
-        can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}", mill_config.ledger_url)
+        again = "" if round_number == 1 else f" --round {round_number}"
+        can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}{again}", mill_config.ledger_url)
     with Progress(mill_config.output, err, quiet=quiet or as_json, publish=False) as progress:
         progress.stage("plan")
         made = plan_module.make_plan(
