@@ -83,7 +83,7 @@ def test_the_flag_makes_rounds_of_one_config(
         done = runner.invoke(cli.app, [words[0], str(path), *words[1:]])
         assert done.exit_code == 0, (words, done.output, done.exception)
     output = first["output"]
-    assert f"round of {output}, in {output}-round-2" in done.output
+    assert f"a round after {output}, in {output}-round-2" in done.output
     second = manifest.require(f"{output}-round-2", "augment")
     assert second.facts["round"]["number"] == 2 and second.counts["found"] > 0
     assert not Path(f"{output}-round-2", "ledger").exists()

@@ -80,15 +80,18 @@ def _run(
     force: bool,
     quiet: bool,
 ) -> None:
+    command = f"{'run' if len(stages) > 1 else stages[0]} {path}" + _of_round(round_number)
+    if not quiet:
+        _begun(command)
+    config = load(path, overrides, round_number)
+    can_go_on(command, config.ledger_url)
+    if config.round is not None and not quiet:
+        err.print(Text(f"a round after {config.round.of}, in {config.output}"), style="dim", soft_wrap=True)
+
     from pipelines.cli import summary
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
 
-    config = load(path, overrides, round_number)
-    again = "" if round_number == 1 else f" --round {round_number}"
-    can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}{again}", config.ledger_url)
-    if config.round is not None and not quiet:
-        err.print(Text.assemble(("round", "bold"), f" of {config.round.of}, in {config.output}"), soft_wrap=True)
     anything = False
 
     def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
@@ -117,6 +120,16 @@ def _run(
         if not anything:
             out.print("Everything was done already; nothing was run.")
         out.lost = None  # the corpus is there, whether or not this could be said
+
+
+def _begun(command: str) -> None:
+    """Say that a command has begun, before it imports what takes seconds on a busy machine."""
+    err.print(Text(f"{command} ..."), style="dim", soft_wrap=True)
+
+
+def _of_round(number: int) -> str:
+    """What of a command says which round it is."""
+    return "" if number == 1 else f" --round {number}"
 
 
 def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
@@ -185,12 +198,12 @@ def plan(
     from pipelines.plan import show
     from pipelines.watch.progress import Progress
 
-    mill_config = load(config, overrides, round_number)
     if not (quiet or as_json):
-        err.print(Text.assemble(("plan", "bold"), " ..."), style="dim")
+        _begun(f"plan {config}{_of_round(round_number)}")
+    mill_config = load(config, overrides, round_number)
     if pilot:
-        again = "" if round_number == 1 else f" --round {round_number}"
-        can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}{again}", mill_config.ledger_url)
+        command = f"plan {config} --pilot {pilot}{' --explore' * explore}{_of_round(round_number)}"
+        can_go_on(command, mill_config.ledger_url)
     with Progress(mill_config.output, err, quiet=quiet or as_json, publish=False) as progress:
         progress.stage("plan")
         made = plan_module.make_plan(
