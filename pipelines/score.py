@@ -27,7 +27,7 @@ from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
 from pipelines.tombstones import LeaveOutRemoved, removed_inputs
-from sharding import sources
+from sharding import sources, storage
 from sharding.beam.counts import COUNTS
 from sharding.models.stored_tokenizer import store_tokenizer
 from sharding.models.tokenizer import load_tokenizer
@@ -35,6 +35,7 @@ from sharding.records.families import NEAR_COPIES, QUARANTINE, SEGMENTS
 from sharding.records.types import NearCopy, ScoredDocument
 from sharding.sources.shares import SourceTally, check_scored
 from sharding.sources.transforms import ReadDocuments
+from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -138,8 +139,21 @@ class Score(Stage):
             super().discard(finished)
 
     def write_beside(self, made: Manifest) -> None:
-        """The tokenizer: whoever reads the output elsewhere need not have the model that the config names."""
+        """The tokenizer: whoever reads the output elsewhere need not have the model that the config names; and what the
+        sources were, to know again what has only been added to.
+        """
         store_tokenizer(load_tokenizer(self.config.tokenizer), self.at.tokenizer)
+        if (listed := sources.listed(self.listings)) is not None:
+            storage.write_json(self.at.listed, msgspec.to_builtins(listed))
+
+    def growth(self, found: Manifest) -> sources.Growth | None:
+        before, now = _without_source(found.inputs), _without_source(self.inputs)
+        if before != now or not _sources_follow(found.config, self.sections) or not storage.exists(self.at.listed):
+            return None
+        listed = read_json(self.at.listed, sources.Listed, "a listing of sources", MAX_BYTES)
+        if listed.digest != found.inputs["source"]:
+            return None
+        return sources.growth_of(listed, self.sources, self.listings)
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         url = self.memory_url
@@ -149,6 +163,18 @@ class Score(Stage):
             "vocab_size": self.vocab_size,
             "memory": {"url": url, **describe_memory(url)} if url else None,
         }
+
+
+def _without_source(inputs: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in inputs.items() if name != "source"}
+
+
+def _sources_follow(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether the sections of a config are those of then, but for sources that follow behind the others."""
+    several = before.get("sources")
+    if several is not None and now.get("sources") is not None:
+        now = now | {"sources": now["sources"][: len(several)]}
+    return before == now
 
 
 def near_copies(document: ScoredDocument) -> Iterator[NearCopy]:

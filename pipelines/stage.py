@@ -26,7 +26,7 @@ from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
-from sharding import storage
+from sharding import sources, storage
 from sharding.beam.parts import WriteParts
 from sharding.errors import RequestError
 from sharding.storage import manifest
@@ -123,6 +123,18 @@ class Stage:
         """What the manifest of this stage, done before, should say now; None where the stage is to be made again."""
         return msgspec.structs.replace(found, config=self.sections)
 
+    def growth(self, found: Manifest) -> sources.Growth | None:
+        """What has come to the sources that this stage reads, where it was made from the same config and nothing else
+        has changed since; None otherwise.
+
+        Args:
+            found: its manifest of then.
+
+        Raises:
+            MillError: it couldn't be found out.
+        """
+        return None
+
     # --- the skeleton -------------------------------------------------------------------------------------------------
 
     def run(
@@ -131,6 +143,7 @@ class Stage:
         beam_args: Sequence[str] = (),
         replace: bool = False,
         force: bool = False,
+        in_place_of: str | None = None,
         on_begin: Callable[[], None] = lambda: None,
     ) -> tuple[Manifest, Did]:
         """Run the stage unless it is done.
@@ -139,6 +152,7 @@ class Stage:
             beam_args: Beam options.
             replace: make it again where another config has made it.
             force: make it again whatever made it.
+            in_place_of: fingerprint of an earlier result in whose place it may be made, without `replace`.
             on_begin: called when this run holds the lease and begins.
 
         Returns:
@@ -152,14 +166,14 @@ class Stage:
         temporary_folder()  # Beam needs one
         options = beam_options(beam_args)
         refuse_unfinished(self.output)
-        found, revised = (None, None) if force else self._done(replace)
+        found, revised = (None, None) if force else self._done(replace, in_place_of)
         if found is not None and found == revised and self._is_published():
             return found, Did.NOTHING
         self.at.check_links()
         with Lease(self.output, self.name) as lease:
             refuse_unfinished(self.output)
             # Another run may have finished it a moment ago.
-            found, revised = (None, None) if force else self._done(replace)
+            found, revised = (None, None) if force else self._done(replace, in_place_of)
             if found is not None and found == revised and self._is_published():
                 return found, Did.NOTHING
             for folder in self.at.folders:
@@ -182,18 +196,27 @@ class Stage:
                 storage.write_bytes(self.at.success, b"")
         return made, did
 
-    def _done(self, replace: bool) -> tuple[Manifest | None, Manifest | None]:
+    def refuse_another(self) -> None:
+        """Refuse an output that holds this stage made from another config or other inputs.
+
+        Raises:
+            RequestError: it does; names the keys that differ.
+        """
+        self._done(replace=False)
+
+    def _done(self, replace: bool, in_place_of: str | None = None) -> tuple[Manifest | None, Manifest | None]:
         """The manifest of an earlier run of exactly this stage, and what it should say now.
 
         Raises:
-            RequestError: the output holds the stage made from another config or other inputs, and not `replace`.
+            RequestError: the output holds the stage made from another config or other inputs, and neither `replace` nor
+                `in_place_of` allows for that.
         """
         found = manifest.read(self.output, self.name, any_format=replace)
         if found is None:
             return None, None
         if found.fingerprint == self.fingerprint:
             return found, self.revised(found)
-        if not replace:
+        if not replace and found.fingerprint != in_place_of:
             changes = differences(found.config, self.sections) + differences(found.inputs, self.inputs, "input ")
             raise RequestError(
                 f"output: {self.folder} holds the stage {self.name} of another run ({'; '.join(changes[:5])}): "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from pipelines.cli.application import (
     JsonOption,
     QuietOption,
     ReplaceOption,
+    RoundOption,
     SetOption,
     app,
     can_go_on,
@@ -36,6 +38,7 @@ def run(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
+    round_number: RoundOption = 1,
     replace: ReplaceOption = False,
     force: ForceOption = False,
     quiet: QuietOption = False,
@@ -43,7 +46,7 @@ def run(
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, replace=replace, force=force, quiet=quiet)
+    _run(config, STAGES, beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -52,11 +55,12 @@ def _stage_command(stage: str, about: str) -> None:
         config: ConfigArgument,
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
+        round_number: RoundOption = 1,
         replace: ReplaceOption = False,
         force: ForceOption = False,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, replace=replace, force=force, quiet=quiet)
+        _run(config, (stage,), beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -70,17 +74,24 @@ def _run(
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
+    round_number: int,
     *,
     replace: bool,
     force: bool,
     quiet: bool,
 ) -> None:
+    command = f"{'run' if len(stages) > 1 else stages[0]} {path}" + _of_round(round_number)
+    if not quiet:
+        _begun(command)
+    config = load(path, overrides, round_number)
+    can_go_on(command, config.ledger_url)
+    if config.round is not None and not quiet:
+        err.print(Text(f"a round after {config.round.of}, in {config.output}"), style="dim", soft_wrap=True)
+
     from pipelines.cli import summary
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
 
-    config = load(path, overrides)
-    can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}", config.ledger_url)
     anything = False
 
     def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
@@ -94,13 +105,31 @@ def _run(
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
 
     with Progress(config.output, err, quiet=quiet) as progress:
-        mill(config, stages=stages, beam_args=beam_args or (), replace=replace, force=force, on_stage=on_stage)
+        mill(
+            config,
+            stages=stages,
+            beam_args=beam_args or (),
+            replace=replace,
+            force=force,
+            on_stage=on_stage,
+            say=partial(err.print, soft_wrap=True),
+        )
     if "pack" in stages:
         _write_report(config.output, again=anything)
         out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
         if not anything:
             out.print("Everything was done already; nothing was run.")
         out.lost = None  # the corpus is there, whether or not this could be said
+
+
+def _begun(command: str) -> None:
+    """Say that a command has begun, before it imports what takes seconds on a busy machine."""
+    err.print(Text(f"{command} ..."), style="dim", soft_wrap=True)
+
+
+def _of_round(number: int) -> str:
+    """What of a command says which round it is."""
+    return "" if number == 1 else f" --round {number}"
 
 
 def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
@@ -160,6 +189,7 @@ def plan(
     ] = 64,
     accelerators: Annotated[int, typer.Option(min=1, help="Accelerators that generate at the same time.")] = 1,
     overrides: SetOption = None,
+    round_number: RoundOption = 1,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -168,11 +198,12 @@ def plan(
     from pipelines.plan import show
     from pipelines.watch.progress import Progress
 
-    mill_config = load(config, overrides)
     if not (quiet or as_json):
-        err.print(Text.assemble(("plan", "bold"), " ..."), style="dim")
+        _begun(f"plan {config}{_of_round(round_number)}")
+    mill_config = load(config, overrides, round_number)
     if pilot:
-        can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}", mill_config.ledger_url)
+        command = f"plan {config} --pilot {pilot}{' --explore' * explore}{_of_round(round_number)}"
+        can_go_on(command, mill_config.ledger_url)
     with Progress(mill_config.output, err, quiet=quiet or as_json, publish=False) as progress:
         progress.stage("plan")
         made = plan_module.make_plan(

@@ -14,7 +14,6 @@ import numpy as np
 
 from augment.selection.verdict import SEGMENTS_KEPT, shortfall
 from difficulty.budget.steps import GainSteps
-from pipelines import preflight
 from pipelines.config import MillConfig
 from pipelines.counts import planned_gain
 from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
@@ -26,8 +25,8 @@ from pipelines.plan.corpus import Evidence
 from pipelines.plan.evidence import gather
 from pipelines.plan.forecast import Forecast, TierForecast, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
+from pipelines.plan.prospect import look_ahead, not_scored
 from sharding.errors import RequestError
-from sharding.storage import manifest
 
 __all__ = ["make_plan"]
 
@@ -67,15 +66,10 @@ def make_plan(
         raise RequestError("plan --explore: tell how many segments to try, as in --pilot 400 --explore")
     if tries is not None and not explore:
         raise RequestError("plan --tries: is for a pilot that tries tiers at random; add --explore")
-    # All that a run would need and that a plan can tell; here a sample of the source is scored, if it isn't already.
-    here = ["score"] if manifest.read(config.scored or config.output, "score") is None else []
-    preflight.check(config, manifest.STAGES, here=here)
+    lacking = look_ahead(config, beam_args, is_pilot=pilot > 0)
     evidence = gather(config, max(sample_documents, pilot))
     if pilot and evidence.scored is None:
-        raise RequestError(
-            "plan --pilot: the corpus isn't scored yet, so a pilot's tiers would not be those of the run, and what it "
-            "buys would be bought twice: run `thoughtmill score` first, or plan without --pilot"
-        )
+        raise not_scored()
     asked = config
     found: Pilot | None = None
     notes: list[str] = []
@@ -85,7 +79,6 @@ def make_plan(
     if pilot and not explore:
         from pipelines.plan.pilot import measure
 
-        _check_workers(config, beam_args)
         gains = by_gain[0] if by_gain is not None else None
         choices = Choices(allocation_for(config, evidence, by_gain), holdback_of(config), gains)
         found = measure(config, evidence, choices, pilot, beam_args)
@@ -95,7 +88,7 @@ def make_plan(
     if pilot and found is not None and evidence.scored is not None:
         thinking = estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0))
         measured.write_pilot(asked, evidence.scored, found, {"thought_tokens": thinking})
-    return _to_json(config, evidence, made, found, accelerators, notes)
+    return _to_json(config, evidence, made, found, accelerators, [*notes, *lacking])
 
 
 def _explore(
@@ -110,17 +103,9 @@ def _explore(
     from pipelines.plan import learning
 
     assert evidence.scored is not None
-    _check_workers(config, beam_args)
     _, found, notes = learning.explore(config, evidence.scored, count, tries=tries, beam_args=beam_args, say=say)
     measured.write_pilot(config, evidence.scored, found, {})
     return found, notes
-
-
-def _check_workers(config: MillConfig, beam_args: Sequence[str]) -> None:
-    from pipelines.beam_options import beam_options, works_here
-
-    if works_here(beam_options(beam_args)):
-        preflight.check(config, ["augment", "select"])
 
 
 def _by_gain(

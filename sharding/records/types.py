@@ -314,7 +314,7 @@ class FileEntry(Record, frozen=True, kw_only=True, eq=False, array_like=False):
         sha256: hex digest of its bytes.
         rows: number of records.
         tokens: counts of the tokens in it by kind, such as {"source": 900, "thought": 80}.
-        padding_rows: of a shard: rows that are all padding.
+        padding_rows: of a shard: rows that are all padding, which a takedown leaves.
         unlabelled_rows: of a shard: other rows in which no token counts in the loss under the corpus's mask.
         batches: of a shard, for each of its record batches: where it ends in the file, and the CRC-32 of its bytes from
             the end of the one before, or from the head of the file.

@@ -13,7 +13,8 @@ OUTPUT/
 └── stages/
     ├── removed.json, removal/              of `thoughtmill remove`: whom to leave out; while it is under way
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
-    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, tokenizer/, .sample/, .earlier/
+    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, sources.json, tokenizer/, .sample/,
+    │             .earlier/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
@@ -208,6 +209,11 @@ class Output:
     def memory(self) -> str:
         """The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
         return join(self.stage("score"), "memory.arrow")
+
+    @property
+    def listed(self) -> str:
+        """The files of the sources as they were when they were scored, by hashes."""
+        return join(self.stage("score"), "sources.json")
 
     @property
     def earlier(self) -> str:
