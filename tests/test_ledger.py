@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from augment.feeding.heartbeat import clear_beats, read_beats
 from augment.ledger import compaction, parts
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
+from augment.ledger.dropping import drop, parse
+from augment.ledger.forgetting import forget
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
@@ -306,6 +308,60 @@ def test_a_part_that_was_compacted_while_we_read_is_found_again(tmp_path: Path) 
     first = next(reader)
     compact(url)
     assert set(keys([first, *reader])) == set(keys(row(n) for n in range(4)))
+
+
+@pytest.fixture
+def compacted_late(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a ledger compacted once it has been listed, and before the first of its parts is read."""
+
+    def arm(url: str) -> None:
+        left = [url]
+
+        def read(*arguments: Any, **more: Any) -> bytes:
+            if left:
+                compact(left.pop())
+            return storage.read_bytes(*arguments, **more)
+
+        monkeypatch.setattr(parts, "read_bytes", read)
+
+    return arm
+
+
+def test_a_takedown_beside_a_compaction_leaves_nothing_of_the_document(
+    tmp_path: Path, compacted_late: Callable[[str], None]
+) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n)])
+    compacted_late(url)
+    done = forget(url, {row(1).request_key}, lambda doc_id: doc_id in ("doc1", "doc2"), {})
+    assert (done.rows, done.strangers) == (1, 1)
+    assert keys(read_ledger(url)) == keys([row(0), row(3)])
+
+
+def test_a_drop_beside_a_compaction_takes_everything_out(tmp_path: Path, compacted_late: Callable[[str], None]) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n, model="bad" if n % 2 else "good")])
+    compacted_late(url)
+    done = drop(url, [parse("model=bad")])
+    assert (done.rows, done.rows_before) == (2, 4)
+    assert keys(read_ledger(url)) == keys([row(0), row(2)])
+
+
+def test_what_was_generated_is_known_beside_a_compaction(tmp_path: Path, compacted_late: Callable[[str], None]) -> None:
+    url = str(tmp_path)
+    made = [row(n, step="draft") for n in range(4)]
+    for n, one in enumerate(made):
+        put(url, f"{n}-a", [one])
+    compacted_late(url)
+    finished = FinishedSince(url, 0)
+    finished.refresh()
+    assert [finished.tokens(one.key) for one in made] == [5, 5, 5, 5]
+    parts.write_part(url, made[:1])  # so that there is something to compact
+    compact(url)
+    found = finished.row(made[3].key)
+    assert found is not None and found.step == "draft" and found.text == made[3].text
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------

@@ -81,12 +81,12 @@ def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
 def test_the_store_is_asked_seldom_and_may_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
 
-    def refuse(*_: Any) -> list[str]:
+    def refuse(*_: Any, **__: Any) -> list[str]:
         nonlocal asked
         asked += 1
         raise MillError("no permission")
 
-    monkeypatch.setattr(recent, "ledger_parts", refuse)
+    monkeypatch.setattr(recent, "every_part", refuse)
     finished = FinishedSince(str(tmp_path), NOW_MS)
     for _ in range(5):
         finished.refresh()
