@@ -23,7 +23,7 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
 from augment.engines.vllm_settings import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
-from augment.ledger import compaction, parts
+from augment.ledger import compaction, parts, transforms
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.dropping import drop, parse
@@ -31,7 +31,7 @@ from augment.ledger.forgetting import forget
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
-from augment.ledger.transforms import missing_samples
+from augment.ledger.transforms import _ByKeyFn, missing_samples
 from augment.ledger.writer import LedgerWriter
 from augment.requests import dialects
 from augment.requests import keys as request_keys
@@ -73,6 +73,24 @@ def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
         "finished_at": 1000.0 + n,
     }
     return LedgerRow(**{**values, **fields})
+
+
+def request_of(key: str, doc_id: str, segment_index: int, samples: int) -> Request:
+    return Request(
+        doc_id=doc_id,
+        segment_index=segment_index,
+        tier="deep",
+        model="model",
+        prompt="expert",
+        request_key=key,
+        samples=samples,
+        max_tokens=8,
+        expected_tokens=8.0,
+        prompt_tokens=1,
+        prompt_token_ids=np.zeros(1, np.uint32),
+        shown_tokens=1,
+        text="",
+    )
 
 
 def finished_keys(url: str) -> set[str]:
@@ -362,6 +380,33 @@ def test_what_was_generated_is_known_beside_a_compaction(tmp_path: Path, compact
     compact(url)
     found = finished.row(made[3].key)
     assert found is not None and found.step == "draft" and found.text == made[3].text
+
+
+def test_of_requests_with_one_key_a_bundle_sends_those_that_decide() -> None:
+    """What is missing is the same as of all of them, in any order, and a passage's copies don't meet in one place."""
+    rng = random.Random(0)
+    made = [request_of(rng.choice("abc"), f"doc{n % 40:02}", n % 3, 1 + n % 4) for n in range(400)]
+    rng.shuffle(made)
+    by_key = _ByKeyFn()
+    by_key.start_bundle()
+    sent = [pair for one in made for pair in by_key.process(one)]
+    for key in "abc":
+        every = [one for one in made if one.request_key == key]
+        of_bundle = [one for found, one in sent if found == key]
+        assert len(of_bundle) <= 20 < len(every)
+        outcomes = [
+            [getattr(each, "value", each) for each in missing_samples((key, {"requests": asked, "rows": []}))]
+            for asked in (every, of_bundle)
+        ]
+        assert outcomes[0] == outcomes[1]
+
+
+def test_a_bundle_remembers_so_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "MAX_TOLD", 2)
+    by_key = _ByKeyFn()
+    by_key.start_bundle()
+    sent = [key for name in "aabbaccab" for key, _ in by_key.process(request_of(name, "doc", 0, 1))]
+    assert sent == ["a", "b", "c", "b"] and len(by_key._told) == 2
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
