@@ -22,7 +22,8 @@ class MeasuringRunner(FnApiRunner):
         for reader, buffer in bundle_input.data.items():
             if isinstance(buffer, GroupingBuffer):
                 (grouped,) = step.process_bundle_descriptor.transforms[reader].outputs.values()
-                name = next(each.unique_name for each in transforms.values() if grouped in each.outputs.values())
+                names = [each.unique_name for each in transforms.values() if grouped in each.outputs.values()]
+                name = max(names, key=len)  # of the shuffle itself, not of what it is within
                 if "ReshufflePerKey" not in name:  # whose keys are drawn, so that none is large
                     size = max((sum(map(len, values)) for values in buffer._table.values()), default=0)
                     LARGEST_KEYS[name] = max(size, LARGEST_KEYS.get(name, 0))
