@@ -138,7 +138,7 @@ class _GenerateFn(beam.DoFn):
                 key = sample_key(request.request_key, sample)
                 tokens = self._worker.finished.tokens(key)
                 if tokens is not None:
-                    yield {"found": 1, "thought_tokens_found": tokens} | _count_if("empty", self._worker.is_empty(key))
+                    yield _made_before(request, sample, tokens) | _count_if("empty", self._worker.is_empty(key))
                     continue
                 if self._planner.tier(request.tier).recipe is not None:
                     for outcome in self._runs.begin(request, sample):
@@ -243,6 +243,15 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
         else:
             made = {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}
             yield made | _count_if("empty", not result.generation.text.strip())
+
+
+def _made_before(request: Request, sample: int, tokens: int) -> dict[str, int]:
+    """The counts of what an earlier attempt of this run has made: those of that attempt, however often it is tried.
+
+    Of a recipe's tokens the run has not paid for those of the calls that it found.
+    """
+    found = min(tokens, sum(row.thought_tokens for row in request.known if row.sample == sample))
+    return {"generated": 1, "thought_tokens_now": tokens - found} | ({"thought_tokens_found": found} if found else {})
 
 
 def _count_if(name: str, holds: bool) -> dict[str, int]:

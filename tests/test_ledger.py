@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
 from augment.engines.vllm_settings import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
-from augment.ledger import compaction, parts
+from augment.ledger import compaction, parts, transforms
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
+from augment.ledger.dropping import drop, parse
+from augment.ledger.forgetting import forget
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
-from augment.ledger.transforms import missing_samples
+from augment.ledger.transforms import _ByKeyFn, missing_samples
 from augment.ledger.writer import LedgerWriter
 from augment.requests import dialects
 from augment.requests import keys as request_keys
@@ -71,6 +73,24 @@ def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
         "finished_at": 1000.0 + n,
     }
     return LedgerRow(**{**values, **fields})
+
+
+def request_of(key: str, doc_id: str, segment_index: int, samples: int) -> Request:
+    return Request(
+        doc_id=doc_id,
+        segment_index=segment_index,
+        tier="deep",
+        model="model",
+        prompt="expert",
+        request_key=key,
+        samples=samples,
+        max_tokens=8,
+        expected_tokens=8.0,
+        prompt_tokens=1,
+        prompt_token_ids=np.zeros(1, np.uint32),
+        shown_tokens=1,
+        text="",
+    )
 
 
 def finished_keys(url: str) -> set[str]:
@@ -306,6 +326,87 @@ def test_a_part_that_was_compacted_while_we_read_is_found_again(tmp_path: Path) 
     first = next(reader)
     compact(url)
     assert set(keys([first, *reader])) == set(keys(row(n) for n in range(4)))
+
+
+@pytest.fixture
+def compacted_late(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a ledger compacted once it has been listed, and before the first of its parts is read."""
+
+    def arm(url: str) -> None:
+        left = [url]
+
+        def read(*arguments: Any, **more: Any) -> bytes:
+            if left:
+                compact(left.pop())
+            return storage.read_bytes(*arguments, **more)
+
+        monkeypatch.setattr(parts, "read_bytes", read)
+
+    return arm
+
+
+def test_a_takedown_beside_a_compaction_leaves_nothing_of_the_document(
+    tmp_path: Path, compacted_late: Callable[[str], None]
+) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n)])
+    compacted_late(url)
+    done = forget(url, {row(1).request_key}, lambda doc_id: doc_id in ("doc1", "doc2"), {})
+    assert (done.rows, done.strangers) == (1, 1)
+    assert keys(read_ledger(url)) == keys([row(0), row(3)])
+
+
+def test_a_drop_beside_a_compaction_takes_everything_out(tmp_path: Path, compacted_late: Callable[[str], None]) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n, model="bad" if n % 2 else "good")])
+    compacted_late(url)
+    done = drop(url, [parse("model=bad")])
+    assert (done.rows, done.rows_before) == (2, 4)
+    assert keys(read_ledger(url)) == keys([row(0), row(2)])
+
+
+def test_what_was_generated_is_known_beside_a_compaction(tmp_path: Path, compacted_late: Callable[[str], None]) -> None:
+    url = str(tmp_path)
+    made = [row(n, step="draft") for n in range(4)]
+    for n, one in enumerate(made):
+        put(url, f"{n}-a", [one])
+    compacted_late(url)
+    finished = FinishedSince(url, 0)
+    finished.refresh()
+    assert [finished.tokens(one.key) for one in made] == [5, 5, 5, 5]
+    parts.write_part(url, made[:1])  # so that there is something to compact
+    compact(url)
+    found = finished.row(made[3].key)
+    assert found is not None and found.step == "draft" and found.text == made[3].text
+
+
+def test_of_requests_with_one_key_a_bundle_sends_those_that_decide() -> None:
+    """What is missing is the same as of all of them, in any order, and a passage's copies don't meet in one place."""
+    rng = random.Random(0)
+    made = [request_of(rng.choice("abc"), f"doc{n % 40:02}", n % 3, 1 + n % 4) for n in range(400)]
+    rng.shuffle(made)
+    by_key = _ByKeyFn()
+    by_key.start_bundle()
+    sent = [pair for one in made for pair in by_key.process(one)]
+    for key in "abc":
+        every = [one for one in made if one.request_key == key]
+        of_bundle = [one for found, one in sent if found == key]
+        assert len(of_bundle) <= 20 < len(every)
+        outcomes = [
+            [getattr(each, "value", each) for each in missing_samples((key, {"requests": asked, "rows": []}))]
+            for asked in (every, of_bundle)
+        ]
+        assert outcomes[0] == outcomes[1]
+
+
+def test_a_bundle_remembers_so_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "MAX_TOLD", 2)
+    by_key = _ByKeyFn()
+    by_key.start_bundle()
+    sent = [key for name in "aabbaccab" for key, _ in by_key.process(request_of(name, "doc", 0, 1))]
+    assert sent == ["a", "b", "c", "b"] and len(by_key._told) == 2
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------

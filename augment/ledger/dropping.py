@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from augment.ledger.parts import DROPPED, ledger_parts, part_batches, write_table
+from augment.ledger.parts import DROPPED, every_part, ledger_parts, part_batches, write_table
 from sharding.errors import MillError, RequestError
 from sharding.storage.files import join, remove
 
@@ -114,17 +114,11 @@ def drop(ledger_url: str, conditions: Sequence[Condition], *, dry_run: bool = Fa
     """
     if not conditions:
         raise RequestError("ledger drop: name at least one --where, or every row would go")
-    urls = ledger_parts(ledger_url)
-    if not urls:
+    if not ledger_parts(ledger_url):
         raise RequestError(f"{ledger_url} has no parts of a ledger; name the folder of one, such as OUTPUT/ledger")
     done = Dropped()
-    for url in urls:
-        try:
-            batches = part_batches(url)
-        except MillError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                continue  # a compaction has just replaced it
-            raise
+    seen: set[str] = set()
+    for url, batches in every_part(ledger_url, seen=seen):
         if not batches:
             done.parts_unread += batches is None
             continue
@@ -139,7 +133,7 @@ def drop(ledger_url: str, conditions: Sequence[Condition], *, dry_run: bool = Fa
             continue
         write_table(ledger_url, out, like=url, kind=DROPPED)
         if len(stay):
-            write_table(ledger_url, stay, like=url)
+            seen.add(write_table(ledger_url, stay, like=url))
         remove(url, ledger_url)
     return done
 

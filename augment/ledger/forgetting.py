@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from augment.ledger.parts import DROPPED, PART, ledger_parts, part_batches, write_table
-from sharding.errors import MillError
+from augment.ledger.parts import DROPPED, PART, every_part, write_table
 from sharding.storage.files import remove
 
 
@@ -52,13 +51,8 @@ def forget(
     """
     done = Forgotten()
     for kind in (PART, DROPPED):
-        for url in ledger_parts(ledger_url, kind=kind):
-            try:
-                batches = part_batches(url)
-            except MillError as error:
-                if isinstance(error.__cause__, FileNotFoundError):
-                    continue  # a compaction has just replaced it
-                raise
+        seen: set[str] = set()
+        for url, batches in every_part(ledger_url, kind=kind, seen=seen):
             if not batches:
                 done.parts_unread += batches is None
                 continue
@@ -66,7 +60,7 @@ def forget(
             stay = _staying(rows, request_keys, is_removed, renamed, done)
             if stay is not rows:
                 if len(stay):
-                    write_table(ledger_url, stay, like=url, kind=kind)
+                    seen.add(write_table(ledger_url, stay, like=url, kind=kind))
                 remove(url, ledger_url)
     return done
 

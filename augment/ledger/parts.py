@@ -109,21 +109,45 @@ def read_part(url: str, columns: Sequence[str] | None = None) -> list[LedgerRow]
     return None if batches is None else [row for batch in batches for row in from_batch(LedgerRow, batch)]
 
 
-def every_part(ledger_url: str, columns: Sequence[str] | None = None) -> Iterator[list[pa.RecordBatch]]:
-    """The parts that can be read, one by one. One that a compaction has just replaced is found under its new name.
+def every_part(
+    ledger_url: str,
+    columns: Sequence[str] | None = None,
+    *,
+    kind: str = PART,
+    since_ms: int = 0,
+    seen: set[str] | None = None,
+) -> Iterator[tuple[str, list[pa.RecordBatch] | None]]:
+    """The URLs of the parts and their rows, one by one, until a listing has nothing new.
+
+    A part that a compaction has replaced between listing and reading is found under its new name; its rows may then
+    come twice. Whoever reads a ledger that others write goes by this: a part that is skipped as gone takes its rows
+    along.
+
+    Args:
+        columns, kind, since_ms: as for `part_batches` and `ledger_parts`.
+        seen: URLs to pass over. Those that were read are added, also while this goes on; so may a caller add what it
+            writes itself. One that the store refused is not among them.
+
+    Yields:
+        The URL, and its rows; None for those of a part that is damaged.
 
     Raises:
         MillError: the store can't be read.
     """
-    seen: set[str] = set()
-    while fresh := [url for url in ledger_parts(ledger_url) if url not in seen]:
+    seen = set() if seen is None else seen
+    while fresh := [url for url in ledger_parts(ledger_url, since_ms, kind) if url not in seen]:
         for url in fresh:
-            seen.add(url)
+            if url in seen:
+                continue
             try:
-                yield part_batches(url, columns) or []
+                batches = part_batches(url, columns)
             except MillError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
+                seen.add(url)
+                continue
+            seen.add(url)
+            yield url, batches
 
 
 def _parse(data: bytes, columns: Sequence[str] | None) -> list[pa.RecordBatch]:

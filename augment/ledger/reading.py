@@ -37,8 +37,8 @@ def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         MillError: the store can't be read.
     """
-    for batches in every_part(ledger_url, columns):
-        for batch in batches:
+    for _, batches in every_part(ledger_url, columns):
+        for batch in batches or ():
             yield from from_batch(LedgerRow, batch)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 
-from augment.ledger.parts import ledger_parts, part_batches, read_part
+from augment.ledger.parts import every_part, read_part
 from augment.ledger.reading import RANK, STEP_COLUMNS, choose
 from sharding.errors import MillError
 from sharding.hashing import text_number
@@ -73,10 +75,9 @@ class FinishedSince:
             if started < self._next_refresh:
                 return
             try:
-                for url in ledger_parts(self._url, self._since_ms):
-                    if url not in self._seen:
-                        self._read(url)
-                        self._seen.add(url)
+                parts = every_part(self._url, ("key", *RANK), since_ms=self._since_ms, seen=self._seen)
+                for url, batches in parts:
+                    self._take(url, batches or ())
             except MillError as error:
                 logger.warning("what this run has generated already can't be looked up: %s", error)
             now = time.monotonic()
@@ -99,11 +100,23 @@ class FinishedSince:
         Raises:
             MillError: the store can't be read.
         """
+        found = self._find(key)
+        if found is None and self._is_known(key):  # a compaction has just replaced its part
+            self._next_refresh = 0.0
+            self.refresh()
+            found = self._find(key)
+        return found
+
+    def _find(self, key: str) -> LedgerRow | None:
         with self._lock:
-            found = self._own_steps.get(key)
-            urls = self._parts_with(_hash(key)) if found is None else []
+            own = self._own_steps.get(key)
+            urls = self._parts_with(_hash(key)) if own is None else []
         rows = [row for url in urls if (row := self._rows_of(url).get(key)) is not None]
-        return found if found is not None or not rows else choose(rows)
+        return own if own is not None or not rows else choose(rows)
+
+    def _is_known(self, key: str) -> bool:
+        with self._lock:
+            return bool(self._parts_with(_hash(key)))
 
     def _parts_with(self, wanted: np.uint64) -> list[str]:
         numbers: list[int] = []
@@ -124,8 +137,7 @@ class FinishedSince:
             self._last_part = (url, {row.key: row for row in rows if row.step})
         return self._last_part[1]
 
-    def _read(self, url: str) -> None:
-        batches = part_batches(url, ("key", *RANK)) or ()
+    def _take(self, url: str, batches: Iterable[pa.RecordBatch]) -> None:
         with self._lock:
             self._urls.append(url)
         for batch in batches:

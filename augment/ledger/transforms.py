@@ -18,6 +18,9 @@ from sharding.records.types import LedgerRow, Request
 FOUND_COLUMNS = STEP_COLUMNS
 """What `FindMissing` looks at."""
 
+MAX_TOLD = 1 << 14
+"""So many keys a bundle remembers."""
+
 MissingSamples = Tuple[Request, List[int]]
 """A request, with the calls that its recipes have made, and the indices of its samples that have to be generated."""
 
@@ -63,7 +66,7 @@ class FindMissing(beam.PTransform):
         self._num_partitions = num_partitions
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> Any:
-        requests = pcolls["requests"] | "By key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request])
+        requests = pcolls["requests"] | "By key" >> beam.ParDo(_ByKeyFn()).with_output_types(KV[str, Request])
         outputs = (
             {
                 "requests": requests,
@@ -87,8 +90,23 @@ def _with_first_letter(row: tuple[str, LedgerRow]) -> tuple[str, LedgerRow]:
     return row[0], msgspec.structs.replace(row[1], text=row[1].text.lstrip()[:1])
 
 
-def _request_key(request: Request) -> str:
-    return request.request_key
+class _ByKeyFn(beam.DoFn):
+    """Requests by their keys; of a bundle's requests with one key those alone that can decide what is missing.
+
+    A passage that a corpus has a million times would else meet itself, with its prompt, as often in one place.
+    """
+
+    def start_bundle(self) -> None:
+        self._told: dict[str, tuple[tuple[str, int], int]] = {}  # those met last: key → first place, most samples
+
+    def process(self, request: Request) -> Iterator[tuple[str, Request]]:
+        key, place = request.request_key, (request.doc_id, request.segment_index)
+        first, samples = self._told.pop(key, (place, 0))
+        if place < first or request.samples > samples:
+            yield key, request
+        self._told[key] = min(first, place), max(samples, request.samples)
+        if len(self._told) > MAX_TOLD:
+            del self._told[next(iter(self._told))]
 
 
 def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:

@@ -241,7 +241,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
 
 def _held(ledger_url: str, wanted: set[str]) -> set[str]:
     """Which of these request keys the ledger has something of; nothing else of it is read."""
-    batches = itertools.chain.from_iterable(every_part(ledger_url, ["request_key"]))
+    batches = (batch for _, part in every_part(ledger_url, ["request_key"]) for batch in part or ())
     return wanted.intersection(key for batch in batches for key in batch["request_key"].to_pylist())
 
 

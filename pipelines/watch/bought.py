@@ -81,7 +81,7 @@ def _rows(plan: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
         scalar(False),
     )
     found: dict[str, list[pa.Table]] = {name: [] for name in plan["models"]}
-    for batches in every_part(plan["ledger"], _COLUMNS):
+    for _, batches in every_part(plan["ledger"], _COLUMNS):
         if not batches:
             continue
         rows = pa.Table.from_batches(batches)
