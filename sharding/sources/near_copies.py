@@ -110,7 +110,7 @@ class _Node(msgspec.Struct, frozen=True, array_like=True):
     doc_id: str
     origin: str
     text: str
-    cluster: str
+    cluster: str = ""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -135,8 +135,8 @@ def banded(document: Document, ranks: Mapping[str, int], near: NearCopies) -> It
     if not words:
         return
     signature = minhash.signature(words)
-    sketch, text = signature.astype(np.uint8).tobytes(), content_id(document.text)
-    node = _Node(ranks[document.source], document.doc_id, document.origin, text, document.cluster or text)
+    sketch = signature.astype(np.uint8).tobytes()
+    node = _Node(ranks[document.source], document.doc_id, document.origin, content_id(document.text), document.cluster)
     member = sketch + msgspec.msgpack.encode(node)
     for band in minhash.bands(signature, near.num_bands):
         yield f"{band:016x}", member
@@ -206,7 +206,7 @@ def settled(group: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes] | 
         role: Literal["first", "near", "same"] = "first" if any(n.text != own.text for n in neighbours) else "same"
     else:
         role = "near" if own.text != first.text else "same"
-    mark = NearMark(own.rank, own.origin, first.cluster, role, first.rank < 0)
+    mark = NearMark(own.rank, own.origin, first.cluster or first.text, role, first.rank < 0)
     yield own.doc_id, NEAR + msgspec.msgpack.encode(mark)
 
 
