@@ -26,6 +26,7 @@ from pipelines.config import MillConfig
 from pipelines.counts import request_counts
 from pipelines.generated import asked_for_dropped, check_generated, generation_facts, holdback_section, without_prompt
 from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.joints.carried import carried_budget
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift_watch import held_against_pilot
@@ -62,6 +63,7 @@ class Augment(Stage):
         self.segments = Parts.of(config.output, self.scored, SEGMENTS, columns)
         self.num_parts = part_count(self.segments.urls)
         self.drops = drops(config.ledger_url)  # before its parts are listed
+        carried = carried_budget(config, self.scored)
         prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
@@ -76,12 +78,13 @@ class Augment(Stage):
                 "score": manifest.digest(self.scored),
                 **prompts,
                 **({"gain": self.expected.digest} if self.expected is not None else {}),
+                **({"allocation": carried.digest} if carried is not None else {}),
             },
             earlier=(self.scored,),
             rehearsal=any(model.engine == "rehearsal" for model in self.planner.models.values()),
         )
         if self.expected is None:
-            self._spend_by(plan_budget(config, self.scored))
+            self._spend_by(plan_budget(config, self.scored) if carried is None else carried.allocation)
 
     def prepare(self, options: PipelineOptions) -> None:
         """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs."""

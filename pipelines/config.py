@@ -52,6 +52,18 @@ class RoundConfig:
     of: str = Field(min_length=1, description="Output of the round before, whose ledger this one goes on with.")
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DeliveryConfig:
+    """A later delivery of documents to a finished corpus; `thoughtmill append` writes this section."""
+
+    of: str = Field(min_length=1, description="Output whose corpus the documents join.")
+    number: int = Field(ge=1, le=99_999, description="Which delivery it is, from 1.")
+    allocation: Literal["first", "own"] = Field(
+        default="first",
+        description="first: the tiers begin at the cut points of the output it joins; own: a plan for its own budget.",
+    )
+
+
 TrainingContentSection = Literal["1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "3.1", "3.2", "3.3"]
 """A section of the template: see `pipelines.card.training_content`."""
 
@@ -98,6 +110,9 @@ class MillConfig:
     round: RoundConfig | None = Field(
         default=None,
         description="Of a further round: score again, with a checkpoint in difficulty.model; null: the first.",
+    )
+    delivery: DeliveryConfig | None = Field(
+        default=None, description="Of a later delivery to a finished corpus, made by `thoughtmill append`; null: none."
     )
     tokenizer: str = Field(min_length=1, description="The training tokenizer: a folder, fetched model or hub id.")
     difficulty: DifficultyConfig
@@ -161,7 +176,8 @@ class MillConfig:
     @model_validator(mode="after")
     def _weights_fit(self) -> MillConfig:
         names = [source.config.name for source in self.all_sources]
-        for name in self.pack.source_weights:
+        # A delivery may bring documents of some of the sources; the weights are those of the whole corpus.
+        for name in self.pack.source_weights if self.delivery is None else ():
             if name not in names:
                 known = ", ".join(repr(name) for name in names)
                 raise ValueError(f"pack.source_weights.{name}: no source has this name; the sources are {known}")

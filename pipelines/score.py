@@ -20,6 +20,8 @@ from difficulty.scorers import describe_scorer
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
+from pipelines.delivered import corpora, earlier_digest
+from pipelines.earlier_documents import EarlierDocuments
 from pipelines.earlier_scores import EarlierScores
 from pipelines.grown import FindKnown
 from pipelines.outcome import Built, Outcome
@@ -65,6 +67,11 @@ class Score(Stage):
             Output(config.output).memory if config.difficulty.memory else config.difficulty.memory_path or ""
         )
         self.earlier_scores = EarlierScores(config)
+        # A delivery is held against all that was delivered before it, and against who was taken down from that.
+        delivery = config.delivery
+        self.corpus = config.output if delivery is None else delivery.of
+        before = () if delivery is None else [part.output for part in corpora(delivery.of)]
+        self.before = EarlierDocuments(before, config.tokenizer) if before else None
         super().__init__(
             config.output,
             sections={
@@ -77,7 +84,8 @@ class Score(Stage):
                 "tokenizer": load_tokenizer(config.tokenizer).fingerprint,
                 **model_inputs(config.difficulty),
                 **memory_inputs(config.difficulty),
-                **removed_inputs(config.output),
+                **removed_inputs(self.corpus),
+                **({} if delivery is None else {"delivered": earlier_digest(delivery.of)}),
             },
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
@@ -93,6 +101,9 @@ class Score(Stage):
         made, did = super().run(**options)
         if did == Did.RAN:
             self.earlier_scores.remove()
+        brings_nothing = not made.counts["documents"] and made.counts["documents_in"] > made.counts["quarantined"]
+        if self.before is not None and brings_nothing:
+            return made, did  # all of it was delivered before, which is no fault of the source
         if "sources" in made.facts:  # else an earlier version scored it
             tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
             counts = dict(made.counts)
@@ -104,9 +115,10 @@ class Score(Stage):
         return made, did
 
     def build(self, root: beam.Pipeline) -> Built:
-        difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
-        read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts, self.near)
-        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.output)
+        difficulty, tokenizer = self.config.difficulty, self.config.tokenizer
+        copies = (self.config.duplicates, self.num_parts, self.near, self.before)
+        read = root | "Source" >> ReadDocuments(self.sources, self.listings, *copies)
+        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.corpus)
         known = staying["documents"] | "Known" >> FindKnown(self.earlier_scores.parts(), tokenizer, self.num_parts)
         memory = known["documents"] | "Memory" >> self._memory()
         scored = known["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)

@@ -23,6 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import accounts, runner_faults, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.delivered import refuse_delivered
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
@@ -179,6 +180,7 @@ class Stage:
             for folder in self.at.folders:
                 storage.sweep(folder)
             if revised is None:
+                refuse_delivered(self.output)
                 runner_faults.check(options)
                 on_begin()
                 self.prepare(options)

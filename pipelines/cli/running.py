@@ -99,7 +99,7 @@ def _run(
         progress.stage(stage if manifest is None else None)
         anything = anything or did != "nothing"
         if not quiet:
-            said = "..." if manifest is None else _told(stage, manifest, did)
+            said = "..." if manifest is None else told(stage, manifest, did)
             err.print(Text.assemble((stage, "bold"), f" {said}"), style="dim" if manifest is None else "")
             for warning in _warnings(config, stage, manifest) if manifest is not None else ():
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
@@ -115,7 +115,7 @@ def _run(
             say=partial(err.print, soft_wrap=True),
         )
     if "pack" in stages:
-        _write_report(config.output, again=anything)
+        write_report(config.output, again=anything)
         out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
         if not anything:
             out.print("Everything was done already; nothing was run.")
@@ -144,7 +144,7 @@ def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
     return []
 
 
-def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
+def told(stage: str, manifest: Manifest, did: Did | None) -> str:
     """What became of a stage, in words."""
     if did == "ran":
         known = (manifest.facts.get("reused") or {}).get("tokens", 0)
@@ -155,7 +155,7 @@ def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
     return "was done already"
 
 
-def _write_report(output: str, *, again: bool) -> None:
+def write_report(output: str, *, again: bool) -> None:
     """Write the page about a finished run, where it isn't there or no longer true."""
     from pipelines import report
 
@@ -252,7 +252,7 @@ def arms(
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
         if manifest is not None and not quiet:
             name = f"{arm}: {stage}" if arm else stage
-            err.print(Text.assemble((name, "bold"), f" {_told(stage, manifest, did)}"))
+            err.print(Text.assemble((name, "bold"), f" {told(stage, manifest, did)}"))
 
     results = mill_arms(
         load(config, overrides),

@@ -16,6 +16,7 @@ from rich.text import Text
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.dropping import dropped_rows, drops
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.delivered import deliveries_of, pending
 from pipelines.terminal import counted
 from pipelines.watch.bought import Bought, read_bought
 from pipelines.watch.files import read_drifts, read_plan
@@ -53,6 +54,10 @@ def read(output: storage.Location) -> dict[str, Any]:
         "rehearsal": any(stage.rehearsal for stage in stages.values() if stage),
         "complete": storage.exists(Output(output).success),
     }
+    if later := deliveries_of(stages["pack"]):
+        found["deliveries"] = [{"number": one.number, "documents": one.told["score/documents"]} for one in later]
+    if (number := pending(output)) is not None:
+        found["delivery_begun"] = number
     if plan is not None:
         now = time.time()
         done, beside = read_bought(plan, output, stages["augment"])
@@ -159,6 +164,13 @@ def render(found: dict[str, Any]) -> Table:
     table.add_column(overflow="fold")
     table.add_row("output", Text(found["output"] + (" (complete)" if found["complete"] else "")))
     table.add_row("stages", ", ".join(f"{name}: {state}" for name, state in found["stages"].items()))
+    for later in found.get("deliveries", ()):
+        said = f"{later['number']}: {counted(later['documents'], 'document')} joined the corpus later"
+        table.add_row("delivery", said)
+    if number := found.get("delivery_begun"):
+        table.add_row(
+            "delivery", f"{number} was begun and has not joined: the same `thoughtmill append` goes on with it"
+        )
     if generation := found.get("generation"):
         absent = found.get("absent")
         where = "counted when they were made" if absent else "in the ledger"

@@ -8,6 +8,7 @@ OUTPUT/
 ├── provenance/       PROVENANCE.json, documents-*, thoughts-*   of `thoughtmill provenance`
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
+├── deliveries/N/     of `thoughtmill append`: later documents, each delivery an output whose shards the manifest names
 ├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
@@ -52,6 +53,7 @@ class Output:
             self.ledger,
             join(self.root, "arms"),
             join(self.root, "ablation"),
+            self.deliveries,
             self.provenance,
             self.stages,
             self.alive,
@@ -102,6 +104,15 @@ class Output:
     def arm(self, name: str) -> str:
         """The output of an arm."""
         return join(self.root, "arms", name)
+
+    @property
+    def deliveries(self) -> str:
+        """The folder of later deliveries of documents."""
+        return join(self.root, "deliveries")
+
+    def delivery(self, number: int) -> str:
+        """The output of a later delivery of documents, numbered from 1."""
+        return join(self.root, "deliveries", str(number))
 
     @property
     def folders(self) -> tuple[str, ...]:
