@@ -1,7 +1,7 @@
 """Stage 2, augment: segments → tiers → requests → generations in the ledger.
 
-segments ─► tier ─► prompt ─► request ─┬─► stages/augment/requests-*.arrow
-                                       └─► without those the ledger has ─► generate, a branch per model ─► ledger
+segments ─► tier ─► context ─► prompt ─► request ─┬─► stages/augment/requests-*.arrow
+                                                  └─► what the ledger lacks ─► generate, a branch per model ─► ledger
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from augment.contexts.transforms import ContractDocuments
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
 from augment.ledger.dropping import drops
@@ -126,15 +127,20 @@ class Augment(Stage):
     def build(self, root: beam.Pipeline) -> Built:
         feeding, ledger, planner = self.config.feeding, self.config.ledger_url, self.planner
         documents = root | "Documents" >> JoinParts(self.segments)
-        made = documents | "Requests" >> MakeRequests(planner, self.choices)
         rows = root | "Ledger" >> ReadLedger(ledger_parts(ledger), FOUND_COLUMNS)
+        contract = ContractDocuments(planner, self.choices, feeding, self.order, self.num_parts)
+        contracted = {"documents": documents, "rows": rows} | "Contract" >> contract
+        made = contracted["documents"] | "Requests" >> MakeRequests(planner, self.choices)
         missing = {"requests": made["requests"], "rows": rows} | "Missing" >> FindMissing(self.num_parts)
         generated = missing["requests"] | "Generate" >> GenerateMissing(planner, feeding, self.order)
         failed = (made[FAILED], generated[FAILED]) | "All failed" >> beam.Flatten()
         requests = made["requests"] | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)
         return Built(
             parts={REQUESTS: requests, QUARANTINE: failed},
-            counts=(missing["counts"], requests | "Count requests" >> beam.Map(request_counts), generated["counts"]),
+            counts=(
+                *(contracted["counts"], missing["counts"], generated["counts"]),
+                requests | "Count requests" >> beam.Map(request_counts),
+            ),
         )
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:

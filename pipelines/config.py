@@ -232,6 +232,22 @@ class MillConfig:
         return self
 
     @model_validator(mode="after")
+    def _contraction_fits(self) -> MillConfig:
+        name = self.budget.contraction_model
+        if name is None:
+            return self
+        if name not in self.models:
+            allowed = ", ".join(sorted(self.models)) or "none is defined"
+            raise ValueError(f"budget.contraction_model: {name!r} is not one of models: {allowed}")
+        room, tokens = self.models[name].max_model_len, self.budget.contraction_tokens
+        if 2 * tokens >= room:
+            raise ValueError(
+                f"budget.contraction_tokens: {tokens} leaves no room in models.{name}.max_model_len={room} for a "
+                "contraction, the one before it and a segment"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judge_exists(self) -> MillConfig:
         if self.select.judge is not None and self.select.judge.model not in self.models:
             raise ValueError(f"select.judge.model: {self.select.judge.model!r} is not one of models")

@@ -9,6 +9,21 @@ from typing import Protocol
 from augment.recipes.protocol import RecipeRequest
 from sharding.records.types import ScoredSegment
 
+FULL, CONTRACTION = "full", "contraction"
+"""What a prompt may show of the document before its segment: as much of it as fits, or a contraction of all of it."""
+
+CONTRACTIONS = "contractions"
+"""What stands beside a document that was contracted: of it up to and with each segment, from the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractionRequest:
+    """How documents are contracted: by which model and prompt, to how many of its tokens at most."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class TierRequest:
@@ -17,6 +32,7 @@ class TierRequest:
     Attributes:
         recipe: of several calls; None: a generation is one call.
         max_tokens, expected_tokens: of a generation; of a recipe, of all calls of a run together.
+        context: what its prompts show beside the segment.
     """
 
     tier: str
@@ -27,6 +43,7 @@ class TierRequest:
     min_tokens: int
     expected_tokens: float
     recipe: RecipeRequest | None = None
+    context: tuple[str, ...] = (FULL,)
 
 
 class SegmentChoices(Protocol):
