@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from augment.contexts.finding import contexts_of
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
@@ -16,7 +17,6 @@ from augment.feeding.tickets import Completed, Failure, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.transforms import MissingSamples
 from augment.requests.calls import RecipePlanner
-from augment.requests.contexts import Contexts
 from augment.requests.planner import TracePlanner
 from augment.requests.tiers import CONTRACTIONS, SegmentChoices
 from sharding.beam.counts import COUNTS
@@ -59,7 +59,7 @@ class _RequestFn(beam.DoFn):
 
     def process(self, document: JoinedDocument) -> Iterator[Any]:
         segments = list(document.scored.segments())
-        contexts = Contexts(contractions=document.beside.get(CONTRACTIONS, ()))
+        contexts = contexts_of(self._planner, segments, document.beside.get(CONTRACTIONS, ()))
         for outcome in self._planner.requests(segments, self._choices, contexts):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 

@@ -26,8 +26,9 @@ from difficulty.budget.allocation import Allocation
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts
 from pipelines.generated import asked_for_dropped, check_generated, generation_facts, holdback_section, without_prompt
-from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.joints import Choices, holdback_of, index_inputs, plan_budget, trace_planner, with_index, work_order
 from pipelines.outcome import Built, Outcome
+from pipelines.passages import build_index
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift_watch import held_against_pilot
 from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
@@ -56,7 +57,7 @@ class Augment(Stage):
         asked, self.scored = config, manifest.require(config.output, "score")
         self.expected = expected_gain(config, self.scored)
         self.config = config = asked if self.expected is None else self.expected.config
-        self.planner = trace_planner(config)
+        self.planner = with_index(trace_planner(config), config)
         self.holdback = holdback_of(config)
         self.idle = not self.planner.models  # every tier skips
         columns = (*SEGMENT_COLUMNS, *(GAIN_COLUMNS if self.expected is not None else ()))
@@ -76,6 +77,7 @@ class Augment(Stage):
             inputs={
                 "score": manifest.digest(self.scored),
                 **prompts,
+                **index_inputs(config),
                 **({"gain": self.expected.digest} if self.expected is not None else {}),
             },
             earlier=(self.scored,),
@@ -85,10 +87,13 @@ class Augment(Stage):
             self._spend_by(plan_budget(config, self.scored))
 
     def prepare(self, options: PipelineOptions) -> None:
-        """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs."""
+        """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs; where
+        tiers show passages, these are indexed."""
         if self.expected is not None:
             steps = corpus_steps(self.expected, self.scored, options, self.output)
             self._spend_by(plan_budget(self.config, self.scored, (self.expected.gains, steps)))
+        if self.planner.index is not None:
+            build_index(self.config, self.planner.index, options)
 
     def _spend_by(self, allocation: Allocation) -> None:
         self.allocation = allocation

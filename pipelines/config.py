@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from augment.contexts.config import RetrievalConfig
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.recipes import BUILT_IN, SINGLE, STEPS
@@ -107,6 +108,7 @@ class MillConfig:
     closing: ClosingConfig = Field(default_factory=ClosingConfig)
     feeding: FeedingConfig = Field(default_factory=FeedingConfig)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    retrieval: RetrievalConfig = Field(default_factory=RetrievalConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     layout: Layout = Field(default="after_document", description="Where thoughts stand relative to the source.")
     pack: PackConfig
@@ -244,6 +246,19 @@ class MillConfig:
             raise ValueError(
                 f"budget.contraction_tokens: {tokens} leaves no room in models.{name}.max_model_len={room} for a "
                 "contraction, the one before it and a segment"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _retrieval_is_used(self) -> MillConfig:
+        if self.retrieval.corpus is not None and not self.budget.retrieves:
+            raise ValueError(
+                f"retrieval.corpus: {self.retrieval.corpus!r} is set, and no tier shows passages: set the context "
+                "of one to retrieved, or leave it out"
+            )
+        if self.budget.retrieves and self.difficulty.scorer == "none":
+            raise ValueError(
+                "difficulty.scorer: a tier shows passages on what is hard, which none doesn't tell; name a scorer"
             )
         return self
 

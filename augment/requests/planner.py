@@ -23,7 +23,7 @@ from augment.requests.dialects import Dialect
 from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
 from augment.requests.recipes import recipe_key, step_models, step_prompts
-from augment.requests.tiers import ContractionRequest, SegmentChoices, TierRequest
+from augment.requests.tiers import RETRIEVED, ContractionRequest, IndexRequest, SegmentChoices, TierRequest
 from sharding.models.store import is_commit
 from sharding.models.tokenizer import UnencodableText, load_tokenizer
 from sharding.records.types import LedgerRow, Quarantined, Request, ScoredSegment, sample_key
@@ -47,6 +47,7 @@ class TracePlanner:
         sampling, closing: the sections of the config.
         tokenizer: name of the training tokenizer.
         contraction: how documents are contracted; None where no tier shows a contraction.
+        index: what passages are found in; None where no tier shows any.
     """
 
     tiers: tuple[TierRequest | None, ...]
@@ -55,6 +56,7 @@ class TracePlanner:
     closing: ClosingConfig
     tokenizer: str
     contraction: ContractionRequest | None = None
+    index: IndexRequest | None = None
     _builders: dict[tuple[str, str, tuple[str, ...]], PromptBuilder] = field(
         default_factory=dict, init=False, compare=False
     )
@@ -69,8 +71,8 @@ class TracePlanner:
         return {**self.__dict__, "_builders": {}, "_closings": {}}
 
     def with_tiers(self, *tiers: TierRequest | None) -> TracePlanner:
-        """The same with other tiers, which show no contraction; it knows of the models what this one knows."""
-        made = dataclasses.replace(self, tiers=tiers, contraction=None)
+        """The same with other tiers, which show the document alone; it knows of the models what this one knows."""
+        made = dataclasses.replace(self, tiers=tiers, contraction=None, index=None)
         made._decides.update(self._decides)
         return made
 
@@ -120,11 +122,12 @@ class TracePlanner:
                 shown = first_tokens(segment, shown_tokens)
                 text = tokenizer.decode(shown.input_ids)
                 builder = self._builder(tier)
-                focus = choices.focus(shown, text) if builder.uses("focus") or tier.recipe is not None else ()
+                names_spans = builder.uses("focus") or tier.recipe is not None or RETRIEVED in tier.context
+                focus = choices.focus(shown, text) if names_spans else ()
                 # The calls of a recipe have caps of their own: here the prompt has to be one at all.
                 cap = tier.max_tokens if tier.recipe is None else LEAST_TOKENS
                 try:
-                    context = contexts.of(tier, segment, tokenizer.decode_bytes(before).decode(errors="ignore"))
+                    context = contexts.of(tier, segment, tokenizer.decode_bytes(before).decode(errors="ignore"), focus)
                     prompt = builder.build(text, context, focus, max_tokens=cap)
                 except (UnencodableText, NoContext) as error:
                     yield Quarantined(

@@ -17,7 +17,9 @@ HALF_RESOLUTION_TOKENS = 2048.0
 """Thinking tokens expected to resolve half of a segment's difficulty: an assumption, at the scale of the traces that
 thinking augmented pre-training uses (arXiv 2509.20186: at most 8k tokens on at most 2k of context)."""
 
-Context = Literal["full", "contraction"]
+Context = Literal["full", "contraction", "retrieved"]
+
+DEFAULT_PASSAGES = 4
 
 LEAST_CONTRACTION_TOKENS, CONTRACTION_TOKENS = 64, 256
 """With fewer than the first a contraction can't say what a document is about, and what in it holds from here on."""
@@ -92,10 +94,17 @@ class TierConfig:
     steps: dict[str, StepConfig] = Field(
         default_factory=dict, description="Steps of the recipe that ask for something else, by their names."
     )
-    context: Context = Field(
+    context: Context | tuple[Context, ...] = Field(
         default="full",
-        description="What its prompts show of the document before the segment: full, as much as fits; contraction, "
-        "what a model has made of all of it in at most budget.contraction_tokens.",
+        description="What its prompts show beside the segment: full, as much of the document before it as fits; "
+        "contraction, what a model has made of all of that in at most budget.contraction_tokens; retrieved, passages "
+        "from elsewhere; or a list of one of the first two and retrieved.",
+    )
+    passages: int = Field(
+        default=DEFAULT_PASSAGES,
+        gt=0,
+        le=8,
+        description="How many passages its prompts show, where its context is retrieved.",
     )
     expected_tokens: float | None = Field(
         default=None, gt=0, description="Tokens one generation takes on average; by default the cap, a plan's ceiling."
@@ -111,9 +120,16 @@ class TierConfig:
             extra = [name for name in optional if getattr(self, name) is not None]
             extra += ["min_tokens"] * (self.min_tokens > 0) + ["samples"] * (self.samples > 1)
             extra += ["recipe"] * (self.recipe != "single") + ["context"] * (self.context != "full")
+            extra += ["passages"] * (self.passages != DEFAULT_PASSAGES)
             if extra:
                 raise ValueError(f"tier {self.name} has {', '.join(extra)} but no model; to skip, leave all out")
             return self
+        if not self.contexts or len(set(self.contexts)) != len(self.contexts):
+            raise ValueError(f"tier {self.name}: context {list(self.contexts)} is empty, or names something twice")
+        if {"full", "contraction"} <= set(self.contexts):
+            raise ValueError(f"tier {self.name}: context is full or contraction, not both: one stands for the other")
+        if self.passages != DEFAULT_PASSAGES and "retrieved" not in self.contexts:
+            raise ValueError(f"tier {self.name} has passages, and a context without retrieved")
         if self.recipe == "single":
             defaults: tuple[tuple[str, Any], ...] = (("rounds", 1), ("drafts", 3), ("steps", {}))
             if unused := [name for name, default in defaults if getattr(self, name) != default]:
@@ -130,6 +146,11 @@ class TierConfig:
                 f"min_tokens {self.min_tokens} and max_tokens {cap}"
             )
         return self
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """`context` as a list, in the order in which a prompt shows them."""
+        return (self.context,) if isinstance(self.context, str) else self.context
 
     @property
     def skips(self) -> bool:
@@ -234,7 +255,7 @@ class BudgetConfig:
             raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(names)}; got {self.fixed_tier}")
         if self.policy != "fixed" and self.fixed_tier is not None:
             raise ValueError(f"fixed_tier {self.fixed_tier} is set, but policy is {self.policy}")
-        contracting = [tier.name for tier in self.tiers if tier.context == "contraction"]
+        contracting = [tier.name for tier in self.tiers if "contraction" in tier.contexts]
         if contracting and self.contraction_model is None:
             raise ValueError(
                 f"tier {contracting[0]} shows a contraction: name the model that writes it in contraction_model"
@@ -253,6 +274,11 @@ class BudgetConfig:
         """The models that are asked: those of the tiers, and the one that contracts documents."""
         named = [name for tier in self.tiers for name in tier.models]
         return tuple(dict.fromkeys([*named, *([self.contraction_model] if self.contraction_model else [])]))
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether a tier shows passages from elsewhere."""
+        return any("retrieved" in tier.contexts for tier in self.tiers)
 
     def contraction_spend(self, segments: float, documents: float, prices: Mapping[str, ModelPrice]) -> float:
         """What the contractions of so many documents take at most, in `unit`: of each all segments but the last.

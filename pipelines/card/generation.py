@@ -98,7 +98,7 @@ def contraction(augmented: Manifest) -> str:
 def contexts(augmented: Manifest, selected: Manifest) -> list[tuple[str, str, str, str]]:
     """(tier, what its prompts show beside the segment, tokens of a prompt, held-out gain), to compare contexts; empty
     where all prompts show the document as it is."""
-    shown = {tier["name"]: tier.get("context", "full") for tier in augmented.config["budget"]["tiers"]}
+    shown = {tier["name"]: _shown(tier) for tier in augmented.config["budget"]["tiers"]}
     if set(shown.values()) == {"full"}:
         return []
     gains = {
@@ -114,6 +114,12 @@ def contexts(augmented: Manifest, selected: Manifest) -> list[tuple[str, str, st
         for tier in augmented.facts["tiers"]
         if tier["generations"]
     ]
+
+
+def _shown(tier: Mapping[str, Any]) -> str:
+    context = tier.get("context", "full")
+    parts = [context] if isinstance(context, str) else list(context)
+    return " and ".join(f"{tier['passages']} retrieved" if part == "retrieved" else part for part in parts)
 
 
 def expected_gain(made: Mapping[str, Any]) -> str:

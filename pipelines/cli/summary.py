@@ -60,8 +60,12 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
     )
     if contracted := generation.contraction(augmented):
         facts.add_row("contractions", contracted)
-        for name, shows, length, gain in generation.contexts(augmented, selected):
-            facts.add_row("", f"{name}: shows {shows}, {length} tokens a prompt" + (f", gain {gain}" if gain else ""))
+    if compared := generation.contexts(augmented, selected):
+        said = [
+            f"{name}: shows {shows}, {length} tokens a prompt" + (f", gain {gain}" if gain else "")
+            for name, shows, length, gain in compared
+        ]
+        facts.add_row("contexts", "; ".join(said))
     if forecast := generation.forecast(augmented):
         facts.add_row("", forecast)
     if promised := generation.expected_gain(augmented.facts):

@@ -18,8 +18,9 @@ from pipelines.joints.budget import (
     plan_budget,
     prices,
 )
-from pipelines.joints.contracting import contracted_here
+from pipelines.joints.contracting import contexts_here
 from pipelines.joints.grading import graded_here, grading_of, judge_inputs
+from pipelines.joints.retrieving import index_inputs, index_request, with_index
 from pipelines.joints.selecting import ScorerNats, asks_scorer, contaminated_urls, select_section
 from pipelines.joints.shown import MIN_HELD_BACK_TOKENS, MIN_SHOWN_TOKENS, Holdback, holdback_of
 
@@ -34,12 +35,14 @@ __all__ = [
     "allocation_of",
     "asks_scorer",
     "contaminated_urls",
-    "contracted_here",
+    "contexts_here",
     "goes_by_gain",
     "graded_here",
     "grading_of",
     "hardest_spans",
     "holdback_of",
+    "index_inputs",
+    "index_request",
     "judge_inputs",
     "plain_contraction",
     "plain_tiers",
@@ -47,5 +50,6 @@ __all__ = [
     "prices",
     "select_section",
     "trace_planner",
+    "with_index",
     "work_order",
 ]

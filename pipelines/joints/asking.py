@@ -36,7 +36,8 @@ def trace_planner(config: MillConfig) -> TracePlanner:
             min_tokens=tier.min_tokens,
             expected_tokens=tier.expected_tokens or float(tier.max_tokens),
             recipe=recipe_request(tier),
-            context=(tier.context,),
+            context=tier.contexts,
+            passages=tier.passages if "retrieved" in tier.contexts else 0,
         )
         for tier in config.budget.tiers
     )

@@ -144,7 +144,9 @@ def plain_tiers(budget: BudgetConfig) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in plain.items()
-            if not (tier.recipe == SINGLE and key in _OF_RECIPES) and not (tier.context == "full" and key == "context")
+            if not (tier.recipe == SINGLE and key in _OF_RECIPES)
+            and not (tier.contexts == ("full",) and key == "context")
+            and not ("retrieved" not in tier.contexts and key == "passages")
         }
         for tier, plain in zip(budget.tiers, yaml_config.to_mapping(budget)["tiers"], strict=True)
     ]

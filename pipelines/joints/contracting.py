@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from augment.contexts.contractor import Contracted, Contractor
+from augment.contexts.finding import contexts_of
 from augment.feeding import worker
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.recipes.contracting import CONTRACTION_STEP
@@ -19,10 +20,10 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import LedgerRow, ScoredSegment
 
 
-def contracted_here(
+def contexts_here(
     config: MillConfig, planner: TracePlanner, documents: Sequence[tuple[Sequence[ScoredSegment], int]]
 ) -> Mapping[str, Contexts]:
-    """What there is to show of some documents, by id; of those that need a contraction, made by this process.
+    """What there is to show of some documents beside their segments, by id; contractions are made by this process.
 
     Args:
         documents: (all segments of one, how many of them are to be contracted).
@@ -30,7 +31,17 @@ def contracted_here(
     Raises:
         MillError: the engine can't be had here, or too much failed.
     """
-    wanted = [(segments, number) for segments, number in documents if number]
+    made = _contracted(config, planner, [(segments, number) for segments, number in documents if number])
+    return {
+        segments[0].doc_id: contexts_of(planner, segments, made.get(segments[0].doc_id, ()))
+        for segments, _ in documents
+    }
+
+
+def _contracted(
+    config: MillConfig, planner: TracePlanner, wanted: Sequence[tuple[Sequence[ScoredSegment], int]]
+) -> Mapping[str, Sequence[str]]:
+    """The contractions of documents, by id."""
     if planner.contraction is None or not wanted:
         return {}
     tokenizer = load_tokenizer(config.tokenizer)
@@ -41,7 +52,6 @@ def contracted_here(
             known[row.request_key].append(row)
     contractor: Contractor[str] = Contractor(planner, config.feeding, work_order(config, time.time()))
     contractor.begin()
-    made: dict[str, Contexts] = {}
     try:
         outcomes = [
             outcome
@@ -60,7 +70,4 @@ def contracted_here(
     finally:
         contractor.leave()
         worker.close_all()
-    for outcome in outcomes:
-        if isinstance(outcome, Contracted):
-            made[outcome.subject] = Contexts(contractions=tuple(outcome.contractions))
-    return made
+    return {outcome.subject: outcome.contractions for outcome in outcomes if isinstance(outcome, Contracted)}

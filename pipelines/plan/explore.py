@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from augment.ledger.parts import every_part
-from augment.requests.contexts import Contexts
 from augment.requests.contraction import contractions_wanted
 from augment.requests.planner import TracePlanner
 from augment.selection.account import account_counts, kept_nats, split_account
@@ -24,8 +23,10 @@ from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import ValuedSegment
 from difficulty.budget.tiers import TierConfig
+from pipelines.beam_options import beam_options
 from pipelines.config import MillConfig
-from pipelines.joints import Holdback, contracted_here, hardest_spans, holdback_of, trace_planner
+from pipelines.joints import Holdback, contexts_here, hardest_spans, holdback_of, trace_planner, with_index
+from pipelines.passages import build_index
 from pipelines.plan import strata
 from pipelines.plan.corpus import SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
@@ -176,7 +177,7 @@ def requests_of(
             if ids:
                 of_tiers.append(_OneTier(index, len(planner.tiers), ids, holdback))
         asked.append((own[0].document, of_tiers))
-    contexts = contracted_here(
+    contexts = contexts_here(
         config,
         planner,
         [
@@ -189,9 +190,7 @@ def requests_of(
         (document, request)
         for document, of_tiers in asked
         for choices in of_tiers
-        for request in asking.requests(
-            document.segments, choices, contexts.get(document.segments[0].doc_id, Contexts())
-        )
+        for request in asking.requests(document.segments, choices, contexts[document.segments[0].doc_id])
         if isinstance(request, Request)
     ]
 
@@ -225,7 +224,9 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
     Raises:
         MillError: too much of it failed; what was generated is in the ledger.
     """
-    planner = trace_planner(config)
+    planner = with_index(trace_planner(config), config)
+    if planner.index is not None:
+        build_index(config, planner.index, beam_options(beam_args))
     requests = requests_of(config, planner, tried)
     wanted = {request.request_key for _, request in requests}
     held = _held(config.ledger_url, wanted)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from augment.contexts.finding import AsLongAsPassages
 from augment.requests.contexts import Contexts
 from augment.requests.contraction import as_long_as_contractions
 from difficulty.budget.allocation import Allocation
@@ -147,7 +148,10 @@ def prompt_requests(
     found = []
     tokenizer = load_tokenizer(config.tokenizer)
     for number, document in enumerate(evidence.sample):
-        contexts = Contexts(contractions=as_long_as_contractions(planner, document.segments, tokenizer))
+        contexts = Contexts(
+            contractions=as_long_as_contractions(planner, document.segments, tokenizer),
+            passages=AsLongAsPassages(tokenizer.decode(document.segments[0].input_ids)),
+        )
         for request in planner.requests(document.segments, choices, contexts):
             if isinstance(request, Request):
                 found.append((number, numbers[request.tier], request))

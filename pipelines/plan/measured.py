@@ -16,6 +16,7 @@ from pipelines.config import MillConfig
 from pipelines.joints import (
     CONTRACTION_KEYS,
     holdback_of,
+    index_inputs,
     plain_contraction,
     plain_tiers,
     select_section,
@@ -169,6 +170,7 @@ def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
     return {
         "tiers": [{k: v for k, v in tier.items() if k not in expectations} for tier in plain_tiers(config.budget)],
         **plain_contraction(config.budget),
+        **(index_inputs(config) if scored is not None else {}),
         "models": {name: planner.decides(name) for name in planner.models},
         "prompts": planner.prompt_versions(),
         "sampling": yaml_config.to_mapping(config.sampling),

@@ -65,6 +65,12 @@ def generators(subject: Subject) -> Iterator[MillError]:
                 yield restated(problem, f"models.{name}: {problem}")
 
 
+def passages(subject: Subject) -> Iterator[MillError]:
+    """The library that finds passages, where a tier shows them."""
+    if subject.config.budget.retrieves and not _is_installed("tantivy"):
+        yield _absent("context: retrieved", ["tantivy"], "retrieval", "another context")
+
+
 def value(subject: Subject) -> Iterator[MillError]:
     """A value of one's own that can't be loaded."""
     select = subject.config.select

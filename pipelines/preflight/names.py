@@ -84,6 +84,15 @@ def lent_scores(subject: Subject) -> Iterator[MillError]:
             yield restated(error, f"scored: {error}")
 
 
+def searched_corpus(subject: Subject) -> Iterator[MillError]:
+    """Another corpus to find passages in that isn't scored."""
+    if (corpus := subject.config.retrieval.corpus) is not None:
+        try:
+            manifest.require(corpus, "score")
+        except MillError as error:
+            yield restated(error, f"retrieval.corpus: {error}")
+
+
 def stored_memory(subject: Subject) -> Iterator[MillError]:
     """A memory of an earlier run that isn't there."""
     if (url := subject.config.difficulty.memory_path) is not None:
