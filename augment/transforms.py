@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from augment.contexts.finding import contexts_of
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
@@ -17,7 +18,7 @@ from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bun
 from augment.ledger.transforms import MissingSamples
 from augment.requests.calls import RecipePlanner
 from augment.requests.planner import TracePlanner
-from augment.requests.tiers import SegmentChoices
+from augment.requests.tiers import CONTRACTIONS, SegmentChoices
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import at_bundle_end
@@ -58,7 +59,8 @@ class _RequestFn(beam.DoFn):
 
     def process(self, document: JoinedDocument) -> Iterator[Any]:
         segments = list(document.scored.segments())
-        for outcome in self._planner.requests(segments, self._choices):
+        contexts = contexts_of(self._planner, segments, document.beside.get(CONTRACTIONS, ()))
+        for outcome in self._planner.requests(segments, self._choices, contexts):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 

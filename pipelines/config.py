@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from augment.contexts.config import RetrievalConfig
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.recipes import BUILT_IN, SINGLE, STEPS
@@ -122,6 +123,7 @@ class MillConfig:
     closing: ClosingConfig = Field(default_factory=ClosingConfig)
     feeding: FeedingConfig = Field(default_factory=FeedingConfig)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    retrieval: RetrievalConfig = Field(default_factory=RetrievalConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     layout: Layout = Field(default="after_document", description="Where thoughts stand relative to the source.")
     pack: PackConfig
@@ -245,6 +247,35 @@ class MillConfig:
                         f"{key}.steps.{name}.model: {step.model} wants the accelerator {wanted}, and the tier's model "
                         f"{tier.model} {given}: the calls of a recipe are made by one machine"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _contraction_fits(self) -> MillConfig:
+        name = self.budget.contraction_model
+        if name is None:
+            return self
+        if name not in self.models:
+            allowed = ", ".join(sorted(self.models)) or "none is defined"
+            raise ValueError(f"budget.contraction_model: {name!r} is not one of models: {allowed}")
+        room, tokens = self.models[name].max_model_len, self.budget.contraction_tokens
+        if 2 * tokens >= room:
+            raise ValueError(
+                f"budget.contraction_tokens: {tokens} leaves no room in models.{name}.max_model_len={room} for a "
+                "contraction, the one before it and a segment"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _retrieval_is_used(self) -> MillConfig:
+        if self.retrieval.corpus is not None and not self.budget.retrieves:
+            raise ValueError(
+                f"retrieval.corpus: {self.retrieval.corpus!r} is set, and no tier shows passages: set the context "
+                "of one to retrieved, or leave it out"
+            )
+        if self.budget.retrieves and self.difficulty.scorer == "none":
+            raise ValueError(
+                "difficulty.scorer: a tier shows passages on what is hard, which none doesn't tell; name a scorer"
+            )
         return self
 
     @model_validator(mode="after")

@@ -197,7 +197,7 @@ class RecipeRuns:
 
     def _ahead(self, run: Run) -> float:
         """Tokens that the run is expected to take from here on."""
-        return max(0.0, self._planner.expected_tokens(run.request.tier) - run.walk.generate.spent)
+        return max(0.0, run.request.expected_tokens - run.walk.generate.spent)
 
     def _end(self, run: Run, end: End) -> Ended:
         run.ended = True

@@ -11,7 +11,7 @@ from pipelines.ablation.result import Ablation
 from pipelines.ablation.show import ratio_rows, reached_rows, sentences
 from pipelines.card.difficulty import of_difficulty
 from pipelines.card.front_matter import splits
-from pipelines.card.generation import of_generation
+from pipelines.card.generation import contexts, of_generation
 from pipelines.card.markdown import share
 from pipelines.card.packing import column_rows, packing_rows
 from pipelines.card.training_content import training_content
@@ -52,6 +52,7 @@ def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -
         "deliveries": list(_deliveries(packed)),
         **of_difficulty(scored),
         **of_generation(augmented),
+        "contexts": contexts(augmented, selected),
         **_of_selection(selected),
         "shuffled": selected.facts.get("shuffled", False),
         "ablation": ablation and _ablation(ablation),

@@ -64,6 +64,14 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
+    if contracted := generation.contraction(augmented):
+        facts.add_row("contractions", contracted)
+    if compared := generation.contexts(augmented, selected):
+        said = [
+            f"{name}: shows {shows}, {length} tokens a prompt" + (f", gain {gain}" if gain else "")
+            for name, shows, length, gain in compared
+        ]
+        facts.add_row("contexts", "; ".join(said))
     if forecast := generation.forecast(augmented):
         facts.add_row("", forecast)
     if promised := generation.expected_gain(augmented.facts):

@@ -25,8 +25,9 @@ def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
     # Of the corpus as it was: where documents came from names those that go, and a signature holds no longer.
     for url in (at.signature, at.public_key, at.provenance_manifest):
         storage.remove(url, output)
-    for name in storage.list_names(at.provenance):
-        storage.remove(storage.join(at.provenance, name), output)
+    for folder in (at.provenance, at.retrieval):  # passages hold text of the documents, and are found anew
+        for name in storage.list_names(folder):
+            storage.remove(storage.join(folder, name), output)
     gone = frozenset(journal.tombstones)
     forgotten = forget(
         journal.ledger, frozenset(journal.request_keys), lambda doc_id: tombstone(doc_id) in gone, journal.renamed

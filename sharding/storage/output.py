@@ -18,6 +18,7 @@ OUTPUT/
     │             .earlier/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
+    ├── retrieval/    index.json, passages-*   where tiers show passages
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
 """
 
@@ -57,6 +58,7 @@ class Output:
             self.provenance,
             self.stages,
             self.alive,
+            self.retrieval,
         )
         for folder in (*folders, *map(self.stage, ("score", "augment", "select")), self.earlier, self.sample):
             fs, path = filesystem(folder)
@@ -186,6 +188,16 @@ class Output:
     def steps(self) -> str:
         """How many segments could take which step from tier to tier at which expected gain for its cost."""
         return join(self.root, "stages", "gain", "steps.json")
+
+    @property
+    def retrieval(self) -> str:
+        """The folder of the index of passages."""
+        return join(self.root, "stages", "retrieval")
+
+    @property
+    def passages(self) -> str:
+        """What the index of passages is made of; there when it is whole."""
+        return join(self.retrieval, "index.json")
 
     @property
     def report(self) -> str:
