@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from augment.feeding.tickets import Completed, Failure, Result
+from augment.feeding.tickets import Completed, Failure, Partial, Result
 from augment.feeding.worker import Worker
 from augment.recipes.protocol import Call, NothingLeft, Recipe, RecipeRequest, SegmentView
 from augment.recipes.walk import End, Walk
@@ -45,7 +45,7 @@ class Pending:
     run: Run
     planned: PlannedCall
 
-    def row(self, planner: RecipePlanner, result: Completed) -> LedgerRow:
+    def row(self, planner: RecipePlanner, result: Completed | Partial) -> LedgerRow:
         """The ledger row of what came."""
         return planner.call_row(
             self.run.request,
@@ -157,7 +157,9 @@ class RecipeRuns:
             yield from self._fail(run, result.error, may_pass=result.may_pass)
             return
         row = pending.row(self._planner, result)
-        yield Counted(row.thought_tokens, found=False)
+        if result.found_tokens:
+            yield Counted(result.found_tokens, found=True)
+        yield Counted(row.thought_tokens - result.found_tokens, found=False)
         if not run.ended:
             yield from self._go_on(run, lambda: self._answer(run, pending.planned.call, row))
 

@@ -1,4 +1,5 @@
-"""Forgetting: the rows of documents that were taken down leave a ledger for good, what was dropped before included.
+"""Forgetting: the rows of documents that were taken down leave a ledger for good, what was dropped before
+and what was interrupted included.
 
 Unlike `dropping`, nothing is kept beside it. A part is replaced by one with the rows that stay, under a name that
 follows from both, so what was killed is finished by the same call again.
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from augment.ledger.parts import DROPPED, PART, ledger_parts, part_batches, write_table
+from augment.ledger.parts import DROPPED, PART, PARTIAL_PART, ledger_parts, part_batches, write_table
 from sharding.errors import MillError
 from sharding.storage.files import remove
 
@@ -51,7 +52,7 @@ def forget(
         MillError: the store can't be read or written; what left until then has.
     """
     done = Forgotten()
-    for kind in (PART, DROPPED):
+    for kind in (PART, DROPPED, PARTIAL_PART):
         for url in ledger_parts(ledger_url, kind=kind):
             try:
                 batches = part_batches(url)

@@ -18,7 +18,7 @@ from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.recipe_runs import Asked, Counted, Outcome, RecipeRuns
-from augment.feeding.tickets import Completed, Result
+from augment.feeding.tickets import Completed, Partial, Result
 from augment.feeding.worker import Worker, WorkOrder, begin_bundle
 from augment.recipes.judging import grading, knock_out
 from augment.recipes.protocol import Made, Recipe, RecipeRequest
@@ -115,8 +115,8 @@ class Grader:
             self._worker.end()
             self._feeder = None
 
-    def keep(self, result: Result) -> None:
-        """Take a verdict to the ledger, on the feeder's thread."""
+    def keep(self, result: Result | Partial) -> None:
+        """Take a verdict to the ledger, on the feeder's thread. One that was interrupted is asked for anew."""
         assert self._worker is not None
         if isinstance(result, Completed):
             self._worker.keep(result.context.row(self._planner, result))
