@@ -19,7 +19,7 @@ from augment.contexts.transforms import ContractDocuments
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
 from augment.ledger.dropping import drops
-from augment.ledger.parts import ledger_parts
+from augment.ledger.parts import PARTIAL_PART, ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from difficulty.budget.allocation import Allocation
@@ -36,6 +36,7 @@ from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
 from pipelines.plan.explored import bought_beside
 from pipelines.plan.measured import budget_section, read_pilot
 from pipelines.stage import Stage
+from pipelines.stopping import draining, on_notice
 from pipelines.watch.planned import plan_of, planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts
@@ -125,11 +126,11 @@ class Augment(Stage):
         storage.write_json(self.at.difficulty, spending)
         storage.remove(self.at.drift, self.output)
         try:
-            with held_against_pilot(self.config, self.scored, self.planner, self.order):
+            with held_against_pilot(self.config, self.scored, self.planner, self.order), draining(self.order.drain_s):
                 yield
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.
-            worker.close_all()
+            worker.close_all(drain=on_notice())
             clear_beats(self.at.alive, self.output)
 
     def build(self, root: beam.Pipeline) -> Built:
@@ -139,7 +140,9 @@ class Augment(Stage):
         contract = ContractDocuments(planner, self.choices, feeding, self.order, self.num_parts)
         contracted = {"documents": documents, "rows": rows} | "Contract" >> contract
         made = contracted["documents"] | "Requests" >> MakeRequests(planner, self.choices)
-        missing = {"requests": made["requests"], "rows": rows} | "Missing" >> FindMissing(self.num_parts)
+        begun = root | "Interrupted" >> ReadLedger(ledger_parts(ledger, kind=PARTIAL_PART))
+        wanted = {"requests": made["requests"], "rows": rows, "begun": begun}
+        missing = wanted | "Missing" >> FindMissing(self.num_parts)
         generated = missing["requests"] | "Generate" >> GenerateMissing(planner, feeding, self.order)
         failed = (made[FAILED], generated[FAILED]) | "All failed" >> beam.Flatten()
         requests = made["requests"] | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)

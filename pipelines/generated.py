@@ -95,7 +95,7 @@ def holdback_section(holdback: Holdback) -> dict[str, Any]:
 def without_prompt(request: Request) -> Request:
     """The request as it is stored; its prompt is most of it, and would be shuffled to be left out."""
     return msgspec.structs.replace(
-        request, prompt_token_ids=request.prompt_token_ids[:0], text="", context="", focus=[], known=[]
+        request, prompt_token_ids=request.prompt_token_ids[:0], text="", context="", focus=[], known=[], begun=[]
     )
 
 

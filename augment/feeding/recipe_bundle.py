@@ -13,7 +13,7 @@ from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.recipe_runs import Asked, Counted, Ended, Outcome, RecipeRuns
-from augment.feeding.tickets import Completed, Result
+from augment.feeding.tickets import Completed, Partial, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.recipes.protocol import Recipe, RecipeRequest
 from augment.requests.calls import RecipePlanner
@@ -94,8 +94,8 @@ class RecipeBundle:
                 registry.release(self._feeder)
             self._worker.end()
 
-    def keep(self, result: Result) -> None:
-        """Take a call to the ledger, on the feeder's thread."""
+    def keep(self, result: Result | Partial) -> None:
+        """Take a call to the ledger, on the feeder's thread. One that was interrupted is asked for anew."""
         assert self._worker is not None
         if isinstance(result, Completed):  # a failure fails its run, which is noted when the run hears of it
             self._worker.keep(result.context.row(self._recipes, result))

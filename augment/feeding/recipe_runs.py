@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from augment.feeding.tickets import Completed, Failure, Result
+from augment.feeding.tickets import Completed, Failure, Partial, Result
 from augment.feeding.worker import Worker
 from augment.recipes.protocol import Call, NothingLeft, Recipe, RecipeRequest, SegmentView
 from augment.recipes.walk import End, Walk
@@ -46,7 +46,7 @@ class Pending:
     run: Run
     planned: PlannedCall
 
-    def row(self, planner: RecipePlanner, result: Completed) -> LedgerRow:
+    def row(self, planner: RecipePlanner, result: Completed | Partial) -> LedgerRow:
         """The ledger row of what came."""
         return planner.call_row(
             self.run.request,
@@ -160,7 +160,11 @@ class RecipeRuns:
                 yield from self._fail(run, result.error, may_pass=result.may_pass)
                 continue
             row = pending.row(self._planner, result)
-            yield Counted(row.thought_tokens, found=pending is not first)
+            bought = row.thought_tokens - result.found_tokens if pending is first else 0
+            if bought < row.thought_tokens:
+                yield Counted(row.thought_tokens - bought, found=True)
+            if pending is first:
+                yield Counted(bought, found=False)
             if not run.ended:
                 yield from self._go_on(run, partial(self._answer, run, pending.planned.call, row))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from augment.ledger.partial import clear_partial
 from augment.ledger.parts import ledger_parts, read_part, write_part
 from augment.ledger.reading import choose
 from sharding.errors import MillError
@@ -27,7 +28,8 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
     """Rewrite the ledger as few large parts without duplicates, while others may read and append.
 
     The new parts are there before the old ones go, so a kill in between leaves duplicates, never holes. Parts that
-    can't be read are left where they are. Holds the keys of all rows in memory, about 100 bytes each, and one part.
+    can't be read are left where they are. Partial rows stay as far as nothing of their key is finished. Holds the keys
+    of all rows in memory, about 100 bytes each, and one part.
 
     Raises:
         MillError: the store can't be read or written.
@@ -41,6 +43,7 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
         old.append(url)
         for row in rows:
             counts[row.key] = counts.get(row.key, 0) + 1
+    clear_partial(ledger_url, counts.keys())
     rows_before = sum(counts.values())
     if len(old) <= 1 and rows_before == len(counts):
         return Compaction(len(old), len(old), rows_before, rows_before)

@@ -1,4 +1,5 @@
-"""Forgetting: the rows of documents that were taken down leave a ledger for good, what was dropped before included.
+"""Forgetting: the rows of documents that were taken down leave a ledger for good, what was dropped before
+and what was interrupted included.
 
 Unlike `dropping`, nothing is kept beside it. A part is replaced by one with the rows that stay, under a name that
 follows from both, so what was killed is finished by the same call again.
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from augment.ledger.parts import DROPPED, PART, every_part, write_table
+from augment.ledger.parts import DROPPED, PART, PARTIAL_PART, every_part, write_table
 from sharding.storage.files import remove
 
 
@@ -50,7 +51,7 @@ def forget(
         MillError: the store can't be read or written; what left until then has.
     """
     done = Forgotten()
-    for kind in (PART, DROPPED):
+    for kind in (PART, DROPPED, PARTIAL_PART):
         seen: set[str] = set()
         for url, batches in every_part(ledger_url, kind=kind, seen=seen):
             if not batches:

@@ -26,20 +26,26 @@ from sharding.storage.files import join, list_names, read_bytes, write_bytes
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 16
-PART, DROPPED = "part", "dropped"
-"""What a file of a ledger begins with: rows that count, and rows that were taken out (see `ledger.dropping`)."""
+PART, DROPPED, PARTIAL_PART = "part", "dropped", "partial"
+"""What a file of a ledger begins with: rows that count, rows that were taken out (see `ledger.dropping`), and what
+there is of generations that were interrupted (see `ledger.partial`)."""
 
-_NAME = re.compile(r"(part|dropped)-(?P<written_ms>\d+)-(?P<digest>[0-9a-f]+)\.arrow")
+_NAME = re.compile(r"(part|dropped|partial)-(?P<written_ms>\d+)-(?P<digest>[0-9a-f]+)\.arrow")
 
 
-def write_part(ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = LEDGER_SCHEMA) -> str:
+def write_part(
+    ledger_url: str, rows: Sequence[LedgerRow], schema: pa.Schema = LEDGER_SCHEMA, *, kind: str = PART
+) -> str:
     """Write rows as one new part, whole or not at all; its URL. The part is held in memory.
+
+    Args:
+        kind: `PART` or `PARTIAL_PART`.
 
     Raises:
         MillError: the store refused.
     """
     batches = (to_batch(chunk, schema) for chunk in chunks(rows, BATCH_BYTES, record_size_bytes))
-    return _write(ledger_url, batches, schema, PART, time.time_ns() // 1_000_000)
+    return _write(ledger_url, batches, schema, kind, time.time_ns() // 1_000_000)
 
 
 def write_table(ledger_url: str, rows: pa.Table, *, like: str, kind: str = PART) -> str:
@@ -47,7 +53,7 @@ def write_table(ledger_url: str, rows: pa.Table, *, like: str, kind: str = PART)
 
     Args:
         like: the part.
-        kind: `PART` or `DROPPED`.
+        kind: `PART`, `DROPPED` or `PARTIAL_PART`.
 
     Raises:
         MillError: the store refused.
@@ -72,7 +78,7 @@ def ledger_parts(ledger_url: str, since_ms: int = 0, kind: str = PART) -> list[s
     """The URLs of the ledger's parts as the store has them now, oldest first; none where there is no ledger.
 
     Args:
-        kind: `PART`, or `DROPPED` for those that were taken out.
+        kind: `PART`, `DROPPED` for those that were taken out, or `PARTIAL_PART`.
         since_ms: leave out those written before this Unix time in milliseconds, by the clock of who wrote them.
 
     Raises:

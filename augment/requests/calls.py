@@ -138,6 +138,7 @@ class RecipePlanner:
             step=call.step,
             made_from=list(call.made_from),
             wants=call.wants,
+            continued=generation.continued,
         )
 
 
@@ -171,4 +172,5 @@ def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerR
         wall_s=sum(row.wall_s for row in calls),
         finished_at=last.finished_at,
         made_from=sorted(row.key for row in calls),
+        continued=sum(row.continued for row in calls),
     )

@@ -221,6 +221,7 @@ class TracePlanner:
             prompt_tokens=request.prompt_tokens,
             wall_s=wall_s,
             finished_at=finished_at,
+            continued=generation.continued,
         )
 
     def tier(self, name: str) -> TierRequest:

@@ -30,6 +30,14 @@ BeamArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set budget.policy=uniform")
 ]
+DrainOption = Annotated[
+    float | None,
+    typer.Option(
+        "--drain-seconds",
+        min=0,
+        help="On SIGTERM let requests at an engine go on for so long; the same as --set feeding.drain_seconds=SECONDS.",
+    ),
+]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
 ]

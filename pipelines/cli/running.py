@@ -13,6 +13,7 @@ from pipelines.cli.application import (
     DEBUG,
     BeamArgument,
     ConfigArgument,
+    DrainOption,
     ForceOption,
     JsonOption,
     QuietOption,
@@ -41,12 +42,22 @@ def run(
     round_number: RoundOption = 1,
     replace: ReplaceOption = False,
     force: ForceOption = False,
+    drain_seconds: DrainOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
+    _run(
+        config,
+        STAGES,
+        beam_args,
+        _with_drain(overrides, drain_seconds),
+        round_number,
+        replace=replace,
+        force=force,
+        quiet=quiet,
+    )
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -58,15 +69,29 @@ def _stage_command(stage: str, about: str) -> None:
         round_number: RoundOption = 1,
         replace: ReplaceOption = False,
         force: ForceOption = False,
+        drain_seconds: DrainOption = None,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
+        _run(
+            config,
+            (stage,),
+            beam_args,
+            _with_drain(overrides, drain_seconds),
+            round_number,
+            replace=replace,
+            force=force,
+            quiet=quiet,
+        )
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
 _stage_command("augment", "Stage 2: spend the thinking budget and generate traces.")
 _stage_command("select", "Stage 3: keep the traces that pass the gates.")
 _stage_command("pack", "Stage 4: pack documents and thoughts into shards.")
+
+
+def _with_drain(overrides: list[str] | None, drain_seconds: float | None) -> list[str]:
+    return [*(overrides or ()), *([] if drain_seconds is None else [f"feeding.drain_seconds={drain_seconds}"])]
 
 
 def _run(

@@ -100,6 +100,7 @@ def work_order(
         max_failed_fraction=1.0 if failing_is_counted else config.ledger.max_failed_fraction,
         max_empty_fraction=1.0 if failing_is_counted else config.ledger.max_empty_fraction,
         beats_url=beats_url,
+        drain_s=config.feeding.drain_seconds,
     )
 
 

@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 
 from augment.feeding import worker
-from augment.ledger.parts import ledger_parts
+from augment.ledger.parts import PARTIAL_PART, ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.requests.contraction import contracted_segments
@@ -46,6 +46,7 @@ from pipelines.plan.chance import MIN_MEASURED
 from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.running import run_pipeline
+from pipelines.stopping import draining, on_notice
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
@@ -151,12 +152,14 @@ def _generate(
         missing = {
             "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(Request),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
+            "begun": pipeline | "Interrupted" >> ReadLedger(ledger_parts(config.ledger_url, kind=PARTIAL_PART)),
         } | "Missing" >> FindMissing(1)
         missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, order)
         try:
-            run_pipeline(pipeline, "pilot")
+            with draining(order.drain_s):
+                run_pipeline(pipeline, "pilot")
         finally:
-            worker.close_all()
+            worker.close_all(drain=on_notice())
 
 
 def judged_of(
