@@ -47,6 +47,9 @@ from sharding.records.types import Request
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
+SECONDS_PER_GENERATION = 0.15e-3
+"""On one core, but for the engine's time: docs/benchmarks.md, resume."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -103,6 +106,7 @@ class Augment(Stage):
         self.allocation = allocation
         self.choices = Choices(allocation, self.holdback, self.expected.gains if self.expected is not None else None)
         generations = math.ceil(sum(planned_generations(self.config, allocation).values()))
+        self.work_s = SECONDS_PER_GENERATION * generations
         self.order = work_order(self.config, self.started_at, planned_generations=generations, beats_url=self.at.alive)
 
     def revised(self, found: Manifest) -> Manifest | None:

@@ -6,7 +6,7 @@ to agree on. `yaml_config` reads them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -51,6 +51,10 @@ class RoundConfig:
     """A further round on the same documents, for another scorer."""
 
     of: str = Field(min_length=1, description="Output of the round before, whose ledger this one goes on with.")
+
+
+Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
+"""As many worker processes as pay, or so many: see `pipelines.workers`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -128,6 +132,11 @@ class MillConfig:
     layout: Layout = Field(default="after_document", description="Where thoughts stand relative to the source.")
     pack: PackConfig
     card: CardConfig = Field(default_factory=CardConfig)
+    workers: Workers = Field(
+        default="auto",
+        description="Worker processes of Beam's local runner, in every stage: a number, or auto, which is as many as "
+        "cores where there is enough to do, and one where it loads a model. Beam's own options come first.",
+    )
     ablation: AblationConfig = Field(
         default_factory=AblationConfig, description="The small model that `thoughtmill ablate` trains on every arm."
     )

@@ -107,7 +107,7 @@ def _told(said: str, for_memory: bool) -> MillError:
         return MillError(f"a worker process ended by itself ({said}): its last words are above; run again")
     why = "because memory ran out" if for_memory else "as the system does when memory runs out"
     return MillError(
-        f"a worker process was killed, {why}: lower --direct_num_workers (each worker holds a model and a partition), "
-        "difficulty.batch_tokens or source.max_document_bytes, or take a machine with more memory, and run again; what "
-        "was generated is in the ledger"
+        f"a worker process was killed, {why}: lower workers, or --direct_num_workers (each holds a model and a "
+        "partition), difficulty.batch_tokens or source.max_document_bytes, or take a machine with more memory, and run "
+        "again; what was generated is in the ledger"
     )

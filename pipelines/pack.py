@@ -37,6 +37,9 @@ from sharding.storage.manifest import Manifest
 SEGMENT_COLUMNS = ("input_ids", "source")
 THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids", "shown_tokens")
 
+SECONDS_PER_TOKEN = 0.25e-6
+"""Of the source, on one core: docs/benchmarks.md, milling."""
+
 
 class Pack(Stage):
     """The pack stage of a run."""
@@ -50,6 +53,7 @@ class Pack(Stage):
         self.num_parts = part_count(manifest.file_urls(config.output, earlier["score"], SEGMENTS.name))
         delivery = config.delivery
         self.numbered_from = {} if delivery is None else shards_before(manifest.require(delivery.of, "pack"))
+        self.work_s = SECONDS_PER_TOKEN * earlier["score"].counts["source_tokens"]
         check_surprisal(config.pack, self.tokenizer, earlier["score"].config["difficulty"].get("scorer", ""))
         super().__init__(
             config.output,

@@ -29,6 +29,7 @@ from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
 from pipelines.tombstones import LeaveOutRemoved, removed_inputs
+from pipelines.workers import loads_model
 from sharding import sources, storage
 from sharding.beam.counts import COUNTS
 from sharding.models.stored_tokenizer import store_tokenizer
@@ -40,6 +41,9 @@ from sharding.sources.transforms import ReadDocuments
 from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
+
+SECONDS_PER_BYTE = 0.2e-6
+"""Of text, on one core, but for a model's time: docs/runners.md, Prism."""
 
 PART_SOURCE_BYTES = 16 << 20
 """A scored part holds about this much source, in bytes."""
@@ -60,6 +64,8 @@ class Score(Stage):
         self.sources, self.listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
         self.size_bytes = sum(sources.text_bytes(f, s.config) for s, f in zip(self.sources, self.listings, strict=True))
         self.num_parts = min(MAX_PARTS, max(1, math.ceil(self.size_bytes / PART_SOURCE_BYTES)))
+        self.work_s = SECONDS_PER_BYTE * self.size_bytes
+        self.loads_model = loads_model(config.difficulty)
         near = config.near_copies
         self.near = None if near.action == "keep" else sources.NearCopies(near, words_of)
         self.vocab_size = load_tokenizer(config.tokenizer).vocab_size

@@ -38,6 +38,10 @@ DrainOption = Annotated[
         help="On SIGTERM let requests at an engine go on for so long; the same as --set feeding.drain_seconds=SECONDS.",
     ),
 ]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N", help="Worker processes of the local runner, or auto; the config's workers."),
+]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
 ]

@@ -20,6 +20,7 @@ from pipelines.cli.application import (
     ReplaceOption,
     RoundOption,
     SetOption,
+    WorkersOption,
     app,
     can_go_on,
     err,
@@ -39,6 +40,7 @@ def run(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
+    workers: WorkersOption = None,
     round_number: RoundOption = 1,
     replace: ReplaceOption = False,
     force: ForceOption = False,
@@ -53,6 +55,7 @@ def run(
         STAGES,
         beam_args,
         _with_drain(overrides, drain_seconds),
+        workers,
         round_number,
         replace=replace,
         force=force,
@@ -66,6 +69,7 @@ def _stage_command(stage: str, about: str) -> None:
         config: ConfigArgument,
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
+        workers: WorkersOption = None,
         round_number: RoundOption = 1,
         replace: ReplaceOption = False,
         force: ForceOption = False,
@@ -77,6 +81,7 @@ def _stage_command(stage: str, about: str) -> None:
             (stage,),
             beam_args,
             _with_drain(overrides, drain_seconds),
+            workers,
             round_number,
             replace=replace,
             force=force,
@@ -99,6 +104,7 @@ def _run(
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
+    workers: str | None,
     round_number: int,
     *,
     replace: bool,
@@ -116,6 +122,7 @@ def _run(
     from pipelines.cli import summary
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
+    from pipelines.workers import parse
 
     anything = False
 
@@ -134,6 +141,7 @@ def _run(
             config,
             stages=stages,
             beam_args=beam_args or (),
+            workers=None if workers is None else parse(workers),
             replace=replace,
             force=force,
             on_stage=on_stage,
