@@ -23,11 +23,12 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
 from augment.engines.vllm_settings import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
-from augment.ledger import compaction, parts, transforms
+from augment.ledger import compaction, parts, recent, transforms
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.dropping import drop, parse
 from augment.ledger.forgetting import forget
+from augment.ledger.keys import key_hash, keys_of, keys_url
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
@@ -407,6 +408,79 @@ def test_a_bundle_remembers_so_many_keys(monkeypatch: pytest.MonkeyPatch) -> Non
     by_key.start_bundle()
     sent = [key for name in "aabbaccab" for key, _ in by_key.process(request_of(name, "doc", 0, 1))]
     assert sent == ["a", "b", "c", "b"] and len(by_key._told) == 2
+
+
+# --- keys beside the parts --------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_a_part_are_read_without_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(n, finished_at=n / 3, step="draft" if n == 2 else "") for n in range(5)]
+    part = parts.write_part(url, rows)
+    whole = keys_of(rows)
+    fetched: list[str] = []
+
+    def read(asked: str) -> bytes:
+        fetched.append(asked)
+        return storage.read_bytes(asked)
+
+    monkeypatch.setattr(parts, "read_bytes", read)
+    assert np.array_equal(parts.part_keys(part), whole) and fetched == [keys_url(part)]
+    storage.write_bytes(keys_url(part), storage.read_bytes(keys_url(part))[:-1] + b"?")
+    assert np.array_equal(parts.part_keys(part), whole) and fetched[-1] == part  # a damaged one is of no use
+    storage.write_bytes(keys_url(part), b"")
+    assert np.array_equal(parts.part_keys(part), whole)
+    parts.remove_part(part, url)
+    assert not storage.exists(keys_url(part)) and not storage.exists(part)
+    with pytest.raises(MillError) as gone:
+        parts.part_keys(part)
+    assert isinstance(gone.value.__cause__, FileNotFoundError)
+
+
+def test_a_part_stands_where_its_key_file_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(to: str, data: bytes) -> None:
+        if to.endswith(".keys"):
+            raise MillError("no space left")
+        storage.write_bytes(to, data)
+
+    monkeypatch.setattr(parts, "write_bytes", write)
+    part = parts.write_part(str(tmp_path), [row(1)])
+    assert ledger_parts(str(tmp_path)) == [part] and np.array_equal(parts.part_keys(part), keys_of([row(1)]))
+    (tmp_path / Path(part).name).write_bytes(b"half")
+    assert parts.part_keys(part) is None
+
+
+def test_taking_rows_out_leaves_no_key_of_them(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        parts.write_part(url, [row(2 * n), row(2 * n + 1)])
+    forget(url, {row(1).request_key}, lambda doc_id: doc_id in ("doc4", "doc5"), {})
+    left = [found for _, found in parts.every_part_keys(url) if found is not None]
+    assert sorted(np.concatenate(left)["key"].tolist()) == sorted(key_hash(row(n).key)[0] for n in (0, 2, 3, 6, 7))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".arrow"] * 3 + [".keys"] * 3
+
+
+def test_long_runs_are_in_files_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "LONG_ROWS", 16)
+    url = str(tmp_path)
+    finished = FinishedSince(url, 1)
+    for n in range(80):
+        parts.write_part(url, [row(n, thought_tokens=n + 1, step="draft"), row(n, 1)])
+        finished._next_refresh = 0.0
+        finished.refresh()
+    assert finished._long_runs and all(isinstance(each, np.memmap) for run in finished._long_runs for each in run)
+    assert [finished.tokens(row(n).key) for n in range(80)] == [n + 1 for n in range(80)]
+    assert all(finished.row(row(n).key) is not None for n in (0, 40, 79)) and finished.tokens(row(80).key) is None
+
+
+def test_a_stretch_of_time_is_listed_by_few_prefixes() -> None:
+    now = time.time_ns() // 1_000_000
+    for ago_ms in (0, 1_000, 600_000, 10**7, 10**9, 10**11):
+        found = parts._prefixes("part", now - ago_ms)
+        assert len(found) <= parts.MOST_PREFIXES
+        for written in (now - ago_ms, now - ago_ms // 2, now, now + parts.LISTED_AHEAD_MS):
+            assert any(f"part-{written}-0a.arrow".startswith(prefix) for prefix in found)
+    assert parts._prefixes("part", now)[0].startswith(f"part-{now // 10**7}")
+    assert parts._prefixes("dropped", 0) == ["dropped-"]
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
