@@ -23,7 +23,7 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
 from augment.engines.vllm_settings import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
-from augment.ledger import compaction, parts, recent, transforms
+from augment.ledger import compaction, parts, recent, superseded, transforms
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
 from augment.ledger.dropping import drop, parse
@@ -584,7 +584,7 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
     url = str(tmp_path)
     for n in range(6):
         put(url, f"{n}-a", [row(n), row(0)])
-    real, calls = parts.write_part, 0
+    real, calls = parts.write_table, 0
 
     def write(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -593,10 +593,70 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(compaction, "write_part", write)
+    monkeypatch.setattr(compaction, "write_table", write)
     with pytest.raises(MillError, match="no space left"):
         compact(url, rows_per_part=2)
     assert collapse_duplicates(read_ledger(url)) == [row(n) for n in range(6)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_compaction_keeps_the_rows_that_count(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that are there twice, that differ in nothing, and of which only the text decides."""
+    monkeypatch.setattr(superseded, "HELD_ROWS", 7)
+    rng, url = random.Random(seed), str(tmp_path)
+    rows = [
+        row(n, finished_at=float(rng.choice([1, 1, 2])), thought_tokens=rng.choice([3, 4]), text=rng.choice("ab"))
+        for n in rng.choices(range(25), k=70)
+    ]
+    for first in range(0, 70, 5):
+        parts.write_part(url, rows[first : first + 5])
+    done = compact(url, rows_per_part=10)
+    expected = collapse_duplicates(rows)
+    assert sorted(read_ledger(url), key=lambda one: one.key) == expected
+    assert (done.rows_before, done.rows_after, done.parts_before) == (70, len(expected), 14)
+    found = [keys for _, keys in parts.every_part_keys(url) if keys is not None]
+    assert sorted(np.concatenate(found).tolist()) == sorted(keys_of(expected).tolist())
+    assert len(ledger_parts(url)) == done.parts_after < 14
+    assert len(list(tmp_path.iterdir())) == 2 * done.parts_after
+
+
+def test_several_processes_compact_to_the_same_rows(tmp_path: Path) -> None:
+    rows = [row(n % 90) for n in range(120)]
+    for folder in ("one", "two"):
+        for first in range(0, 120, 10):
+            parts.write_part(str(tmp_path / folder), rows[first : first + 10])
+    done = [compact(str(tmp_path / "one"), rows_per_part=30, processes=1)]
+    done.append(compact(str(tmp_path / "two"), rows_per_part=30, processes=2))
+    assert done[0] == done[1] and done[0].rows_after == 90
+    names = [[url.rpartition("-")[2] for url in ledger_parts(str(tmp_path / one))] for one in ("one", "two")]
+    assert sorted(names[0]) == sorted(names[1])
+
+
+def test_a_part_that_is_damaged_beside_its_keys_takes_no_other_s_rows_along(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    broken = parts.write_part(url, [row(1), row(2)])  # what counts of row 2, and nobody can read it
+    for n in (2, 3, 4):
+        parts.write_part(url, [row(n, finished_at=5000.0)])
+    Path(broken).write_bytes(Path(broken).read_bytes()[:-9])
+    compact(url)
+    assert keys(read_ledger(url)) == keys([row(2), row(3), row(4)])
+    assert len(ledger_parts(url)) == 2 and broken in ledger_parts(url)
+
+
+def test_a_compaction_beside_a_takedown_brings_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        parts.write_part(url, [row(n)])
+    write = compaction.write_table
+
+    def late(*arguments: Any, **more: Any) -> str:
+        forget(url, set(), lambda doc_id: doc_id == "doc1", {})
+        return write(*arguments, **more)
+
+    monkeypatch.setattr(compaction, "write_table", late)
+    with pytest.raises(MillError, match="1 parts were taken away while they were compacted"):
+        compact(url)
+    assert keys(read_ledger(url)) == keys([row(0), row(2), row(3)]) and len(ledger_parts(url)) == 3
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
