@@ -66,7 +66,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
     assert [finished.tokens(row(n).key) for n in (0, 1, 90, 179)] == [1, 1, 31, 60]
     assert [finished.tokens(row(n).key) for n in range(180)] == [n // 3 + 1 for n in range(180)]
     assert finished.tokens(row(999).key) is None and finished.tokens(row(180).key) is None
-    assert len(finished._chunks) <= recent._MAX_CHUNKS
+    assert len(finished._runs) <= recent._MAX_RUNS
 
 
 def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_store_is_asked_seldom_and_may_refuse(tmp_path: Path, monkeypatch: p
         asked += 1
         raise MillError("no permission")
 
-    monkeypatch.setattr(recent, "every_part", refuse)
+    monkeypatch.setattr(recent, "every_part_keys", refuse)
     finished = FinishedSince(str(tmp_path), NOW_MS)
     for _ in range(5):
         finished.refresh()

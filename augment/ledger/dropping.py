@@ -19,9 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from augment.ledger.partial import clear_partial
-from augment.ledger.parts import DROPPED, PART, PARTIAL_PART, every_part, ledger_parts, part_batches, write_table
+from augment.ledger.parts import (
+    DROPPED,
+    PART,
+    PARTIAL_PART,
+    every_part,
+    ledger_parts,
+    part_batches,
+    remove_part,
+    write_table,
+)
 from sharding.errors import MillError, RequestError
-from sharding.storage.files import join, remove
+from sharding.storage.files import join
 
 EMPTY = "empty"
 """The reason of a row without text; the others are how generations end, by the engine and by the mill."""
@@ -140,7 +149,7 @@ def drop(ledger_url: str, conditions: Sequence[Condition], *, dry_run: bool = Fa
         write_table(ledger_url, out, like=url, kind=DROPPED)
         if len(stay):
             seen.add(write_table(ledger_url, stay, like=url, kind=kind))
-        remove(url, ledger_url)
+        remove_part(url, ledger_url)
     return done
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from augment.ledger.parts import DROPPED, PART, PARTIAL_PART, every_part, write_table
-from sharding.storage.files import remove
+from augment.ledger.parts import DROPPED, PART, PARTIAL_PART, every_part, remove_part, write_table
 
 
 @dataclass(kw_only=True)
@@ -62,7 +61,7 @@ def forget(
             if stay is not rows:
                 if len(stay):
                     seen.add(write_table(ledger_url, stay, like=url, kind=kind))
-                remove(url, ledger_url)
+                remove_part(url, ledger_url)
     return done
 
 

@@ -6,7 +6,7 @@ is finished: a run goes on from it, and its tokens are spent. Of several with on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -45,11 +45,8 @@ def _finished(ledger_url: str, keys: set[str]) -> set[str]:
     return found
 
 
-def clear_partial(ledger_url: str, finished: Collection[str] | None = None) -> int:
+def clear_partial(ledger_url: str) -> int:
     """Rewrite the partial rows that still count as one file; how many those are. All are held in memory.
-
-    Args:
-        finished: the keys of finished generations; None: they are looked up.
 
     Raises:
         MillError: the store can't be read or written; nothing that counts is missing then.
@@ -57,8 +54,7 @@ def clear_partial(ledger_url: str, finished: Collection[str] | None = None) -> i
     urls = ledger_parts(ledger_url, kind=PARTIAL_PART)
     read = {url: rows for url in urls if (rows := read_part(url)) is not None}
     every = [row for rows in read.values() for row in rows]
-    if finished is None:
-        finished = _finished(ledger_url, {row.key for row in every})
+    finished = _finished(ledger_url, {row.key for row in every})
     left = [row for key, row in sorted(furthest(every).items()) if key not in finished]
     if len(left) == len(every) and len(read) <= 1:
         return len(left)
