@@ -88,7 +88,12 @@ class Corpus:
 
 def _delivered(packed: Manifest | None) -> _Delivered | None:
     found = None if packed is None else packed.facts.get(_FACT)
-    return None if found is None else msgspec.convert(found, _Delivered)
+    try:
+        return None if found is None else msgspec.convert(found, _Delivered)
+    except msgspec.ValidationError as error:
+        raise MillError(
+            f"facts.{_FACT} of the last manifest is not what says which deliveries joined: {error}"
+        ) from error
 
 
 def deliveries_of(packed: Manifest | None) -> list[Delivery]:
@@ -203,15 +208,28 @@ def whole_stages(output: str, stages: Mapping[str, Manifest]) -> dict[str, Manif
         at = Output(output).delivery(delivery.number)
         for stage in STAGES[:-1]:
             made, more = told[stage], manifest.require(at, stage)
-            counts = Counter(made.counts)
+            counts, config = Counter(made.counts), made.config
+            if stage == "score":
+                more = _named_apart(more, f"delivery {delivery.number}")
+                config = config | {"sources": [*_sources(made), *_sources(more)]}
             counts.update(more.counts)
-            config = made.config | {"sources": [*_sources(made), *_sources(more)]} if stage == "score" else made.config
             told[stage] = msgspec.structs.replace(made, counts=dict(counts), config=config)
     return told
 
 
-def _sources(scored: Manifest) -> list[Any]:
-    return list(scored.config.get("sources") or [scored.config.get("source")])
+def _sources(scored: Manifest) -> list[dict[str, Any]]:
+    return list(scored.config.get("sources") or [scored.config.get("source") or {}])
+
+
+def _named_apart(scored: Manifest, by: str) -> Manifest:
+    """The manifest of a delivery's scores with its sources called so that they are told apart from the first ones."""
+    counts = {}
+    for name, count in scored.counts.items():
+        head, _, rest = name.partition(".")
+        source, _, what = rest.rpartition(".")
+        counts[f"source.{source}, {by}.{what}" if head == "source" else name] = count
+    sources = [one | {"name": f"{one['name']}, {by}" if one.get("name") else by} for one in _sources(scored)]
+    return msgspec.structs.replace(scored, counts=counts, config=scored.config | {"sources": sources})
 
 
 def delivered_inputs(output: str) -> dict[str, str]:
@@ -272,12 +290,21 @@ def refuse_delivered(output: str) -> None:
             f"them: name another output; or delete {at.deliveries}, make the stages again with --force, and append the "
             "deliveries again (their generations are in the ledger and are not bought twice)"
         )
+    refuse_joined(output)
+
+
+def refuse_joined(output: str) -> None:
+    """Refuse to change an output that has joined the corpus of another.
+
+    Raises:
+        RequestError: it has.
+    """
     folder, name = posixpath.split(output.rstrip("/"))
     if posixpath.basename(folder) != "deliveries" or not name.isdecimal():
         return
     of = posixpath.dirname(folder)
     if int(name) in {delivery.number for delivery in deliveries_of(manifest.read(of, "pack", any_format=True))}:
-        raise RequestError(f"output: {output} has joined the corpus of {of} and can't be made again beneath it")
+        raise RequestError(f"output: {output} has joined the corpus of {of} and can't be changed beneath it: name {of}")
 
 
 def problems_of_join(output: str, packed: Manifest, parts: Sequence[Corpus]) -> Iterator[str]:

@@ -32,6 +32,8 @@ from sharding.beam.part_join import scored_documents
 from sharding.errors import MillError, RequestError
 from sharding.packing.documents import DocumentIndex
 from sharding.shards.dataset import PackedDataset
+from sharding.shards.export import export
+from sharding.shards.grain_sources import RowSource
 from sharding.storage import lease, manifest
 from tests.conftest import rehearsal_tree
 from tests.test_takedown import absent, killed_at, text_of, wanted
@@ -153,6 +155,9 @@ def test_what_is_told_tells_of_all_documents(joined_once: Path) -> None:
     assert "1: 18 documents joined the corpus later" in runner.invoke(cli.app, ["status", output]).output
     assert "deliveries/1/data" in runner.invoke(cli.app, ["show", output, "page-33", "--plain"]).output
     assert "48" in Path(output, "report.html").read_text(encoding="utf-8")
+    assert len(RowSource(output)) == len(PackedDataset(output))
+    made, _ = export(output, "parquet", str(joined_once / "parquet"))
+    assert len(made.files["train"]) == 6
     rows = load_dataset(output, split="train", cache_dir=str(joined_once / "cache"))
     assert len(rows) == sum(e.rows for e in manifest.require(output, "pack").files["shards"] if "train" in e.name)
 
@@ -181,6 +186,8 @@ def test_a_run_of_the_first_config_finds_all_done_and_force_is_refused(again: Mi
     delivery = from_mapping(yaml.safe_load(Path(again.output, "deliveries/1/config.yaml").read_text(encoding="utf-8")))
     with pytest.raises(RequestError, match="has joined the corpus"):
         mill(delivery, force=True)
+    with pytest.raises(RequestError, match="can't be changed beneath it"):
+        remove(delivery.output, wanted(31))
     with pytest.raises(RequestError, match="arms of its first documents would lack them"):
         mill_arms(again)
     with pytest.raises(RequestError, match=r"pack\.sequence_length: 128 → 256"):

@@ -13,7 +13,7 @@ import msgspec
 
 from augment.ledger.forgetting import Forgotten
 from pipelines import accounts
-from pipelines.delivered import Corpus, corpora, joined, refuse_pending
+from pipelines.delivered import Corpus, corpora, joined, refuse_joined, refuse_pending
 from pipelines.takedown import parts, shards
 from pipelines.takedown.finishing import clear, finish
 from pipelines.takedown.ids import Wanted
@@ -152,6 +152,7 @@ def _settle(part: _Part, ids: frozenset[str], stones: Tombstones) -> None:
 
 def _prepare(output: str, wanted: Wanted, done: Removed, *, missing_ok: bool, ledger_url: str | None) -> Journal | None:
     """Everything that is to be done, committed; None where an earlier removal has done it."""
+    refuse_joined(output)
     refuse_pending(output)
     all_parts = list(corpora(output))
     _refuse(output, all_parts[0].stages)
