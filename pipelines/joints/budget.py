@@ -69,9 +69,12 @@ def goes_by_gain(config: MillConfig) -> bool:
 
 
 def allocation_of(
-    config: MillConfig, histogram: DifficultyHistogram, source_tokens: int, documents: float
+    config: MillConfig, histogram: DifficultyHistogram, source_tokens: int, documents: float = 0.0
 ) -> Allocation:
-    """The plan for a corpus of so many training tokens and documents, its segments counted by difficulty.
+    """The plan for a corpus of so many training tokens, its segments counted by difficulty.
+
+    Args:
+        documents: how many there are, for what contractions take; 0: not known, which is taken for the worst.
 
     Raises:
         RequestError: the budget can't be met.
