@@ -77,8 +77,8 @@ def index_figures(segments: int = SEGMENTS) -> dict[str, float]:
         began = time.perf_counter()
         shard = build_shard(str(archive), _passages(texts))
         build_s = time.perf_counter() - began
-        write_json(url, msgspec.to_builtins(StoredIndex(folder, [shard])))
-        index = load_index(url, folder)
+        write_json(url, msgspec.to_builtins(StoredIndex(shard.digest, [shard])))
+        index = load_index(url, shard.digest)
         times = []
         for number in random.integers(0, documents, QUERIES).tolist():
             words = texts[number].split()
