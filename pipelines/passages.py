@@ -21,6 +21,7 @@ from augment.contexts.passages import Passage, passages_of
 from augment.requests.tiers import IndexRequest
 from pipelines.beam_options import local_shuffle
 from pipelines.config import MillConfig
+from pipelines.joints import searched_output
 from pipelines.outcome import WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from sharding import storage
@@ -63,7 +64,7 @@ def build_index(config: MillConfig, wanted: IndexRequest, options: PipelineOptio
     if found is not None and found.digest == wanted.digest:
         return found
     at = Output(config.output)
-    searched = config.retrieval.corpus or config.output
+    searched = searched_output(config)
     scored = manifest.require(searched, "score")
     works = _works(at, searched, scored, wanted)
     _sweep(at, {name for work in works for name in (work.url, work.told)})

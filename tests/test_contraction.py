@@ -143,6 +143,14 @@ def test_a_budget_that_contractions_may_take_whole_is_refused(tree: dict[str, An
         mill(from_mapping(tree), stages=["score", "augment"])
 
 
+def test_a_budget_that_tiers_can_not_take_says_what_was_kept_back(tree: dict[str, Any]) -> None:
+    tree["budget"] |= {"thinking_tokens_per_source_token": 90}
+    with pytest.raises(
+        RequestError, match=r"can't be spent on .*\(all of this without .* kept back for contractions\)"
+    ):
+        mill(from_mapping(tree), stages=["score", "augment"])
+
+
 def test_without_contractions_the_manifest_says_nothing_of_them(tree: dict[str, Any]) -> None:
     tree["budget"] = {"policy": "uniform", "thinking_tokens_per_source_token": 2, "tiers": TIERS[:2]}
     section = budget_section(from_mapping(tree).budget)

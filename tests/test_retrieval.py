@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -28,6 +28,7 @@ from pipelines.takedown.removing import remove
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.hashing import fingerprint
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
 from sharding.storage import manifest
@@ -44,13 +45,9 @@ def index_of(folder: Path, *shards: list[tuple[str, str]]) -> PassageIndex:
     for number, documents in enumerate(shards):
         pieces = [passage for doc_id, text in documents for passage in passages_of(doc_id, text)]
         made.append(build_shard(str(folder / f"passages-{number}.zip"), pieces))
-    url = str(folder / "index.json")
-    storage.write_json(url, {"digest": str(folder), "shards": [json.loads(json.dumps(_told(one))) for one in made]})
-    return load_index(url, str(folder))
-
-
-def _told(shard: Any) -> dict[str, Any]:
-    return {"name": shard.name, "digest": shard.digest, "passages": shard.passages}
+    url, digest = str(folder / "index.json"), fingerprint([str(folder)])
+    storage.write_json(url, msgspec.to_builtins(StoredIndex(digest, made)))
+    return load_index(url, digest)
 
 
 def own(text: str) -> frozenset[str]:
@@ -104,12 +101,16 @@ def test_passages_are_a_document_in_pieces(text: str) -> None:
 
 def test_an_index_that_is_another_or_broken_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MillError, match="is not the index that this run has made"):
-        load_index(str(tmp_path / "index.json"), "a")
+        load_index(str(tmp_path / "index.json"), "a" * 32)
     (tmp_path / "passages-0.zip").write_bytes(b"no archive")
-    shards = [{"name": "passages-0.zip", "digest": "unheard-of", "passages": 1}]
-    storage.write_json(str(tmp_path / "index.json"), {"digest": "a", "shards": shards})
+    shard = {"name": "passages-0.zip", "digest": fingerprint([str(tmp_path)]), "passages": 1}
+    storage.write_json(str(tmp_path / "index.json"), {"digest": "a" * 32, "shards": [shard]})
     with pytest.raises(MillError, match=r"can't be unpacked.*delete it"):
-        load_index(str(tmp_path / "index.json"), "a")
+        load_index(str(tmp_path / "index.json"), "a" * 32)
+    for forged in ({"digest": "../../somewhere"}, {"name": "../passages-0.zip"}):
+        storage.write_json(str(tmp_path / "index.json"), {"digest": "b" * 32, "shards": [shard | forged]})
+        with pytest.raises(MillError, match="is not an index of passages"):
+            load_index(str(tmp_path / "index.json"), "b" * 32)
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
@@ -158,8 +159,10 @@ def test_a_run_shows_passages_and_another_corpus_changes_the_keys_of_its_tiers_a
     tree: dict[str, Any], tmp_path: Path, write_jsonl: Callable[..., str]
 ) -> None:
     config = from_mapping(tree)
-    mill(config, stages=["score", "augment"])
+    mill(config)
     first = keys_of(config.output)
+    card = (Path(config.output) / "README.md").read_text(encoding="utf-8")
+    assert "| found | full and 2 retrieved | " in card and "| plain | full | " in card
     assert {tier for tier, _, _ in first} == {"plain", "found"}
 
     other = write_jsonl([{"id": "book", "text": "A book on rivers, bridges and engines. " * 30}], "books.jsonl")

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -42,6 +42,10 @@ _DIGITS = 4
 """Of a score, so that what the last bits of a sum say orders nothing."""
 
 
+_HexDigits = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8,64}$")]
+"""It names a folder, and is read from an output, which anyone may have written."""
+
+
 class Shard(msgspec.Struct, frozen=True):
     """A shard of an index.
 
@@ -51,9 +55,9 @@ class Shard(msgspec.Struct, frozen=True):
         passages: how many there are.
     """
 
-    name: str
-    digest: str
-    passages: int
+    name: Annotated[str, msgspec.Meta(pattern=r"^passages-[\w-]{1,80}\.zip$")]
+    digest: _HexDigits
+    passages: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class StoredIndex(msgspec.Struct, frozen=True):
@@ -64,7 +68,7 @@ class StoredIndex(msgspec.Struct, frozen=True):
         shards: those that have a passage.
     """
 
-    digest: str
+    digest: _HexDigits
     shards: list[Shard]
 
 

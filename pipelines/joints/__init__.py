@@ -20,7 +20,7 @@ from pipelines.joints.budget import (
 )
 from pipelines.joints.contracting import contexts_here
 from pipelines.joints.grading import graded_here, grading_of, judge_inputs
-from pipelines.joints.retrieving import index_inputs, index_request, with_index
+from pipelines.joints.retrieving import index_inputs, index_request, searched_output, with_index
 from pipelines.joints.selecting import ScorerNats, asks_scorer, contaminated_urls, select_section
 from pipelines.joints.shown import MIN_HELD_BACK_TOKENS, MIN_SHOWN_TOKENS, Holdback, holdback_of
 
@@ -48,6 +48,7 @@ __all__ = [
     "plain_tiers",
     "plan_budget",
     "prices",
+    "searched_output",
     "select_section",
     "trace_planner",
     "with_index",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from difficulty.budget.tiers import BudgetConfig, ModelPrice, TierConfig, as_con
 from difficulty.gain.model import GainModel
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from sharding.errors import MillError, RequestError
+from sharding.errors import MillError, RequestError, restated
 from sharding.records.types import ScoredSegment
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -53,9 +54,10 @@ def plan_budget(config: MillConfig, scored: Manifest, by_gain: tuple[TierGains, 
         gains, steps = by_gain
         tokens, model = scored.counts["source_tokens"], gains.model.digest
         kept_back = _for_contractions(config, tokens, scored.counts["segments"], scored.counts["documents"])
-        made: Allocation = policy_module(config.budget.policy).allocate(
-            steps, _less(config.budget, kept_back, tokens), source_tokens=tokens, model=model
-        )
+        with _of_what_is_left(kept_back):
+            made: Allocation = policy_module(config.budget.policy).allocate(
+                steps, _less(config.budget, kept_back, tokens), source_tokens=tokens, model=model
+            )
         return _with_contractions(
             dataclasses.replace(made, warnings=(*made.warnings, *gains.cautions)), config.budget, kept_back, tokens
         )
@@ -69,16 +71,20 @@ def goes_by_gain(config: MillConfig) -> bool:
 
 
 def allocation_of(
-    config: MillConfig, histogram: DifficultyHistogram, source_tokens: int, documents: float
+    config: MillConfig, histogram: DifficultyHistogram, source_tokens: int, documents: float = 0.0
 ) -> Allocation:
-    """The plan for a corpus of so many training tokens and documents, its segments counted by difficulty.
+    """The plan for a corpus of so many training tokens, its segments counted by difficulty.
+
+    Args:
+        documents: how many there are, for what contractions take; 0: not known, which is taken for the worst.
 
     Raises:
         RequestError: the budget can't be met.
     """
     kept_back = _for_contractions(config, source_tokens, histogram.num_segments, documents)
     budget = _less(config.budget, kept_back, source_tokens)
-    made = allocate(histogram, budget, source_tokens=source_tokens, prices=prices(config))
+    with _of_what_is_left(kept_back):
+        made = allocate(histogram, budget, source_tokens=source_tokens, prices=prices(config))
     made = _with_contractions(made, config.budget, kept_back, source_tokens)
     thinking = [tier for tier in config.budget.tiers if not tier.skips]
     bought = sum(plan.segments for tier, plan in zip(config.budget.tiers, made.tiers, strict=True) if not tier.skips)
@@ -119,6 +125,19 @@ def _less(budget: BudgetConfig, kept_back: float, source_tokens: int) -> BudgetC
     name = budget.key.removeprefix("budget.")
     changed: dict[str, Any] = {name: max(1, round(number)) if name == "thinking_tokens" else number}
     return dataclasses.replace(budget, **changed)
+
+
+@contextlib.contextmanager
+def _of_what_is_left(kept_back: float) -> Iterator[None]:
+    """Where a budget can't be met it is told that the numbers are without what is kept back for contractions."""
+    try:
+        yield
+    except RequestError as error:
+        if not kept_back:
+            raise
+        raise restated(
+            error, f"{error} (all of this without {as_config(kept_back)} that are kept back for contractions)"
+        ) from error
 
 
 def _with_contractions(made: Allocation, budget: BudgetConfig, kept_back: float, source_tokens: int) -> Allocation:

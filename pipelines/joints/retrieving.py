@@ -23,9 +23,14 @@ def index_request(config: MillConfig) -> IndexRequest | None:
     """
     if not config.budget.retrieves:
         return None
-    corpus = manifest.require(config.retrieval.corpus or config.output, "score")
+    corpus = manifest.require(searched_output(config), "score")
     made_from = [_MADE_AS, "\0", manifest.digest(corpus)]
     return IndexRequest(url=Output(config.output).passages, digest=fingerprint(made_from))
+
+
+def searched_output(config: MillConfig) -> str:
+    """The output whose scored documents are searched."""
+    return config.retrieval.corpus or config.scored or config.output
 
 
 def index_inputs(config: MillConfig) -> dict[str, str]:
