@@ -10,18 +10,57 @@ in what the checkpoint has read; one that is asked about in the same way as befo
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from pipelines.config import MillConfig
+from pipelines.config import LedgerConfig, MillConfig, RoundConfig
 from pipelines.scorer_identity import difficulty_section, model_inputs
 from pipelines.watch.files import absolute, read_plan
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
 
 _SEGMENTS = "segment_tokens"
 """The key of `difficulty` that has to stay, or the same places would be other segments."""
+
+
+def in_round(config: MillConfig, number: int) -> MillConfig:
+    """The config of a further round of a run: `--round NUMBER`.
+
+    Its output is that of the first round with `-round-NUMBER` behind it, it is of the round before, and its ledger is
+    that of the first.
+
+    Args:
+        config: of the first round, but for what this one does otherwise, such as the scorer.
+        number: from 1, which is the config as it is.
+
+    Raises:
+        RequestError: the config is that of a further round itself.
+    """
+    if number == 1:
+        return config
+    if config.round is not None:
+        raise RequestError(
+            f"--round: the config says itself of which run it is a further round (round.of: {config.round.of}): leave "
+            "out one of the two"
+        )
+    first = config.output.rstrip("/")
+    return dataclasses.replace(
+        config,
+        output=_output_in(first, number),
+        round=RoundConfig(of=_output_in(first, number - 1)),
+        ledger=_with_path(config.ledger, Output(first).ledger),
+    )
+
+
+def _output_in(first: str, number: int) -> str:
+    return first if number == 1 else f"{first}-round-{number}"
+
+
+def _with_path(ledger: LedgerConfig, path: str) -> LedgerConfig:
+    return ledger if ledger.path is not None else dataclasses.replace(ledger, path=path)
 
 
 def check_round(config: MillConfig) -> None:

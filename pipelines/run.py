@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +17,8 @@ from sharding.storage.manifest import STAGES, Manifest
 if TYPE_CHECKING:
     from pipelines.stage import Did, Stage
 
+logger = logging.getLogger(__name__)
+
 OnStage = Callable[[str, Manifest | None, "Did | None"], None]
 
 
@@ -28,8 +31,12 @@ def mill(
     replace: bool = False,
     force: bool = False,
     on_stage: OnStage = lambda stage, manifest, did: None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),  # noqa: T201
 ) -> dict[str, Manifest]:
     """Run stages in order, skipping those that are done.
+
+    Where sources have only grown since they were scored, and the rest of the config is the same, stages are made again
+    as with `replace` (`pipelines.growing`).
 
     Args:
         config: the run.
@@ -40,6 +47,8 @@ def mill(
         force: make them again whatever made them; what is in the ledger is not generated again.
         on_stage: called with (stage, None, None) when a stage that isn't done begins, and with (stage, its manifest,
             what was done) after every stage.
+        say: is told, a line each, what is about to be done that the config doesn't tell: that sources have grown, what
+            a pilot will cost.
 
     Returns:
         The manifest of each stage asked for.
@@ -53,6 +62,7 @@ def mill(
     from pipelines.augment import Augment
     from pipelines.beam_options import beam_options, works_here
     from pipelines.borrowed_scores import BorrowedScores
+    from pipelines.growing import grown_from
     from pipelines.pack import Pack
     from pipelines.score import Score
     from pipelines.select import Select
@@ -71,7 +81,10 @@ def mill(
         """A stage is to be made, and so are those after it."""
         if not begun:
             size = getattr(stage, "size_bytes", None)
-            preflight.check(config, stages[stages.index(name) :], here=here(name), source_bytes=size)
+            made_here = here(name)
+            preflight.check(config, stages[stages.index(name) :], here=made_here, source_bytes=size)
+            for problem in preflight.ahead(config, STAGES[STAGES.index(stages[-1]) + 1 :]) if made_here else ():
+                logger.warning("%s", problem)
         begun.append(name)
         on_stage(name, None, None)
 
@@ -82,20 +95,25 @@ def mill(
     begun: list[str] = []
     for name in stages:
         if name == "augment":
-            _learn_first(config, beam_args, replace=replace)
+            _learn_first(config, beam_args, say, replace=replace)
         is_new = not begun and manifest.read(config.output, name, any_format=True) is None
         to_come = stages[stages.index(name) :]
         with preflight.told_together(config, to_come, here=here(name)) if is_new else contextlib.nullcontext():
             stage = kinds[name](config)
-        on_begin = partial(begin, name, stage)
+        later = {after: partial(kinds[after], config) for after in STAGES[STAGES.index(name) + 1 :]}
         manifests[name], did = stage.run(
-            beam_args=beam_args, workers=wanted, replace=replace, force=force, on_begin=on_begin
+            beam_args=beam_args,
+            workers=wanted,
+            replace=replace,
+            force=force,
+            in_place_of=None if replace or force else grown_from(stage, later, say),
+            on_begin=partial(begin, name, stage),
         )
         on_stage(name, manifests[name], did)
     return manifests
 
 
-def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool) -> None:
+def _learn_first(config: MillConfig, beam_args: Sequence[str], say: Callable[[str], None], *, replace: bool) -> None:
     """The exploring pilot, where the budget is to be spent by one, none was made, and the config says how large."""
     if config.budget.pilot_segments is None:
         return
@@ -108,5 +126,4 @@ def _learn_first(config: MillConfig, beam_args: Sequence[str], *, replace: bool)
         with contextlib.suppress(RequestError):
             read_learned(config, manifest.require(config.output, "score"))
             return
-    say = partial(print, file=sys.stderr)  # what it will cost, before it is spent
     make_plan(config, pilot=config.budget.pilot_segments, explore=True, beam_args=beam_args, say=say)

@@ -20,6 +20,8 @@ from difficulty.scorers import describe_scorer
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
+from pipelines.delivered import corpora, earlier_digest
+from pipelines.earlier_documents import EarlierDocuments
 from pipelines.earlier_scores import EarlierScores
 from pipelines.grown import FindKnown
 from pipelines.outcome import Built, Outcome
@@ -28,7 +30,7 @@ from pipelines.scorer_identity import difficulty_section, memory_inputs, model_i
 from pipelines.stage import Did, Stage
 from pipelines.tombstones import LeaveOutRemoved, removed_inputs
 from pipelines.workers import loads_model
-from sharding import sources
+from sharding import sources, storage
 from sharding.beam.counts import COUNTS
 from sharding.models.stored_tokenizer import store_tokenizer
 from sharding.models.tokenizer import load_tokenizer
@@ -36,6 +38,7 @@ from sharding.records.families import NEAR_COPIES, QUARANTINE, SEGMENTS
 from sharding.records.types import NearCopy, ScoredDocument
 from sharding.sources.shares import SourceTally, check_scored
 from sharding.sources.transforms import ReadDocuments
+from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -70,6 +73,11 @@ class Score(Stage):
             Output(config.output).memory if config.difficulty.memory else config.difficulty.memory_path or ""
         )
         self.earlier_scores = EarlierScores(config)
+        # A delivery is held against all that was delivered before it, and against who was taken down from that.
+        delivery = config.delivery
+        self.corpus = config.output if delivery is None else delivery.of
+        before = () if delivery is None else [part.output for part in corpora(delivery.of)]
+        self.before = EarlierDocuments(before, config.tokenizer) if before else None
         super().__init__(
             config.output,
             sections={
@@ -82,7 +90,8 @@ class Score(Stage):
                 "tokenizer": load_tokenizer(config.tokenizer).fingerprint,
                 **model_inputs(config.difficulty),
                 **memory_inputs(config.difficulty),
-                **removed_inputs(config.output),
+                **removed_inputs(self.corpus),
+                **({} if delivery is None else {"delivered": earlier_digest(delivery.of)}),
             },
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
@@ -98,6 +107,9 @@ class Score(Stage):
         made, did = super().run(**options)
         if did == Did.RAN:
             self.earlier_scores.remove()
+        brings_nothing = not made.counts["documents"] and made.counts["documents_in"] > made.counts["quarantined"]
+        if self.before is not None and brings_nothing:
+            return made, did  # all of it was delivered before, which is no fault of the source
         if "sources" in made.facts:  # else an earlier version scored it
             tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
             counts = dict(made.counts)
@@ -109,9 +121,10 @@ class Score(Stage):
         return made, did
 
     def build(self, root: beam.Pipeline) -> Built:
-        difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
-        read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts, self.near)
-        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.output)
+        difficulty, tokenizer = self.config.difficulty, self.config.tokenizer
+        copies = (self.config.duplicates, self.num_parts, self.near, self.before)
+        read = root | "Source" >> ReadDocuments(self.sources, self.listings, *copies)
+        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.corpus)
         known = staying["documents"] | "Known" >> FindKnown(self.earlier_scores.parts(), tokenizer, self.num_parts)
         memory = known["documents"] | "Memory" >> self._memory()
         scored = known["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
@@ -144,8 +157,21 @@ class Score(Stage):
             super().discard(finished)
 
     def write_beside(self, made: Manifest) -> None:
-        """The tokenizer: whoever reads the output elsewhere need not have the model that the config names."""
+        """The tokenizer: whoever reads the output elsewhere need not have the model that the config names; and what the
+        sources were, to know again what has only been added to.
+        """
         store_tokenizer(load_tokenizer(self.config.tokenizer), self.at.tokenizer)
+        if (listed := sources.listed(self.listings)) is not None:
+            storage.write_json(self.at.listed, msgspec.to_builtins(listed))
+
+    def growth(self, found: Manifest) -> sources.Growth | None:
+        before, now = _without_source(found.inputs), _without_source(self.inputs)
+        if before != now or not _sources_follow(found.config, self.sections) or not storage.exists(self.at.listed):
+            return None
+        listed = read_json(self.at.listed, sources.Listed, "a listing of sources", MAX_BYTES)
+        if listed.digest != found.inputs["source"]:
+            return None
+        return sources.growth_of(listed, self.sources, self.listings)
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         url = self.memory_url
@@ -155,6 +181,18 @@ class Score(Stage):
             "vocab_size": self.vocab_size,
             "memory": {"url": url, **describe_memory(url)} if url else None,
         }
+
+
+def _without_source(inputs: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in inputs.items() if name != "source"}
+
+
+def _sources_follow(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether the sections of a config are those of then, but for sources that follow behind the others."""
+    several = before.get("sources")
+    if several is not None and now.get("sources") is not None:
+        now = now | {"sources": now["sources"][: len(several)]}
+    return before == now
 
 
 def near_copies(document: ScoredDocument) -> Iterator[NearCopy]:

@@ -24,11 +24,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines import accounts, runner_faults, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import Workers
+from pipelines.delivered import refuse_delivered
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
 from pipelines.workers import set_workers
-from sharding import storage
+from sharding import sources, storage
 from sharding.beam.parts import WriteParts
 from sharding.errors import RequestError
 from sharding.storage import manifest
@@ -131,6 +132,18 @@ class Stage:
         """What the manifest of this stage, done before, should say now; None where the stage is to be made again."""
         return msgspec.structs.replace(found, config=self.sections)
 
+    def growth(self, found: Manifest) -> sources.Growth | None:
+        """What has come to the sources that this stage reads, where it was made from the same config and nothing else
+        has changed since; None otherwise.
+
+        Args:
+            found: its manifest of then.
+
+        Raises:
+            MillError: it couldn't be found out.
+        """
+        return None
+
     # --- the skeleton -------------------------------------------------------------------------------------------------
 
     def run(
@@ -140,6 +153,7 @@ class Stage:
         workers: Workers = "auto",
         replace: bool = False,
         force: bool = False,
+        in_place_of: str | None = None,
         on_begin: Callable[[], None] = lambda: None,
     ) -> tuple[Manifest, Did]:
         """Run the stage unless it is done.
@@ -149,6 +163,7 @@ class Stage:
             workers: worker processes of Beam's local runner, where its options don't say.
             replace: make it again where another config has made it.
             force: make it again whatever made it.
+            in_place_of: fingerprint of an earlier result in whose place it may be made, without `replace`.
             on_begin: called when this run holds the lease and begins.
 
         Returns:
@@ -162,19 +177,20 @@ class Stage:
         temporary_folder()  # Beam needs one
         options = beam_options(beam_args)
         refuse_unfinished(self.output)
-        found, revised = (None, None) if force else self._done(replace)
+        found, revised = (None, None) if force else self._done(replace, in_place_of)
         if found is not None and found == revised and self._is_published():
             return found, Did.NOTHING
         self.at.check_links()
         with Lease(self.output, self.name) as lease:
             refuse_unfinished(self.output)
             # Another run may have finished it a moment ago.
-            found, revised = (None, None) if force else self._done(replace)
+            found, revised = (None, None) if force else self._done(replace, in_place_of)
             if found is not None and found == revised and self._is_published():
                 return found, Did.NOTHING
             for folder in self.at.folders:
                 storage.sweep(folder)
             if revised is None:
+                refuse_delivered(self.output)
                 runner_faults.check(options)
                 on_begin()
                 self.prepare(options)
@@ -193,18 +209,27 @@ class Stage:
                 storage.write_bytes(self.at.success, b"")
         return made, did
 
-    def _done(self, replace: bool) -> tuple[Manifest | None, Manifest | None]:
+    def refuse_another(self) -> None:
+        """Refuse an output that holds this stage made from another config or other inputs.
+
+        Raises:
+            RequestError: it does; names the keys that differ.
+        """
+        self._done(replace=False)
+
+    def _done(self, replace: bool, in_place_of: str | None = None) -> tuple[Manifest | None, Manifest | None]:
         """The manifest of an earlier run of exactly this stage, and what it should say now.
 
         Raises:
-            RequestError: the output holds the stage made from another config or other inputs, and not `replace`.
+            RequestError: the output holds the stage made from another config or other inputs, and neither `replace` nor
+                `in_place_of` allows for that.
         """
         found = manifest.read(self.output, self.name, any_format=replace)
         if found is None:
             return None, None
         if found.fingerprint == self.fingerprint:
             return found, self.revised(found)
-        if not replace:
+        if not replace and found.fingerprint != in_place_of:
             changes = differences(found.config, self.sections) + differences(found.inputs, self.inputs, "input ")
             raise RequestError(
                 f"output: {self.folder} holds the stage {self.name} of another run ({'; '.join(changes[:5])}): "

@@ -59,7 +59,7 @@ def write_output(
     empty_split: bool = False,
     policy: LossMask = "all",
 ) -> PackedOutput:
-    """Write shards of equal rows in small batches, their padding rows, manifest and `_SUCCESS`."""
+    """Write shards in small batches, manifest and `_SUCCESS`; with rows of padding, as takedowns leave them."""
     end_id = vocab_size - 1
     schema = ROWS.schema(sequence_length=sequence_length, vocab_size=vocab_size, with_loss_mask=policy != "all")
     dtype = token_dtype(vocab_size)

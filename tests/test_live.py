@@ -68,6 +68,11 @@ def snapshot(output: str, **changed: Any) -> None:
     storage.write_json(url, told | changed)
 
 
+def test_a_warning_stands_on_the_page_once() -> None:
+    found = {"generation": None, "warnings": ["of the budget", "of the run"], "stages": {"augment": "done"}}
+    assert list(state.rows(found, None, elsewhere=["of the budget"])) == [("warning", "of the run")]
+
+
 def test_a_finished_run_is_told_with_the_reports_figures(finished: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(finished).rglob("*") if path.is_file()}
     with served(finished) as server:

@@ -119,7 +119,7 @@ def test_without_a_cut_all_rows_stay(counts: list[int]) -> None:
     cut = cut_rows(balance, None)
     assert cut == cut_rows(balance, sum(counts))
     assert cut.rows_per_shard == balance.rows_per_shard
-    assert {s for s, kept in enumerate(cut.kept) if kept < cut.rows_per_shard} == set(balance.padding_shards)
+    assert {s for s, kept in enumerate(cut.kept) if kept < cut.rows_per_shard} == set(balance.short_shards)
 
 
 # --- the account ------------------------------------------------------------------------------------------------------

@@ -111,24 +111,24 @@ def test_rows_are_shuffled_by_shard_and_seed():
 
 
 @pytest.mark.parametrize(
-    ("counts", "rows_per_shard", "padding_shards", "moves"),
+    ("counts", "rows_per_shard", "short_shards", "moves"),
     [
         ([3, 3], 3, (), {}),
         ([4, 2], 3, (), {(0, 3): (1, 2)}),
         ([3, 2], 3, (1,), {}),
         ([5, 1, 1], 3, (1, 2), {(0, 3): (1, 1), (0, 4): (2, 1)}),
         ([5, 0, 4, 1], 3, (1, 3), {(0, 3): (1, 0), (0, 4): (1, 1), (2, 3): (3, 1)}),
-        # Fewer rows than shards: every shard has one row, real or padding.
+        # Fewer rows than shards: some are empty.
         ([2, 0, 0], 1, (1,), {(0, 1): (2, 0)}),
         ([0, 0, 1], 1, (0, 1), {}),
         ([0, 0], 0, (), {}),
         ([7], 7, (), {}),
     ],
 )
-def test_balance_table(counts, rows_per_shard, padding_shards, moves):
+def test_balance_table(counts, rows_per_shard, short_shards, moves):
     balance = Balance(counts)
     assert balance.rows_per_shard == rows_per_shard
-    assert balance.padding_shards == padding_shards
+    assert balance.short_shards == short_shards
     placed = {(s, i): balance.place(s, i) for s, count in enumerate(counts) for i in range(count)}
     assert {source: target for source, target in placed.items() if source != target} == moves
     assert balance.moved_rows == len(moves)
@@ -139,16 +139,16 @@ def test_balance_fills_every_position_once(counts):
     balance = Balance(counts)
     rows = balance.rows_per_shard
     placed = [balance.place(s, i) for s, count in enumerate(counts) for i in range(count)]
-    padding = [(shard, rows - 1) for shard in balance.padding_shards]
-    assert sorted(placed + padding) == [(s, p) for s in range(len(counts)) for p in range(rows)]
-    assert balance.padding_rows == len(padding) < len(counts)
+    missing = [(shard, rows - 1) for shard in balance.short_shards]
+    assert sorted(placed + missing) == [(s, p) for s in range(len(counts)) for p in range(rows)]
+    assert len(missing) < len(counts)
     assert rows == -(-sum(counts) // len(counts))
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6))
 def test_no_choice_of_quotas_moves_fewer_rows(counts):
     balance = Balance(counts)
-    choices = combinations(range(len(counts)), balance.padding_rows)
+    choices = combinations(range(len(counts)), len(balance.short_shards))
     fewest = min(
         sum(max(0, count - balance.rows_per_shard + (shard in padded)) for shard, count in enumerate(counts))
         for padded in choices

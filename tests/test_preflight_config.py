@@ -161,6 +161,83 @@ def test_the_command(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(done.exception, RequestError) and all(words in str(done.exception) for words in WORDS)
 
 
+STAGE_MISTAKES: dict[str, tuple[str, Callable[[Path], Tree], str]] = {
+    "score": ("score", lambda folder: {"pack": {"sequence_length": 64, "document_end": "<no token>"}}, "trainers look"),
+    "augment": ("augment", lambda folder: {"budget": {"dollars": 1.0, "tiers": tiers("breif")}}, "2 things .*breif"),
+    "augment's value": ("augment", lambda folder: {"select": {"value": f"{folder}/no.py:Worth"}}, "there is no file"),
+    "augment's shards": (
+        "augment",
+        lambda folder: {"pack": {"sequence_length": 64, "document_end": "<no token>"}},
+        "pack.document_end: .* trainers look for one",
+    ),
+    "select": (
+        "select",
+        lambda folder: {"select": {"decontaminate": {"paths": [f"{folder}/no-*.jsonl"]}}},
+        "select.decontaminate.paths: no file matches",
+    ),
+    "select's scorer": (
+        "select",
+        lambda folder: {
+            "select": {
+                "value": "self_gain", "gain": {"scorer": {"scorer": "causal_lm", "model": str(folder)}}
+            }
+        },
+        r"select\.gain\.scorer\.model: .* holds no config.json",
+    ),
+    "pack": ("pack", lambda folder: {"pack": {"sequence_length": 64, "document_start": "<no>"}}, "pack.document_start"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGE_MISTAKES)
+def test_a_stage_alone_looks_at_what_concerns_it_before_it_begins(tree: Tree, tmp_path: Path, name: str) -> None:
+    stage, change, words = STAGE_MISTAKES[name]
+    before = STAGES[: STAGES.index(stage)]
+    if before:
+        mill(from_mapping(tree), stages=before)
+    config = from_mapping(tree | change(tmp_path))
+    with pytest.raises(MillError, match=f"(?s){words}"):
+        mill(config, stages=[stage])
+    assert manifest.read(config.output, stage) is None
+    assert stage != "augment" or not list(Path(config.ledger_url).glob("part-*"))
+
+
+@pytest.mark.parametrize("name", ["augment", "augment's value", "augment's shards", "select", "select's scorer"])
+def test_a_pilot_looks_at_what_a_run_would_before_it_pays(tree: Tree, tmp_path: Path, name: str) -> None:
+    mill(from_mapping(tree), stages=["score"])
+    config = from_mapping(tree | STAGE_MISTAKES[name][1](tmp_path))
+    for explore in (False, True):
+        with pytest.raises(MillError, match=f"(?s){STAGE_MISTAKES[name][2]}"):
+            make_plan(config, pilot=4, explore=explore)
+    assert not list(Path(config.ledger_url).glob("part-*"))
+
+
+def test_a_pilot_of_what_is_not_scored_scores_no_sample_first(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.plan.gather", lambda *anything: pytest.fail("it was sampled"))
+    with pytest.raises(RequestError, match=r"the corpus isn't scored yet.*`thoughtmill score` first"):
+        make_plan(from_mapping(tree), pilot=4)
+
+
+def test_what_this_machine_lacks_for_later_stages_is_a_warning(
+    tree: Tree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may be made on another; a plan and a stage alone say so and go on."""
+    config = from_mapping(tree | {"select": {"decontaminate": {"paths": [f"{tmp_path}/no-*.jsonl"]}}})
+    words = "select.decontaminate.paths: no file matches"
+    assert any(words in warning and "another machine" in warning for warning in make_plan(config)["warnings"])
+    mill(config, stages=["score"])
+    assert words in caplog.text and "(here; augment, select and pack may be made on another machine)" in caplog.text
+    caplog.clear()
+    mill(from_mapping(tree), stages=["augment"])
+    assert not caplog.text
+
+
+def test_the_command_lists_all_that_is_wrong_with_the_sources(tree: Tree) -> None:
+    places = [{"name": name, "path": f"no/{name}"} for name in ("web", "books")]
+    config = from_mapping({key: value for key, value in tree.items() if key != "source"} | {"sources": places})
+    with pytest.raises(RequestError, match=r"(?s)2 things .*sources\.0\.path: .*sources\.1\.path: "):
+        preflight.check_all(config)
+
+
 def test_names_that_are_alike() -> None:
     assert set(PACKAGED_NAMES) == set(PACKAGED)
     assert similar("expret", ["brief", "expert"]) == "; did you mean expert?"

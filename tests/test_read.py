@@ -252,7 +252,7 @@ def test_collate_joins_the_documents_of_a_batch(output: PackedOutput) -> None:
 def test_datasets_shares_the_shards_over_ranks(
     output: PackedOutput, tmp_path: Path, world_size: int, streaming: bool
 ) -> None:
-    """The other way to read: every row once over the ranks, rows of padding included, which keep shards equal."""
+    """The other way to read: every row once over the ranks, with rows of padding where a takedown has left them."""
     from datasets import load_dataset
     from datasets.distributed import split_dataset_by_node
 

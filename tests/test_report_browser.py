@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.browser import Browser, Page, find_chromium
 from pipelines import compare, report
+from pipelines.report.html import SHORT_ID
 from tests.test_report import HOSTILE, milled, with_hostile_candidates
 
 pytestmark = [
@@ -104,6 +105,30 @@ def test_runs_stand_side_by_side(browser: Browser, comparison: str, width: int, 
     page.press("n")
     assert "surprisal" in page.evaluate("document.querySelector('.readout').innerText")
     assert page.errors == [] and page.requested == [comparison]
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["wide", "phone"])
+def test_ids_in_the_list_are_cut_once(browser: Browser, url: str, width: int) -> None:
+    """In their middle, and not again at the end of the line."""
+    page = browser.open(url, width=width, height=900, mobile=width < 500)
+    found = page.evaluate(
+        f"[...document.querySelectorAll('.documents .id')].map(e => {{ e.textContent = {'d' * SHORT_ID!r};"
+        "return [e.scrollWidth, e.clientWidth]; })"
+    )
+    assert found and all(text <= room for text, room in found), found
+
+
+def test_names_of_runs_stay_words_on_a_phone(browser: Browser, comparison: str) -> None:
+    page = browser.open(comparison, width=390, height=900, mobile=True)
+    table = (
+        "<table><thead><tr><th>key<th>rehearsal<th>two</thead><tr><td>budget.thinking_tokens_per_source_token<td>1<td>2"
+    )
+    high = page.evaluate(
+        f"(f => {{ f.insertAdjacentHTML('beforeend', {table!r});"
+        "return [...f.querySelectorAll('table:last-of-type thead th')].map(e => e.offsetHeight); })"
+        "(document.querySelector('#differences'))"
+    )
+    assert len(high) == 3 and max(high) < 36, "on one line each"
 
 
 def contrast(page: Page, foreground: str, background: str) -> float:

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
+import yaml
 from rich.console import Console
 
 from augment.ledger.reading import read_ledger
+from pipelines import cli
 from pipelines.cli import summary
 from pipelines.config import MillConfig
+from pipelines.rounds import in_round
 from pipelines.run import mill
 from pipelines.verify import verify
 from pipelines.yaml_config import from_mapping
 from sharding.errors import MillError, RequestError
+from sharding.storage import manifest
 from tests.test_stages import documents
 
 AGAIN = {"scorer": "rehearsal", "segment_tokens": 64, "measure": "beyond_entropy", "threshold_nats": 1.0}
@@ -60,6 +65,46 @@ def test_a_second_round_buys_only_what_is_new(first: dict[str, Any]) -> None:
     )
     mill(third)
     assert mill(third)["augment"].facts["round"]["number"] == 3
+
+
+def test_the_flag_makes_rounds_of_one_config(
+    first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "set_up_logging", lambda debug: None)
+    path, runner = tmp_path / "mill.yaml", typer.testing.CliRunner()
+    path.write_text(yaml.safe_dump(first))
+    other = ["--set", "difficulty.measure=beyond_entropy", "--set", "difficulty.threshold_nats=1"]
+    for words in (
+        ["run"],
+        ["check", "--round", "2", *other],
+        ["score", "--round", "2", *other],
+        ["augment", "--round", "2", *other],
+    ):
+        done = runner.invoke(cli.app, [words[0], str(path), *words[1:]])
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    output = first["output"]
+    assert f"a round after {output}, in {output}-round-2" in done.output
+    second = manifest.require(f"{output}-round-2", "augment")
+    assert second.facts["round"]["number"] == 2 and second.counts["found"] > 0
+    assert not Path(f"{output}-round-2", "ledger").exists()
+    third = ["--round", "3", "--set", "difficulty.threshold_nats=3"]
+    for stage in ("score", "augment"):
+        done = runner.invoke(cli.app, [stage, str(path), *third])
+        assert done.exit_code == 0, (done.output, done.exception)
+    made = manifest.require(f"{output}-round-3", "augment")
+    assert made.facts["round"] | {"scorer": ""} == {"number": 3, "of": f"{output}-round-2", "scorer": ""}
+    assert made.counts["found"] > 0, "the ledger is that of the first"
+
+
+def test_a_round_that_the_flag_can_not_make(first: dict[str, Any]) -> None:
+    config = from_mapping(first)
+    assert in_round(config, 1) is config
+    named = in_round(from_mapping({**first, "ledger": {"path": "shared"}}), 2)
+    assert named.ledger_url == "shared"
+    with pytest.raises(RequestError, match=r"--round: the config says itself .*round\.of: "):
+        in_round(second_of(first), 3)
+    with pytest.raises(MillError, match=r"MANIFEST\.json is missing"):
+        mill(in_round(config, 2))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from augment.ledger.compaction import compact
@@ -22,6 +23,10 @@ from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.rows import Row, TokenType
 from sharding.records.types import Candidate, LedgerRow, Quarantined, ScoredSegment
+from sharding.shards.dataset import PackedDataset
+from sharding.shards.export import export
+from sharding.shards.grain_sources import DocumentSource
+from sharding.shards.sampler import PackedSampler
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from tests.conftest import rehearsal_tree
@@ -165,13 +170,40 @@ def test_a_budget_in_money_or_hours_needs_the_model_s_price(
     assert facts["unit"] == unit and facts["planned_spend"] == pytest.approx(amount, rel=0.02)
 
 
-def test_shards_have_equal_rows_and_at_most_one_row_of_padding(run: Callable[..., str]) -> None:
+def test_shards_differ_by_a_row_at_most_and_none_is_padding(run: Callable[..., str]) -> None:
     output = run(pack={"sequence_length": 128, "num_shards": 5})
     packed = manifest.require(output, "pack")
-    assert len({entry.rows for entry in packed.files["shards"]}) == 1
-    for url in manifest.file_urls(output, packed, "shards"):
-        *rows, _ = storage.read_records(url, Row)
-        assert all(len(row.seq_lengths) for row in rows)
+    rows = [entry.rows for entry in packed.files["shards"]]
+    assert max(rows) - min(rows) == 1, "the example should not divide"
+    assert sum(rows) == packed.counts["rows_train"] and not any(e.padding_rows for e in packed.files["shards"])
+    assert all(len(row.seq_lengths) for row in shard_rows(output))
+
+
+def test_with_fewer_rows_than_shards_every_reader_gets_the_rows_alone(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Rows of padding came out of `load_dataset`, which knows nothing of them; now some shards are empty."""
+    from datasets import load_dataset
+
+    source = write_jsonl([{"id": str(i), "text": f"Document {i}. " * 8} for i in range(3)])
+    tree = rehearsal_config(source, pack={"sequence_length": 256, "num_shards": 8})
+    output = str(tree["output"])
+    mill(from_mapping(tree))
+    rows = shard_rows(output)
+    files = manifest.require(output, "pack").files["shards"]
+    assert len(files) == 8 and sorted(entry.rows for entry in files) == [0] * (8 - len(rows)) + [1] * len(rows)
+    assert verify(output, deep=True).problems == []
+    for streaming in (False, True):
+        loaded = load_dataset(output, split="train", streaming=streaming, cache_dir=str(tmp_path / "cache"))
+        read = [row["input_ids"] for row in loaded]
+        assert sorted(read) == sorted(row.input_ids.tolist() for row in rows)
+    dataset = PackedDataset(output)
+    assert len(list(dataset)) == len(rows) == len(dataset.items_per_row())
+    assert sorted(PackedSampler(dataset, rank=0, world_size=1)) == list(range(len(rows)))
+    assert len(DocumentSource(output)) == sum(len(row.seq_lengths) for row in rows)
+    for to in ("parquet", "megatron", "mds"):
+        export(output, to, str(tmp_path / to))
+    assert sum(len(pq.read_table(file)) for file in (tmp_path / "parquet").rglob("*.parquet")) == len(rows)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "formats.md"
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> str:
-    """A run whose shards have the column, a mask and padding rows; documents are cut, and have thoughts in them."""
+    """A run whose shards have the column and a mask; documents are cut, and have thoughts in them."""
     from tests.conftest import rehearsal_tree
 
     folder = tmp_path_factory.mktemp("surprisal")
@@ -62,7 +62,6 @@ def scored(output: str) -> dict[str, np.ndarray]:
 def test_every_source_token_has_what_was_scored(output: str) -> None:
     nats, thoughts, pieces = scored(output), 0, 0
     packed = manifest.require(output, "pack")
-    assert sum(entry.padding_rows for entry in packed.files["shards"])
     for url in manifest.file_urls(output, packed, "shards"):
         assert str(read_schema(url).field("surprisal").type).startswith("fixed_size_list<item: halffloat")
         for row in storage.read_records(url, MaskedRow):

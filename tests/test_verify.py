@@ -129,7 +129,6 @@ def test_a_cut_at_every_batch_boundary_is_caught(output: Path) -> None:
 def test_a_stream_that_ends_early_is_caught_though_all_hashes_agree(output: Path) -> None:
     """What Arrow itself loads without a word: all hashes and the rows of the manifest are those of the short file."""
     name = change_file(output, "pack", "shards", 0, lambda columns: [values.pop() for values in columns.values()])
-    assert any("equal rows" in problem for problem in said(output))
     assert any("rows" in problem for problem in said(output))
     assert name
 

@@ -30,6 +30,14 @@ BeamArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set budget.policy=uniform")
 ]
+DrainOption = Annotated[
+    float | None,
+    typer.Option(
+        "--drain-seconds",
+        min=0,
+        help="On SIGTERM let requests at an engine go on for so long; the same as --set feeding.drain_seconds=SECONDS.",
+    ),
+]
 WorkersOption = Annotated[
     str | None,
     typer.Option("--workers", metavar="N", help="Worker processes of the local runner, or auto; the config's workers."),
@@ -39,6 +47,12 @@ ReplaceOption = Annotated[
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Make finished stages again, from the same config too; the ledger is kept.")
+]
+RoundOption = Annotated[
+    int,
+    typer.Option(
+        "--round", min=1, help="A further round of this run: scored again (set difficulty.model), with the same ledger."
+    ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 SilentOption = Annotated[bool, typer.Option("--quiet", help="Say nothing but what fails.")]
@@ -54,8 +68,13 @@ def can_go_on(command: str, ledger_url: str) -> None:
     )
 
 
-def load(path: str, overrides: list[str] | None) -> MillConfig:
-    """The config of a YAML file with the overrides of `--set`."""
+def load(path: str, overrides: list[str] | None, round_number: int = 1) -> MillConfig:
+    """The config of a YAML file with the overrides of `--set`; that of a further round where `--round` names one."""
     from pipelines import yaml_config
 
-    return yaml_config.load(path, overrides or ())
+    config = yaml_config.load(path, overrides or ())
+    if round_number == 1:
+        return config
+    from pipelines.rounds import in_round
+
+    return in_round(config, round_number)

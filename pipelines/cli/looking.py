@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from pipelines.cli.application import (
     BeamArgument,
@@ -12,6 +13,7 @@ from pipelines.cli.application import (
     JsonOption,
     OutputArgument,
     QuietOption,
+    RoundOption,
     SetOption,
     SilentOption,
     app,
@@ -22,15 +24,11 @@ from pipelines.cli.application import (
 
 
 @app.command()
-def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+def check(config: ConfigArgument, overrides: SetOption = None, round_number: RoundOption = 1) -> None:
     """Look for all that would keep a run from ending well on this machine, in a second or two; buys nothing."""
     from pipelines import preflight
-    from sharding.storage.manifest import STAGES
 
-    asked = load(config, overrides)
-    preflight.check(asked, STAGES)
-    for problem in preflight.source_problems(asked):
-        raise problem
+    preflight.check_all(load(config, overrides, round_number))
     out.print(f"{config}: nothing was found that would keep a run from ending well")
 
 
@@ -63,6 +61,8 @@ def verify(
     ] = None,
 ) -> None:
     """Check every file of an output against its manifests, down to the bit."""
+    if not (as_json or quiet):
+        err.print(Text(f"verify {output} ..."), style="dim", soft_wrap=True)  # before what takes a while to be imported
     from pipelines import signing
     from pipelines.takedown import absent as takedown
     from pipelines.takedown.ids import read_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,10 +13,12 @@ from pipelines.cli.application import (
     DEBUG,
     BeamArgument,
     ConfigArgument,
+    DrainOption,
     ForceOption,
     JsonOption,
     QuietOption,
     ReplaceOption,
+    RoundOption,
     SetOption,
     WorkersOption,
     app,
@@ -38,14 +41,26 @@ def run(
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
     workers: WorkersOption = None,
+    round_number: RoundOption = 1,
     replace: ReplaceOption = False,
     force: ForceOption = False,
+    drain_seconds: DrainOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, workers, replace=replace, force=force, quiet=quiet)
+    _run(
+        config,
+        STAGES,
+        beam_args,
+        _with_drain(overrides, drain_seconds),
+        workers,
+        round_number,
+        replace=replace,
+        force=force,
+        quiet=quiet,
+    )
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -55,11 +70,23 @@ def _stage_command(stage: str, about: str) -> None:
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
         workers: WorkersOption = None,
+        round_number: RoundOption = 1,
         replace: ReplaceOption = False,
         force: ForceOption = False,
+        drain_seconds: DrainOption = None,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, workers, replace=replace, force=force, quiet=quiet)
+        _run(
+            config,
+            (stage,),
+            beam_args,
+            _with_drain(overrides, drain_seconds),
+            workers,
+            round_number,
+            replace=replace,
+            force=force,
+            quiet=quiet,
+        )
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -68,24 +95,35 @@ _stage_command("select", "Stage 3: keep the traces that pass the gates.")
 _stage_command("pack", "Stage 4: pack documents and thoughts into shards.")
 
 
+def _with_drain(overrides: list[str] | None, drain_seconds: float | None) -> list[str]:
+    return [*(overrides or ()), *([] if drain_seconds is None else [f"feeding.drain_seconds={drain_seconds}"])]
+
+
 def _run(
     path: str,
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
     workers: str | None,
+    round_number: int,
     *,
     replace: bool,
     force: bool,
     quiet: bool,
 ) -> None:
+    command = f"{'run' if len(stages) > 1 else stages[0]} {path}" + _of_round(round_number)
+    if not quiet:
+        _begun(command)
+    config = load(path, overrides, round_number)
+    can_go_on(command, config.ledger_url)
+    if config.round is not None and not quiet:
+        err.print(Text(f"a round after {config.round.of}, in {config.output}"), style="dim", soft_wrap=True)
+
     from pipelines.cli import summary
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
     from pipelines.workers import parse
 
-    config = load(path, overrides)
-    can_go_on(f"{'run' if len(stages) > 1 else stages[0]} {path}", config.ledger_url)
     anything = False
 
     def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
@@ -93,7 +131,7 @@ def _run(
         progress.stage(stage if manifest is None else None)
         anything = anything or did != "nothing"
         if not quiet:
-            said = "..." if manifest is None else _told(stage, manifest, did)
+            said = "..." if manifest is None else told(stage, manifest, did)
             err.print(Text.assemble((stage, "bold"), f" {said}"), style="dim" if manifest is None else "")
             for warning in _warnings(config, stage, manifest) if manifest is not None else ():
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
@@ -107,13 +145,24 @@ def _run(
             replace=replace,
             force=force,
             on_stage=on_stage,
+            say=partial(err.print, soft_wrap=True),
         )
     if "pack" in stages:
-        _write_report(config.output, again=anything)
+        write_report(config.output, again=anything)
         out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
         if not anything:
             out.print("Everything was done already; nothing was run.")
         out.lost = None  # the corpus is there, whether or not this could be said
+
+
+def _begun(command: str) -> None:
+    """Say that a command has begun, before it imports what takes seconds on a busy machine."""
+    err.print(Text(f"{command} ..."), style="dim", soft_wrap=True)
+
+
+def _of_round(number: int) -> str:
+    """What of a command says which round it is."""
+    return "" if number == 1 else f" --round {number}"
 
 
 def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
@@ -128,7 +177,7 @@ def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
     return []
 
 
-def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
+def told(stage: str, manifest: Manifest, did: Did | None) -> str:
     """What became of a stage, in words."""
     if did == "ran":
         known = (manifest.facts.get("reused") or {}).get("tokens", 0)
@@ -139,7 +188,7 @@ def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
     return "was done already"
 
 
-def _write_report(output: str, *, again: bool) -> None:
+def write_report(output: str, *, again: bool) -> None:
     """Write the page about a finished run, where it isn't there or no longer true."""
     from pipelines import report
 
@@ -173,6 +222,7 @@ def plan(
     ] = 64,
     accelerators: Annotated[int, typer.Option(min=1, help="Accelerators that generate at the same time.")] = 1,
     overrides: SetOption = None,
+    round_number: RoundOption = 1,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -181,11 +231,12 @@ def plan(
     from pipelines.plan import show
     from pipelines.watch.progress import Progress
 
-    mill_config = load(config, overrides)
     if not (quiet or as_json):
-        err.print(Text.assemble(("plan", "bold"), " ..."), style="dim")
+        _begun(f"plan {config}{_of_round(round_number)}")
+    mill_config = load(config, overrides, round_number)
     if pilot:
-        can_go_on(f"plan {config} --pilot {pilot}{' --explore' * explore}", mill_config.ledger_url)
+        command = f"plan {config} --pilot {pilot}{' --explore' * explore}{_of_round(round_number)}"
+        can_go_on(command, mill_config.ledger_url)
     with Progress(mill_config.output, err, quiet=quiet or as_json, publish=False) as progress:
         progress.stage("plan")
         made = plan_module.make_plan(
@@ -234,7 +285,7 @@ def arms(
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
         if manifest is not None and not quiet:
             name = f"{arm}: {stage}" if arm else stage
-            err.print(Text.assemble((name, "bold"), f" {_told(stage, manifest, did)}"))
+            err.print(Text.assemble((name, "bold"), f" {told(stage, manifest, did)}"))
 
     results = mill_arms(
         load(config, overrides),

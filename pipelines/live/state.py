@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipelines import report
@@ -83,7 +83,7 @@ class Watched:
             "now": _rendered(
                 "now",
                 doing=doing,
-                rows=list(rows(found, doing)),
+                rows=list(rows(found, doing, elsewhere=page.warnings_of(self._output, stages))),
                 meters=list(meters(found)),
                 complete=bool(found and found["complete"]),
                 waiting=found is None and doing is None,
@@ -113,8 +113,16 @@ class Watched:
         }
 
 
-def rows(found: Mapping[str, Any] | None, doing: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """What a person wants to know of a run at work, as (name, text); of a finished one what it came to."""
+def rows(
+    found: Mapping[str, Any] | None, doing: Mapping[str, Any] | None, *, elsewhere: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """What a person wants to know of a run at work, as (name, text); of a finished one what it came to.
+
+    Args:
+        found: see `progress.state`.
+        doing: the same.
+        elsewhere: warnings that stand elsewhere on the page.
+    """
     if doing is not None:
         yield "stage", f"{doing['stage']}, for {progress.duration(doing['elapsed_s'])}"
         yield from progress.facts(doing)
@@ -128,7 +136,8 @@ def rows(found: Mapping[str, Any] | None, doing: Mapping[str, Any] | None) -> It
             yield "under way", status.under_way(generation)
     if doing is None:
         for warning in found.get("warnings", []):
-            yield "warning", warning
+            if warning not in elsewhere:
+                yield "warning", warning
 
 
 def meters(found: Mapping[str, Any] | None) -> Iterator[tuple[str, float]]:

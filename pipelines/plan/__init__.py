@@ -14,20 +14,20 @@ import numpy as np
 
 from augment.selection.verdict import SEGMENTS_KEPT, shortfall
 from difficulty.budget.steps import GainSteps
-from pipelines import preflight
 from pipelines.config import MillConfig
 from pipelines.counts import planned_gain
 from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
 from pipelines.plan import measured
 from pipelines.plan.allocations import allocation_for
-from pipelines.plan.cautions import cautions, share
+from pipelines.plan.cautions import cautions
 from pipelines.plan.chance import estimate
 from pipelines.plan.corpus import Evidence
+from pipelines.plan.costs import contraction_costs, tier_costs, total
 from pipelines.plan.evidence import gather
-from pipelines.plan.forecast import Forecast, TierForecast, forecast, shard_bytes
+from pipelines.plan.forecast import Forecast, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
+from pipelines.plan.prospect import look_ahead, not_scored
 from sharding.errors import RequestError
-from sharding.storage import manifest
 
 __all__ = ["make_plan"]
 
@@ -67,15 +67,10 @@ def make_plan(
         raise RequestError("plan --explore: tell how many segments to try, as in --pilot 400 --explore")
     if tries is not None and not explore:
         raise RequestError("plan --tries: is for a pilot that tries tiers at random; add --explore")
-    # All that a run would need and that a plan can tell; here a sample of the source is scored, if it isn't already.
-    here = ["score"] if manifest.read(config.scored or config.output, "score") is None else []
-    preflight.check(config, manifest.STAGES, here=here)
+    lacking = look_ahead(config, beam_args, is_pilot=pilot > 0)
     evidence = gather(config, max(sample_documents, pilot))
     if pilot and evidence.scored is None:
-        raise RequestError(
-            "plan --pilot: the corpus isn't scored yet, so a pilot's tiers would not be those of the run, and what it "
-            "buys would be bought twice: run `thoughtmill score` first, or plan without --pilot"
-        )
+        raise not_scored()
     asked = config
     found: Pilot | None = None
     notes: list[str] = []
@@ -85,7 +80,6 @@ def make_plan(
     if pilot and not explore:
         from pipelines.plan.pilot import measure
 
-        _check_workers(config, beam_args)
         gains = by_gain[0] if by_gain is not None else None
         choices = Choices(allocation_for(config, evidence, by_gain), holdback_of(config), gains)
         found = measure(config, evidence, choices, pilot, beam_args)
@@ -95,7 +89,7 @@ def make_plan(
     if pilot and found is not None and evidence.scored is not None:
         thinking = estimate(np.sum([tier.tokens_out for tier in made.tiers], axis=0))
         measured.write_pilot(asked, evidence.scored, found, {"thought_tokens": thinking})
-    return _to_json(config, evidence, made, found, accelerators, notes)
+    return _to_json(config, evidence, made, found, accelerators, [*notes, *lacking])
 
 
 def _explore(
@@ -110,17 +104,9 @@ def _explore(
     from pipelines.plan import learning
 
     assert evidence.scored is not None
-    _check_workers(config, beam_args)
     _, found, notes = learning.explore(config, evidence.scored, count, tries=tries, beam_args=beam_args, say=say)
     measured.write_pilot(config, evidence.scored, found, {})
     return found, notes
-
-
-def _check_workers(config: MillConfig, beam_args: Sequence[str]) -> None:
-    from pipelines.beam_options import beam_options, works_here
-
-    if works_here(beam_options(beam_args)):
-        preflight.check(config, ["augment", "select"])
 
 
 def _by_gain(
@@ -154,13 +140,15 @@ def _to_json(
 ) -> dict[str, Any]:
     allocation = made.allocation
     interval = partial(estimate, resampled=evidence.scored is None)
-    tiers = [_tier(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
+    tiers = [tier_costs(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
     for tier, planned in zip(tiers, allocation.tiers, strict=True):
         tier["expected_gain_nats"] = None if planned.gain_nats is None else planned_gain(planned)
     costs = [cost for cost in tiers if cost["model"] is not None]
-    gpu_hours = _sum([cost["_gpu_hours"] for cost in costs])
-    dollars = _sum([cost["_dollars"] for cost in costs])
-    for cost in tiers:
+    contraction = contraction_costs(config, made, pilot, resampled=evidence.scored is None)
+    contracting = [contraction] if contraction is not None else []
+    gpu_hours = total([cost["_gpu_hours"] for cost in [*costs, *contracting]])
+    dollars = total([cost["_dollars"] for cost in [*costs, *contracting]])
+    for cost in [*tiers, *contracting]:
         del cost["_gpu_hours"], cost["_dollars"]
     kept_tokens = np.sum([tier.kept_tokens for tier in made.tiers], axis=0) * (1 - config.pack.raw_fraction)
     training_tokens = (made.source_tokens + kept_tokens) * made.copies
@@ -191,6 +179,7 @@ def _to_json(
         },
         "augment": {
             "tiers": tiers,
+            "contraction": contraction,
             "tokens_in": interval(np.sum([tier.tokens_in for tier in made.tiers], axis=0)),
             "tokens_out": interval(np.sum([tier.tokens_out for tier in made.tiers], axis=0)),
             "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
@@ -237,45 +226,6 @@ def _explored(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> di
 def _keeps_nothing(config: MillConfig, pilot: Pilot) -> bool:
     """Whether selection keeps nothing of more than a handful of segments, and was not told that it may."""
     return shortfall(pilot.counts, config.select.min_kept_share) is not None and not pilot.counts[SEGMENTS_KEPT]
-
-
-def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resampled: bool) -> dict[str, Any]:
-    interval = partial(estimate, resampled=resampled)
-    model = config.models[tier.model] if tier.model is not None else None
-    rate = model.tokens_per_gpu_second if model else None
-    rate_from = "stated" if rate else None
-    if model is not None and rate is None and pilot is not None and model.engine != "endpoint":
-        rate = pilot.tokens_per_second.get(tier.model or "")
-        rate_from = "pilot" if rate else None
-    price = model.dollars_per_million_tokens if model else None
-    gpu_hours = tier.tokens_out / rate / 3600 if rate else None
-    dollars = tier.tokens_out * price / 1e6 if price else None
-    if model is None:
-        gpu_hours = dollars = np.zeros_like(tier.tokens_out)
-    return {
-        "name": tier.name,
-        "model": tier.model,
-        "segments": interval(tier.segments),
-        "generations": interval(tier.generations),
-        "tokens_in": interval(tier.tokens_in),
-        "tokens_out": interval(tier.tokens_out),
-        "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
-        "dollars": None if dollars is None else interval(dollars),
-        "length_from": tier.basis,
-        "rate_from": rate_from,
-        "cut_share": share(tier, tier.cut),
-        "accepted_share": share(tier, tier.accepted),
-        "kept_share": share(tier, tier.kept if tier.basis == "pilot" else None),
-        "gain_nats": None if tier.gain_nats is None else estimate(tier.gain_nats),
-        "_gpu_hours": gpu_hours,
-        "_dollars": dollars,
-    }
-
-
-def _sum(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The sum, or None where a part is not known or there is none."""
-    known = [part for part in parts if part is not None]
-    return np.sum(known, axis=0) if known and len(known) == len(parts) else None
 
 
 def _is_rehearsal(config: MillConfig) -> bool:

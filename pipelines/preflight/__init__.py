@@ -5,8 +5,9 @@
 Scoring may take hours; that a prompt's name is mistyped, a price is missing, the generator's package isn't installed or
 its server is another one can be known before. What follows from the config is looked at for every stage that is still
 to come, wherever it will run. What hangs on this machine, its packages, its environment, its disk, is looked at for the
-stages that are made here alone: what other machines have can't be told from here. Imports no Beam, so that a plan is
-there at once. To add a check, write a function that yields problems and give it a line in `CHECKS`.
+stages that are made here alone: what other machines have can't be told from here. Where a stage is asked for by itself,
+what this machine lacks for those after it is a warning (`ahead`): they may be made elsewhere. Imports no Beam, so that
+a plan is there at once. To add a check, write a function that yields problems and give it a line in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ CHECKS = (
     Check(names.own_code, ("augment", "select")),
     Check(names.benchmarks, ("select",), here=True),
     Check(names.lent_scores, ("score",)),
+    Check(names.searched_corpus, ("augment",)),
     Check(names.stored_memory, ("score",), here=True),
     Check(machine.training_tokenizer, ("score", "augment", "select", "pack"), here=True),
     Check(machine.scorer, ("score",), here=True),
     Check(machine.gain_scorer, ("select",), here=True),
     Check(machine.generators, ("augment", "select"), here=True),
+    Check(machine.passages, ("augment",), here=True),
     Check(machine.value, ("augment", "select"), here=True),
-    Check(machine.delimiters, ("pack",), here=True),
+    Check(machine.delimiters, STAGES, here=True),
     Check(room.writable, STAGES, here=True),
     Check(room.disk, STAGES, here=True),
 )
@@ -104,6 +107,20 @@ def check(
     _refuse(found)
 
 
+def ahead(config: MillConfig, stages: Sequence[str]) -> list[str]:
+    """What would keep stages that nobody has asked for yet from being made on this machine, in words.
+
+    Args:
+        config: a run in which `check` found nothing.
+        stages: those that follow.
+    """
+    if not stages:
+        return []
+    told = dict.fromkeys(str(problem) for problem in problems(config, stages))
+    names = " and ".join(", ".join(stages).rsplit(", ", 1))
+    return [f"{text} (here; {names} may be made on another machine)" for text in told]
+
+
 @contextlib.contextmanager
 def told_together(config: MillConfig, stages: Sequence[str], *, here: Collection[str] | None = None) -> Iterator[None]:
     """What goes wrong within is told with all else that would: see `check`."""
@@ -114,6 +131,14 @@ def told_together(config: MillConfig, stages: Sequence[str], *, here: Collection
         if len(found) == 1:
             raise
         _refuse(found, error)
+
+
+def check_all(config: MillConfig) -> None:
+    """The same of a whole run on this machine, and of its sources.
+
+    Raises: as `check`.
+    """
+    _refuse([*problems(config, STAGES), *source_problems(config)])
 
 
 def source_problems(config: MillConfig) -> Iterator[MillError]:

@@ -20,7 +20,7 @@ from pipelines.terminal import shortened, visible
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SHORT_ID = 28
+SHORT_ID = 20
 """Characters of a document's id in a list: about what fits into one line."""
 
 _OWN = "pipelines.report"

@@ -1,4 +1,4 @@
-"""Balance: equal rows for every shard, from the rows each provisional shard came out with. Pure."""
+"""Balance: shards that differ by a row at most, from the rows each provisional shard came out with. Pure."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Balance:
-    """Equal rows for every shard, from the rows each provisional shard came out with.
+    """Shards that differ by a row at most, from the rows each provisional shard came out with.
 
-    With R rows in N shards every final shard holds exactly ceil(R / N) rows; the N·ceil(R / N) - R rows that are
-    missing, fewer than N, are padding: at most one per shard, in its last position. Rows stay in their provisional
+    With R rows in N shards every final shard holds ceil(R / N) rows, or one fewer: N·ceil(R / N) - R of them do, fewer
+    than N. Rows stay in their provisional
     shard at their position as far as its quota allows; only the excess moves, to the positions behind the rows that
     stayed. No other choice of quotas moves fewer rows. Give it positions after the shuffle, so that what moves is a
     random sample and not the last packed.
 
-    With fewer rows than shards every shard holds one row, which in N - R of them is padding: the number of files is
-    what was asked for and what ranks divide by, and no file is of another length than the rest. Without any rows
-    every shard is empty.
+    With fewer rows than shards N - R of them are empty: the number of files is what was asked for and what ranks divide
+    by.
 
     State is O(N); `place` takes O(log N).
 
     Attributes:
         counts: rows of each provisional shard.
-        rows_per_shard: rows of every final shard, padding included.
-        padding_shards: the shards, ascending, whose last row is padding.
+        rows_per_shard: rows of every final shard that is not short.
+        short_shards: the shards, ascending, that hold one row fewer.
     """
 
     counts: Sequence[int]
     rows_per_shard: int = field(init=False)
-    padding_shards: tuple[int, ...] = field(init=False)
+    short_shards: tuple[int, ...] = field(init=False)
     _quotas: tuple[int, ...] = field(init=False, repr=False)
     _excess_before: tuple[int, ...] = field(init=False, repr=False)
     _holes_before: tuple[int, ...] = field(init=False, repr=False)
@@ -43,27 +42,22 @@ class Balance:
             raise ValueError(f"a balance needs at least one shard and no negative counts, not {counts}")
         total, num_shards = sum(counts), len(counts)
         rows = -(-total // num_shards)
-        # The shards with the fewest rows take the padding: a quota that is not filled anyway costs no move.
+        # The shards with the fewest rows are the short ones: a quota that is not filled anyway costs no move.
         by_count = sorted(range(num_shards), key=lambda shard: (counts[shard], shard))
-        padded = frozenset(by_count[: num_shards * rows - total])
-        quotas = tuple(rows - (shard in padded) for shard in range(num_shards))
+        short = frozenset(by_count[: num_shards * rows - total])
+        quotas = tuple(rows - (shard in short) for shard in range(num_shards))
         excess = (max(0, count - quota) for count, quota in zip(counts, quotas, strict=True))
         holes = (max(0, quota - count) for count, quota in zip(counts, quotas, strict=True))
         derived = {
             "counts": counts,
             "rows_per_shard": rows,
-            "padding_shards": tuple(sorted(padded)),
+            "short_shards": tuple(sorted(short)),
             "_quotas": quotas,
             "_excess_before": tuple(accumulate(excess, initial=0)),
             "_holes_before": tuple(accumulate(holes, initial=0)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
-
-    @property
-    def padding_rows(self) -> int:
-        """How many padding rows all shards together need."""
-        return len(self.padding_shards)
 
     @property
     def moved_rows(self) -> int:
@@ -89,13 +83,13 @@ class Balance:
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of balanced shards that are cut to a number of rows: equally many of every shard, its first ones.
+    """What stays of balanced shards that are cut to a number of rows: as many of every shard, or one fewer, its first.
 
     Rows are shuffled before they are balanced, so that the first ones are a fair sample.
 
     Attributes:
-        rows_per_shard: rows of every shard, padding included.
-        kept: rows of each shard that are not padding; what a shard lacks of `rows_per_shard` is at most one.
+        rows_per_shard: rows of every shard that is not short.
+        kept: rows of each shard; what it lacks of `rows_per_shard` is at most one.
     """
 
     rows_per_shard: int
@@ -103,12 +97,12 @@ class Cut:
 
 
 def cut_rows(balance: Balance, max_rows: int | None) -> Cut:
-    """The cut of shards to at most `max_rows` rows over all of them, padding not counted; None: all rows stay."""
+    """The cut of shards to at most `max_rows` rows over all of them; None: all rows stay."""
     num_shards, there = len(balance.counts), sum(balance.counts)
     wanted = there if max_rows is None else min(there, max_rows)
     rows_per_shard = -(-wanted // num_shards)
-    # Shards that would end in padding anyway come first: they have no other row to give.
-    already = balance.padding_shards if rows_per_shard == balance.rows_per_shard else ()
+    # Shards that are short anyway come first: they have no other row to give.
+    already = balance.short_shards if rows_per_shard == balance.rows_per_shard else ()
     others = [shard for shard in range(num_shards) if shard not in already]
-    padded = {*already, *others[: num_shards * rows_per_shard - wanted - len(already)]}
-    return Cut(rows_per_shard, tuple(rows_per_shard - (shard in padded) for shard in range(num_shards)))
+    short = {*already, *others[: num_shards * rows_per_shard - wanted - len(already)]}
+    return Cut(rows_per_shard, tuple(rows_per_shard - (shard in short) for shard in range(num_shards)))

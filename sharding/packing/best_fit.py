@@ -125,7 +125,7 @@ def pack_rows(items: Iterable[Item], sequence_length: int, *, window_items: int 
 def row_of(items: Sequence[Item], sequence_length: int, dtype: np.dtype, *, with_surprisal: bool) -> Row:
     """The row of these items, one behind the other, and padding.
 
-    Of none it is all padding, its `seq_lengths` is empty, and readers may skip it: such rows make shards equal.
+    Of none it is all padding, its `seq_lengths` is empty, and readers skip it: a takedown leaves such rows.
 
     Raises:
         ValueError: an item has another id type.

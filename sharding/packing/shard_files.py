@@ -21,7 +21,7 @@ def write_shard(url: str, name: str, rows: Sequence[Row], schema: pa.Schema, con
     Args:
         url: where the file goes.
         name: what the manifest calls it.
-        rows: all of them, those that are all padding included.
+        rows: all of them; where documents were taken down, some may be all padding.
         schema: of the shards: see `Family.schema`.
         config: the `pack` section.
 

@@ -1,4 +1,4 @@
-"""The Beam transforms of packing: documents to items, and items to shards of equal rows. The pack stage."""
+"""The Beam transforms of packing: documents to items, and items to shards that differ by a row at most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sharding.beam.parts import WriteParts
 from sharding.beam.shuffle import GroupPartitions, PutAside
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing import balance, order
-from sharding.packing.best_fit import pack_rows, row_of
+from sharding.packing.best_fit import pack_rows
 from sharding.packing.config import PackConfig
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters, split_shards
 from sharding.packing.layout import Layout
@@ -72,7 +72,7 @@ class _LayOutFn(beam.DoFn):
 
 
 class PackShards(beam.PTransform):
-    """Packs items into shards of equal rows and writes them.
+    """Packs items into shards that differ by a row at most, and writes them.
 
     Items are grouped by provisional shard, packed and shuffled there; then the few rows that make shards unequal
     move, those that `pack.max_rows` leaves out go, and every shard is written whole. One shard is held in memory at a
@@ -83,15 +83,24 @@ class PackShards(beam.PTransform):
         config: the `pack` section.
         tokenizer: the training tokenizer.
         num_parts: how many parts the index of documents has.
+        numbered_from: by split the number of the first shard, where others are before it; 0 unless it says.
 
     Returns:
-        `files`, the shards' FileEntry; `index`, those of the index; and `counts`: rows by split without the padding,
-        and what was left out.
+        `files`, the shards' FileEntry; `index`, those of the index; and `counts`: rows by split, and what was left
+        out.
     """
 
-    def __init__(self, folder: str, config: PackConfig, tokenizer: TextTokenizer, num_parts: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        config: PackConfig,
+        tokenizer: TextTokenizer,
+        num_parts: int,
+        numbered_from: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
-        self._folder, self._config, self._dtype, self._num_parts = folder, config, tokenizer.dtype, num_parts
+        self._numbered_from = dict(numbered_from or {})
+        self._folder, self._config, self._num_parts = folder, config, num_parts
         self._schema = ROWS.schema(
             vocab_size=tokenizer.vocab_size,
             sequence_length=config.sequence_length,
@@ -123,7 +132,7 @@ class PackShards(beam.PTransform):
             | "Place" >> beam.FlatMap(self._place, balances=balances).with_outputs(ROW_COUNTS, main="rows")
         )
         placed["rows"].element_type = ShardRow
-        # A shard that gets no row at all is still written, with its padding.
+        # A shard that gets no row at all is still written: as many files as were asked for.
         every_shard = (
             items.pipeline
             | "Every shard" >> beam.Create(range(len(self._shards)), reshuffle=False)
@@ -179,10 +188,8 @@ class PackShards(beam.PTransform):
         placed = sorted((value for value in values if len(value) > _PLACE.size), key=_place_of)
         rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
         del placed
-        if len(rows) < cut.rows_per_shard:
-            length, surprisal = self._config.sequence_length, self._config.surprisal
-            rows.append(row_of([], length, self._dtype, with_surprisal=surprisal))
-        name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
+        before = self._numbered_from.get(split, 0)
+        name = f"data/{split}-{before + number:05d}-of-{before + self._splits[split]:05d}.arrow"
         yield write_shard(storage.join(self._folder, name), name, rows, self._schema, self._config)
         yield from (beam.pvalue.TaggedOutput(PLACES, place) for place in places_of(rows, name))
 

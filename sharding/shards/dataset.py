@@ -155,9 +155,9 @@ class PackedDataset:
 
         def look(shard: int) -> np.ndarray:
             items = self._map(shard).items_per_row
-            if shard not in self._labelled:
-                return np.concatenate(items)
-            return np.concatenate([of[rows] for of, rows in zip(items, self._labelled[shard], strict=True)])
+            if shard in self._labelled:
+                items = [of[rows] for of, rows in zip(items, self._labelled[shard], strict=True)]
+            return np.concatenate([np.zeros(0, np.int64), *items])  # a shard may be empty
 
         with ThreadPoolExecutor(_OPENERS) as pool:
             return np.concatenate(list(pool.map(look, range(len(self._entries)))))

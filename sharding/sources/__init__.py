@@ -10,6 +10,7 @@ A source is listed once; workers read its units independently, record by record.
 from __future__ import annotations
 
 from sharding.sources.config import Source, SourceConfig, misplaced_key
+from sharding.sources.growth import Growth, Listed, growth_of, listed
 from sharding.sources.listing import resolve
 from sharding.sources.near_copies import NearCopies, NearCopiesConfig
 from sharding.sources.readers import read_documents
@@ -24,12 +25,16 @@ from sharding.sources.units import (
 )
 
 __all__ = [
+    "Growth",
+    "Listed",
     "NearCopies",
     "NearCopiesConfig",
     "ReadUnit",
     "Source",
     "SourceConfig",
     "SourceFile",
+    "growth_of",
+    "listed",
     "listing_digest",
     "misplaced_key",
     "pack_listing",

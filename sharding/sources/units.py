@@ -77,6 +77,11 @@ def _compression(file: SourceFile) -> str | None:
     return file.compression or compression_of(file.url)
 
 
+def is_compressed(file: SourceFile) -> bool:
+    """Whether a file is compressed as a whole."""
+    return _compression(file) is not None
+
+
 def text_bytes(files: Sequence[SourceFile], config: SourceConfig) -> int:
     """About how many bytes of text the files hold."""
     ratio = TEXT_PER_BYTE.get(config.format or "", 1)
@@ -88,8 +93,8 @@ def is_read_whole(file: SourceFile, config: SourceConfig) -> bool:
     assert config.format is not None  # `resolve` has seen to it
     kind = FORMATS[config.format]
     is_one_document = config.format == "text" and config.document in (None, "file")
-    is_compressed = kind.in_lines and _compression(file) is not None
-    return file.shard is not None or not kind.in_ranges or is_one_document or is_compressed
+    in_packed_lines = kind.in_lines and is_compressed(file)
+    return file.shard is not None or not kind.in_ranges or is_one_document or in_packed_lines
 
 
 def units_of(file: SourceFile, config: SourceConfig, source: int = 0) -> Iterator[ReadUnit]:

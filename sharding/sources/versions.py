@@ -11,7 +11,7 @@ files stays a matter of minutes.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ MAX_READ_WHOLE = 10_000
 """So many long files of a local listing are read whole, and what they hold is remembered."""
 
 _THREADS = 16
+_PIECE_BYTES = 1 << 20
 
 
 def versions_of(fs: AbstractFileSystem, files: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -73,6 +74,36 @@ def versions_of(fs: AbstractFileSystem, files: Sequence[tuple[str, Mapping[str, 
 
     with ThreadPoolExecutor(num_threads(fs)) as pool:
         return list(pool.map(version, files))
+
+
+def versions_of_beginning(fs: AbstractFileSystem, path: str, size_bytes: int) -> set[str]:
+    """The versions that `versions_of` may have told of a file when it was no more than its first bytes.
+
+    None that is a store's checksum, or goes by a time, is among them.
+
+    Args:
+        size_bytes: how many bytes it was.
+
+    Raises:
+        MillError: the file can't be read.
+    """
+
+    def digest() -> str:
+        with fs.open(path, "rb") as file:
+            return fingerprint(_beginning(file, size_bytes))
+
+    url = fs.unstrip_protocol(path)
+    versions = {f"{size_bytes}-{patiently('read', url, fs, digest)}"}
+    if size_bytes <= 2 * GLANCE_BYTES:
+        versions.add(f"{size_bytes}-{_ends(fs, path, size_bytes, max(MIN_GLANCE_BYTES, size_bytes))}")
+    return versions
+
+
+def _beginning(file: Any, size_bytes: int) -> Iterator[bytes]:
+    """The first bytes of a file, a piece at a time."""
+    while size_bytes > 0 and (piece := file.read(min(size_bytes, _PIECE_BYTES))):
+        size_bytes -= len(piece)
+        yield piece
 
 
 def has_checksum(info: Mapping[str, Any]) -> bool:

@@ -8,14 +8,17 @@ OUTPUT/
 ├── provenance/       PROVENANCE.json, documents-*, thoughts-*   of `thoughtmill provenance`
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
+├── deliveries/N/     of `thoughtmill append`: later documents, each delivery an output whose shards the manifest names
 ├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
     ├── removed.json, removal/              of `thoughtmill remove`: whom to leave out; while it is under way
     ├── RUNNING.json, progress.json, .shuffle-STAGE/, .outcome-STAGE-*   of the run at work
-    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, tokenizer/, .sample/, .earlier/
+    ├── score/    MANIFEST.json, segments-*, quarantine-*, memory.arrow, sources.json, tokenizer/, .sample/,
+    │             .earlier/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
+    ├── retrieval/    index.json, passages-*   where tiers show passages
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
 """
 
@@ -51,9 +54,11 @@ class Output:
             self.ledger,
             join(self.root, "arms"),
             join(self.root, "ablation"),
+            self.deliveries,
             self.provenance,
             self.stages,
             self.alive,
+            self.retrieval,
         )
         for folder in (*folders, *map(self.stage, ("score", "augment", "select")), self.earlier, self.sample):
             fs, path = filesystem(folder)
@@ -101,6 +106,15 @@ class Output:
     def arm(self, name: str) -> str:
         """The output of an arm."""
         return join(self.root, "arms", name)
+
+    @property
+    def deliveries(self) -> str:
+        """The folder of later deliveries of documents."""
+        return join(self.root, "deliveries")
+
+    def delivery(self, number: int) -> str:
+        """The output of a later delivery of documents, numbered from 1."""
+        return join(self.root, "deliveries", str(number))
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -176,6 +190,16 @@ class Output:
         return join(self.root, "stages", "gain", "steps.json")
 
     @property
+    def retrieval(self) -> str:
+        """The folder of the index of passages."""
+        return join(self.root, "stages", "retrieval")
+
+    @property
+    def passages(self) -> str:
+        """What the index of passages is made of; there when it is whole."""
+        return join(self.retrieval, "index.json")
+
+    @property
     def report(self) -> str:
         return join(self.root, "report.html")
 
@@ -208,6 +232,11 @@ class Output:
     def memory(self) -> str:
         """The n-gram memory, beside the scores; `difficulty.memory_path` of a later run may name it."""
         return join(self.stage("score"), "memory.arrow")
+
+    @property
+    def listed(self) -> str:
+        """The files of the sources as they were when they were scored, by hashes."""
+        return join(self.stage("score"), "sources.json")
 
     @property
     def earlier(self) -> str:
