@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from augment.selection.gates import GatesConfig
+from augment.selection.gates import GatesConfig, language
 from augment.selection.gates.gate import Subject
-from augment.selection.gates.language import Language, prose
+from augment.selection.gates.language import PIECE_BYTES, Language, _told_by_words, main_languages, prose
 from augment.traces import Trace
 from pipelines.yaml_config import from_mapping
 from sharding.errors import RequestError
@@ -157,3 +157,63 @@ def test_prose_is_what_remains() -> None:
 def test_it_can_be_switched_off() -> None:
     assert "language" not in GatesConfig(language=Language(enabled=False)).enabled()
     assert list(GatesConfig().enabled())[-2:] == ["language", "off_topic"]
+
+
+@pytest.mark.parametrize(
+    ("language", "told"), [("en", "en"), ("de", "de"), *((other, None) for other in ("fr", "es", "ru", "ja", "zh"))]
+)
+def test_common_words_tell_english_and_german_alone(language: str, told: str | None) -> None:
+    assert _told_by_words(PROSE[language][:240]) == told
+
+
+def test_a_piece_of_two_languages_is_told_by_neither_ones_words() -> None:
+    assert _told_by_words(f"{PROSE['en'][:120]} {PROSE['de'][:120]}") is None
+    assert _told_by_words("") is None
+
+
+def test_where_words_tell_the_identifier_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never() -> None:
+        raise AssertionError("it was asked")
+
+    monkeypatch.setattr(language, "_identifier", never)
+    subject = subject_of(PROSE["de"] * 8, PROSE["en"] * 8)
+    assert Language().objects(subject)
+    assert not Language().objects(subject_of(PROSE["en"] * 8, PROSE["en"] * 8))
+
+
+ENGLISH = (
+    "A thought about a text uses the words of that text, and so it can be told from one that is about another. "
+    "Where a trace has no more in common with its segment than a stranger has, it is left out, and the reader of the "
+    "corpus will never see it again, whatever it was worth to those who had paid for it."
+)
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2), (2, 3, 4), (3, 4, 5), (5, 6, 7)])
+def test_three_of_eight_pieces_in_a_row_are_too_much_wherever_they_are(places: tuple[int, ...]) -> None:
+    english, french = piece_of("en"), piece_of("fr")
+    text = " ".join(french if place in places else english for place in range(8))
+    assert Language().objects(subject_of(text, PROSE["en"] * 8))
+    assert not Language().objects(subject_of(" ".join([english] * 6 + [french]), PROSE["en"] * 8))
+
+
+def test_a_segment_of_two_languages_in_turns_of_a_quarter_may_be_thought_about_in_both() -> None:
+    english, french = piece_of("en"), piece_of("fr")
+    text = " ".join([english] * 3 + [french] * 2 + [english] * 3)
+    assert main_languages(text) == {"en", "fr"}
+
+
+def piece_of(language: str) -> str:
+    """As much of a language as is looked at in one piece, without a word that would be left out."""
+    text = {"en": ENGLISH, "fr": PROSE["fr"]}[language]
+    words, size_bytes = [], 0
+    for word in text.split():
+        if size_bytes + len(word.encode()) > PIECE_BYTES:
+            break
+        words.append(word)
+        size_bytes += len(word.encode()) + 1
+    return " ".join(words).ljust(PIECE_BYTES + 4, "x")
+
+
+def subject_of(trace: str, source_text: str) -> Subject:
+    told = Trace(text=trace, closed="natural", finish_reason="stop", thought_tokens=1)
+    return Subject(trace=told, source_text=source_text, prompt="expert")

@@ -71,7 +71,11 @@ class Subject:
 
 
 class Words:
-    """The words of a text, in the forms that gates compare."""
+    """The words of a text, in the forms that gates compare.
+
+    Attributes:
+        list: in order, from `words_of`.
+    """
 
     def __init__(self, text: str) -> None:
         self.list = words_of(text)

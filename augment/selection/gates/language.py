@@ -158,6 +158,7 @@ def main_languages(text: str) -> frozenset[str]:
     """The languages that a text is surely in; none where most of it is too short, mixed or no prose to tell."""
     pieces = _looked_at(text)
     every_second = pieces[::2]
+    # Another language of a quarter in a row would be in one of these.
     if len(every_second) >= _ENOUGH and len(found := set(map(_sure_language, every_second))) == 1 and None not in found:
         return frozenset(filter(None, found))
     share_of = _sure_shares(pieces)
