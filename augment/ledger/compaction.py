@@ -64,9 +64,9 @@ def compact(ledger_url: str, *, rows_per_part: int = 20_000, processes: int | No
     """Rewrite the ledger as few large parts without duplicates, while others may read and append.
 
     The new parts are there before the old ones go, so a kill in between leaves duplicates, never holes. Parts that
-    can't be read are left where they are. Partial rows stay as far as nothing of their key is finished. Needs room among
-    the temporary files, 44 bytes a row, and memory for a 256th of that, for 8 bytes a duplicate, and in each process for
-    the parts that become one.
+    can't be read are left where they are. Partial rows stay as far as nothing of their key is finished. Needs room
+    among the temporary files, 44 bytes a row, and memory for a 256th of that, for 8 bytes a duplicate, and in each
+    process for the parts that become one.
 
     Args:
         rows_per_part: so many rows a new part has at least, but for the last; twice as many at most.
