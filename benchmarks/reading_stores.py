@@ -9,7 +9,8 @@ disk        the output on a file system, from the page cache
 S3, first   into an empty cache that the ranks share
 S3, again   from that cache, as a second epoch finds it
 
-Also printed: what the checksums cost, as a share of reading the shards once in one process.
+Also printed: the CPU seconds of all ranks, which other work on the cores changes less than it does the speeds, and what
+the checksums cost, as a share of reading the shards once in one process.
 """
 
 from __future__ import annotations
@@ -109,13 +110,13 @@ def read(rank: int, readers: int, output: str, cache: ShardCache | None, begin: 
     dataset = PackedDataset(output, cache=cache)
     sampler = PackedSampler(dataset, rank=rank, world_size=readers)
     begin.wait()
-    began = time.time()
+    began, cpu = time.time(), time.process_time()
     total = sum(int(dataset[row]["input_ids"].sum()) for row in sampler)
-    found.put((began, time.time(), total))
+    found.put((began, time.time(), time.process_time() - cpu, total))
 
 
-def elapsed_s(readers: int, output: str, cache: ShardCache | None) -> tuple[float, int]:
-    """Seconds from the first reader's begin to the last one's end, and the sum of all ids."""
+def elapsed_s(readers: int, output: str, cache: ShardCache | None) -> tuple[float, float, int]:
+    """Seconds from the first reader's begin to the last one's end, CPU seconds of all, and the sum of all ids."""
     context = multiprocessing.get_context("spawn")
     begin, found = context.Barrier(readers), context.Queue()
     started = [context.Process(target=read, args=(n, readers, output, cache, begin, found)) for n in range(readers)]
@@ -124,8 +125,8 @@ def elapsed_s(readers: int, output: str, cache: ShardCache | None) -> tuple[floa
     times = [found.get(timeout=600) for _ in started]
     for process in started:
         process.join()
-    began, ended, sums = zip(*times, strict=True)
-    return max(ended) - min(began), sum(sums)
+    began, ended, cpu, sums = zip(*times, strict=True)
+    return max(ended) - min(began), sum(cpu), sum(sums)
 
 
 def checksum_figures(output: str) -> dict[str, float]:
@@ -166,10 +167,12 @@ def main() -> None:
         server.join(10)
         shutil.rmtree(scratch)
     console = Console()
-    table = Table("", "tokens/s", "of the disk's")
+    table = Table("", "tokens/s", "of the disk's", "CPU seconds")
     for name in ("disk", "s3_first", "s3_again"):
-        speed = figures[f"{name}_tokens_per_s"]
-        table.add_row(name.replace("_", ", "), f"{speed:,.0f}", f"{speed / figures['disk_tokens_per_s']:.2f}")
+        speed, cpu = figures[f"{name}_tokens_per_s"], figures[f"{name}_cpu_s"]
+        table.add_row(
+            name.replace("_", ", "), f"{speed:,.0f}", f"{speed / figures['disk_tokens_per_s']:.2f}", f"{cpu:.2f}"
+        )
     console.print(table)
     for name in ("sha256", "crc32"):
         rate, share = figures[f"{name}_gigabytes_per_s"], figures[f"{name}_share_of_reading"]
@@ -187,17 +190,20 @@ def measure(output: str, scratch: Path, tokens: int, readers: int, rounds: int) 
     packed = manifest.require(output, "pack")
     read_tokens = packed.counts["rows"] * LENGTH
     speeds: dict[str, list[float]] = {}
+    cpu_s: dict[str, list[float]] = {}
     sums = set()
     for turn in range(rounds):
         cache = ShardCache(folder=scratch / f"cache-{turn}")
         for name, side in (("disk", (output, None)), ("s3_first", (BUCKET, cache)), ("s3_again", (BUCKET, cache))):
-            seconds, total = elapsed_s(readers, *side)
+            seconds, cpu, total = elapsed_s(readers, *side)
+            cpu_s.setdefault(name, []).append(cpu)
             speeds.setdefault(name, []).append(read_tokens / seconds)
             sums.add(total)
         shutil.rmtree(cache.place)
     if len(sums) != 1:
         raise AssertionError(f"the sides differ in the sum of the ids that they read: {sums}")
     figures = {f"{name}_tokens_per_s": float(np.median(values)) for name, values in speeds.items()}
+    figures |= {f"{name}_cpu_s": float(np.median(values)) for name, values in cpu_s.items()}
     ratios = {
         f"{name}_of_disk": float(np.median(np.array(speeds[name]) / np.array(speeds["disk"])))
         for name in ("s3_first", "s3_again")
