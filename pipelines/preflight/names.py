@@ -35,11 +35,14 @@ def prices(subject: Subject) -> Iterator[MillError]:
     """Tiers whose cost in the budget's unit isn't known."""
     budget = subject.config.budget
     known = prices_of(subject.config)
+    told: set[tuple[str, ...]] = set()  # a price that is missing is so for every tier of its models
     for tier in budget.tiers:
         try:
             tier.cost(budget.unit, known)
         except MillError as error:
-            yield error
+            if tier.models not in told:
+                yield error
+            told.add(tier.models)
 
 
 def own_code(subject: Subject) -> Iterator[MillError]:
