@@ -17,6 +17,9 @@ from sharding.records.types import LedgerRow
 
 Closed = Literal["natural", "forced", "cut"]
 
+PARTIAL = "partial"
+"""Finish reason of a generation that was interrupted, and how its row in the ledger is closed. No trace comes of it."""
+
 _CLOSERS = "\"'”’)]*`_"
 _ENDS = (".", "!", "?", "。", "！", "？", "…")
 

@@ -8,21 +8,25 @@ from typing import Any
 
 import apache_beam as beam
 
+from augment.contexts.finding import contexts_of
+from augment.engines.protocol import Generation
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.recipe_runs import Asked, Counted, Ended, Outcome, Pending, RecipeRuns
-from augment.feeding.tickets import Completed, Failure, Result
+from augment.feeding.tickets import Completed, Failure, Partial, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
+from augment.ledger.partial import as_partial
 from augment.ledger.transforms import MissingSamples
 from augment.requests.calls import RecipePlanner
+from augment.requests.continuing import generation_of
 from augment.requests.planner import TracePlanner
-from augment.requests.tiers import SegmentChoices
+from augment.requests.tiers import CONTRACTIONS, SegmentChoices
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
 from sharding.beam.shuffle import at_bundle_end
 from sharding.errors import MillError
-from sharding.records.types import Quarantined, Request, sample_key
+from sharding.records.types import LedgerRow, Quarantined, Request, sample_key
 
 FAILED = "failed"
 
@@ -58,7 +62,8 @@ class _RequestFn(beam.DoFn):
 
     def process(self, document: JoinedDocument) -> Iterator[Any]:
         segments = list(document.scored.segments())
-        for outcome in self._planner.requests(segments, self._choices):
+        contexts = contexts_of(self._planner, segments, document.beside.get(CONTRACTIONS, ()))
+        for outcome in self._planner.requests(segments, self._choices, contexts):
             yield outcome if isinstance(outcome, Request) else beam.pvalue.TaggedOutput(FAILED, outcome)
 
 
@@ -127,7 +132,9 @@ class _GenerateFn(beam.DoFn):
 
     def _of_recipe(self, outcome: Outcome) -> Iterator[Any]:
         if isinstance(outcome, Asked):
-            self._bundle.submit(outcome.planned.generation, outcome.pending, self._feeder(outcome.model))
+            begun = _begun(outcome.pending.run.request, outcome.planned.key)
+            feeder = self._feeder(outcome.model)
+            self._bundle.submit(outcome.planned.generation, outcome.pending, feeder, begun=begun)
         else:
             yield from _of_recipe(outcome)
 
@@ -138,13 +145,14 @@ class _GenerateFn(beam.DoFn):
                 key = sample_key(request.request_key, sample)
                 tokens = self._worker.finished.tokens(key)
                 if tokens is not None:
-                    yield {"found": 1, "thought_tokens_found": tokens} | _count_if("empty", self._worker.is_empty(key))
+                    yield _made_before(request, sample, tokens) | _count_if("empty", self._worker.is_empty(key))
                     continue
                 if self._planner.tier(request.tier).recipe is not None:
                     for outcome in self._runs.begin(request, sample):
                         yield from self._of_recipe(outcome)
                 else:
-                    self._bundle.submit(self._planner.generation_request(request, key), (request, sample))
+                    asked = self._planner.generation_request(request, key)
+                    self._bundle.submit(asked, (request, sample), begun=_begun(request, key))
             yield from self._outcomes(self._bundle.take())
             self._worker.check_failures()
         except MillError as error:
@@ -199,18 +207,27 @@ class _LedgerSink:
     def __init__(self, planner: TracePlanner, recipes: RecipePlanner, worker: Worker) -> None:
         self._planner, self._recipes, self._worker = planner, recipes, worker
 
-    def keep(self, result: Result) -> None:
-        if isinstance(result.context, Pending):
-            if isinstance(result, Completed):  # a failure fails its run, which is noted when the run hears of it
-                self._worker.keep(result.context.row(self._recipes, result))
+    def keep(self, result: Result | Partial) -> None:
+        if isinstance(result, Partial):
+            self._worker.keep_partial(as_partial(self._row(result)))
         elif isinstance(result, Completed):
-            request, sample = result.context
-            row = self._planner.ledger_row(
-                request, sample, result.generation, wall_s=result.wall_s, finished_at=result.finished_at
-            )
-            self._worker.keep(row)
-        else:
+            self._worker.keep(self._row(result))
+        elif not isinstance(result.context, Pending):  # one of a recipe's is noted when its run hears of it
             self._worker.note_failure(result)
+
+    def _row(self, result: Completed | Partial) -> LedgerRow:
+        if isinstance(result.context, Pending):
+            return result.context.row(self._recipes, result)
+        request, sample = result.context
+        return self._planner.ledger_row(
+            request, sample, result.generation, wall_s=result.wall_s, finished_at=result.finished_at
+        )
+
+
+def _begun(request: Request, key: str) -> Generation | None:
+    """What there is of a generation that was interrupted."""
+    row = next((row for row in request.begun if row.key == key), None)
+    return None if row is None else generation_of(row)
 
 
 def _of_recipe(outcome: Counted | Ended) -> Iterator[Any]:
@@ -219,7 +236,11 @@ def _of_recipe(outcome: Counted | Ended) -> Iterator[Any]:
     elif outcome.row is None:
         yield from _failed(outcome.request, outcome.key, outcome.error, outcome.may_pass)
     else:
-        yield {"generated": 1} | _count_if("empty", not outcome.row.text.strip())
+        yield (
+            {"generated": 1}
+            | _count_if("empty", not outcome.row.text.strip())
+            | _count_if("continued", outcome.row.continued > 0)
+        )
 
 
 def _failed(request: Request, key: str, error: str, may_pass: bool) -> Iterator[Any]:
@@ -241,8 +262,23 @@ def _outcomes(results: Iterable[Result]) -> Iterator[Any]:
         if isinstance(result, Failure):
             yield from _failed(result.context[0], result.key, result.error, result.may_pass)
         else:
-            made = {"generated": 1, "thought_tokens_now": result.generation.paid_tokens}
-            yield made | _count_if("empty", not result.generation.text.strip())
+            generation, found = result.generation, result.found_tokens
+            yield (
+                {"generated": 1, "thought_tokens_now": generation.paid_tokens - found}
+                | ({"thought_tokens_found": found} if found else {})
+                | _count_if("empty", not generation.text.strip())
+                | _count_if("continued", generation.continued > 0)
+            )
+
+
+def _made_before(request: Request, sample: int, tokens: int) -> dict[str, int]:
+    """The counts of what an earlier attempt of this run has made: those of that attempt, however often it is tried.
+
+    The run has not paid for the tokens that it found: of a recipe's calls, and of what was begun before.
+    """
+    before = (*request.known, *request.begun)
+    found = min(tokens, sum(row.thought_tokens for row in before if row.sample == sample))
+    return {"generated": 1, "thought_tokens_now": tokens - found} | ({"thought_tokens_found": found} if found else {})
 
 
 def _count_if(name: str, holds: bool) -> dict[str, int]:

@@ -7,9 +7,10 @@
 `A_over_B`: how many times the training tokens of arm B arm A takes to the target, with its 95% interval over seeds.
 Where a student of A never gets there it is a lower bound, where one of B doesn't an upper one, and where both happen
 there is none; `..._bound` says which. `surprisal` is the arm adaptive, whose budget goes by surprise, and is held
-against the arm learned where there is one. `gain_influence_spearman`: whether a trace's gain foretells what a step of
-training on it does. `final_...` are the mean scores of each arm at the end, `noise_over_adaptive` is of the arm whose
-thoughts are all about numbers. The last line is one JSON object with the figures.
+against the arm learned where there is one; `dose_2` is adaptive with twice the budget. `gain_influence_spearman`:
+whether a trace's gain foretells what a step of training on it does. `final_...` are the mean scores of each arm at the
+end, `noise_over_...` is of the arm whose thoughts are all about numbers. The last line is one JSON object with the
+figures.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ RATIOS = {
     "uniform_over_adaptive": ("uniform", "adaptive"),
     "uniform_over_learned": ("uniform", "learned"),
     "surprisal_over_learned": ("adaptive", "learned"),
+    "noise_over_learned": (NOISE, "learned"),
+    "raw_over_dose_2": ("raw", "dose_2"),
+    "shuffled_over_dose_2": ("shuffled", "dose_2"),
 }
 """Figure → the arm whose tokens are counted in those of the other."""
 

@@ -41,6 +41,7 @@ def raw_config(source: str, output: str, tokenizer: str, num_shards: int) -> Mil
             "difficulty": {"scorer": "none"},
             "budget": {"policy": "fixed", "fixed_tier": "plain", "thinking_tokens": 1, "tiers": [{"name": "plain"}]},
             "pack": {"sequence_length": SEQUENCE_LENGTH, "num_shards": num_shards},
+            "workers": 1,  # where Beam's options say nothing
         }
     )
 

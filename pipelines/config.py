@@ -6,11 +6,12 @@ to agree on. `yaml_config` reads them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from augment.contexts.config import RetrievalConfig
 from augment.engines.config import ModelConfig, SamplingConfig
 from augment.feeding.config import FeedingConfig
 from augment.recipes import BUILT_IN, SINGLE, STEPS
@@ -50,6 +51,22 @@ class RoundConfig:
     """A further round on the same documents, for another scorer."""
 
     of: str = Field(min_length=1, description="Output of the round before, whose ledger this one goes on with.")
+
+
+Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
+"""As many worker processes as pay, or so many: see `pipelines.workers`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DeliveryConfig:
+    """A later delivery of documents to a finished corpus; `thoughtmill append` writes this section."""
+
+    of: str = Field(min_length=1, description="Output whose corpus the documents join.")
+    number: int = Field(ge=1, le=99_999, description="Which delivery it is, from 1.")
+    allocation: Literal["first", "own"] = Field(
+        default="first",
+        description="first: the tiers begin at the cut points of the output it joins; own: a plan for its own budget.",
+    )
 
 
 TrainingContentSection = Literal["1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "3.1", "3.2", "3.3"]
@@ -99,6 +116,9 @@ class MillConfig:
         default=None,
         description="Of a further round: score again, with a checkpoint in difficulty.model; null: the first.",
     )
+    delivery: DeliveryConfig | None = Field(
+        default=None, description="Of a later delivery to a finished corpus, made by `thoughtmill append`; null: none."
+    )
     tokenizer: str = Field(min_length=1, description="The training tokenizer: a folder, fetched model or hub id.")
     difficulty: DifficultyConfig
     models: dict[str, ModelConfig] = Field(default_factory=dict, description="The generators, by a name of your own.")
@@ -107,10 +127,16 @@ class MillConfig:
     closing: ClosingConfig = Field(default_factory=ClosingConfig)
     feeding: FeedingConfig = Field(default_factory=FeedingConfig)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    retrieval: RetrievalConfig = Field(default_factory=RetrievalConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     layout: Layout = Field(default="after_document", description="Where thoughts stand relative to the source.")
     pack: PackConfig
     card: CardConfig = Field(default_factory=CardConfig)
+    workers: Workers = Field(
+        default="auto",
+        description="Worker processes of Beam's local runner, in every stage: a number, or auto, which is as many as "
+        "cores where there is enough to do, and one where it loads a model. Beam's own options come first.",
+    )
     ablation: AblationConfig = Field(
         default_factory=AblationConfig, description="The small model that `thoughtmill ablate` trains on every arm."
     )
@@ -161,7 +187,8 @@ class MillConfig:
     @model_validator(mode="after")
     def _weights_fit(self) -> MillConfig:
         names = [source.config.name for source in self.all_sources]
-        for name in self.pack.source_weights:
+        # A delivery may bring documents of some of the sources; the weights are those of the whole corpus.
+        for name in self.pack.source_weights if self.delivery is None else ():
             if name not in names:
                 known = ", ".join(repr(name) for name in names)
                 raise ValueError(f"pack.source_weights.{name}: no source has this name; the sources are {known}")
@@ -229,6 +256,35 @@ class MillConfig:
                         f"{key}.steps.{name}.model: {step.model} wants the accelerator {wanted}, and the tier's model "
                         f"{tier.model} {given}: the calls of a recipe are made by one machine"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _contraction_fits(self) -> MillConfig:
+        name = self.budget.contraction_model
+        if name is None:
+            return self
+        if name not in self.models:
+            allowed = ", ".join(sorted(self.models)) or "none is defined"
+            raise ValueError(f"budget.contraction_model: {name!r} is not one of models: {allowed}")
+        room, tokens = self.models[name].max_model_len, self.budget.contraction_tokens
+        if 2 * tokens >= room:
+            raise ValueError(
+                f"budget.contraction_tokens: {tokens} leaves no room in models.{name}.max_model_len={room} for a "
+                "contraction, the one before it and a segment"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _retrieval_is_used(self) -> MillConfig:
+        if self.retrieval.corpus is not None and not self.budget.retrieves:
+            raise ValueError(
+                f"retrieval.corpus: {self.retrieval.corpus!r} is set, and no tier shows passages: set the context "
+                "of one to retrieved, or leave it out"
+            )
+        if self.budget.retrieves and self.difficulty.scorer == "none":
+            raise ValueError(
+                "difficulty.scorer: a tier shows passages on what is hard, which none doesn't tell; name a scorer"
+            )
         return self
 
     @model_validator(mode="after")

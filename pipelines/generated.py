@@ -14,7 +14,7 @@ from difficulty.budget.allocation import Allocation
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import gain_facts, tier_facts
-from pipelines.joints import Holdback
+from pipelines.joints import Holdback, plain_contraction
 from pipelines.plan.measured import forecast_for
 from pipelines.rounds import round_facts
 from sharding import storage
@@ -41,6 +41,13 @@ def check_generated(counts: Mapping[str, int], config: MillConfig, folder: str) 
             f"{counts['failed']} of {counts['generations']} generations failed, more than "
             f"ledger.max_failed_fraction={allowed}: see {folder}/quarantine-*.arrow; "
             f"{worker.way_out(counts['failed'], counts.get('failed_for_good', 0))}"
+        )
+    without = counts.get("segments_without_contraction", 0)
+    if without > allowed * (counts["requests"] + without):
+        raise MillError(
+            f"{without} segments have no thought, since what precedes them could not be contracted, which is more than "
+            f"ledger.max_failed_fraction={allowed} allows: see {folder}/quarantine-*.arrow; what was made is in the "
+            "ledger, run again to try the rest"
         )
     empty_allowed = config.ledger.max_empty_fraction
     if counts["empty"] > empty_allowed * counts["generations"]:
@@ -74,6 +81,7 @@ def generation_facts(
         "cut_points_nats": [nats for nats in allocation.cut_points_nats if nats != float("inf")],
         "forecast": forecast_for(config.output, budget),
         "warnings": list(allocation.warnings) + planner.warnings(),
+        **({"contraction": plain_contraction(config.budget)} if config.budget.contraction_model else {}),
         **({"drops": list(drops)} if drops else {}),
         **({"round": further} if (further := round_facts(config, scored)) else {}),
     }
@@ -87,7 +95,7 @@ def holdback_section(holdback: Holdback) -> dict[str, Any]:
 def without_prompt(request: Request) -> Request:
     """The request as it is stored; its prompt is most of it, and would be shuffled to be left out."""
     return msgspec.structs.replace(
-        request, prompt_token_ids=request.prompt_token_ids[:0], text="", context="", focus=[], known=[]
+        request, prompt_token_ids=request.prompt_token_ids[:0], text="", context="", focus=[], known=[], begun=[]
     )
 
 

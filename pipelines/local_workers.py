@@ -24,14 +24,14 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from pipelines.quiet_sdk_worker_main import BEAMS_OWN
+from pipelines.local_worker_main import BEAMS_OWN, QUIET
 from pipelines.runner_faults import is_in_process
-from pipelines.stopping import end_workers
+from pipelines.stopping import end_workers, let_workers_end, on_notice
 from sharding.errors import MillError
 from sharding.memory_kills import kills_for_memory
 
 _KILLED = re.compile(r"return code (?:137|-9)\b")
-QUIET = "pipelines.quiet_sdk_worker_main"
+_OURS = "pipelines.local_worker_main"
 _MINDER = "run_worker"
 """Beam's name for the threads that mind worker processes."""
 
@@ -77,6 +77,8 @@ def run_locally(pipeline: beam.Pipeline) -> Any:
         return state
     except BaseException:
         if has_processes(pipeline):
+            if on_notice():
+                let_workers_end()
             end_workers()  # Beam waits for the others, also when this process ends
         raise
     finally:
@@ -90,9 +92,8 @@ def _deaf_workers() -> Iterator[None]:
     made = vars(kind)[name]
 
     def deaf(command_string: str) -> Any:
-        if not logging.getLogger().isEnabledFor(logging.INFO):
-            command_string = command_string.replace(BEAMS_OWN, QUIET)
-        return made.__func__(kind, f"trap '' INT HUP; exec {command_string}")
+        quiet = "" if logging.getLogger().isEnabledFor(logging.INFO) else f"{QUIET}=1 "
+        return made.__func__(kind, f"trap '' INT HUP; {quiet}exec {command_string.replace(BEAMS_OWN, _OURS)}")
 
     setattr(kind, name, staticmethod(deaf))
     try:
@@ -106,7 +107,7 @@ def _told(said: str, for_memory: bool) -> MillError:
         return MillError(f"a worker process ended by itself ({said}): its last words are above; run again")
     why = "because memory ran out" if for_memory else "as the system does when memory runs out"
     return MillError(
-        f"a worker process was killed, {why}: lower --direct_num_workers (each worker holds a model and a partition), "
-        "difficulty.batch_tokens or source.max_document_bytes, or take a machine with more memory, and run again; what "
-        "was generated is in the ledger"
+        f"a worker process was killed, {why}: lower workers, or --direct_num_workers (each holds a model and a "
+        "partition), difficulty.batch_tokens or source.max_document_bytes, or take a machine with more memory, and run "
+        "again; what was generated is in the ledger"
     )

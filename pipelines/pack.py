@@ -15,6 +15,7 @@ import apache_beam as beam
 from pipelines import card, yaml_config
 from pipelines.card import versions
 from pipelines.config import MillConfig
+from pipelines.delivered import delivered_inputs, shards_before
 from pipelines.joints import contaminated_urls
 from pipelines.outcome import Built, Outcome
 from pipelines.secrets import without_secrets
@@ -36,6 +37,9 @@ from sharding.storage.manifest import Manifest
 SEGMENT_COLUMNS = ("input_ids", "source")
 THOUGHT_COLUMNS = ("segment_index", "sample", "key", "input_ids", "shown_tokens")
 
+SECONDS_PER_TOKEN = 0.25e-6
+"""Of the source, on one core: docs/benchmarks.md, milling."""
+
 
 class Pack(Stage):
     """The pack stage of a run."""
@@ -47,6 +51,9 @@ class Pack(Stage):
         self.tokenizer = load_tokenizer(config.tokenizer)
         earlier = {stage: manifest.require(config.output, stage) for stage in manifest.STAGES[:-1]}
         self.num_parts = part_count(manifest.file_urls(config.output, earlier["score"], SEGMENTS.name))
+        delivery = config.delivery
+        self.numbered_from = {} if delivery is None else shards_before(manifest.require(delivery.of, "pack"))
+        self.work_s = SECONDS_PER_TOKEN * earlier["score"].counts["source_tokens"]
         check_surprisal(config.pack, self.tokenizer, earlier["score"].config["difficulty"].get("scorer", ""))
         super().__init__(
             config.output,
@@ -55,6 +62,8 @@ class Pack(Stage):
                 "score": manifest.digest(earlier["score"]),
                 "select": manifest.digest(earlier["select"]),
                 "tokenizer": self.tokenizer.fingerprint,
+                **{f"{split} shards before": str(number) for split, number in self.numbered_from.items()},
+                **delivered_inputs(config.output),
             },
             earlier=earlier.values(),
         )
@@ -65,7 +74,8 @@ class Pack(Stage):
         parts = parts_of(output, scored, selected, surprisal=config.pack.surprisal)
         documents = root | "Documents" >> JoinParts(*parts)
         laid_out = documents | "Lay out" >> LayOut(config.pack, config.layout, config.tokenizer)
-        shards = laid_out["items"] | "Shards" >> PackShards(self.folder, config.pack, self.tokenizer, self.num_parts)
+        rows_of = PackShards(self.folder, config.pack, self.tokenizer, self.num_parts, self.numbered_from)
+        shards = laid_out["items"] | "Shards" >> rows_of
         files = {ROWS: shards["files"], DOCUMENTS: shards["index"]}
         return Built(files=files, counts=(laid_out["counts"], shards["counts"]))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.delivered import Corpus, corpora
 from pipelines.secrets import published
 from sharding import storage
 from sharding.records.families import KEPT, SEGMENTS
@@ -89,23 +90,23 @@ def write(output: str) -> Provenance:
         MillError: a stage hasn't finished, a part is not what its manifest says, or the store refused.
     """
     at = Output(output)
-    stages = {stage: manifest.require(output, stage) for stage in manifest.STAGES}
-    told = {name: published(stage) for name, stage in stages.items()}
+    for stage in manifest.STAGES:
+        manifest.require(output, stage)
+    parts = list(corpora(output))
     at.check_links()
     storage.remove(at.provenance_manifest, at.root)
     for name in filter(_OURS.fullmatch, storage.list_names(at.provenance)):
         storage.remove(storage.join(at.provenance, name), at.root)
     jobs = [
-        (family, f"{name}-{part:05d}-of-{len(urls):05d}.parquet", url, schema, table_of)
-        for name, stage, family, schema, table_of in (
-            ("documents", "score", SEGMENTS, DOCUMENTS, _documents(told["score"])),
-            ("thoughts", "select", KEPT, THOUGHTS, _thoughts(told["augment"], told["select"])),
+        (family, f"{name}-{number:05d}-of-{len(found):05d}.parquet", url, schema, table_of)
+        for name, found, family, schema in (
+            ("documents", _parts_of_documents(parts), SEGMENTS, DOCUMENTS),
+            ("thoughts", _parts_of_thoughts(parts), KEPT, THOUGHTS),
         )
-        for urls in [manifest.file_urls(output, stages[stage], family.name)]
-        for part, url in enumerate(urls)
+        for number, (url, table_of) in enumerate(found)
     ]
 
-    def make(job: tuple[Any, str, str, pa.Schema, Callable[[pa.RecordBatch], pa.Table]]) -> FileEntry:
+    def make(job: tuple[Any, str, str, pa.Schema, _TableOf]) -> FileEntry:
         family, name, url, schema, table_of = job
         rows = 0
         with publish_hashed(storage.join(at.provenance, name), name) as out:
@@ -119,7 +120,7 @@ def write(output: str) -> Provenance:
 
     with ThreadPoolExecutor(_READ_AT_A_TIME) as pool:
         files = list(pool.map(make, jobs))
-    made = Provenance(format=FORMAT, of=_digests(stages), files=files)
+    made = Provenance(format=FORMAT, of=_digests(parts), files=files)
     storage.write_json(at.provenance_manifest, msgspec.to_builtins(made))
     return made
 
@@ -138,8 +139,7 @@ def problems(output: str) -> Iterator[tuple[str, str]]:
     except (msgspec.DecodeError, ValueError) as error:
         yield at.provenance_manifest, f"can't be read: {error}"
         return
-    stages = {stage: manifest.require(output, stage) for stage in _MADE_FROM}
-    if found.format != FORMAT or found.of != _digests(stages):
+    if found.format != FORMAT or found.of != _digests(list(corpora(output))):
         said = "is of another result or version than those that are here: `thoughtmill provenance` makes it anew"
         yield at.provenance_manifest, said
     for entry in found.files:
@@ -155,8 +155,36 @@ def problems(output: str) -> Iterator[tuple[str, str]]:
         yield storage.join(at.provenance, name), "PROVENANCE.json doesn't name it"
 
 
-def _digests(stages: Mapping[str, Manifest]) -> dict[str, str]:
-    return {stage: manifest.digest(stages[stage]) for stage in _MADE_FROM}
+def _digests(parts: Sequence[Corpus]) -> dict[str, str]:
+    """Of the stages that it is made from; those of later deliveries by their number."""
+    return {
+        f"delivery {part.number} {stage}" if part.number else stage: manifest.digest(part.stages[stage])
+        for part in parts
+        for stage in _MADE_FROM
+    }
+
+
+_TableOf = Callable[[pa.RecordBatch], pa.Table]
+
+
+def _parts_of_documents(parts: Sequence[Corpus]) -> list[tuple[str, _TableOf]]:
+    """The URL of each scored part, and what makes a table of it."""
+    return [
+        (url, table_of)
+        for part in parts
+        for table_of in [_documents(published(part.stages["score"]))]
+        for url in manifest.file_urls(part.output, part.stages["score"], SEGMENTS.name)
+    ]
+
+
+def _parts_of_thoughts(parts: Sequence[Corpus]) -> list[tuple[str, _TableOf]]:
+    """The same of the parts of kept thoughts."""
+    return [
+        (url, table_of)
+        for part in parts
+        for table_of in [_thoughts(published(part.stages["augment"]), published(part.stages["select"]))]
+        for url in manifest.file_urls(part.output, part.stages["select"], KEPT.name)
+    ]
 
 
 _SEGMENT_COLUMNS = ("doc_id", "segment_index", "input_ids", "metadata", "source")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipelines.config import MillConfig
+from pipelines.config import MillConfig, Workers
 from sharding.errors import RequestError
 from sharding.storage import manifest
 from sharding.storage.manifest import STAGES, Manifest
@@ -27,6 +27,7 @@ def mill(
     *,
     stages: Sequence[str] = STAGES,
     beam_args: Sequence[str] = (),
+    workers: Workers | None = None,
     replace: bool = False,
     force: bool = False,
     on_stage: OnStage = lambda stage, manifest, did: None,
@@ -41,6 +42,7 @@ def mill(
         config: the run.
         stages: which of `STAGES`; each needs the results of those before it.
         beam_args: Beam options, such as "--runner=...".
+        workers: worker processes of Beam's local runner; None: what the config says.
         replace: make stages again that another config has made in this output.
         force: make them again whatever made them; what is in the ledger is not generated again.
         on_stage: called with (stage, None, None) when a stage that isn't done begins, and with (stage, its manifest,
@@ -64,7 +66,11 @@ def mill(
     from pipelines.pack import Pack
     from pipelines.score import Score
     from pipelines.select import Select
+    from pipelines.workers import check
 
+    if workers is not None:
+        check(workers, beam_options(beam_args), beam_args)
+    wanted = config.workers if workers is None else workers
     scores = Score if config.scored is None else BorrowedScores
     kinds: dict[str, Callable[[MillConfig], Stage]] = {
         "score": scores, "augment": Augment, "select": Select, "pack": Pack,
@@ -97,6 +103,7 @@ def mill(
         later = {after: partial(kinds[after], config) for after in STAGES[STAGES.index(name) + 1 :]}
         manifests[name], did = stage.run(
             beam_args=beam_args,
+            workers=wanted,
             replace=replace,
             force=force,
             in_place_of=None if replace or force else grown_from(stage, later, say),

@@ -20,6 +20,8 @@ from difficulty.scorers import describe_scorer
 from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
+from pipelines.delivered import corpora, earlier_digest
+from pipelines.earlier_documents import EarlierDocuments
 from pipelines.earlier_scores import EarlierScores
 from pipelines.grown import FindKnown
 from pipelines.outcome import Built, Outcome
@@ -27,6 +29,7 @@ from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
 from pipelines.tombstones import LeaveOutRemoved, removed_inputs
+from pipelines.workers import loads_model
 from sharding import sources, storage
 from sharding.beam.counts import COUNTS
 from sharding.models.stored_tokenizer import store_tokenizer
@@ -38,6 +41,9 @@ from sharding.sources.transforms import ReadDocuments
 from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
+
+SECONDS_PER_BYTE = 0.2e-6
+"""Of text, on one core, but for a model's time: docs/runners.md, Prism."""
 
 PART_SOURCE_BYTES = 16 << 20
 """A scored part holds about this much source, in bytes."""
@@ -58,6 +64,8 @@ class Score(Stage):
         self.sources, self.listings = zip(*(sources.resolve(source) for source in config.all_sources), strict=True)
         self.size_bytes = sum(sources.text_bytes(f, s.config) for s, f in zip(self.sources, self.listings, strict=True))
         self.num_parts = min(MAX_PARTS, max(1, math.ceil(self.size_bytes / PART_SOURCE_BYTES)))
+        self.work_s = SECONDS_PER_BYTE * self.size_bytes
+        self.loads_model = loads_model(config.difficulty)
         near = config.near_copies
         self.near = None if near.action == "keep" else sources.NearCopies(near, words_of)
         self.vocab_size = load_tokenizer(config.tokenizer).vocab_size
@@ -65,6 +73,11 @@ class Score(Stage):
             Output(config.output).memory if config.difficulty.memory else config.difficulty.memory_path or ""
         )
         self.earlier_scores = EarlierScores(config)
+        # A delivery is held against all that was delivered before it, and against who was taken down from that.
+        delivery = config.delivery
+        self.corpus = config.output if delivery is None else delivery.of
+        before = () if delivery is None else [part.output for part in corpora(delivery.of)]
+        self.before = EarlierDocuments(before, config.tokenizer) if before else None
         super().__init__(
             config.output,
             sections={
@@ -77,7 +90,8 @@ class Score(Stage):
                 "tokenizer": load_tokenizer(config.tokenizer).fingerprint,
                 **model_inputs(config.difficulty),
                 **memory_inputs(config.difficulty),
-                **removed_inputs(config.output),
+                **removed_inputs(self.corpus),
+                **({} if delivery is None else {"delivered": earlier_digest(delivery.of)}),
             },
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
@@ -93,6 +107,9 @@ class Score(Stage):
         made, did = super().run(**options)
         if did == Did.RAN:
             self.earlier_scores.remove()
+        brings_nothing = not made.counts["documents"] and made.counts["documents_in"] > made.counts["quarantined"]
+        if self.before is not None and brings_nothing:
+            return made, did  # all of it was delivered before, which is no fault of the source
         if "sources" in made.facts:  # else an earlier version scored it
             tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
             counts = dict(made.counts)
@@ -104,9 +121,10 @@ class Score(Stage):
         return made, did
 
     def build(self, root: beam.Pipeline) -> Built:
-        difficulty, tokenizer, duplicates = self.config.difficulty, self.config.tokenizer, self.config.duplicates
-        read = root | "Source" >> ReadDocuments(self.sources, self.listings, duplicates, self.num_parts, self.near)
-        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.output)
+        difficulty, tokenizer = self.config.difficulty, self.config.tokenizer
+        copies = (self.config.duplicates, self.num_parts, self.near, self.before)
+        read = root | "Source" >> ReadDocuments(self.sources, self.listings, *copies)
+        staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.corpus)
         known = staying["documents"] | "Known" >> FindKnown(self.earlier_scores.parts(), tokenizer, self.num_parts)
         memory = known["documents"] | "Memory" >> self._memory()
         scored = known["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)

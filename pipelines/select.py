@@ -39,6 +39,7 @@ from pipelines.plan.drift import unlike_promised
 from pipelines.plan.measured import read_pilot
 from pipelines.scorer_identity import difficulty_section, model_inputs
 from pipelines.stage import Did, Stage
+from pipelines.workers import loads_model
 from sharding.beam.joins import GroupRecords, JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
@@ -47,6 +48,9 @@ from sharding.records.families import CONTAMINATED, KEPT, REJECTED, REQUESTS, SE
 from sharding.records.types import LedgerRow
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+
+SECONDS_PER_GENERATION = 2e-3
+"""On one core: of a candidate of some 5,000 characters, docs/benchmarks.md, selection."""
 
 
 class Select(Stage):
@@ -70,6 +74,8 @@ class Select(Stage):
         self.num_groups = self.num_parts if config.select.shuffle else 0
         # Without a generation or a benchmark there is nothing to hold against the text.
         self.idle = not self.augmented.counts["generations"] and config.select.decontaminate is None
+        self.work_s = SECONDS_PER_GENERATION * self.augmented.counts["generations"]
+        self.loads_model = asks_scorer(config) and loads_model(config.gain_difficulty)
         self.grading = grading_of(config, time.time())
         code = value_digest(config.select.value_name)
         super().__init__(

@@ -23,9 +23,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import accounts, runner_faults, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.config import Workers
+from pipelines.delivered import refuse_delivered
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
+from pipelines.workers import set_workers
 from sharding import sources, storage
 from sharding.beam.parts import WriteParts
 from sharding.errors import RequestError
@@ -69,6 +72,12 @@ class Stage:
 
     num_parts = 1
     """How many parts a family is dealt out to."""
+
+    work_s = 0.0
+    """About how many seconds it takes one core: worker processes are started for that."""
+
+    loads_model = False
+    """Whether its workers load a model, other than the engines that they share."""
 
     vocab_size: int | None = None
     """Entries of the training vocabulary, where parts hold its ids."""
@@ -141,6 +150,7 @@ class Stage:
         self,
         *,
         beam_args: Sequence[str] = (),
+        workers: Workers = "auto",
         replace: bool = False,
         force: bool = False,
         in_place_of: str | None = None,
@@ -150,6 +160,7 @@ class Stage:
 
         Args:
             beam_args: Beam options.
+            workers: worker processes of Beam's local runner, where its options don't say.
             replace: make it again where another config has made it.
             force: make it again whatever made it.
             in_place_of: fingerprint of an earlier result in whose place it may be made, without `replace`.
@@ -179,9 +190,11 @@ class Stage:
             for folder in self.at.folders:
                 storage.sweep(folder)
             if revised is None:
+                refuse_delivered(self.output)
                 runner_faults.check(options)
                 on_begin()
                 self.prepare(options)
+                set_workers(options, beam_args, workers, work_s=self.work_s, loads_model=self.loads_model)
                 self._withdraw()
                 made, did = self.make(options), Did.RAN
             else:

@@ -3,6 +3,9 @@
     signal ─► Stopped, on the main thread ─► workers end, engines close, the lease is given back ─► a line, exit
                 └► a second signal, or `GRACE_S`: the same without waiting for anything
 
+SIGTERM is a notice, as spot machines get it: requests at an engine may go on for `feeding.drain_seconds`, which come on
+top of `GRACE_S`.
+
 Nothing is published on the way, so whatever was half made is made again. What other threads say meanwhile, such as
 those of a pipeline whose engine has just been closed, is no news, and is not shown.
 """
@@ -15,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -26,7 +30,14 @@ SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "S
 GRACE_S = 20.0
 """A clean end may take so long: schedulers kill 30 seconds after they have asked."""
 
+_WORKER_MAIN = b"pipelines.local_worker_main"
+"""In the command of every worker process."""
+
+_POLL_S = 0.1
+
 _streams: dict[str, IO[str]] = {}
+_drain_s = [0.0]
+_received: list[int] = []
 
 
 class Stopped(BaseException):
@@ -65,14 +76,30 @@ def heard() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def draining(seconds: float) -> Iterator[None]:
+    """Has a clean end take so much longer, should SIGTERM come within the block."""
+    _drain_s.append(seconds)
+    try:
+        yield
+    finally:
+        _drain_s.pop()
+
+
+def on_notice() -> bool:
+    """Whether SIGTERM has told this process to end."""
+    return signal.SIGTERM in _received
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     del frame
+    _received.append(number)
     for other in SIGNALS:
         if signal.getsignal(other) is not signal.SIG_IGN:
             signal.signal(other, _stop_now)
     _hush()
     # What is raised within a destructor is lost, and an engine may hang: then the end comes from here.
-    timer = threading.Timer(GRACE_S, _end_now, (128 + number,))
+    timer = threading.Timer(GRACE_S + _drain_s[-1] * on_notice(), _end_now, (128 + number,))
     timer.daemon = True
     timer.start()
     raise Stopped(number)
@@ -116,16 +143,44 @@ def end(stopped: Stopped) -> None:
     os._exit(stopped.exit_code)
 
 
+def let_workers_end() -> None:
+    """Tell the worker processes that this one has started to end, and return when they have.
+
+    They have what time `draining` gives; who waits here is ended by the timer of the signal at the latest.
+    """
+    for pid in (left := _workers()):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)
+    while left := [pid for pid in left if _is_running(pid)]:
+        time.sleep(_POLL_S)
+
+
 def end_workers() -> None:
     """Kill the worker processes that this one has started, on systems that tell which they are."""
+    for pid in _workers():
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _workers() -> list[int]:
+    """The worker processes that this one has started, by their ids."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
             parents[int(path.parent.name)] = int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    found = []
     for pid in parents:
         above = parents[pid]
         while above in parents and above != os.getpid():
             above = parents[above]
         with contextlib.suppress(OSError):
-            if above == os.getpid() and b"sdk_worker_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+            if above == os.getpid() and _WORKER_MAIN in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found

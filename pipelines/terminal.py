@@ -41,6 +41,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'es' if noun.endswith('ss') else 's'}"
 
 
+def number(value: float) -> str:
+    """A number for a person: 1,234 · 12.3k · 4.5M."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            scaled = value / (1e3 if unit == "k" else limit)
+            return f"{scaled:,.0f}{unit}" if abs(scaled) >= 100 else f"{scaled:.3g}{unit}"
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def shortened(text: str, room: int) -> str:
     """The text in at most `room` characters, cut in its middle: what names have in common is often their beginning."""
     if len(text) <= room:

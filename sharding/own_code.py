@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
+from sharding.errors import RequestError
 from sharding.hashing import fingerprint
 
 
@@ -28,6 +30,25 @@ def load_file(path: str, what: str) -> Any:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def load_named(name: str, what: str, key: str) -> Any:
+    """What "file.py:Class" or "module:Class" names.
+
+    Args:
+        name: as the config has it, with a colon.
+        what: as `load_file`'s.
+        key: of the config, for errors.
+
+    Raises:
+        RequestError: it isn't there, or its code can't be run.
+    """
+    where, _, attribute = name.rpartition(":")
+    try:
+        module = load_file(where, what) if where.endswith(".py") else importlib.import_module(where)
+        return getattr(module, attribute)
+    except Exception as error:  # a user's file raises what it likes
+        raise RequestError(f"{key}: {name!r} can't be loaded: {error}") from error
 
 
 def code_digest(name: str) -> str:

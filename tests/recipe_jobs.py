@@ -66,7 +66,7 @@ def run_bundle(tree: dict[str, Any], requests: list[bytes], folder: Path, falls_
     elements: list[Any] = []
     for request in (records.decode(Request, one) for one in requests):
         own = [row for row in rows if row.request_key == request.request_key]
-        found = missing_samples((request.request_key, {"requests": [request], "rows": own}))
+        found = missing_samples((request.request_key, {"requests": [request], "rows": own, "begun": []}))
         elements += [one for one in found if isinstance(one, tuple)]
     fn = _GenerateFn(trace_planner(config), "pretend", config.feeding, order)
     fn.start_bundle()

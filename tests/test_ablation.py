@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,9 @@ def test_students_side_by_side_come_to_the_same(milled: MillConfig, tmp_path: Pa
     assert seen == {"adaptive": 512, "raw": 512}
     found = curves.read(together[0].folder)
     assert found is not None and curves.same(found, alone)
+    seen.clear()
+    train_all([*together, *together], 3, lambda training, tokens: seen.update({training.arm: tokens}))
+    assert seen == {"adaptive": 512, "raw": 512} and not multiprocessing.active_children()
 
 
 @pytest.mark.slow

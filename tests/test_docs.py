@@ -44,6 +44,7 @@ def workspace(
     monkeypatch.chdir(tmp_path)
     mill(from_mapping(tree))
     (tmp_path / "gone.txt").write_text("3\n")
+    write_jsonl([{"id": f"later-{i}", "text": f"Later number {i} says that. " * 60} for i in range(3)], "later.jsonl")
     key = Ed25519PrivateKey.generate()
     raw = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     (tmp_path / "signing_key").write_bytes(key.private_bytes(*raw))

@@ -175,7 +175,7 @@ def test_a_drop_that_is_killed_loses_nothing_and_is_finished_by_the_same_again(
     stay, gone = {"1", "3", "4", "6", "8", "9"}, {"0", "2", "5", "7"}
     with monkeypatch.context() as patched:
         patched.setattr(dropping, "write_table", dying(dropping.write_table))
-        patched.setattr(dropping, "remove", dying(dropping.remove))
+        patched.setattr(dropping, "remove_part", dying(dropping.remove_part))
         try:
             drop(ledger, [parse("reason=empty")])
         except Killed:

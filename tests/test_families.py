@@ -45,7 +45,7 @@ LEDGER = """
 key string, request_key string, sample int32, segment_id string, tier string, model string, revision string,
 engine string, engine_version string, prompt string, prompt_version string, text string, thought_tokens int32,
 token_ids [uint32], sum_logprobs double?, finish_reason string, closed string, prompt_tokens int32, wall_s double,
-finished_at double, step string, made_from [string], wants string
+finished_at double, step string, made_from [string], wants string, continued int32
 """
 
 

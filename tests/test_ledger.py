@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing
 from augment.engines.vllm_settings import engine_arguments
 from augment.feeding.heartbeat import clear_beats, read_beats
-from augment.ledger import compaction, parts
+from augment.ledger import compaction, parts, recent, superseded, transforms
 from augment.ledger import writer as ledger_writer
 from augment.ledger.compaction import compact
+from augment.ledger.dropping import drop, parse
+from augment.ledger.forgetting import forget
+from augment.ledger.keys import key_hash, keys_of, keys_url
 from augment.ledger.parts import ledger_parts, read_part
 from augment.ledger.reading import choose, collapse_duplicates, read_ledger
 from augment.ledger.recent import FinishedSince
-from augment.ledger.transforms import missing_samples
+from augment.ledger.transforms import _ByKeyFn, missing_samples
 from augment.ledger.writer import LedgerWriter
 from augment.requests import dialects
 from augment.requests import keys as request_keys
@@ -71,6 +74,24 @@ def row(n: int, sample: int = 0, **fields: Any) -> LedgerRow:
         "finished_at": 1000.0 + n,
     }
     return LedgerRow(**{**values, **fields})
+
+
+def request_of(key: str, doc_id: str, segment_index: int, samples: int) -> Request:
+    return Request(
+        doc_id=doc_id,
+        segment_index=segment_index,
+        tier="deep",
+        model="model",
+        prompt="expert",
+        request_key=key,
+        samples=samples,
+        max_tokens=8,
+        expected_tokens=8.0,
+        prompt_tokens=1,
+        prompt_token_ids=np.zeros(1, np.uint32),
+        shown_tokens=1,
+        text="",
+    )
 
 
 def finished_keys(url: str) -> set[str]:
@@ -308,6 +329,160 @@ def test_a_part_that_was_compacted_while_we_read_is_found_again(tmp_path: Path) 
     assert set(keys([first, *reader])) == set(keys(row(n) for n in range(4)))
 
 
+@pytest.fixture
+def compacted_late(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a ledger compacted once it has been listed, and before the first of its parts is read."""
+
+    def arm(url: str) -> None:
+        left = [url]
+
+        def read(*arguments: Any, **more: Any) -> bytes:
+            if left:
+                compact(left.pop())
+            return storage.read_bytes(*arguments, **more)
+
+        monkeypatch.setattr(parts, "read_bytes", read)
+
+    return arm
+
+
+def test_a_takedown_beside_a_compaction_leaves_nothing_of_the_document(
+    tmp_path: Path, compacted_late: Callable[[str], None]
+) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n)])
+    compacted_late(url)
+    done = forget(url, {row(1).request_key}, lambda doc_id: doc_id in ("doc1", "doc2"), {})
+    assert (done.rows, done.strangers) == (1, 1)
+    assert keys(read_ledger(url)) == keys([row(0), row(3)])
+
+
+def test_a_drop_beside_a_compaction_takes_everything_out(tmp_path: Path, compacted_late: Callable[[str], None]) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        put(url, f"{n}-a", [row(n, model="bad" if n % 2 else "good")])
+    compacted_late(url)
+    done = drop(url, [parse("model=bad")])
+    assert (done.rows, done.rows_before) == (2, 4)
+    assert keys(read_ledger(url)) == keys([row(0), row(2)])
+
+
+def test_what_was_generated_is_known_beside_a_compaction(tmp_path: Path, compacted_late: Callable[[str], None]) -> None:
+    url = str(tmp_path)
+    made = [row(n, step="draft") for n in range(4)]
+    for n, one in enumerate(made):
+        put(url, f"{n}-a", [one])
+    compacted_late(url)
+    finished = FinishedSince(url, 0)
+    finished.refresh()
+    assert [finished.tokens(one.key) for one in made] == [5, 5, 5, 5]
+    parts.write_part(url, made[:1])  # so that there is something to compact
+    compact(url)
+    found = finished.row(made[3].key)
+    assert found is not None and found.step == "draft" and found.text == made[3].text
+
+
+def test_of_requests_with_one_key_a_bundle_sends_those_that_decide() -> None:
+    """What is missing is the same as of all of them, in any order, and a passage's copies don't meet in one place."""
+    rng = random.Random(0)
+    made = [request_of(rng.choice("abc"), f"doc{n % 40:02}", n % 3, 1 + n % 4) for n in range(400)]
+    rng.shuffle(made)
+    by_key = _ByKeyFn()
+    by_key.start_bundle()
+    sent = [pair for one in made for pair in by_key.process(one)]
+    for key in "abc":
+        every = [one for one in made if one.request_key == key]
+        of_bundle = [one for found, one in sent if found == key]
+        assert len(of_bundle) <= 20 < len(every)
+        outcomes = [
+            [getattr(each, "value", each) for each in missing_samples((key, {"requests": asked, "rows": []}))]
+            for asked in (every, of_bundle)
+        ]
+        assert outcomes[0] == outcomes[1]
+
+
+def test_a_bundle_remembers_so_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "MAX_TOLD", 2)
+    by_key = _ByKeyFn()
+    by_key.start_bundle()
+    sent = [key for name in "aabbaccab" for key, _ in by_key.process(request_of(name, "doc", 0, 1))]
+    assert sent == ["a", "b", "c", "b"] and len(by_key._told) == 2
+
+
+# --- keys beside the parts --------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_a_part_are_read_without_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(n, finished_at=n / 3, step="draft" if n == 2 else "") for n in range(5)]
+    part = parts.write_part(url, rows)
+    whole = keys_of(rows)
+    fetched: list[str] = []
+
+    def read(asked: str) -> bytes:
+        fetched.append(asked)
+        return storage.read_bytes(asked)
+
+    monkeypatch.setattr(parts, "read_bytes", read)
+    assert np.array_equal(parts.part_keys(part), whole) and fetched == [keys_url(part)]
+    storage.write_bytes(keys_url(part), storage.read_bytes(keys_url(part))[:-1] + b"?")
+    assert np.array_equal(parts.part_keys(part), whole) and fetched[-1] == part  # a damaged one is of no use
+    storage.write_bytes(keys_url(part), b"")
+    assert np.array_equal(parts.part_keys(part), whole)
+    parts.remove_part(part, url)
+    assert not storage.exists(keys_url(part)) and not storage.exists(part)
+    with pytest.raises(MillError) as gone:
+        parts.part_keys(part)
+    assert isinstance(gone.value.__cause__, FileNotFoundError)
+
+
+def test_a_part_stands_where_its_key_file_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(to: str, data: bytes) -> None:
+        if to.endswith(".keys"):
+            raise MillError("no space left")
+        storage.write_bytes(to, data)
+
+    monkeypatch.setattr(parts, "write_bytes", write)
+    part = parts.write_part(str(tmp_path), [row(1)])
+    assert ledger_parts(str(tmp_path)) == [part] and np.array_equal(parts.part_keys(part), keys_of([row(1)]))
+    (tmp_path / Path(part).name).write_bytes(b"half")
+    assert parts.part_keys(part) is None
+
+
+def test_taking_rows_out_leaves_no_key_of_them(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        parts.write_part(url, [row(2 * n), row(2 * n + 1)])
+    forget(url, {row(1).request_key}, lambda doc_id: doc_id in ("doc4", "doc5"), {})
+    left = [found for _, found in parts.every_part_keys(url) if found is not None]
+    assert sorted(np.concatenate(left)["key"].tolist()) == sorted(key_hash(row(n).key)[0] for n in (0, 2, 3, 6, 7))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".arrow"] * 3 + [".keys"] * 3
+
+
+def test_long_runs_are_in_files_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "LONG_ROWS", 16)
+    url = str(tmp_path)
+    finished = FinishedSince(url, 1)
+    for n in range(80):
+        parts.write_part(url, [row(n, thought_tokens=n + 1, step="draft"), row(n, 1)])
+        finished._next_refresh = 0.0
+        finished.refresh()
+    assert finished._long_runs and all(isinstance(each, np.memmap) for run in finished._long_runs for each in run)
+    assert [finished.tokens(row(n).key) for n in range(80)] == [n + 1 for n in range(80)]
+    assert all(finished.row(row(n).key) is not None for n in (0, 40, 79)) and finished.tokens(row(80).key) is None
+
+
+def test_a_stretch_of_time_is_listed_by_few_prefixes() -> None:
+    now = time.time_ns() // 1_000_000
+    for ago_ms in (0, 1_000, 600_000, 10**7, 10**9, 10**11):
+        found = parts._prefixes("part", now - ago_ms)
+        assert len(found) <= parts.MOST_PREFIXES
+        for written in (now - ago_ms, now - ago_ms // 2, now, now + parts.LISTED_AHEAD_MS):
+            assert any(f"part-{written}-0a.arrow".startswith(prefix) for prefix in found)
+    assert parts._prefixes("part", now)[0].startswith(f"part-{now // 10**7}")
+    assert parts._prefixes("dropped", 0) == ["dropped-"]
+
+
 # --- duplicates -------------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +528,8 @@ def test_duplicates_count_the_same_everywhere_and_in_any_order(tmp_path: Path) -
     for number, order in enumerate(itertools.permutations([early, late, tie])):
         assert choose(order) == early
         counts = [
-            element.value for element in missing_samples((request.request_key, {"requests": [request], "rows": order}))
+            element.value
+            for element in missing_samples((request.request_key, {"requests": [request], "rows": order, "begun": []}))
         ]
         assert counts == [{"generations": 1, "found": 1, "thought_tokens_found": 7}]
         url = str(tmp_path / str(number))
@@ -409,7 +585,7 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
     url = str(tmp_path)
     for n in range(6):
         put(url, f"{n}-a", [row(n), row(0)])
-    real, calls = parts.write_part, 0
+    real, calls = parts.write_table, 0
 
     def write(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -418,10 +594,70 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyte
             raise MillError("no space left")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(compaction, "write_part", write)
+    monkeypatch.setattr(compaction, "write_table", write)
     with pytest.raises(MillError, match="no space left"):
         compact(url, rows_per_part=2)
     assert collapse_duplicates(read_ledger(url)) == [row(n) for n in range(6)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_compaction_keeps_the_rows_that_count(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that are there twice, that differ in nothing, and of which only the text decides."""
+    monkeypatch.setattr(superseded, "HELD_ROWS", 7)
+    rng, url = random.Random(seed), str(tmp_path)
+    rows = [
+        row(n, finished_at=float(rng.choice([1, 1, 2])), thought_tokens=rng.choice([3, 4]), text=rng.choice("ab"))
+        for n in rng.choices(range(25), k=70)
+    ]
+    for first in range(0, 70, 5):
+        parts.write_part(url, rows[first : first + 5])
+    done = compact(url, rows_per_part=10)
+    expected = collapse_duplicates(rows)
+    assert sorted(read_ledger(url), key=lambda one: one.key) == expected
+    assert (done.rows_before, done.rows_after, done.parts_before) == (70, len(expected), 14)
+    found = [keys for _, keys in parts.every_part_keys(url) if keys is not None]
+    assert sorted(np.concatenate(found).tolist()) == sorted(keys_of(expected).tolist())
+    assert len(ledger_parts(url)) == done.parts_after < 14
+    assert len(list(tmp_path.iterdir())) == 2 * done.parts_after
+
+
+def test_several_processes_compact_to_the_same_rows(tmp_path: Path) -> None:
+    rows = [row(n % 90) for n in range(120)]
+    for folder in ("one", "two"):
+        for first in range(0, 120, 10):
+            parts.write_part(str(tmp_path / folder), rows[first : first + 10])
+    done = [compact(str(tmp_path / "one"), rows_per_part=30, processes=1)]
+    done.append(compact(str(tmp_path / "two"), rows_per_part=30, processes=2))
+    assert done[0] == done[1] and done[0].rows_after == 90
+    names = [[url.rpartition("-")[2] for url in ledger_parts(str(tmp_path / one))] for one in ("one", "two")]
+    assert sorted(names[0]) == sorted(names[1])
+
+
+def test_a_part_that_is_damaged_beside_its_keys_takes_no_other_s_rows_along(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    broken = parts.write_part(url, [row(1), row(2)])  # what counts of row 2, and nobody can read it
+    for n in (2, 3, 4):
+        parts.write_part(url, [row(n, finished_at=5000.0)])
+    Path(broken).write_bytes(Path(broken).read_bytes()[:-9])
+    compact(url)
+    assert keys(read_ledger(url)) == keys([row(2), row(3), row(4)])
+    assert len(ledger_parts(url)) == 2 and broken in ledger_parts(url)
+
+
+def test_a_compaction_beside_a_takedown_brings_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path)
+    for n in range(4):
+        parts.write_part(url, [row(n)])
+    write = compaction.write_table
+
+    def late(*arguments: Any, **more: Any) -> str:
+        forget(url, set(), lambda doc_id: doc_id == "doc1", {})
+        return write(*arguments, **more)
+
+    monkeypatch.setattr(compaction, "write_table", late)
+    with pytest.raises(MillError, match="1 parts were taken away while they were compacted"):
+        compact(url)
+    assert keys(read_ledger(url)) == keys([row(0), row(2), row(3)]) and len(ledger_parts(url)) == 3
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import fsspec
 import pytest
 import yaml
 
-from augment.ledger.parts import ledger_parts, read_part
+from augment.ledger.parts import ledger_parts, part_keys, read_part, write_part
+from augment.ledger.recent import FinishedSince
 from pipelines import report
 from pipelines.config import MillConfig
 from pipelines.run import mill
@@ -25,6 +27,7 @@ from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.output import Output
 from tests.s3_server import BUCKET, SECRET, FaultyS3, lead_to, server_fixture, store_fixture  # noqa: F401
+from tests.test_ledger import row
 
 pytest.importorskip("moto", reason="moto's server is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -176,14 +179,14 @@ def test_a_ledger_listing_that_lags_costs_generations_and_nothing_else(
     bought = mill(first, stages=["score", "augment"])["augment"].counts["generated"]
     hidden = len(read_part(ledger_parts(first.ledger_url)[-1]) or [])
     kind = type(fsspec.filesystem("s3"))
-    whole = kind._ls
+    whole = kind.find  # by the beginning of names
 
-    async def lagging(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        found = await whole(self, path, *args, **kwargs)
+    def lagging(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        found = whole(self, path, *args, **kwargs)
         return sorted(found)[:-1] if path.endswith("/ledger") else found
 
     with monkeypatch.context() as patched:
-        patched.setattr(kind, "_ls", lagging)
+        patched.setattr(kind, "find", lagging)
         kind.clear_instance_cache()
         second = job(f"s3://{BUCKET}/lag", "second")
         counts = mill(second, stages=["score", "augment"])["augment"].counts
@@ -243,3 +246,26 @@ def test_what_fails_half_way_leaves_nothing(store: FaultyS3) -> None:
         out.write(b"half")
         raise ZeroDivisionError
     assert not storage.exists(url)
+
+
+def test_a_store_lists_what_is_new_by_the_beginning_of_names(store: FaultyS3) -> None:
+    """And a run looks at keys alone: of parts that it has seen it hears no more, and of new ones it fetches no rows."""
+    url, now = f"s3://{BUCKET}/ledger", time.time_ns() // 1_000_000
+    old = [f"{url}/part-{now - 10**9 - n}-{'0' * 16}.arrow" for n in range(1001)]
+    client = fsspec.filesystem("s3")
+    client.pipe(dict.fromkeys(old, b""))
+    before = store.requests["GET"]
+    assert ledger_parts(url) == sorted(old)
+    whole = store.requests["GET"] - before
+    new = [write_part(url, [row(n)]) for n in range(3)]
+    before = store.requests["GET"]
+    assert ledger_parts(url, since_ms=now) == new and ledger_parts(url, since_ms=now - 10**10) == [*sorted(old), *new]
+    assert store.requests["GET"] - before <= 4 + whole + 4 and whole >= 2
+
+    finished = FinishedSince(url, now)
+    finished.refresh()
+    assert [finished.tokens(row(n).key) for n in range(4)] == [5, 5, 5, None]
+    before = store.requests["GET"]
+    for part in new:
+        part_keys(part)
+    assert store.requests["GET"] - before == 3

@@ -10,10 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
 
+from augment.engines.rehearsal import RehearsalEngine
+from augment.feeding.recipe_runs import Asked, Counted, Ended, RecipeRuns
+from augment.feeding.tickets import Completed, Failure
+from augment.feeding.worker import Worker, WorkOrder
 from augment.ledger.reading import read_ledger
 from augment.ledger.recent import FinishedSince
 from augment.recipes import load_recipe
@@ -29,6 +34,7 @@ from augment.recipes.protocol import (
     StepRequest,
 )
 from augment.recipes.walk import End, Walk
+from augment.requests.calls import RecipePlanner
 from augment.traces import answer_of
 from pipelines.joints import plain_tiers, trace_planner
 from pipelines.run import mill
@@ -413,6 +419,28 @@ def test_a_bundle_that_is_run_again_goes_on_from_what_its_first_attempt_made(
     assert later.row("nothing") is None
 
 
+def test_runs_that_want_one_call_have_it_made_once(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Such as two documents with one text: whoever comes second waits, pays nothing, and shares a failure too."""
+    config = from_mapping(tree)
+    order = WorkOrder(run_id="run", began_ms=0, ledger_url=str(tmp_path / "ledger"))
+    runs = RecipeRuns(RecipePlanner(trace_planner(config)), Worker(order))
+    first = records.decode(Request, segment_requests(config, "refined")[0])
+    other = msgspec.structs.replace(first, doc_id="other")
+
+    (asked,) = runs.begin(first, 0)
+    assert isinstance(asked, Asked) and list(runs.begin(other, 0)) == []
+    call = asked.planned.generation
+    generation = asyncio.run(RehearsalEngine(config.models["pretend"]).generate(call))
+    outcomes = list(runs.take(Completed(call, asked.pending, generation, 0, 0.1, 1000.0)))
+    counted = [one for one in outcomes if isinstance(one, Counted)]
+    assert [(one.found, one.tokens) for one in counted] == [(False, counted[0].tokens), (True, counted[0].tokens)]
+    (then,) = (one for one in outcomes if isinstance(one, Asked))
+
+    failed = Failure(then.planned.generation, then.pending, "key", "pretend", "not this one", 0)
+    ended = [one for one in runs.take(failed) if isinstance(one, Ended)]
+    assert [(one.request.doc_id, one.error) for one in ended] == [("d", "not this one"), ("other", "not this one")]
+
+
 def test_servers_are_asked_step_by_step_with_each_step_s_own_sampling(
     small_tree: dict[str, Any], byte_tokenizer: str
 ) -> None:
@@ -513,5 +541,8 @@ def test_the_example_of_the_documentation_is_a_config(tree: dict[str, Any]) -> N
     for example in examples:
         config = from_mapping({**tree, "models": {**MODELS, **models}, **example})
         if "budget" in example:
-            assert {"brief", "expert", "critique", "rewrite"} == set(trace_planner(config).prompt_versions())
+            prompts = set(trace_planner(config).prompt_versions())
+            assert {"brief", "expert"} < prompts <= {"brief", "expert", "critique", "rewrite", "contract"} or (
+                config.retrieval is not None and prompts == {"brief", "expert"}
+            )
     assert examples

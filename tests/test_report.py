@@ -28,7 +28,7 @@ from pipelines.report import charts, room, svg
 from pipelines.report.charts import Series
 from pipelines.report.facts import quantity
 from pipelines.run import mill
-from pipelines.terminal import visible
+from pipelines.terminal import number, visible
 from pipelines.yaml_config import from_mapping
 from sharding import records, storage
 from sharding.errors import MillError
@@ -574,7 +574,7 @@ def test_ticks(low: float, high: float, expected: list[float]) -> None:
     ],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert svg.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import multiprocessing
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_floor_and_stop(feeder: Feeder, builder: PromptBuilder) -> None:
 def test_a_special_token_stops_too(feeder: Feeder, builder: PromptBuilder) -> None:
     """Special tokens never show in the text, so a stop text that names one needs its id."""
     generate(feeder, [ask(builder, "warm", 2)])
-    params = feeder._keeper.engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
+    params = feeder._replicas[0].engine._sampling_params(ask(builder, "a", 9, stop=("<|endoftext|>", "</think>")))
     assert params.stop_token_ids == [builder.dialect.tokenizer.token_id("<|endoftext|>")]
 
 
@@ -304,10 +305,35 @@ def test_wrong_engine_arguments(model: ModelConfig) -> None:
         broken.close()
 
 
+def test_an_interrupted_generation_is_gone_on_with_as_if_nothing_had_been(
+    feeder: Feeder, builder: PromptBuilder
+) -> None:
+    requests = [dataclasses.replace(ask(builder, key, 48, min_tokens=48), temperature=0.0) for key in ("one", "two")]
+    undisturbed = generate(feeder, requests)
+    ticket, engine = feeder.ticket(), feeder._replicas[0].engine
+    assert isinstance(engine, VllmEngine)
+    for request in requests:
+        ticket.submit(request)
+    under_way = engine._engine.output_processor.request_states
+    end = time.monotonic() + 60
+    while (
+        not (lengths := [one.detokenizer.num_output_tokens() for one in list(under_way.values())]) or min(lengths) < 9
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    asyncio.run_coroutine_threadsafe(engine.interrupt(), feeder._loop).result(60)
+    engine._interrupted = False  # it goes on here, where another run would
+    for result in ticket.drain():
+        made, whole = done(result).generation, done(undisturbed[result.request.key]).generation
+        assert (made.continued, result.retries) == (1, 1)
+        assert made.token_ids.tolist() == whole.token_ids.tolist() and made.text == whole.text
+        assert made.paid_tokens == 48 and made.finish_reason == "length"
+
+
 def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: Feeder, builder: PromptBuilder) -> None:
     """Last in the module: ends the engine."""
     generate(feeder, [ask(builder, "warm", 2)])
-    engine = feeder._keeper.engine
+    engine = feeder._replicas[0].engine
     core = [process for process in multiprocessing.active_children() if "EngineCore" in process.name]
     marked = {p.pid for p in reaper.marked_processes(engine._mark)}
     # What other tests of this process have left running is not the engine's.
@@ -322,7 +348,7 @@ def test_a_killed_engine_is_replaced_and_the_last_leaves_nothing_behind(feeder: 
     assert feeder.stats().restarts == 1
     assert reaper.marked_processes(engine._mark) == []
 
-    mark = feeder._keeper.engine._mark
+    mark = feeder._replicas[0].engine._mark
     assert mark != engine._mark and reaper.marked_processes(mark)
     registry.close_all()
     assert reaper.marked_processes(mark) == []

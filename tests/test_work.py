@@ -66,7 +66,7 @@ def test_new_parts_are_found_old_ones_not_asked_for(tmp_path: Path, monkeypatch:
     assert [finished.tokens(row(n).key) for n in (0, 1, 90, 179)] == [1, 1, 31, 60]
     assert [finished.tokens(row(n).key) for n in range(180)] == [n // 3 + 1 for n in range(180)]
     assert finished.tokens(row(999).key) is None and finished.tokens(row(180).key) is None
-    assert len(finished._chunks) <= recent._MAX_CHUNKS
+    assert len(finished._runs) <= recent._MAX_RUNS
 
 
 def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
@@ -81,12 +81,12 @@ def test_what_is_on_its_way_counts_and_is_held_once(tmp_path: Path) -> None:
 def test_the_store_is_asked_seldom_and_may_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
 
-    def refuse(*_: Any) -> list[str]:
+    def refuse(*_: Any, **__: Any) -> list[str]:
         nonlocal asked
         asked += 1
         raise MillError("no permission")
 
-    monkeypatch.setattr(recent, "ledger_parts", refuse)
+    monkeypatch.setattr(recent, "every_part_keys", refuse)
     finished = FinishedSince(str(tmp_path), NOW_MS)
     for _ in range(5):
         finished.refresh()
@@ -175,11 +175,11 @@ def test_a_bundle_run_again_makes_only_what_was_not_flushed(stage: Stage, tmp_pa
     if where == "another process":
         worker.close_all()
     counts = run_bundle(stage.make(spec), stage.elements)
-    assert counts["found"] == len(flushed) and counts["generated"] == len(stage.keys) - len(flushed)
+    assert counts["generated"] == len(stage.keys) and counts["found"] == 0  # all of it is this run's
     assert set(stage.made.values()) == {1}, "something was bought twice"
     rows = list(read_ledger(spec.ledger_url))
     assert sorted(r.key for r in rows) == sorted(stage.keys)
-    assert counts["thought_tokens_found"] + counts["thought_tokens_now"] == sum(r.thought_tokens for r in rows)
+    assert counts["thought_tokens_now"] == sum(r.thought_tokens for r in rows)
 
 
 def test_a_later_run_of_this_process_goes_by_the_ledger_alone(stage: Stage, tmp_path: Path) -> None:
@@ -208,7 +208,8 @@ def test_too_many_failures_stop_the_run_and_keep_what_was_paid_for(stage: Stage,
     stage.refuse = lambda key: False
     stage.made.clear()
     counts = run_bundle(stage.make(order(tmp_path / "stop", run_id="next")), stage.elements)
-    assert counts["found"] == len(kept) and counts["generated"] == len(stage.keys) - len(kept)
+    assert counts["generated"] == len(stage.keys)
+    assert {name.partition("/")[0] for name in stage.made} == set(stage.keys) - kept
 
 
 def test_a_run_that_fails_too_much_ends_with_the_reason(

@@ -18,6 +18,7 @@ import numpy as np
 
 from augment.engines.protocol import Generation, GenerationFailed, GenerationRequest, RequestRejected
 from augment.marks import DIALECTS, split_thinking
+from augment.traces import PARTIAL
 from sharding.models.tokenizer import TextTokenizer, UnencodableText
 
 _REPLACEMENT = "\ufffd"
@@ -121,6 +122,31 @@ class AnswerReader:
             engine_version=answer.engine_version,
             unseen_tokens=paid_tokens - kept,
             model=answer.model,
+        )
+
+    def read_partial(self, request: GenerationRequest, answer: Answer) -> Generation:
+        """What there is of a request that was interrupted, as far as another call can carry on from it.
+
+        It ends with a whole character, and where no stop text may have begun: whoever carries on sees the rest of one
+        only, and would not stop. What is left off for that was paid for, and is counted as unseen.
+
+        Args:
+            answer: with token ids.
+
+        Raises:
+            GenerationFailed, RequestRejected: as `read`.
+        """
+        spelled = self._whole_characters(self._of_ids(answer, request))
+        kept = len(spelled.ids)
+        while kept and _may_begin_stop(spelled.data[: int(spelled.ends[kept - 1])], request.stop):
+            kept -= 1
+        return Generation(
+            text=spelled.data[: int(spelled.ends[kept - 1]) if kept else 0].decode(errors="replace"),
+            token_ids=spelled.ids[:kept],
+            sum_logprobs=answer.sum_logprobs if kept == len(answer.token_ids or ()) else None,
+            finish_reason=PARTIAL,
+            engine_version=answer.engine_version,
+            unseen_tokens=len(answer.token_ids or ()) - kept,
         )
 
     # --- by token ids -------------------------------------------------------------------------------------------------
@@ -242,6 +268,11 @@ def _cuts(spelled: _Spelled, request: GenerationRequest) -> Iterator[tuple[int, 
         if at >= 0:
             end = at + len(stop)
             yield end, end if request.include_stop else at, int(np.searchsorted(spelled.ends, end)) + 1
+
+
+def _may_begin_stop(data: bytes, stops: Sequence[str]) -> bool:
+    """Whether bytes end with the beginning of a stop text."""
+    return any(data.endswith(stop[:length]) for stop in map(str.encode, stops) for length in range(1, len(stop)))
 
 
 def _ends_within_character(data: bytes) -> bool:

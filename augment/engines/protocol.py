@@ -7,7 +7,7 @@ Each engine family is one module here; `ENGINES` in `config` is the table of the
 from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -68,11 +68,13 @@ class Generation:
         token_ids: (generated_tokens,) uint32, what the text says, special tokens included; ends with a whole character
             where the cap cut it.
         sum_logprobs: sum over the tokens of ln p under the sampling distribution, or None.
-        finish_reason: "stop" (the model or a stop text), "length" (the cap) or "repetition" (a loop was cut).
+        finish_reason: "stop" (the model or a stop text), "length" (the cap), "repetition" (a loop was cut), or
+            `augment.traces.PARTIAL` of what an interrupted request has so far.
         engine_version: of the engine software.
         forced: a closing call was made.
         unseen_tokens: paid for and not in `token_ids`: hidden reasoning, and what was cut off behind its end.
         model: that says it wrote it, where that isn't the one that was asked.
+        continued: how often it was interrupted and gone on with.
     """
 
     text: str
@@ -83,6 +85,7 @@ class Generation:
     forced: bool = False
     unseen_tokens: int = 0
     model: str | None = None
+    continued: int = 0
 
     @property
     def paid_tokens(self) -> int:
@@ -113,6 +116,18 @@ class RequestRejected(MillError):
     def __init__(self, message: str, *, may_pass: bool = False) -> None:
         super().__init__(message)
         self.may_pass = may_pass
+
+
+class Interrupted(MillError):
+    """The engine has stopped working on this request, because it is told to end; nothing is wrong with the request.
+
+    Attributes:
+        generated: what there is of it, with the finish reason `PARTIAL`; None where nothing is, or is known.
+    """
+
+    def __init__(self, message: str, generated: Generation | None = None) -> None:
+        super().__init__(message)
+        self.generated = generated
 
 
 class EngineDead(MillError):
@@ -159,3 +174,11 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End everything the engine started, processes included. Safe to call twice and after a death."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """An engine that can say what there is of the requests it is at work on."""
+
+    async def interrupt(self) -> None:
+        """Have every `generate` that is under way, and any that is yet called, raise `Interrupted` soon."""

@@ -7,12 +7,16 @@ it touches is marked "rehearsal: not for training".
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import math
+import time
 
 import numpy as np
 
 from augment.engines.config import ModelConfig
-from augment.engines.protocol import Generation, GenerationRequest
+from augment.engines.protocol import Generation, GenerationRequest, Interrupted
+from augment.traces import PARTIAL
 from sharding.errors import RequestError
 from sharding.hashing import fraction_of, text_number
 
@@ -51,27 +55,43 @@ class RehearsalEngine:
                 )
         self.capacity: int = model.engine_args.get("capacity", 1024)
         self._tokens_per_second: float = model.engine_args.get("tokens_per_second", math.inf)
+        self._interrupted = asyncio.Event()
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def interrupt(self) -> None:
+        self._interrupted.set()
 
     async def generate(self, request: GenerationRequest) -> Generation:
         # About one in ten is still going at the cap; the floor holds as it would in a real engine.
         wanted = math.ceil(request.max_tokens * (0.1 + fraction_of(f"{request.key}/{request.seed}")))
         length = max(request.min_tokens, min(wanted, request.max_tokens), 1)
         finished = wanted <= request.max_tokens
-        if self._tokens_per_second < math.inf:
-            await asyncio.sleep(length / self._tokens_per_second)
+        seconds = length / self._tokens_per_second
+        began = time.monotonic()
+        if seconds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._interrupted.wait()
+        made = length
+        if self._interrupted.is_set():
+            made = min(length, int((time.monotonic() - began) * self._tokens_per_second)) if seconds else 0
         seed = text_number(f"{request.key}/{request.seed}")
         token_ids = np.random.Generator(np.random.PCG64(seed)).integers(0, len(_WORDS), length, dtype=np.uint32)
-        return Generation(
-            text=_sentences([_WORDS[i] for i in token_ids], finished),
-            token_ids=token_ids,
+        ended = finished and made == length
+        generation = Generation(
+            text=_sentences([_WORDS[i] for i in token_ids[:made]], ended),
+            token_ids=token_ids[:made],
             sum_logprobs=None,
             finish_reason="stop" if finished else "length",
             engine_version=VERSION,
         )
+        if made == length:
+            return generation
+        begun = dataclasses.replace(generation, finish_reason=PARTIAL) if made else None
+        raise Interrupted("the rehearsal was told to end", begun)
 
 
 def _sentences(words: list[str], finished: bool) -> str:

@@ -22,7 +22,14 @@ from typing import Any
 from augment.engines import reaper
 from augment.engines.answers import Answer, AnswerReader
 from augment.engines.config import ModelConfig
-from augment.engines.protocol import EngineDead, Generation, GenerationFailed, GenerationRequest, RequestRejected
+from augment.engines.protocol import (
+    EngineDead,
+    Generation,
+    GenerationFailed,
+    GenerationRequest,
+    Interrupted,
+    RequestRejected,
+)
 from augment.engines.vllm_settings import (
     DEFAULT_MEMORY_SHARE,
     LOOP_COUNT,
@@ -41,6 +48,11 @@ logger = logging.getLogger(__name__)
 
 _SLOTS_BEFORE_START = 256
 
+
+_ABORTED = "abort"
+"""How vLLM ends a request that was aborted."""
+
+_TOLD_TO_END = "vLLM was told to end"
 
 _START_TURN_S = 3600.0
 """So long an engine waits for others to start. A process that ends gives its turn back, however it ends."""
@@ -75,6 +87,8 @@ class VllmEngine:
         self._watcher: subprocess.Popen[bytes] | None = None
         self._special_ids: dict[str, int] = {}
         self._request_number = itertools.count()
+        self._under_way: set[str] = set()
+        self._interrupted = False
 
     @cached_property
     def _reader(self) -> AnswerReader:
@@ -143,6 +157,8 @@ class VllmEngine:
         engine = self._engine
         if engine is None:
             raise EngineDead(f"the engine of {self._model.name} is closed")
+        if self._interrupted:
+            raise Interrupted(_TOLD_TO_END)
         if len(request.prompt_token_ids) + request.max_tokens > self._model.max_model_len:
             raise RequestRejected(
                 f"a prompt of {len(request.prompt_token_ids)} tokens and max_tokens {request.max_tokens} do not fit "
@@ -151,6 +167,7 @@ class VllmEngine:
         prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids.tolist()}
         name = f"{request.key}-{next(self._request_number)}"
         last = None
+        self._under_way.add(name)
         try:
             async for output in engine.generate(prompt, self._sampling_params(request), request_id=name):
                 last = output
@@ -163,6 +180,8 @@ class VllmEngine:
             if isinstance(cause, PROGRAMMING_ERRORS):  # it would be the same the next time
                 raise RequestRejected(f"vLLM failed at the request: {cause!r}") from error
             raise GenerationFailed(f"vLLM: {cause!r}") from error
+        finally:
+            self._under_way.discard(name)
         if last is None:
             raise GenerationFailed("vLLM ended the request without an answer")
         completion = last.outputs[0]
@@ -173,7 +192,15 @@ class VllmEngine:
             finish_reason=completion.finish_reason,
             engine_version=self._version,
         )
+        if completion.finish_reason == _ABORTED:  # by `interrupt`, or by a SIGTERM that its processes got too
+            begun = self._reader.read_partial(request, answer) if completion.token_ids else None
+            raise Interrupted(_TOLD_TO_END, begun)
         return self._reader.read(request, answer)
+
+    async def interrupt(self) -> None:
+        self._interrupted = True
+        if self._engine is not None and self._under_way:
+            await self._engine.abort(sorted(self._under_way))
 
     async def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -22,3 +22,9 @@ class FeedingConfig:
     stall_s: float = Field(
         default=3600.0, gt=0, description="Nothing finished for so many seconds: the engine is restarted."
     )
+    drain_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="On SIGTERM requests at an engine may go on for so long, seconds; what there is of the others is "
+        "kept then, and the next run goes on from it.",
+    )

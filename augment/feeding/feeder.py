@@ -1,15 +1,16 @@
 """The feeder: the loop that keeps one engine full from many bundles. The heart of the augment stage.
 
-A `Feeder` owns an engine and runs it on an event loop of its own. Bundles (threads) submit requests through tickets;
-they wait in a bounded heap, the longest expected first, and move on to the engine as slots fall free. There is no
-barrier: what one bundle leaves of the engine, the next one uses. Every request that comes in goes out exactly once, to
-its ticket: completed, as a failure of its own, or with the error that stopped everything.
+A `Feeder` owns the engines of a model and runs them on an event loop of its own. Bundles (threads) submit requests
+through tickets; they wait in a bounded heap, the longest expected first, and move on to an engine as slots fall free.
+There is no barrier: what one bundle leaves of an engine, the next one uses. Every request that comes in goes out
+exactly once, to its ticket: completed, as a failure of its own, or with the error that stopped everything.
 
     ticket.submit ──► waiting (bounded) ──► in flight (capacity) ──► ledger, then ticket.take / ticket.drain
                           ▲                      │ failed: after a backoff that holds no slot
                           └──────────────────────┘ engine died: at once, ahead of the others, on a new engine
 
-`Feeder._feed` is all of it. Beside it, `keeper` has the engine, `tickets` what bundles hold, `registry` one per model.
+`Feeder._feed` is all of it. Beside it, a `replica` is one engine with what is at it, `keeper` has the engine, `tickets`
+what bundles hold, `registry` one feeder per model.
 """
 
 from __future__ import annotations
@@ -20,11 +21,21 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
-from augment.engines.protocol import ELSEWHERE, Engine, EngineDead, Generation, GenerationFailed, RequestRejected
+from augment.engines.protocol import (
+    ELSEWHERE,
+    Engine,
+    EngineDead,
+    Generation,
+    GenerationFailed,
+    Interrupted,
+    RequestRejected,
+)
 from augment.feeding.config import FeedingConfig
 from augment.feeding.intake import Intake
-from augment.feeding.keeper import EngineKeeper, EngineSource
+from augment.feeding.keeper import EngineSource
+from augment.feeding.replica import Replica
 from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Completed, Failure, Job, Sink, Ticket
 from augment.feeding.waiting import Waiting, pause_s
@@ -32,26 +43,22 @@ from sharding.errors import MillError
 
 logger = logging.getLogger(__name__)
 
-_CANCEL_S = 5.0
-"""So long the end of a feeder waits for its cancelled requests."""
-
 
 class Feeder:
-    """An engine on a thread of its own, shared by all bundles of a worker process.
+    """The engines of a model on a thread of its own, shared by all bundles of a worker process.
 
-    The engine starts with the first request, and anew after a death or after it was let go.
+    They start with the first request, each anew after a death or after it was let go.
 
     Args:
-        engines: where engines come from.
+        engines: where engines come from, a source for each replica of the model.
         name: the model's name, for messages.
         config: how to feed.
-        max_in_flight: requests at the engine at once; None: the engine's capacity.
+        max_in_flight: requests at all engines at once; None: what they have room for.
     """
 
     def __init__(
         self,
-        engines: EngineSource,
-        *,
+        *engines: EngineSource,
         name: str,
         config: FeedingConfig | None = None,
         max_in_flight: int | None = None,
@@ -62,13 +69,12 @@ class Feeder:
         self._stats = FeederStats(name)
         self._loop = asyncio.new_event_loop()
         self._intake = Intake(name, self._loop, self._config.max_waiting)
-        self._keeper = EngineKeeper(engines, self, self._config, self._stats)
+        self._replicas = [Replica(one, self, self._config, self._stats, self._intake.changed) for one in engines]
         self._jobs: dict[tuple[str, int], Job] = {}  # all that are here, by key and seed: closing calls have their own
         self._waiting = Waiting()
-        self._in_flight: dict[Job, asyncio.Task[None]] = {}
         self._backing_off: dict[Job, asyncio.TimerHandle] = {}
-        self._trouble: BaseException | None = None  # what the engine, or a bug, has raised since the last turn
         self._let_go = False
+        self._drain_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"feeder-{name}", daemon=True)
         self._thread.start()
 
@@ -108,23 +114,33 @@ class Feeder:
         self._let_go = True
         self._intake.wake()
 
-    def close(self, error: MillError | None = None, *, timeout_s: float = 60.0) -> None:
-        """End the engine and the thread; what is not finished fails, with `error` if given. Safe to call twice."""
+    def end(self, error: MillError | None = None, *, drain_s: float = 0.0) -> None:
+        """Take no more requests and begin to end; see `close`. Doesn't wait."""
+        self._drain_s = drain_s
         self._intake.close(error)
+
+    def close(self, error: MillError | None = None, *, timeout_s: float = 60.0) -> None:
+        """End the engine and the thread. Safe to call twice.
+
+        What is not finished fails, with `error` if given. What is in flight may go on for the `drain_s` of `end`
+        before that, and what there is then of a request goes to its ticket as `tickets.Partial`.
+        """
+        self.end(error, drain_s=self._drain_s)
         atexit.unregister(self.close)
-        self._thread.join(timeout_s)
+        self._thread.join(timeout_s + self._drain_s)
         if self._thread.is_alive():
             logger.error("the engine of %s did not end within %.0f s", self.name, timeout_s)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def _feed(self) -> None:
-        """After every change: get the engine and fill it, the longest first."""
+        """After every change: look after the engines and fill them, the longest first."""
         while self.error is None:
             await self._change()
-            engine = await self._engine()
-            if engine is not None:
-                self._fill(engine)
+            let_go, self._let_go = self._let_go, False
+            for replica in self._replicas:
+                self._look_after(replica, let_go=let_go)
+            self._fill()
 
     async def _change(self) -> None:
         """Return when a job has come, ended or waited long enough, when trouble has, or when it is time to look."""
@@ -133,60 +149,78 @@ class Feeder:
                 await self._intake.changed.wait()
         self._intake.changed.clear()
         self._admit()
-        if self._in_flight and time.monotonic() - self._stats.progress_at > self._config.stall_s:
-            self._trouble = self._trouble or EngineDead(f"nothing finished in {self._config.stall_s:.0f} s")
 
-    async def _engine(self) -> Engine | None:
-        """The engine: as it is, started, or started anew after a death; None where there is none and none is needed.
+    def _look_after(self, replica: Replica, *, let_go: bool) -> None:
+        """Have an engine where one is needed: as it is, started, or started anew after a death; else let go of it.
 
         Raises:
             Exception: what every bundle gets: it can't be started, has died too often, or raised what it should not.
         """
-        trouble, self._trouble = self._trouble, None
-        let_go, self._let_go = self._let_go, False
+        trouble = replica.look()
         if isinstance(trouble, EngineDead):
-            self._take_back(str(trouble))
-            await self._keeper.replace(str(trouble))
+            self._take_back(replica, str(trouble))
+            replica.replace(str(trouble))
         elif trouble is not None:
             raise trouble
         elif let_go and not self._jobs:
-            await self._keeper.close()
-        if self._waiting and self._keeper.engine is None:
-            engine = await self._keeper.start()
-            self._stats.elsewhere = engine.family == ELSEWHERE
-            self._stats.capacity = self._max_in_flight or engine.capacity
+            replica.close()
+        if self._waiting and replica.is_vacant:
+            replica.start()
+
+    def _fill(self) -> None:
+        """Move waiting jobs to the engines while they have room."""
+        self._count_room()
+        first_time = 0
+        while self._waiting and (replica := self._roomiest()) is not None:
+            job = self._waiting.pop()
+            first_time += job.started_at == 0
+            job.started_at = time.monotonic()
+            assert replica.engine is not None
+            replica.take(job, self._loop.create_task(self._make(job, replica, replica.engine)))
+        self._stats.observe(sum(len(replica.in_flight) for replica in self._replicas))
+        self._intake.make_room(first_time)
+
+    def _count_room(self) -> None:
+        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
+        if engines:
+            self._stats.elsewhere = any(engine.family == ELSEWHERE for engine in engines)
+            self._stats.capacity = self._max_in_flight or sum(engine.capacity for engine in engines)
             # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
             # before they tear it down under its feet.
             atexit.unregister(self.close)
             atexit.register(self.close)
-        return self._keeper.engine
 
-    def _fill(self, engine: Engine) -> None:
-        """Move waiting jobs to the engine while it has room."""
-        self._admit()  # what came while the engine started
-        limit = self._waiting.limit(self._stats.capacity)
-        first_time = 0
-        while self._waiting and len(self._in_flight) < limit:
-            job = self._waiting.pop()
-            first_time += job.started_at == 0
-            job.started_at = time.monotonic()
-            self._in_flight[job] = self._loop.create_task(self._make(job, engine))
-        self._stats.observe(len(self._in_flight))
-        self._intake.make_room(first_time)
+    def _roomiest(self) -> Replica | None:
+        """The replica that is the least full, by its share; None where all are full or not there."""
+        found, least = None, 1.0
+        for replica in self._replicas:
+            if replica.engine is not None:
+                room = self._waiting.limit(self._room_of(replica.engine))
+                share = len(replica.in_flight) / room
+                if share < least:
+                    found, least = replica, share
+        return found
 
-    async def _make(self, job: Job, engine: Engine) -> None:
+    def _room_of(self, engine: Engine) -> int:
+        """Requests that may be at one engine; the whole of `max_in_flight` is shared out evenly."""
+        return engine.capacity if self._max_in_flight is None else -(-self._max_in_flight // len(self._replicas))
+
+    async def _make(self, job: Job, replica: Replica, engine: Engine) -> None:
         """One try of one job, and what comes of it."""
         try:
             outcome: Generation | Exception = await job.generate(engine)
         except Exception as error:  # noqa: BLE001 - told apart below
             outcome = error
-        if self._in_flight.get(job) is not asyncio.current_task():
+        if replica.in_flight.get(job) is not asyncio.current_task():
             return  # it was taken back
         self._intake.changed.set()
+        if isinstance(outcome, Interrupted):
+            outcome = GenerationFailed(str(outcome))  # what there is of it, its job has
         if not isinstance(outcome, Generation | RequestRejected | GenerationFailed):
-            self._trouble = self._trouble or outcome  # the engine is dead, or this is a bug: the next turn decides
+            # The engine is dead, or this is a bug: the next turn decides.
+            replica.trouble = replica.trouble or outcome
             return
-        del self._in_flight[job]
+        replica.finished(job, well=isinstance(outcome, Generation))
         if isinstance(outcome, Generation):
             self._succeed(job, outcome)
         elif isinstance(outcome, GenerationFailed):
@@ -208,14 +242,20 @@ class Feeder:
                 self._intake.make_room(1)
 
     def _succeed(self, job: Job, generation: Generation) -> None:
-        self._keeper.deaths_in_a_row = 0
         self._waiting.succeeded()
-        self._stats.finished(generation.paid_tokens)
+        self._stats.finished(generation.paid_tokens - job.found_tokens)
         wall_s, finished_at = time.monotonic() - job.started_at, time.time()
         for one in self._finish(job):
-            one.ticket.deliver(Completed(one.request, one.context, generation, job.retries, wall_s, finished_at))
+            one.ticket.deliver(
+                Completed(
+                    *(one.request, one.context, generation, job.retries, wall_s, finished_at),
+                    found_tokens=job.found_tokens,
+                )
+            )
 
     def _retry(self, job: Job, error: GenerationFailed) -> None:
+        if self.error is not None:
+            return  # the end is near, and tells
         if error.retry_after_s is None:
             if job.retries + 1 >= self._config.max_attempts:
                 self._fail(job, str(error), may_pass=True)
@@ -242,21 +282,15 @@ class Feeder:
         self._intake.finish(1 + len(job.copies))
         return [job, *job.copies]
 
-    def _take_back(self, error: str) -> None:
+    def _take_back(self, replica: Replica, error: str) -> None:
         """What a dead engine was at work on waits again, ahead of the others; what kills every engine is given up."""
-        jobs = list(self._in_flight)
+        jobs = list(replica.in_flight)
         logger.warning("the engine of %s died with %d requests in flight: %s", self.name, len(jobs), error)
-        self._cancel_in_flight()
+        replica.cancel()
         # One that is elsewhere may have been killed with its process.
         killer = self._waiting.take_back(jobs, blamed=not self._stats.elsewhere)
         if killer is not None:
             self._fail(killer, f"the engine died with this request alone in flight: {error}", may_pass=False)
-
-    def _cancel_in_flight(self) -> None:
-        for task in self._in_flight.values():
-            task.cancel()
-        self._in_flight.clear()
-        self._stats.observe(0)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -269,32 +303,39 @@ class Feeder:
             self._give_up(error)
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
-            self._loop.run_until_complete(self._keeper.close())
+            self._loop.run_until_complete(self._end({}))
         finally:
             self._loop.close()
 
     async def _feed_until_closed(self) -> None:
-        """Feeds until the feeder is closed or there is no going on; then tells the bundles and ends the engine."""
+        """Feeds until the feeder is closed or there is no going on; then tells the bundles and ends the engines."""
         feeding, closed = self._loop.create_task(self._feed()), self._loop.create_task(self._intake.closed.wait())
         await asyncio.wait([feeding, closed], return_when=asyncio.FIRST_COMPLETED)
         error = feeding.exception() if feeding.done() else None
         feeding.cancel()
         closed.cancel()
-        cancelled = list(self._in_flight.values())
-        self._give_up(error)  # before an engine that is slow to start or to end has done so
+        if error is None:
+            await asyncio.gather(*(replica.drain(self._drain_s) for replica in self._replicas))
+        cancelled = self._give_up(error)  # before an engine that is slow to start or to end has done so
         await asyncio.wait([feeding, closed])
-        if cancelled:
-            await asyncio.wait(cancelled, timeout=_CANCEL_S)
-        await self._keeper.close()
+        await self._end(cancelled)
 
-    def _give_up(self, error: BaseException | None) -> None:
+    async def _end(self, cancelled: Mapping[Replica, list[asyncio.Task[None]]]) -> None:
+        await asyncio.gather(*(replica.end(cancelled.get(replica, [])) for replica in self._replicas))
+
+    def _give_up(self, error: BaseException | None) -> dict[Replica, list[asyncio.Task[None]]]:
         """Take no more jobs; every bundle with one here gets the error, or the one that closed the feeder before."""
         error = self._intake.close(error)
         self._admit()
-        self._cancel_in_flight()
+        cancelled = {replica: replica.cancel() for replica in self._replicas}
+        self._stats.observe(0)
         for timer in self._backing_off.values():
             timer.cancel()
         self._waiting = Waiting()
         for job in list(self._jobs.values()):
+            partial = job.partial
+            if partial is not None and partial.generation.paid_tokens > job.found_tokens:
+                job.ticket.save(partial)
             for one in self._finish(job):
                 one.ticket.fail(error)
+        return cancelled

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineHolder(Protocol):
-    """Who holds an engine, as others that need the memory see it: a `Feeder`."""
+    """Who holds engines, as others that need the memory see it: a `Feeder`."""
 
     name: str
 
@@ -29,16 +29,22 @@ class EngineHolder(Protocol):
     def close_engine_if_idle(self) -> None: ...
 
 
+class Place(EngineHolder, Protocol):
+    """Where one engine is held: a `Replica`."""
+
+    feeder: EngineHolder
+
+
 class EngineSource(Protocol):
     """Where the engines of one model come from, and the memory they take; `feeding.registry` has the one of a run."""
 
     def make(self) -> Engine:
         """Another engine, not started."""
 
-    async def reserve(self, holder: EngineHolder, share: float) -> None:
+    async def reserve(self, holder: Place, share: float) -> None:
         """Return when `holder` may start an engine that takes `share` of the memory."""
 
-    def release(self, holder: EngineHolder) -> None:
+    def release(self, holder: Place) -> None:
         """Give back what `holder` reserved; nothing where it has not."""
 
 
@@ -47,7 +53,7 @@ class EngineKeeper:
 
     Args:
         engines: where they come from.
-        holder: who has them.
+        holder: where they are held.
         config: how often, and after which pauses, a dead one is replaced.
         stats: count the restarts.
 
@@ -56,7 +62,7 @@ class EngineKeeper:
         deaths_in_a_row: of engines, nothing finished in between.
     """
 
-    def __init__(self, engines: EngineSource, holder: EngineHolder, config: FeedingConfig, stats: FeederStats) -> None:
+    def __init__(self, engines: EngineSource, holder: Place, config: FeedingConfig, stats: FeederStats) -> None:
         self._engines = engines
         self._holder = holder
         self._config = config

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
-from augment.feeding.tickets import Completed, Failure, Result
+from augment.feeding.tickets import Completed, Failure, Partial, Result
 from augment.feeding.worker import Worker
 from augment.recipes.protocol import Call, NothingLeft, Recipe, RecipeRequest, SegmentView
 from augment.recipes.walk import End, Walk
@@ -45,7 +46,7 @@ class Pending:
     run: Run
     planned: PlannedCall
 
-    def row(self, planner: RecipePlanner, result: Completed) -> LedgerRow:
+    def row(self, planner: RecipePlanner, result: Completed | Partial) -> LedgerRow:
         """The ledger row of what came."""
         return planner.call_row(
             self.run.request,
@@ -59,7 +60,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Counted:
-    """Tokens of a call, made now or found."""
+    """Tokens of a call, made by this run or found."""
 
     tokens: int
     found: bool
@@ -110,6 +111,7 @@ class RecipeRuns:
 
     def __init__(self, planner: RecipePlanner, worker: Worker) -> None:
         self._planner, self._worker = planner, worker
+        self._asked: dict[str, list[Pending]] = {}  # by key: runs that wait for a call which another has asked for
 
     def begin(self, request: Request, sample: int) -> Iterator[Outcome]:
         """Begin a run.
@@ -151,15 +153,20 @@ class RecipeRuns:
         Raises:
             RequestError, MillError: as `begin`.
         """
-        pending: Pending = result.context
-        run = pending.run
-        if isinstance(result, Failure):
-            yield from self._fail(run, result.error, may_pass=result.may_pass)
-            return
-        row = pending.row(self._planner, result)
-        yield Counted(row.thought_tokens, found=False)
-        if not run.ended:
-            yield from self._go_on(run, lambda: self._answer(run, pending.planned.call, row))
+        first: Pending = result.context
+        for pending in (first, *self._asked.pop(first.planned.key, ())):
+            run = pending.run
+            if isinstance(result, Failure):
+                yield from self._fail(run, result.error, may_pass=result.may_pass)
+                continue
+            row = pending.row(self._planner, result)
+            bought = row.thought_tokens - result.found_tokens if pending is first else 0
+            if bought < row.thought_tokens:
+                yield Counted(row.thought_tokens - bought, found=True)
+            if pending is first:
+                yield Counted(bought, found=False)
+            if not run.ended:
+                yield from self._go_on(run, partial(self._answer, run, pending.planned.call, row))
 
     def _answer(self, run: Run, call: Call, row: LedgerRow) -> tuple[Call, ...] | End:
         run.rows[row.key] = row
@@ -182,15 +189,19 @@ class RecipeRuns:
                 return
             for one in planned:
                 row = run.known.get(one.key) or self._worker.finished.row(one.key)
-                if row is None:
+                if row is None and one.key in self._asked:  # such as the verdict on a thought that two documents share
+                    self._asked[one.key].append(Pending(run, one))
+                elif row is None:
+                    self._asked[one.key] = []
                     yield Asked(one.call.model, one, Pending(run, one))
                 else:
-                    yield Counted(row.thought_tokens, found=True)
-                    steps.append(lambda call=one.call, row=row: self._answer(run, call, row))  # type: ignore[misc]
+                    # What an earlier attempt of this run has made, it has paid for. A verdict may be another's.
+                    yield Counted(row.thought_tokens, found=one.key in run.known or not run.compose)
+                    steps.append(partial(self._answer, run, one.call, row))
 
     def _ahead(self, run: Run) -> float:
         """Tokens that the run is expected to take from here on."""
-        return max(0.0, self._planner.expected_tokens(run.request.tier) - run.walk.generate.spent)
+        return max(0.0, run.request.expected_tokens - run.walk.generate.spent)
 
     def _end(self, run: Run, end: End) -> Ended:
         run.ended = True

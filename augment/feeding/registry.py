@@ -17,11 +17,12 @@ from augment.engines.config import ModelConfig
 from augment.engines.protocol import Engine
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
-from augment.feeding.keeper import EngineHolder
+from augment.feeding.keeper import EngineHolder, Place
 from augment.feeding.shared.client import ElsewhereEngine
 from augment.feeding.shared.frames import Hello, hello
 from augment.feeding.shared.owner import EngineHost
 from augment.feeding.stats import FeederStats
+from augment.feeding.tickets import FeederClosed
 
 _POLL_S = 0.05
 
@@ -31,22 +32,25 @@ class SharedMemory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._shares: dict[EngineHolder, float] = {}
+        self._shares: dict[Place, float] = {}
 
-    async def reserve(self, holder: EngineHolder, share: float) -> None:
+    async def reserve(self, holder: Place, share: float) -> None:
         """Return when `holder` may start an engine that takes `share`; others that are idle let go of theirs."""
         while True:
             with self._lock:
-                others = {other: held for other, held in self._shares.items() if other is not holder and held > 0}
+                others: dict[EngineHolder, float] = {}  # replicas of one model have accelerators of their own
+                for other, held in self._shares.items():
+                    if other.feeder is not holder.feeder and held > 0:
+                        others[other.feeder] = max(held, others.get(other.feeder, 0.0))
                 if share == 0 or not others or sum(others.values()) + share <= 1.0:
                     self._shares[holder] = share
                     return
-            for other in others:
-                if other.idle:
-                    other.close_engine_if_idle()
+            for feeder in others:
+                if feeder.idle:
+                    feeder.close_engine_if_idle()
             await asyncio.sleep(_POLL_S)
 
-    def release(self, holder: EngineHolder) -> None:
+    def release(self, holder: Place) -> None:
         """Give back what `holder` reserved."""
         with self._lock:
             self._shares.pop(holder, None)
@@ -62,6 +66,7 @@ class Registry:
         self._users: dict[Feeder, int] = {}
         self._names: dict[Feeder, set[str]] = {}  # of the config's models that share it
         self._hosts: dict[str, EngineHost] = {}
+        self._closing = False
 
     def acquire(
         self,
@@ -79,12 +84,17 @@ class Registry:
             job: the processes of one machine that name the same job share the engines that take its memory: one of
                 them has them, the others ask it. None: this process shares with nobody.
             name: the model's key in the config, for `stats`: two of them may have one `model.name`.
+
+        Raises:
+            FeederClosed: all engines of this process are being ended.
         """
         config = config or FeedingConfig()
         said = hello(name or model.name, model, config)
         key = (said.model, said.feeding, job)
         broken: Feeder | None = None
         with self._lock:
+            if self._closing:
+                raise FeederClosed(f"the engines of this process are being ended; that of {model.name} isn't started")
             feeder = self._feeders.get(key)
             if feeder is not None and feeder.error is not None:
                 broken, feeder = feeder, None
@@ -120,18 +130,30 @@ class Registry:
             feeders = {", ".join(sorted(self._names[feeder])): feeder for feeder in self._feeders.values()}
         return {name: found for name, feeder in feeders.items() if not (found := feeder.stats()).elsewhere}
 
-    def close_all(self) -> None:
-        """End every engine of this process; what is in flight fails. At exit engines end by themselves."""
+    def close_all(self, drain_s: float = 0.0) -> None:
+        """End every engine of this process. At exit engines end by themselves.
+
+        Args:
+            drain_s: what is in flight may go on for so long, seconds; what doesn't finish fails. Requests of other
+                processes too, which are told to end with this one; without it they look for another owner at once.
+        """
         with self._lock:
+            self._closing = True
             feeders, hosts = {*self._feeders.values(), *self._users}, list(self._hosts.values())
             for held in (self._feeders, self._users, self._names, self._hosts):
                 held.clear()
-        for host in hosts:
-            host.hang_up()
-        for feeder in feeders:
-            feeder.close()
-        for host in hosts:
-            host.disown()
+        try:
+            for host in hosts:
+                host.stop_listening()
+            for feeder in feeders:
+                feeder.end(drain_s=drain_s)
+            for feeder in feeders:
+                feeder.close()
+            for host in hosts:
+                host.disown()
+        finally:
+            with self._lock:
+                self._closing = False
 
     def host(self, job: str) -> EngineHost:
         """This process's place among those that share the engines of a job."""
@@ -157,10 +179,10 @@ class _ModelEngines:
         host = self.registry.host(self.job)
         return engine if host.try_own() else ElsewhereEngine(host.address, self.hello, capacity=engine.capacity)
 
-    async def reserve(self, holder: EngineHolder, share: float) -> None:
+    async def reserve(self, holder: Place, share: float) -> None:
         await self.registry.memory.reserve(holder, share)
 
-    def release(self, holder: EngineHolder) -> None:
+    def release(self, holder: Place) -> None:
         self.registry.memory.release(holder)
 
 

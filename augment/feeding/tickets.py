@@ -6,15 +6,20 @@ drains the rest at its end. Results of other bundles never reach it.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from augment.engines.protocol import Engine, Generation, GenerationRequest
+from augment.engines.protocol import Engine, Generation, GenerationRequest, Interrupted
 from augment.requests.closing import close_request, join_closing, needs_closing, opening_request
+from augment.requests.continuing import join_rest, rest_of, whole
 from sharding.errors import MillError, restated
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,7 @@ class Completed:
         retries: failed tries before.
         wall_s: seconds from when the engine got it.
         finished_at: Unix time, seconds.
+        found_tokens: of the tokens, those that were given to `submit` as begun.
     """
 
     request: GenerationRequest
@@ -34,6 +40,7 @@ class Completed:
     retries: int
     wall_s: float
     finished_at: float
+    found_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +63,23 @@ class Failure:
     may_pass: bool = True
 
 
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """What there is of a request that won't be finished here, because this process is told to end.
+
+    Attributes:
+        context: as given to `submit`.
+        generation: that another process can go on from.
+        wall_s, finished_at: as in `Completed`.
+    """
+
+    request: GenerationRequest
+    context: Any
+    generation: Generation
+    wall_s: float
+    finished_at: float
+
+
 Result = Completed | Failure
 
 
@@ -69,6 +93,9 @@ class Receiver(Protocol):
     def deliver(self, result: Result) -> None:
         """Take a result in."""
 
+    def save(self, partial: Partial) -> None:
+        """Take in what there is of a request; `fail` follows."""
+
     def fail(self, error: BaseException) -> None:
         """Take in that a request will have no result, because of what stopped the feeder."""
 
@@ -76,19 +103,26 @@ class Receiver(Protocol):
 class Sink(Protocol):
     """Where the results of a bundle are kept: the ledger."""
 
-    def keep(self, result: Result) -> None:
-        """Take a result, exactly once, on the feeder's thread, before the ticket yields it."""
+    def keep(self, result: Result | Partial) -> None:
+        """Take a result, exactly once, on the feeder's thread, before the ticket yields it, if it is whole."""
 
 
 class Job:
     """A submitted request on its way; its result goes to its ticket."""
 
-    __slots__ = ("context", "copies", "deaths", "first", "request", "retries", "started_at", "ticket")
+    __slots__ = (
+        *("begun", "context", "copies", "deaths", "first", "found_tokens", "request", "retries", "started_at"),
+        "ticket",
+    )
 
-    def __init__(self, request: GenerationRequest, context: Any, ticket: Receiver) -> None:
+    def __init__(
+        self, request: GenerationRequest, context: Any, ticket: Receiver, begun: Generation | None = None
+    ) -> None:
         self.request = request
         self.context = context
         self.ticket = ticket
+        self.begun = begun  # what there is of the first call: interrupted, to be gone on with
+        self.found_tokens = begun.paid_tokens if begun is not None else 0
         self.copies: list[Job] = []  # the same request again, of a bundle that is run anew; they share its result
         self.first: Generation | None = None  # paid for; what a failed closing call must not buy again
         self.retries = 0
@@ -107,12 +141,35 @@ class Job:
             MillError: as `Engine.generate`.
         """
         if self.first is None:
-            first = await engine.generate(opening_request(self.request))
+            first = await self._open(engine, opening_request(self.request))
             if not needs_closing(self.request, first):
                 return first
             self.first = first
         second = await engine.generate(close_request(self.request, self.first))
         return join_closing(self.request, self.first, second)
+
+    async def _open(self, engine: Engine, opening: GenerationRequest) -> Generation:
+        """The first call, or what is left to make of it."""
+        asked = opening if self.begun is None else rest_of(opening, self.begun)
+        try:
+            made = await engine.generate(asked) if asked is not None else None
+        except Interrupted as error:
+            if error.generated is not None:
+                self.begun = error.generated if self.begun is None else join_rest(self.begun, error.generated)
+            raise
+        if made is None:
+            assert self.begun is not None
+            return whole(self.begun)
+        return made if self.begun is None else join_rest(self.begun, made)
+
+    @property
+    def partial(self) -> Partial | None:
+        """What there is of it, if another process can go on from there."""
+        generation = self.begun if self.first is None else self.first
+        if generation is None or not len(generation.token_ids):
+            return None
+        wall_s = time.monotonic() - self.started_at if self.started_at else 0.0
+        return Partial(self.request, self.context, generation, wall_s, time.time())
 
 
 class Submits(Protocol):
@@ -132,12 +189,20 @@ class Ticket:
         self._outstanding = 0
         self._error: BaseException | None = None
 
-    def submit(self, request: GenerationRequest, context: Any = None, feeder: Submits | None = None) -> None:
+    def submit(
+        self,
+        request: GenerationRequest,
+        context: Any = None,
+        feeder: Submits | None = None,
+        *,
+        begun: Generation | None = None,
+    ) -> None:
         """Hand a request over; waits while too many are waiting already.
 
         Args:
             context: comes back with the result.
             feeder: of another model; None: the ticket's own.
+            begun: what there is of it already, from the ledger.
 
         Raises:
             MillError: the engine failed for good.
@@ -145,7 +210,7 @@ class Ticket:
         with self._changed:
             self._outstanding += 1
         try:
-            (feeder or self._feeder).submit(Job(request, context, self))
+            (feeder or self._feeder).submit(Job(request, context, self, begun))
         except MillError:
             with self._changed:
                 self._outstanding -= 1
@@ -197,6 +262,15 @@ class Ticket:
         with self._changed:
             self._done.append(result)
             self._end_one(error)
+
+    def save(self, partial: Partial) -> None:
+        """Take in what there is of a request; `fail` follows."""
+        if self._sink is None:
+            return
+        try:
+            self._sink.keep(partial)
+        except Exception as error:  # noqa: BLE001 - the bundle hears of its end anyway
+            logger.warning("what there is of request %s is lost: %s", partial.request.key, error)
 
     def fail(self, error: BaseException) -> None:
         """Take in that a request will have no result, because of what stopped the feeder."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from augment.feeding import registry
 from augment.feeding.heartbeat import Heartbeat
 from augment.feeding.tickets import Failure
+from augment.ledger.parts import PARTIAL_PART, write_part
 from augment.ledger.recent import FinishedSince
 from augment.ledger.writer import LedgerWriter
 from sharding.errors import MillError
@@ -61,6 +62,7 @@ class WorkOrder:
         planned_generations: of the whole run, at most; None: not known.
         max_failed_fraction, max_empty_fraction: of them; more that fail, or have no text, stop the run.
         beats_url: folder of the heartbeats; None: there are none.
+        drain_s: what is in flight may go on for so long when the process is told to end, seconds.
     """
 
     run_id: str
@@ -72,6 +74,7 @@ class WorkOrder:
     max_failed_fraction: float = 1.0
     max_empty_fraction: float = 1.0
     beats_url: str | None = None
+    drain_s: float = 0.0
 
 
 class Worker:
@@ -90,6 +93,8 @@ class Worker:
         self._lock = threading.Lock()
         self._failed: dict[str, bool] = {}  # by key: whether it may pass in another run
         self._empty: set[str] = set()
+        self._partial: list[LedgerRow] = []
+        self._writing_partial = threading.Lock()
         self._completed = 0
         self._last_failure = ""
         self._stopped = ""
@@ -123,6 +128,11 @@ class Worker:
         if self.finished.tokens(row.key) is None:  # two bundles may have asked for it
             self._writer.add(row)
             self.finished.add(row)
+
+    def keep_partial(self, row: LedgerRow) -> None:
+        """Take what there is of a generation that won't be finished here. It is durable after the next `flush`."""
+        with self._lock:
+            self._partial.append(row)
 
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""
@@ -185,15 +195,26 @@ class Worker:
             MillError: the store refused.
         """
         self._writer.flush()
+        self._write_partial()
+
+    def _write_partial(self) -> None:
+        with self._writing_partial:  # whoever comes second returns when what the first has taken is durable
+            with self._lock:
+                rows = list(self._partial)
+            if rows:
+                write_part(self.order.ledger_url, rows, kind=PARTIAL_PART)
+                with self._lock:
+                    del self._partial[: len(rows)]
 
     def close(self) -> None:
         """Write what is left and end; for a run that is over."""
         if self._heartbeat is not None:
             self._heartbeat.close()
-        try:
-            self._writer.close()
-        except MillError as error:
-            logger.warning("%s", error)
+        for write in (self._writer.close, self._write_partial):
+            try:
+                write()
+            except MillError as error:
+                logger.warning("%s", error)
 
 
 _workers: dict[WorkOrder, Worker] = {}
@@ -231,9 +252,15 @@ def stop(order: WorkOrder, reason: str) -> None:
         found.stop(reason)
 
 
-def close_all() -> None:
-    """End all engines and writers of this process; what is in flight fails."""
-    registry.close_all()
+def close_all(*, drain: bool = False) -> None:
+    """End all engines and writers of this process. What there is of what doesn't finish is written as partial rows.
+
+    Args:
+        drain: what is in flight may go on for the `drain_s` of its run.
+    """
+    with _lock:
+        drain_s = max((order.drain_s for order in _workers), default=0.0) if drain else 0.0
+    registry.close_all(drain_s)
     with _lock:
         workers = list(_workers.values())
         _workers.clear()

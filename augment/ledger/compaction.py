@@ -1,16 +1,35 @@
-"""Compaction: the ledger rewritten as few large parts without duplicates."""
+"""Compaction: the ledger rewritten as few large parts without duplicates.
+
+    keys of all parts ─► rows that don't count, range by range ─► a process for each run of parts ─► one part from many
+
+So memory holds one range of keys and, in each process, the parts that become one; rows are read once and written once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
-from augment.ledger.parts import ledger_parts, read_part, write_part
-from augment.ledger.reading import choose
+import numpy as np
+import pyarrow as pa
+
+from augment.ledger.partial import clear_partial
+from augment.ledger.parts import ledger_parts, part_batches, remove_part, write_table
+from augment.ledger.superseded import read_keys, superseded
 from sharding.errors import MillError
+from sharding.records.arrow import from_batch, to_batch
+from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
-from sharding.storage.arrow_files import chunks
-from sharding.storage.files import remove
+from sharding.storage.private import private_folder
+
+ROWS_FOR_PROCESSES = 200_000
+"""Of fewer rows one process is done before others have started."""
 
 
 @dataclass(frozen=True)
@@ -23,48 +42,124 @@ class Compaction:
     rows_after: int
 
 
-def compact(ledger_url: str, *, rows_per_part: int = 20_000) -> Compaction:
+@dataclass(frozen=True)
+class _Made:
+    """What came of a job: new parts, or a part that is damaged though its keys are not."""
+
+    urls: tuple[str, ...] = ()
+    damaged: str = ""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Parts that become one, with the places of the rows that don't count."""
+
+    ledger_url: str
+    urls: tuple[str, ...]
+    out: tuple[np.ndarray, ...]
+    rows_per_part: int
+
+
+def compact(ledger_url: str, *, rows_per_part: int = 20_000, processes: int | None = None) -> Compaction:
     """Rewrite the ledger as few large parts without duplicates, while others may read and append.
 
     The new parts are there before the old ones go, so a kill in between leaves duplicates, never holes. Parts that
-    can't be read are left where they are. Holds the keys of all rows in memory, about 100 bytes each, and one part.
+    can't be read are left where they are. Partial rows stay as far as nothing of their key is finished. Needs room among
+    the temporary files, 44 bytes a row, and memory for a 256th of that, for 8 bytes a duplicate, and in each process for
+    the parts that become one.
+
+    Args:
+        rows_per_part: so many rows a new part has at least, but for the last; twice as many at most.
+        processes: how many rewrite; None: one for each core where there is much.
 
     Raises:
-        MillError: the store can't be read or written.
+        MillError: the store can't be read or written; or a takedown, a drop or another compaction has taken parts away
+            meanwhile, and what was written is removed.
     """
-    old: list[str] = []
-    counts: dict[str, int] = {}
-    for url in ledger_parts(ledger_url):
-        rows = read_part(url)
-        if rows is None:
-            continue
-        old.append(url)
-        for row in rows:
-            counts[row.key] = counts.get(row.key, 0) + 1
-    rows_before = sum(counts.values())
-    if len(old) <= 1 and rows_before == len(counts):
+    clear_partial(ledger_url)
+    return _compact(ledger_url, rows_per_part, processes, frozenset())
+
+
+def _compact(ledger_url: str, rows_per_part: int, processes: int | None, damaged: frozenset[str]) -> Compaction:
+    urls = [url for url in ledger_parts(ledger_url) if url not in damaged]
+    with tempfile.TemporaryDirectory(prefix="compaction-", dir=private_folder()) as folder:
+        counts = list(read_keys(urls, Path(folder)))
+        out = superseded(urls, Path(folder))
+    old = [url for url, rows in zip(urls, counts, strict=True) if rows is not None]
+    rows_before = sum(rows or 0 for rows in counts)
+    rows_after = rows_before - sum(map(len, out.values()))
+    if len(old) <= 1 and rows_before == rows_after:
         return Compaction(len(old), len(old), rows_before, rows_before)
-    new = 0
-    for chunk in chunks(_unique(old, counts), rows_per_part, lambda row: 1):
-        write_part(ledger_url, chunk)
-        new += 1
-    for url in old:
-        remove(url, ledger_url)
-    return Compaction(len(old), new, rows_before, len(counts))
+    jobs = list(_jobs(ledger_url, urls, counts, out, rows_per_part))
+    if processes is None:
+        processes = (os.cpu_count() or 1) if rows_before >= ROWS_FOR_PROCESSES else 1
+    made = list(_rewritten(jobs, processes))
+    new = [url for one in made for url in one.urls]
+    gone = set(old) - set(ledger_parts(ledger_url))
+    found = frozenset(one.damaged for one in made if one.damaged)
+    if gone or found:
+        for url in set(new) - set(old):
+            remove_part(url, ledger_url)
+    if found:  # a row of another part may be there in its place
+        return _compact(ledger_url, rows_per_part, processes, damaged | found)
+    if gone:
+        raise MillError(
+            f"{ledger_url}: {len(gone)} parts were taken away while they were compacted, by a takedown, a drop or "
+            "another compaction; nothing was changed, run it again when that has ended"
+        )
+    for url in set(old) - set(new):
+        remove_part(url, ledger_url)
+    return Compaction(len(old), len(new), rows_before, rows_after)
 
 
-def _unique(urls: list[str], counts: dict[str, int]) -> Iterator[LedgerRow]:
-    """The rows of some parts, one per key; duplicates come once the last of them has been read."""
-    waiting: dict[str, list[LedgerRow]] = {}
-    for url in urls:
-        rows = read_part(url)
-        if rows is None:
-            raise MillError(f"ledger part {url} could be read a moment ago and can't be now; nothing was removed")
-        for row in rows:
-            if counts[row.key] == 1:
-                yield row
-                continue
-            same = waiting.setdefault(row.key, [])
-            same.append(row)
-            if len(same) == counts[row.key]:
-                yield choose(waiting.pop(row.key))
+def _jobs(
+    ledger_url: str,
+    urls: Sequence[str],
+    counts: Sequence[int | None],
+    out: Mapping[int, np.ndarray],
+    rows_per_part: int,
+) -> Iterator[_Job]:
+    """Runs of parts that together have enough rows that count."""
+    nothing = np.zeros(0, np.uint32)
+    taken: list[int] = []
+    rows = 0
+    for number, count in enumerate(counts):
+        if count is not None:
+            taken.append(number)
+            rows += count - len(out.get(number, nothing))
+        if taken and (rows >= rows_per_part or number == len(counts) - 1):
+            places = tuple(out.get(one, nothing) for one in taken)
+            yield _Job(ledger_url, tuple(urls[one] for one in taken), places, rows_per_part)
+            taken, rows = [], 0
+
+
+def _rewritten(jobs: Sequence[_Job], processes: int) -> Iterator[_Made]:
+    if processes == 1:
+        yield from map(_rewrite, jobs)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_rewrite, jobs)
+
+
+def _rewrite(job: _Job) -> _Made:
+    """New parts with the rows of a job's parts that count."""
+    tables = []
+    for url, places in zip(job.urls, job.out, strict=True):
+        batches = part_batches(url)
+        if batches is None:
+            return _Made(damaged=url)
+        table = pa.Table.from_batches([_as_written_today(batch) for batch in batches], LEDGER_SCHEMA)
+        stays = np.ones(len(table), bool)
+        stays[places] = False
+        tables.append(table.filter(pa.array(stays)))
+    rows = pa.concat_tables(tables)
+    pieces = max(1, len(rows) // job.rows_per_part)
+    bounds = [len(rows) * piece // pieces for piece in range(pieces + 1)]
+    some = (rows.slice(first, end - first) for first, end in itertools.pairwise(bounds))
+    return _Made(tuple(write_table(job.ledger_url, piece) for piece in some if len(piece)))
+
+
+def _as_written_today(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of an earlier version with the columns that have come since."""
+    same = batch.schema.equals(LEDGER_SCHEMA)
+    return batch if same else to_batch(list(from_batch(LedgerRow, batch)), LEDGER_SCHEMA)

@@ -18,9 +18,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from augment.ledger.parts import DROPPED, ledger_parts, part_batches, write_table
+from augment.ledger.partial import clear_partial
+from augment.ledger.parts import (
+    DROPPED,
+    PART,
+    PARTIAL_PART,
+    every_part,
+    ledger_parts,
+    part_batches,
+    remove_part,
+    write_table,
+)
 from sharding.errors import MillError, RequestError
-from sharding.storage.files import join, remove
+from sharding.storage.files import join
 
 EMPTY = "empty"
 """The reason of a row without text; the others are how generations end, by the engine and by the mill."""
@@ -103,7 +113,9 @@ class Dropped:
 
 
 def drop(ledger_url: str, conditions: Sequence[Condition], *, dry_run: bool = False) -> Dropped:
-    """Take out the rows for which all conditions hold. Holds one part in memory; not to be run beside a compaction.
+    """Take out the rows for which all conditions hold, partial ones too, so that no run goes on from them.
+
+    Holds one part in memory, and the partial rows; not to be run beside a compaction.
 
     Args:
         dry_run: only count them.
@@ -114,17 +126,14 @@ def drop(ledger_url: str, conditions: Sequence[Condition], *, dry_run: bool = Fa
     """
     if not conditions:
         raise RequestError("ledger drop: name at least one --where, or every row would go")
-    urls = ledger_parts(ledger_url)
-    if not urls:
+    if not dry_run:
+        clear_partial(ledger_url)  # those that were gone on with have their tokens in the row that came of it
+    if not any(ledger_parts(ledger_url, kind=kind) for kind in (PART, PARTIAL_PART)):
         raise RequestError(f"{ledger_url} has no parts of a ledger; name the folder of one, such as OUTPUT/ledger")
     done = Dropped()
-    for url in urls:
-        try:
-            batches = part_batches(url)
-        except MillError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                continue  # a compaction has just replaced it
-            raise
+    seen: set[str] = set()
+    found = ((kind, *part) for kind in (PART, PARTIAL_PART) for part in every_part(ledger_url, kind=kind, seen=seen))
+    for kind, url, batches in found:
         if not batches:
             done.parts_unread += batches is None
             continue
@@ -139,8 +148,8 @@ def drop(ledger_url: str, conditions: Sequence[Condition], *, dry_run: bool = Fa
             continue
         write_table(ledger_url, out, like=url, kind=DROPPED)
         if len(stay):
-            write_table(ledger_url, stay, like=url)
-        remove(url, ledger_url)
+            seen.add(write_table(ledger_url, stay, like=url, kind=kind))
+        remove_part(url, ledger_url)
     return done
 
 

@@ -1,4 +1,5 @@
-"""Forgetting: the rows of documents that were taken down leave a ledger for good, what was dropped before included.
+"""Forgetting: the rows of documents that were taken down leave a ledger for good, what was dropped before
+and what was interrupted included.
 
 Unlike `dropping`, nothing is kept beside it. A part is replaced by one with the rows that stay, under a name that
 follows from both, so what was killed is finished by the same call again.
@@ -12,9 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from augment.ledger.parts import DROPPED, PART, ledger_parts, part_batches, write_table
-from sharding.errors import MillError
-from sharding.storage.files import remove
+from augment.ledger.parts import DROPPED, PART, PARTIAL_PART, every_part, remove_part, write_table
 
 
 @dataclass(kw_only=True)
@@ -51,14 +50,9 @@ def forget(
         MillError: the store can't be read or written; what left until then has.
     """
     done = Forgotten()
-    for kind in (PART, DROPPED):
-        for url in ledger_parts(ledger_url, kind=kind):
-            try:
-                batches = part_batches(url)
-            except MillError as error:
-                if isinstance(error.__cause__, FileNotFoundError):
-                    continue  # a compaction has just replaced it
-                raise
+    for kind in (PART, DROPPED, PARTIAL_PART):
+        seen: set[str] = set()
+        for url, batches in every_part(ledger_url, kind=kind, seen=seen):
             if not batches:
                 done.parts_unread += batches is None
                 continue
@@ -66,8 +60,8 @@ def forget(
             stay = _staying(rows, request_keys, is_removed, renamed, done)
             if stay is not rows:
                 if len(stay):
-                    write_table(ledger_url, stay, like=url, kind=kind)
-                remove(url, ledger_url)
+                    seen.add(write_table(ledger_url, stay, like=url, kind=kind))
+                remove_part(url, ledger_url)
     return done
 
 

@@ -24,7 +24,7 @@ RANK = ("finished_at", "thought_tokens")
 
 STEP_COLUMNS = (
     *("key", "request_key", "sample", "model", "revision", "engine", "engine_version", "text", "thought_tokens"),
-    *("finish_reason", "closed", "prompt_tokens", "wall_s", "finished_at", "step", "made_from", "wants"),
+    *("finish_reason", "closed", "prompt_tokens", "wall_s", "finished_at", "step", "made_from", "wants", "continued"),
 )
 """What a recipe that goes on from a call needs of its row."""
 
@@ -37,8 +37,8 @@ def read_ledger(ledger_url: str, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         MillError: the store can't be read.
     """
-    for batches in every_part(ledger_url, columns):
-        for batch in batches:
+    for _, batches in every_part(ledger_url, columns):
+        for batch in batches or ():
             yield from from_batch(LedgerRow, batch)
 
 

@@ -2,21 +2,25 @@
 
 The join of requests and ledger at the start of the stage knows what earlier runs have made. A bundle that fails half
 way is tried again within the run, often by another process, with the same elements. Each process therefore remembers
-what it has handed to its ledger writer, and looks now and then at the parts that have come since the run began.
+what it has handed to its ledger writer, and looks now and then at the keys of the parts that have come since it last
+looked. What is in parts is in sorted runs: short ones in memory, long ones in files that the system maps into memory
+as they are looked at.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 
-from augment.ledger.parts import ledger_parts, part_batches, read_part
-from augment.ledger.reading import RANK, STEP_COLUMNS, choose
+from augment.ledger.keys import key_hash
+from augment.ledger.parts import every_part_keys, read_part
+from augment.ledger.reading import STEP_COLUMNS, choose
 from sharding.errors import MillError
-from sharding.hashing import text_number
 from sharding.records.types import LedgerRow
 
 logger = logging.getLogger(__name__)
@@ -28,18 +32,35 @@ REFRESH_S = 5.0
 REFRESH_SHARE = 0.05
 """The store is asked again after 5 s at the earliest, and so seldom that it takes at most this share of the time."""
 
-_MAX_CHUNKS = 16
+_MAX_RUNS = 16
+LONG_ROWS = 1 << 21
+"""Runs of so many rows, 50 MB, go to a file, and are not merged with others again."""
 
-Chunk = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Hashes of keys, finished_at and thought_tokens, sorted by all three; and the number of the part each is in."""
+
+class Run(NamedTuple):
+    """Generations of some parts, sorted: four arrays of (rows,), so that keys lie side by side and can be searched.
+
+    Attributes:
+        key: uint64, hashes of their keys.
+        finished_at, thought_tokens: float64 and uint32, what they rank by.
+        part: uint32, the number of the part that each is in.
+    """
+
+    key: np.ndarray
+    finished_at: np.ndarray
+    thought_tokens: np.ndarray
+    part: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.key)
 
 
 class FinishedSince:
     """The generations of one run that are in the ledger, or on their way there through this process.
 
-    Takes 24 bytes of memory a generation: 64 bits of a hash of its key, and what `reading.choose` goes by, so that of
-    two generations with one key that one counts which is kept. Among 10 million generations of a run, one in a million
-    runs mistakes a key for another.
+    Takes 24 bytes a generation, of memory for the latest two million or so and of a temporary file for the others: 64
+    bits of a hash of its key, and what `reading.choose` goes by, so that of two generations with one key that one
+    counts which is kept. Among 10 million generations of a run, one in a million runs mistakes a key for another.
 
     Args:
         ledger_url: the ledger.
@@ -51,32 +72,34 @@ class FinishedSince:
         self._since_ms = since_ms - CLOCK_SKEW_MS
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
-        self._own: dict[str, tuple[float, int]] = {}
-        self._own_steps: dict[str, LedgerRow] = {}  # what recipes go on from, until a part has it
+        self._own: dict[int, tuple[float, int]] = {}  # by hash, until a part has it
+        self._own_steps: dict[int, LedgerRow] = {}  # what recipes go on from, as long
         self._urls: list[str] = []
         self._last_part: tuple[str, dict[str, LedgerRow]] = ("", {})
         self._seen: set[str] = set()
-        self._chunks: list[Chunk] = []
+        self._runs: list[Run] = []
+        self._long_runs: list[Run] = []
         self._next_refresh = 0.0
 
     def add(self, row: LedgerRow) -> None:
         """Note a generation that this process has handed to its ledger writer."""
         with self._lock:
-            self._own[row.key] = (row.finished_at, row.thought_tokens)
+            self._own[_hash(row.key)] = (row.finished_at, row.thought_tokens)
             if row.step:
-                self._own_steps[row.key] = row
+                self._own_steps[_hash(row.key)] = row
 
     def refresh(self) -> None:
         """Look at the parts that are new, unless that was done a moment ago. Never fails."""
         with self._refreshing:
-            started = time.monotonic()
+            started, started_ms = time.monotonic(), time.time_ns() // 1_000_000
             if started < self._next_refresh:
                 return
             try:
-                for url in ledger_parts(self._url, self._since_ms):
-                    if url not in self._seen:
-                        self._read(url)
-                        self._seen.add(url)
+                for url, keys in every_part_keys(self._url, since_ms=self._since_ms, seen=self._seen):
+                    if keys is not None:
+                        self._take(url, keys)
+                # What is dated earlier was listed now, however late its writer's clock is and however long it took.
+                self._since_ms = max(self._since_ms, started_ms - 2 * CLOCK_SKEW_MS)
             except MillError as error:
                 logger.warning("what this run has generated already can't be looked up: %s", error)
             now = time.monotonic()
@@ -86,11 +109,11 @@ class FinishedSince:
         """The tokens of a generation that is there, of several the one that `reading.choose` takes; or None."""
         wanted = _hash(key)
         with self._lock:
-            found = [self._own[key]] if key in self._own else []
-            for hashes, finished_at, tokens, _ in self._chunks:
-                at = int(np.searchsorted(hashes, wanted))
-                if at < len(hashes) and hashes[at] == wanted:
-                    found.append((float(finished_at[at]), int(tokens[at])))
+            found = [self._own[wanted]] if wanted in self._own else []
+            for run in (*self._runs, *self._long_runs):
+                first = int(np.searchsorted(run.key, np.uint64(wanted)))
+                if first < len(run) and run.key[first] == wanted:
+                    found.append((float(run.finished_at[first]), int(run.thought_tokens[first])))
         return min(found)[1] if found else None
 
     def row(self, key: str) -> LedgerRow | None:
@@ -99,17 +122,29 @@ class FinishedSince:
         Raises:
             MillError: the store can't be read.
         """
-        with self._lock:
-            found = self._own_steps.get(key)
-            urls = self._parts_with(_hash(key)) if found is None else []
-        rows = [row for url in urls if (row := self._rows_of(url).get(key)) is not None]
-        return found if found is not None or not rows else choose(rows)
+        found = self._find(key)
+        if found is None and self._is_known(key):  # a compaction has just replaced its part
+            self._next_refresh = 0.0
+            self.refresh()
+            found = self._find(key)
+        return found
 
-    def _parts_with(self, wanted: np.uint64) -> list[str]:
+    def _find(self, key: str) -> LedgerRow | None:
+        with self._lock:
+            own = self._own_steps.get(_hash(key))
+            urls = self._parts_with(_hash(key)) if own is None else []
+        rows = [row for url in urls if (row := self._rows_of(url).get(key)) is not None]
+        return own if own is not None or not rows else choose(rows)
+
+    def _is_known(self, key: str) -> bool:
+        with self._lock:
+            return bool(self._parts_with(_hash(key)))
+
+    def _parts_with(self, wanted: int) -> list[str]:
         numbers: list[int] = []
-        for hashes, _, _, parts in self._chunks:
-            first, end = (int(np.searchsorted(hashes, wanted, side)) for side in ("left", "right"))
-            numbers += parts[first:end].tolist()
+        for run in (*self._runs, *self._long_runs):
+            first, end = (int(np.searchsorted(run.key, np.uint64(wanted), side)) for side in ("left", "right"))
+            numbers += run.part[first:end].tolist()
         return [self._urls[number] for number in sorted(set(numbers))]
 
     def _rows_of(self, url: str) -> dict[str, LedgerRow]:
@@ -124,35 +159,42 @@ class FinishedSince:
             self._last_part = (url, {row.key: row for row in rows if row.step})
         return self._last_part[1]
 
-    def _read(self, url: str) -> None:
-        batches = part_batches(url, ("key", *RANK)) or ()
+    def _take(self, url: str, keys: np.ndarray) -> None:
         with self._lock:
             self._urls.append(url)
-        for batch in batches:
-            keys = batch.column("key").to_pylist()
-            hashes = np.array([_hash(key) for key in keys], np.uint64)
-            finished_at = batch.column("finished_at").to_numpy()
-            tokens = batch.column("thought_tokens").to_numpy().astype(np.uint32)
-            with self._lock:
-                for key in keys:
-                    self._own.pop(key, None)  # the part has it now
-                    self._own_steps.pop(key, None)
-                part = np.full(len(keys), len(self._urls) - 1, np.uint32)
-                self._chunks.append(_sorted(hashes, finished_at, tokens, part))
-                if len(self._chunks) > _MAX_CHUNKS:
-                    self._merge()
+            part = np.full(len(keys), len(self._urls) - 1, np.uint32)
+            run = _sorted(keys["key"], keys["finished_at"], keys["thought_tokens"], part)
+            for key in keys["key"].tolist():
+                self._own.pop(key, None)  # the part has it now
+                self._own_steps.pop(key, None)
+            self._runs.append(run)
+            if len(self._runs) > _MAX_RUNS:
+                self._merge()
 
     def _merge(self) -> None:
-        """Make few chunks of many, the small ones first, so that a row is sorted anew only a few times."""
-        self._chunks.sort(key=lambda chunk: len(chunk[0]))
-        small, large = self._chunks[: _MAX_CHUNKS // 2], self._chunks[_MAX_CHUNKS // 2 :]
-        self._chunks = [_sorted(*map(np.concatenate, zip(*small, strict=True))), *large]
+        """Make few runs of many, the short ones first, so that a row is sorted anew only a few times."""
+        self._runs.sort(key=len)
+        short, others = self._runs[: _MAX_RUNS // 2], self._runs[_MAX_RUNS // 2 :]
+        merged = _sorted(*map(np.concatenate, zip(*short, strict=True)))
+        self._runs = [merged, *(run for run in others if len(run) < LONG_ROWS)]
+        self._long_runs += [_in_files(run) for run in others if len(run) >= LONG_ROWS]
 
 
-def _sorted(hashes: np.ndarray, finished_at: np.ndarray, tokens: np.ndarray, parts: np.ndarray) -> Chunk:
-    order = np.lexsort((tokens, finished_at, hashes))
-    return hashes[order], finished_at[order], tokens[order], parts[order]
+def _sorted(key: np.ndarray, finished_at: np.ndarray, tokens: np.ndarray, part: np.ndarray) -> Run:
+    order = np.lexsort((tokens, finished_at, key))
+    return Run(key[order], finished_at[order], tokens[order], part[order])
 
 
-def _hash(key: str) -> np.uint64:
-    return np.uint64(text_number(key))
+def _in_files(run: Run) -> Run:
+    """The same rows in temporary files that go with the process."""
+    arrays = []
+    for array in run:
+        with tempfile.TemporaryFile() as file:
+            array.tofile(file)
+            file.flush()
+            arrays.append(np.memmap(file, array.dtype, mode="r", shape=array.shape))
+    return Run(*arrays)
+
+
+def _hash(key: str) -> int:
+    return key_hash(key)[0]

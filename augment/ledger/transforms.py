@@ -9,6 +9,7 @@ import apache_beam as beam
 import msgspec
 from apache_beam.typehints import KV, List, Tuple
 
+from augment.ledger.partial import furthest
 from augment.ledger.parts import read_part
 from augment.ledger.reading import STEP_COLUMNS, collapse_duplicates
 from sharding.beam.counts import COUNTS
@@ -17,6 +18,9 @@ from sharding.records.types import LedgerRow, Request
 
 FOUND_COLUMNS = STEP_COLUMNS
 """What `FindMissing` looks at."""
+
+MAX_TOLD = 1 << 14
+"""So many keys a bundle remembers."""
 
 MissingSamples = Tuple[Request, List[int]]
 """A request, with the calls that its recipes have made, and the indices of its samples that have to be generated."""
@@ -51,8 +55,9 @@ def _rows_of_part(url: str, columns: Sequence[str] | None) -> Iterator[tuple[str
 class FindMissing(beam.PTransform):
     """Joins requests with the ledger: `requests`, the samples still to be generated, and `counts`.
 
-    Requests with one key, from segments with one text, become one. Takes {"requests": Request, "rows": LedgerRow},
-    the rows keyed by request key; of them, `FOUND_COLUMNS` are enough.
+    Requests with one key, from segments with one text, become one. Takes {"requests": Request, "rows": LedgerRow,
+    "begun": LedgerRow}, the rows keyed by request key; of the finished ones `FOUND_COLUMNS` are enough, of the partial
+    ones, `begun`, it takes all.
 
     Args:
         num_partitions: see `sharding.beam.shuffle.GroupBytes`.
@@ -63,14 +68,15 @@ class FindMissing(beam.PTransform):
         self._num_partitions = num_partitions
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> Any:
-        requests = pcolls["requests"] | "By key" >> beam.WithKeys(_request_key).with_output_types(KV[str, Request])
+        requests = pcolls["requests"] | "By key" >> beam.ParDo(_ByKeyFn()).with_output_types(KV[str, Request])
         outputs = (
             {
                 "requests": requests,
                 "rows": pcolls["rows"]
                 | "Without text" >> beam.Map(_with_first_letter).with_output_types(KV[str, LedgerRow]),
+                "begun": pcolls["begun"],
             }
-            | "Join" >> GroupRecords(self._num_partitions, requests=Request, rows=LedgerRow)
+            | "Join" >> GroupRecords(self._num_partitions, requests=Request, rows=LedgerRow, begun=LedgerRow)
             | "Missing" >> beam.FlatMap(missing_samples).with_outputs(COUNTS, main="requests")
         )
         outputs["requests"].element_type = MissingSamples
@@ -87,8 +93,23 @@ def _with_first_letter(row: tuple[str, LedgerRow]) -> tuple[str, LedgerRow]:
     return row[0], msgspec.structs.replace(row[1], text=row[1].text.lstrip()[:1])
 
 
-def _request_key(request: Request) -> str:
-    return request.request_key
+class _ByKeyFn(beam.DoFn):
+    """Requests by their keys; of a bundle's requests with one key those alone that can decide what is missing.
+
+    A passage that a corpus has a million times would else meet itself, with its prompt, as often in one place.
+    """
+
+    def start_bundle(self) -> None:
+        self._told: dict[str, tuple[tuple[str, int], int]] = {}  # those met last: key → first place, most samples
+
+    def process(self, request: Request) -> Iterator[tuple[str, Request]]:
+        key, place = request.request_key, (request.doc_id, request.segment_index)
+        first, samples = self._told.pop(key, (place, 0))
+        if place < first or request.samples > samples:
+            yield key, request
+        self._told[key] = min(first, place), max(samples, request.samples)
+        if len(self._told) > MAX_TOLD:
+            del self._told[next(iter(self._told))]
 
 
 def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
@@ -103,8 +124,12 @@ def missing_samples(group: tuple[str, dict[str, list[Any]]]) -> Iterator[Any]:
     missing = sorted(set(range(samples)).difference(row.sample for row in rows))
     if missing:
         known = [row for row in every if row.step and row.sample in missing]
-        yield msgspec.structs.replace(request, known=known) if known else request, missing
+        there = {row.key for row in every}
+        begun = [row for key, row in sorted(furthest(group[1]["begun"]).items()) if key not in there]
+        begun = [row for row in begun if row.sample in missing]
+        more = {name: found for name, found in (("known", known), ("begun", begun)) if found}
+        yield msgspec.structs.replace(request, **more) if more else request, missing
     tokens = sum(row.thought_tokens for row in rows)
     counts = {"generations": samples, "found": len(rows), "thought_tokens_found": tokens}
-    empty = sum(not row.text for row in rows)
-    yield beam.pvalue.TaggedOutput(COUNTS, counts | ({"empty": empty} if empty else {}))
+    seldom = {"empty": sum(not row.text for row in rows), "continued": sum(row.continued > 0 for row in rows)}
+    yield beam.pvalue.TaggedOutput(COUNTS, counts | {name: number for name, number in seldom.items() if number})

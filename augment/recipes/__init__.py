@@ -9,14 +9,13 @@ its file, as in `recipe: "my_recipe.py:name"`.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from functools import lru_cache
 from typing import Any
 
 from augment.recipes.protocol import Recipe
 from sharding.errors import RequestError
-from sharding.own_code import code_digest, load_file
+from sharding.own_code import code_digest, load_named
 
 SINGLE = "single"
 """The recipe of one call, which is made without walking any: its keys are those of the prompt."""
@@ -46,17 +45,16 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         RequestError: there is no such recipe, or it is no async function of two arguments.
     """
-    where, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
-    if not colon:
+    full = BUILT_IN.get(name, name)
+    if ":" not in full:
         raise RequestError(
             f"budget.tiers.N.recipe: {name!r} is none of {', '.join([SINGLE, *BUILT_IN])}; one of your own is named as "
             '"file.py:name" or "module:name"'
         )
+    found = load_named(full, "recipe", "budget.tiers.N.recipe")
     try:
-        module = load_file(where, "recipe") if where.endswith(".py") else importlib.import_module(where)
-        found = getattr(module, attribute)
         recipe: Any = found() if inspect.isclass(found) else found
-    except (ImportError, OSError, AttributeError, SyntaxError, TypeError) as error:
+    except TypeError as error:
         raise RequestError(f"budget.tiers.N.recipe: {name!r} can't be loaded: {error}") from error
     if not inspect.iscoroutinefunction(recipe if inspect.isfunction(recipe) else vars(type(recipe)).get("__call__")):
         raise RequestError(f"budget.tiers.N.recipe: {name!r} is no async function of (segment, generate)")

@@ -79,6 +79,7 @@ class Call:
         model: name of one of `models`.
         temperature, top_p: where they are not those of `sampling`.
         wants: the thought, or the answer that follows it; a call that wants an answer isn't ended with the thinking.
+        about: what its prompt shows as {text}; None: the run's segment.
         slots: slot of the prompt → text.
         made_from: keys of the calls that it was made from.
     """
@@ -93,6 +94,7 @@ class Call:
     wants: Wants
     slots: Mapping[str, str]
     made_from: tuple[str, ...]
+    about: str | None = None
 
     def __await__(self) -> Generator[tuple[Call, ...], tuple[Made, ...], Made]:
         return (yield (self,))[0]
@@ -176,6 +178,7 @@ class Generate:
         temperature: float | None = None,
         top_p: float | None = None,
         wants: Wants = "thought",
+        about: str | None = None,
         made_from: Iterable[Made] | None = None,
         **slots: Made | str,
     ) -> Call:
@@ -186,6 +189,7 @@ class Generate:
             prompt: name or path of a template; None: the tier's.
             share: of what is left, for its cap.
             max_tokens: its cap, in place of a share; never more than is left.
+            about: another text in the segment's place.
             made_from: the calls that plain texts in `slots` come from; None: all that have ended.
             slots: slot of the prompt → what fills it.
 
@@ -220,6 +224,7 @@ class Generate:
             wants=wants,
             slots={name: one.text if isinstance(one, Made) else one for name, one in sorted(slots.items())},
             made_from=tuple(sorted({made.key for made in made_from})),
+            about=about,
         )
         self._asked[step] = call.number + 1
         self._reserved[call] = cap

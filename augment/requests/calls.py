@@ -70,10 +70,6 @@ class RecipePlanner:
         assert found is not None
         return found
 
-    def expected_tokens(self, tier: str) -> float:
-        """What a run of a tier's recipe is expected to take, all calls together."""
-        return self._planner.tier(tier).expected_tokens
-
     def prompt_version(self, request: Request) -> str:
         """The version of the prompt that a request names: the tier's."""
         return self._planner.builder(request.model, request.prompt).template.version
@@ -90,9 +86,8 @@ class RecipePlanner:
         """
         planner = self._planner
         builder = planner.builder(call.model, call.prompt, tuple(call.slots))
-        prompt = builder.build(
-            request.text, request.context, request.focus, max_tokens=call.max_tokens, fillings=call.slots
-        )
+        text = request.text if call.about is None else call.about
+        prompt = builder.build(text, request.context, request.focus, max_tokens=call.max_tokens, fillings=call.slots)
         thinks = call.wants == "thought"
         closing = make_closing(planner.closing, call.max_tokens, builder.encode(planner.closing.phrase))
         asked: dict[str, Any] = {
@@ -143,6 +138,7 @@ class RecipePlanner:
             step=call.step,
             made_from=list(call.made_from),
             wants=call.wants,
+            continued=generation.continued,
         )
 
 
@@ -176,4 +172,5 @@ def outcome_row(request: Request, sample: int, end: End, calls: Sequence[LedgerR
         wall_s=sum(row.wall_s for row in calls),
         finished_at=last.finished_at,
         made_from=sorted(row.key for row in calls),
+        continued=sum(row.continued for row in calls),
     )

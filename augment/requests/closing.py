@@ -102,4 +102,5 @@ def join_closing(request: GenerationRequest, first: Generation, second: Generati
         forced=True,
         unseen_tokens=first.unseen_tokens + second.unseen_tokens,
         model=second.model or first.model,
+        continued=first.continued,
     )

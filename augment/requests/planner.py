@@ -18,11 +18,12 @@ from augment.engines.config import ModelConfig, SamplingConfig
 from augment.engines.protocol import Closing, Generation, GenerationRequest
 from augment.recipes.protocol import LEAST_TOKENS, RecipeRequest
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
+from augment.requests.contexts import Contexts, NoContext
 from augment.requests.dialects import Dialect
 from augment.requests.keys import make_request, request_key, what_decides_text
 from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
 from augment.requests.recipes import recipe_key, step_models, step_prompts
-from augment.requests.tiers import SegmentChoices, TierRequest
+from augment.requests.tiers import RETRIEVED, ContractionRequest, IndexRequest, SegmentChoices, TierRequest
 from sharding.models.store import is_commit
 from sharding.models.tokenizer import UnencodableText, load_tokenizer
 from sharding.records.types import LedgerRow, Quarantined, Request, ScoredSegment, sample_key
@@ -31,6 +32,9 @@ CONTEXT_TOKENS = 2048
 """How much of the document before a segment its prompt may show, in training tokens (TPT, arXiv 2509.20186)."""
 
 EXCERPT_CHARACTERS = 400
+
+_PLAIN = Contexts()
+"""Nothing but the document itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class TracePlanner:
         models: the models that some tier uses, by their name in the config.
         sampling, closing: the sections of the config.
         tokenizer: name of the training tokenizer.
+        contraction: how documents are contracted; None where no tier shows a contraction.
+        index: what passages are found in; None where no tier shows any.
     """
 
     tiers: tuple[TierRequest | None, ...]
@@ -49,6 +55,8 @@ class TracePlanner:
     sampling: SamplingConfig
     closing: ClosingConfig
     tokenizer: str
+    contraction: ContractionRequest | None = None
+    index: IndexRequest | None = None
     _builders: dict[tuple[str, str, tuple[str, ...]], PromptBuilder] = field(
         default_factory=dict, init=False, compare=False
     )
@@ -61,6 +69,12 @@ class TracePlanner:
         for name in self.models:
             self.decides(name)
         return {**self.__dict__, "_builders": {}, "_closings": {}}
+
+    def with_tiers(self, *tiers: TierRequest | None) -> TracePlanner:
+        """The same with other tiers, which show the document alone; it knows of the models what this one knows."""
+        made = dataclasses.replace(self, tiers=tiers, contraction=None, index=None)
+        made._decides.update(self._decides)
+        return made
 
     def decides(self, name: str) -> dict[str, Any]:
         """`what_decides_text` of a model, asked once and carried to every worker: a key is the same on all of them.
@@ -86,15 +100,18 @@ class TracePlanner:
         self,
         segments: Sequence[ScoredSegment],
         choices: SegmentChoices,
+        contexts: Contexts = _PLAIN,
     ) -> Iterator[Request | Quarantined]:
         """The requests of one document's segments, in order; none for segments that are skipped.
 
-        A segment that the generator's tokenizer can't spell is quarantined; it stays in the corpus, without thoughts.
+        A segment that the generator's tokenizer can't spell, or that has no contraction where its tier shows one, is
+        quarantined; it stays in the corpus, without thoughts.
         A prompt shows nothing of what its segment holds back: not in the text, and not among the hard spans.
 
         Args:
             segments: all segments of the document, in order.
             choices: what was decided of each of them.
+            contexts: what there is to show of the document beside them.
         """
         tokenizer = load_tokenizer(self.tokenizer)
         before = np.empty(0, tokenizer.dtype)
@@ -104,14 +121,15 @@ class TracePlanner:
             if tier is not None and shown_tokens:
                 shown = first_tokens(segment, shown_tokens)
                 text = tokenizer.decode(shown.input_ids)
-                context = tokenizer.decode_bytes(before).decode(errors="ignore")
                 builder = self._builder(tier)
-                focus = choices.focus(shown, text) if builder.uses("focus") or tier.recipe is not None else ()
+                names_spans = builder.uses("focus") or tier.recipe is not None or RETRIEVED in tier.context
+                focus = choices.focus(shown, text) if names_spans else ()
                 # The calls of a recipe have caps of their own: here the prompt has to be one at all.
                 cap = tier.max_tokens if tier.recipe is None else LEAST_TOKENS
                 try:
+                    context = contexts.of(tier, segment, tokenizer.decode_bytes(before).decode(errors="ignore"), focus)
                     prompt = builder.build(text, context, focus, max_tokens=cap)
-                except UnencodableText as error:
+                except (UnencodableText, NoContext) as error:
                     yield Quarantined(
                         stage="augment",
                         origin=segment.segment_id,
@@ -203,6 +221,7 @@ class TracePlanner:
             prompt_tokens=request.prompt_tokens,
             wall_s=wall_s,
             finished_at=finished_at,
+            continued=generation.continued,
         )
 
     def tier(self, name: str) -> TierRequest:
@@ -248,6 +267,8 @@ class TracePlanner:
             if tier.recipe is not None
             for prompt in step_prompts(tier.recipe).values()
         }
+        if self.contraction is not None:
+            of_steps[self.contraction.prompt] = load_template(self.contraction.prompt).version
         return of_steps | found
 
     def describe(self) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,28 @@ from typing import Protocol
 from augment.recipes.protocol import RecipeRequest
 from sharding.records.types import ScoredSegment
 
+FULL, CONTRACTION, RETRIEVED = "full", "contraction", "retrieved"
+"""What a prompt may show beside its segment: as much of the document before it as fits, a contraction of all of that,
+passages from elsewhere."""
+
+PASSAGE_CHARACTERS = 1000
+"""A passage has so many at most, about 250 tokens of English."""
+
+MOST_PASSAGES = 8
+"""With more of them there would be no room for anything else that a prompt shows."""
+
+CONTRACTIONS = "contractions"
+"""What stands beside a document that was contracted: of it up to and with each segment, from the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractionRequest:
+    """How documents are contracted: by which model and prompt, to how many of its tokens at most."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class TierRequest:
@@ -17,6 +39,8 @@ class TierRequest:
     Attributes:
         recipe: of several calls; None: a generation is one call.
         max_tokens, expected_tokens: of a generation; of a recipe, of all calls of a run together.
+        context: what its prompts show beside the segment.
+        passages: how many passages from elsewhere, where they show such.
     """
 
     tier: str
@@ -27,6 +51,16 @@ class TierRequest:
     min_tokens: int
     expected_tokens: float
     recipe: RecipeRequest | None = None
+    context: tuple[str, ...] = (FULL,)
+    passages: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRequest:
+    """Which index passages are found in: where its `index.json` is, and its digest."""
+
+    url: str
+    digest: str
 
 
 class SegmentChoices(Protocol):

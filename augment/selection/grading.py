@@ -14,15 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
-from augment.feeding.feeder import Feeder
-from augment.feeding.recipe_runs import Asked, Counted, Outcome, RecipeRuns
-from augment.feeding.tickets import Completed, Result
-from augment.feeding.worker import Worker, WorkOrder, begin_bundle
+from augment.feeding.recipe_bundle import RecipeBundle
+from augment.feeding.recipe_runs import Counted, Ended
+from augment.feeding.worker import WorkOrder
 from augment.recipes.judging import grading, knock_out
 from augment.recipes.protocol import Made, Recipe, RecipeRequest
-from augment.requests.calls import RecipePlanner
 from augment.requests.planner import TracePlanner
 from augment.selection.candidates import JudgedSegment
 from augment.selection.values.judge import JudgeConfig
@@ -62,9 +59,7 @@ class Grader:
 
     def __init__(self, grading: Grading) -> None:
         self._grading = grading
-        self._planner = RecipePlanner(grading.planner)
-        self._feeder: Feeder | None = None
-        self._worker: Worker | None = None
+        self._bundle = RecipeBundle(grading.planner, grading.judge.model, grading.feeding, grading.order)
         self._waiting: dict[tuple[str, str], tuple[_Waiting, list[Candidate]]] = {}  # by segment and run
 
     def begin(self) -> None:
@@ -73,12 +68,7 @@ class Grader:
         Raises:
             MillError: the run was stopped.
         """
-        self._worker = begin_bundle(self._grading.order)
-        name = self._grading.judge.model
-        model = self._grading.planner.model(name)
-        self._feeder = registry.acquire(model, self._grading.feeding, job=self._grading.order.run_id, name=name)
-        self._ticket = self._feeder.ticket(self)
-        self._runs = RecipeRuns(self._planner, self._worker)
+        self._bundle.begin()
 
     def take(self, segment: JudgedSegment) -> Iterator[JudgedSegment | dict[str, int]]:
         """Ask for the verdicts on a segment; the segments that are graded by now, and counts."""
@@ -92,10 +82,8 @@ class Grader:
         for group in groups:
             request = self._request(segment, group)
             self._waiting[request.segment_id, group[0].key] = (waiting, group)
-            walk = self._runs.walk(self._asked(len(group)), request, self._recipe(group))
-            yield from self._outcomes(self._runs.start(request, group[0].sample, walk, segment.known, compose=False))
-        for result in self._ticket.take():
-            yield from self._outcomes(self._runs.take(result))
+            asked, recipe = self._asked(len(group)), self._recipe(group)
+            yield from self._outcomes(self._bundle.start(request, group[0].sample, asked, recipe, segment.known))
 
     def finish(self) -> Iterator[JudgedSegment | dict[str, int]]:
         """The rest, as their verdicts come; all of them are durable then.
@@ -103,23 +91,11 @@ class Grader:
         Raises:
             MillError: the engine failed for good, or the store refused.
         """
-        assert self._worker is not None
-        for result in self._ticket.drain():
-            yield from self._outcomes(self._runs.take(result))
-        self._worker.flush()
+        yield from self._outcomes(self._bundle.finish())
 
     def leave(self) -> None:
         """End the bundle, well or not. Safe to call twice."""
-        if self._feeder is not None and self._worker is not None:
-            registry.release(self._feeder)
-            self._worker.end()
-            self._feeder = None
-
-    def keep(self, result: Result) -> None:
-        """Take a verdict to the ledger, on the feeder's thread."""
-        assert self._worker is not None
-        if isinstance(result, Completed):
-            self._worker.keep(result.context.row(self._planner, result))
+        self._bundle.leave()
 
     def _asked(self, number: int) -> RecipeRequest:
         """A cap that all verdicts on so many candidates stay below."""
@@ -153,11 +129,8 @@ class Grader:
             text=segment.source_text,
         )
 
-    def _outcomes(self, outcomes: Iterator[Outcome]) -> Iterator[JudgedSegment | dict[str, int]]:
+    def _outcomes(self, outcomes: Iterator[Counted | Ended]) -> Iterator[JudgedSegment | dict[str, int]]:
         for outcome in outcomes:
-            if isinstance(outcome, Asked):
-                self._ticket.submit(outcome.planned.generation, outcome.pending)
-                continue
             if isinstance(outcome, Counted):
                 found, now = (outcome.tokens, 0) if outcome.found else (0, outcome.tokens)
                 yield {"judge_calls": 1, "judge_tokens_found": found, "judge_tokens_now": now}

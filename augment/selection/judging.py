@@ -10,7 +10,7 @@ import numpy as np
 from augment.selection.benchmarks.index import BenchmarkIndex, load_index
 from augment.selection.candidates import AskedSegment, JudgedSegment, StepText, trace_of
 from augment.selection.config import SelectConfig
-from augment.selection.gates.gate import Gate, Subject, Words
+from augment.selection.gates.gate import Gate, Subject, source_words
 from augment.selection.gates.leaked_sentences import without_leaked_opening
 from sharding.hashing import fingerprint
 from sharding.models.tokenizer import TextTokenizer
@@ -106,7 +106,7 @@ class Judge:
         Args:
             steps: the calls that a recipe has made for them.
         """
-        source_line = Words(asked.source_text).line if candidates else ""
+        source_line = source_words(asked.source_text).line if candidates else ""
         judged = [
             judge(
                 self._without_opening(candidate, source_line),

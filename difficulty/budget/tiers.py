@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from difficulty.budget.prices import ModelPrice, Unit, cost_of
 from difficulty.budget.stopping import StopConfig
 from sharding.config import STRICT
-from sharding.errors import RequestError
 
 HALF_RESOLUTION_TOKENS = 2048.0
 """Thinking tokens expected to resolve half of a segment's difficulty: an assumption, at the scale of the traces that
 thinking augmented pre-training uses (arXiv 2509.20186: at most 8k tokens on at most 2k of context)."""
 
-Unit = Literal["tokens", "dollars", "gpu_hours"]
+Context = Literal["full", "contraction", "retrieved"]
+
+DEFAULT_PASSAGES = 4
+
+LEAST_CONTRACTION_TOKENS, CONTRACTION_TOKENS = 64, 256
+"""With fewer than the first a contraction can't say what a document is about, and what in it holds from here on."""
 
 NUMBERS = ("thinking_tokens", "thinking_tokens_per_source_token", "dollars", "gpu_hours")
 """Keys of a budget that hold its number, of which it has one."""
@@ -56,18 +61,6 @@ def margin_in_words(unit: Unit, marginal_nats: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelPrice:
-    """What a generated token of a model costs. A field is needed only for a budget in its unit."""
-
-    dollars_per_million_tokens: float | None = Field(
-        default=None, gt=0, description="Dollars per million generated tokens, the prompts' share included."
-    )
-    tokens_per_gpu_second: float | None = Field(
-        default=None, gt=0, description="Generated tokens per second and GPU under full load."
-    )
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class StepConfig:
     """What a step of a recipe asks for where it isn't what the recipe or the tier says."""
 
@@ -101,6 +94,18 @@ class TierConfig:
     steps: dict[str, StepConfig] = Field(
         default_factory=dict, description="Steps of the recipe that ask for something else, by their names."
     )
+    context: Context | tuple[Context, ...] = Field(
+        default="full",
+        description="What its prompts show beside the segment: full, as much of the document before it as fits; "
+        "contraction, what a model has made of all of that in at most budget.contraction_tokens; retrieved, passages "
+        "from elsewhere; or a list of one of the first two and retrieved.",
+    )
+    passages: int = Field(
+        default=DEFAULT_PASSAGES,
+        gt=0,
+        le=8,
+        description="How many passages its prompts show, where its context is retrieved.",
+    )
     expected_tokens: float | None = Field(
         default=None, gt=0, description="Tokens one generation takes on average; by default the cap, a plan's ceiling."
     )
@@ -114,10 +119,17 @@ class TierConfig:
             optional = ("prompt", "max_tokens", "expected_tokens", "expected_resolution")
             extra = [name for name in optional if getattr(self, name) is not None]
             extra += ["min_tokens"] * (self.min_tokens > 0) + ["samples"] * (self.samples > 1)
-            extra += ["recipe"] * (self.recipe != "single")
+            extra += ["recipe"] * (self.recipe != "single") + ["context"] * (self.context != "full")
+            extra += ["passages"] * (self.passages != DEFAULT_PASSAGES)
             if extra:
                 raise ValueError(f"tier {self.name} has {', '.join(extra)} but no model; to skip, leave all out")
             return self
+        if not self.contexts or len(set(self.contexts)) != len(self.contexts):
+            raise ValueError(f"tier {self.name}: context {list(self.contexts)} is empty, or names something twice")
+        if {"full", "contraction"} <= set(self.contexts):
+            raise ValueError(f"tier {self.name}: context is full or contraction, not both: one stands for the other")
+        if self.passages != DEFAULT_PASSAGES and "retrieved" not in self.contexts:
+            raise ValueError(f"tier {self.name} has passages, and a context without retrieved")
         if self.recipe == "single":
             defaults: tuple[tuple[str, Any], ...] = (("rounds", 1), ("drafts", 3), ("steps", {}))
             if unused := [name for name, default in defaults if getattr(self, name) != default]:
@@ -134,6 +146,11 @@ class TierConfig:
                 f"min_tokens {self.min_tokens} and max_tokens {cap}"
             )
         return self
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """`context` as a list, in the order in which a prompt shows them."""
+        return (self.context,) if isinstance(self.context, str) else self.context
 
     @property
     def skips(self) -> bool:
@@ -173,23 +190,7 @@ class TierConfig:
         """
         if self.model is None:
             return 0.0
-        if unit == "tokens":
-            return self.tokens_per_segment
-        field = "dollars_per_million_tokens" if unit == "dollars" else "tokens_per_gpu_second"
-        found = {name: getattr(prices.get(name, ModelPrice()), field) for name in self.models}
-        needed = [_needed(price, name, self, field, unit) for name, price in found.items()]
-        if unit == "dollars":
-            return self.tokens_per_segment * max(needed) / 1e6
-        return self.tokens_per_segment / min(needed) / 3600
-
-
-def _needed(price: float | None, model: str, tier: TierConfig, field: str, unit: Unit) -> float:
-    if price is None:
-        raise RequestError(
-            f"models.{model}.{field}: not set, but a budget in {unit} needs it for tier {tier.name}; "
-            f"set it, or give the budget as thinking_tokens"
-        )
-    return price
+        return cost_of(self.tokens_per_segment, self.models, unit, prices, f"tier {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -209,6 +210,22 @@ class BudgetConfig:
     gpu_hours: float | None = Field(default=None, gt=0, description="The budget in GPU-hours.")
     tiers: tuple[TierConfig, ...] = Field(min_length=1, description="The tiers, in any order.")
     fixed_tier: str | None = Field(default=None, description="Name of the tier for all, under policy fixed.")
+    contraction_model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the entry of `models` that contracts documents, a cheap one.",
+    )
+    contraction_tokens: int = Field(
+        default=CONTRACTION_TOKENS,
+        ge=LEAST_CONTRACTION_TOKENS,
+        le=2048,
+        description="Cap on the tokens of a contraction, each of which counts in the budget.",
+    )
+    contraction_prompt: str = Field(
+        default="contract",
+        min_length=1,
+        description="Name of the prompt template of contractions; its slots beside {text}: {contraction}, {words}.",
+    )
     pilot_segments: int | None = Field(
         default=None,
         gt=0,
@@ -238,9 +255,41 @@ class BudgetConfig:
             raise ValueError(f"policy fixed needs fixed_tier, one of {', '.join(names)}; got {self.fixed_tier}")
         if self.policy != "fixed" and self.fixed_tier is not None:
             raise ValueError(f"fixed_tier {self.fixed_tier} is set, but policy is {self.policy}")
+        contracting = [tier.name for tier in self.tiers if "contraction" in tier.contexts]
+        if contracting and self.contraction_model is None:
+            raise ValueError(
+                f"tier {contracting[0]} shows a contraction: name the model that writes it in contraction_model"
+            )
+        if not contracting and self.contraction_model is not None:
+            raise ValueError(
+                f"contraction_model {self.contraction_model} is set, but no tier shows a contraction: set the context "
+                "of one to contraction, or leave contraction_model out"
+            )
         if self.policy != "learned" and self.pilot_segments is not None:
             raise ValueError(f"pilot_segments {self.pilot_segments} is set, but policy is {self.policy}")
         return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are asked: those of the tiers, and the one that contracts documents."""
+        named = [name for tier in self.tiers for name in tier.models]
+        return tuple(dict.fromkeys([*named, *([self.contraction_model] if self.contraction_model else [])]))
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether a tier shows passages from elsewhere."""
+        return any("retrieved" in tier.contexts for tier in self.tiers)
+
+    def contraction_spend(self, segments: float, documents: float, prices: Mapping[str, ModelPrice]) -> float:
+        """What the contractions of so many documents take at most, in `unit`: of each all segments but the last.
+
+        Raises:
+            RequestError: the unit needs a price that the model which contracts doesn't have.
+        """
+        if self.contraction_model is None:
+            return 0.0
+        tokens = max(0.0, segments - documents) * self.contraction_tokens
+        return cost_of(tokens, [self.contraction_model], self.unit, prices, "contractions")
 
     @property
     def key(self) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.ablation.result import Ablation
 from pipelines.ablation.verdict import Reached, in_words
-from pipelines.terminal import counted
+from pipelines.terminal import counted, number
 
 
 def render(found: Ablation) -> list[Table | Text]:
@@ -25,6 +23,12 @@ def sentences(found: Ablation) -> list[str]:
         f"Student: {found.model}; {counted(found.parameters, 'parameter')}, {counted(seeds, 'seed')}. "
         f"Target: {found.verdict.metric} {target_in_words(found)}."
     ]
+    bounds = [one.bound for one in found.verdict.ratios]
+    if untold := bounds.count("unknown"):
+        said.append(
+            f"{untold} of {counted(len(bounds), 'ratio')} between arms can't be told and are left out, since too few "
+            "students reached the target."
+        )
     if found.dose is not None:
         dose = found.dose
         end = (
@@ -72,7 +76,7 @@ def reached_rows(found: Ablation) -> tuple[tuple[str, ...], list[tuple[str, ...]
         last = sum(one.last.values()) / len(one.last)
         rows.append(
             (
-                one.arm, f"{arm.tokens:,}", f"{arm.epochs:.2f}", f"{share:.1%}", _mean(one), ", ".join(_each(one)),
+                one.arm, f"{arm.tokens:,}", f"{arm.epochs:.2f}", f"{share:.1%}", _mean(one), _each(one),
                 f"{last:.4g}",
             )
         )  # fmt: skip
@@ -82,7 +86,7 @@ def reached_rows(found: Ablation) -> tuple[tuple[str, ...], list[tuple[str, ...]
 def ratio_rows(found: Ablation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows: how many times fewer tokens one arm takes than another."""
     header = ("fewer tokens", "than", "times (95% interval over seeds)")
-    return header, [(one.arm, one.other, in_words(one)) for one in found.verdict.ratios]
+    return header, [(one.arm, one.other, in_words(one)) for one in found.verdict.ratios if one.bound != "unknown"]
 
 
 def _mean(one: Reached) -> str:
@@ -92,9 +96,9 @@ def _mean(one: Reached) -> str:
     return f"not reached by {len(one.tokens) - len(reached)} of {len(one.tokens)}"
 
 
-def _each(one: Reached) -> Iterator[str]:
-    for tokens in one.tokens.values():
-        yield "never" if tokens is None else f"{tokens:,.0f}"
+def _each(one: Reached) -> str:
+    each = ["never" if tokens is None else number(tokens) for tokens in one.tokens.values()]
+    return each[0] if set(each) == {"never"} else ", ".join(each)
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:

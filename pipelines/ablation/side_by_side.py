@@ -40,13 +40,19 @@ def train_all(
     Raises:
         RequestError, MillError: as `train`; the other runs are ended, and go on from their checkpoints the next time.
     """
-    if at_once == 1 or len(trainings) == 1:
-        from pipelines.ablation.training import train
+    from pipelines.ablation.training import finished, train
 
-        for training in trainings:
+    waiting = []
+    for training in trainings:  # without a process for each of them
+        if (found := finished(training)) is not None:
+            on_step(training, found.tokens)
+        else:
+            waiting.append(training)
+    if at_once == 1 or len(waiting) == 1:
+        for training in waiting:
             train(training, lambda tokens, training=training: on_step(training, tokens))  # type: ignore[misc]
         return
-    waiting, free = list(trainings), list(range(at_once))
+    free = list(range(at_once))
     children: list[_Child] = []
     try:
         while waiting or children:

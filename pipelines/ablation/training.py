@@ -75,14 +75,11 @@ def train(training: Training, on_step: Callable[[int], None] = lambda tokens: No
         RequestError: the config doesn't fit the shards.
         MillError: the shards are unreadable, an evaluator failed, or the loss is no longer a number.
     """
+    if (found := finished(training)) is not None:
+        on_step(found.tokens)
+        return found
     torch.set_num_threads(training.config.threads)
     run = _Run(training)
-    found = curves.read(training.folder)
-    if found is not None:
-        curves.check(found, training.identity)
-        if found.done and found.tokens == run.points[-1]:
-            on_step(found.tokens)
-            return found
     run.restore()
     run.ask_if_due()
     saved_at = time.monotonic()
@@ -93,6 +90,20 @@ def train(training: Training, on_step: Callable[[int], None] = lambda tokens: No
             run.save()
             saved_at = time.monotonic()
     return run.curve()
+
+
+def finished(training: Training) -> Curve | None:
+    """The curve of a student on whom nothing is left to train; None of any other.
+
+    Raises:
+        MillError: what is there is of another config or corpus.
+    """
+    found = curves.read(training.folder)
+    if found is None:
+        return None
+    curves.check(found, training.identity)
+    step_tokens = training.config.batch_tokens // found.sequence_length * found.sequence_length
+    return found if found.done and found.tokens == points_of(training.config, step_tokens)[-1] else None
 
 
 class _Run:

@@ -19,10 +19,12 @@ from pipelines.arms.kinds import ARMS, DEFAULT_ARMS, LEARNED, RAW, arm_config
 from pipelines.arms.matching import matched
 from pipelines.arms.result import ArmResult, result_of
 from pipelines.config import MillConfig
+from pipelines.delivered import deliveries_of
 from pipelines.plan.learned import find_gain
 from pipelines.run import mill
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -60,6 +62,11 @@ def mill_arms(
     for name in arms or ():
         if name not in ARMS:
             raise RequestError(f"arms: {name!r} is not one of {', '.join(ARMS)}")
+    if deliveries_of(manifest.read(config.output, "pack")):
+        raise RequestError(
+            f"output: later deliveries have joined {config.output}, and arms of its first documents would lack them: "
+            "mill all documents into one output, and make the arms there"
+        )
     if arms is None:
         explored = find_gain(arm_config(config, LEARNED)) is not None
         arms = (*DEFAULT_ARMS, LEARNED) if explored else DEFAULT_ARMS

@@ -41,7 +41,7 @@ def matched(arm: MillConfig, uniform: ArmResult, adaptive: ArmResult) -> MillCon
     budget = float(getattr(arm.budget, number))
     for _ in range(_TRIALS):
         tried = _with_budget(arm, number, budget)
-        tiers = allocation_of(tried, histogram, scored.counts["source_tokens"]).tiers
+        tiers = allocation_of(tried, histogram, scored.counts["source_tokens"], scored.counts["documents"]).tiers
         found = sum(tier.segments * brings.get(tier.name, 0.0) for tier in tiers)
         if not found or abs(found - wanted) <= MATCHED_WITHIN * wanted:
             break

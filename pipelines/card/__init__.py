@@ -21,6 +21,7 @@ from pipelines.card import croissant
 from pipelines.card.facts import ABOUT, facts_of
 from pipelines.card.front_matter import front_matter
 from pipelines.card.markdown import listing, table
+from pipelines.delivered import whole_stages
 from pipelines.secrets import published
 from sharding import storage
 from sharding.storage.manifest import Manifest
@@ -30,9 +31,13 @@ from sharding.storage.output import Output
 def write(output: str, stages: Mapping[str, Manifest]) -> None:
     """Write the card and the Croissant description into the output.
 
+    Args:
+        stages: the four manifests; what was delivered later is counted in.
+
     Raises:
-        MillError: the store refused.
+        MillError: the store refused, or a manifest of a delivery is missing.
     """
+    stages = whole_stages(output, stages)
     storage.write_bytes(Output(output).card, render(stages, result.of_corpus(output, stages)).encode())
     told = {name: published(_as_stored(stage)) for name, stage in stages.items()}
     described = json.dumps(croissant.describe(told, ABOUT), indent=2, ensure_ascii=False) + "\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.card.front_matter import has_loss_mask, shard_pattern, splits
+from pipelines.card.front_matter import has_loss_mask, shard_patterns, splits
 from pipelines.card.training_content import responsible
 from sharding import records
 from sharding.records.families import ROWS
@@ -110,9 +110,10 @@ def describe(stages: Mapping[str, Manifest], about: str) -> dict[str, Any]:
                     "name": f"{split}-shards",
                     "description": f"The shards of the split {split}.",
                     "encodingFormat": ARROW_STREAM,
-                    "includes": shard_pattern(packed, split),
+                    "includes": patterns[0] if len(patterns) == 1 else patterns,
                 }
                 for split in splits(packed)
+                for patterns in [shard_patterns(packed, split)]
             ),
         ],
         "recordSet": [_record_set(packed, split) for split in splits(packed)],

@@ -11,10 +11,11 @@ from pipelines.ablation.result import Ablation
 from pipelines.ablation.show import ratio_rows, reached_rows, sentences
 from pipelines.card.difficulty import of_difficulty
 from pipelines.card.front_matter import splits
-from pipelines.card.generation import of_generation
+from pipelines.card.generation import contexts, of_generation
 from pipelines.card.markdown import share
 from pipelines.card.packing import column_rows, packing_rows
 from pipelines.card.training_content import training_content
+from pipelines.delivered import deliveries_of
 from sharding.storage.manifest import STAGES, Manifest
 
 REHEARSAL_NOTICE = "rehearsal: not for training"
@@ -48,8 +49,10 @@ def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -
         "rehearsal": REHEARSAL_NOTICE if packed.rehearsal else "",
         "numbers": list(_numbers(scored.counts, packed)),
         **_of_sources(scored),
+        "deliveries": list(_deliveries(packed)),
         **of_difficulty(scored),
         **of_generation(augmented),
+        "contexts": contexts(augmented, selected),
         **_of_selection(selected),
         "shuffled": selected.facts.get("shuffled", False),
         "ablation": ablation and _ablation(ablation),
@@ -99,6 +102,16 @@ def _numbers(scored: Mapping[str, int], packed: Manifest) -> Iterator[tuple[str,
     for name, count in names.items():
         if name in always or counts.get(count, 0):
             yield name, f"{always.get(name) or counts.get(count, 0):,}"
+
+
+def _deliveries(packed: Manifest) -> Iterator[tuple[str, ...]]:
+    """What each later delivery brought, and what of it was in the corpus already."""
+    for delivery in deliveries_of(packed):
+        names = (
+            *("score/documents", "score/source_tokens", "augment/generations", "select/kept", "pack/rows"),
+            *("score/documents_delivered_before", "score/duplicates_of_earlier", "score/near_copies_of_earlier"),
+        )
+        yield str(delivery.number), *(f"{delivery.told.get(name, 0):,}" for name in names)
 
 
 def _of_sources(scored: Manifest) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def front_matter(packed: Manifest) -> str:
             {
                 "config_name": "default",
                 "default": True,
-                "data_files": [{"split": split, "path": shard_pattern(packed, split)} for split in splits(packed)],
+                "data_files": [
+                    {"split": split, "path": _one_or_all(shard_patterns(packed, split))} for split in splits(packed)
+                ],
             }
         ],
         dataset_info={
@@ -91,10 +93,18 @@ def features(packed: Manifest) -> list[dict[str, Any]]:
     return [columns[name] for name in schema.names]
 
 
-def shard_pattern(packed: Manifest, split: str) -> str:
-    """A pattern for the shards of a split, their number in it: shards of another run in the folder don't match."""
-    name = next(entry.name for entry in packed.files["shards"] if rows.split_of(entry) == split)
-    return f"data/{split}-*-of-{name.rpartition('-of-')[2]}"
+def shard_patterns(packed: Manifest, split: str) -> list[str]:
+    """Patterns for the shards of a split, their number in them: shards of another run in the folder don't match.
+
+    One for the first documents, and one for each delivery that has joined them.
+    """
+    names = [entry.name for entry in packed.files["shards"] if rows.split_of(entry) == split]
+    ends = [(name.rpartition(f"{split}-")[0], name.rpartition("-of-")[2]) for name in names]
+    return [f"{folder}{split}-*-of-{end}" for folder, end in dict.fromkeys(ends)]
+
+
+def _one_or_all(patterns: list[str]) -> str | list[str]:
+    return patterns[0] if len(patterns) == 1 else patterns
 
 
 def _split_info(packed: Manifest, split: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from augment.selection.account import in_words
 from difficulty.budget.tiers import margin_in_words
 from sharding.storage.manifest import Manifest
 
@@ -42,6 +43,7 @@ def of_generation(augmented: Manifest) -> dict[str, Any]:
             )
             for tier in made["tiers"]
         ],
+        "contraction": contraction(augmented),
         "expected_gain": expected_gain(made),
         "cut_points": [f"{nats:,.1f}" for nats in made.get("cut_points_nats", [])],
     }
@@ -75,6 +77,49 @@ def forecast(augmented: Manifest) -> str:
         f"Forecast by a pilot: {said['value']:,.0f} thinking tokens ({said['low']:,.0f} to {said['high']:,.0f} with "
         f"90% confidence); generated: {actual:,}{off}."
     )
+
+
+def contraction(augmented: Manifest) -> str:
+    """What contracting the documents came to; "" where no tier shows a contraction."""
+    if not (asked := augmented.facts.get("contraction")):
+        return ""
+    calls, tokens = (
+        sum(augmented.counts.get(f"{what}_{when}", 0) for when in ("found", "now"))
+        for what in ("contractions", "contraction_tokens")
+    )
+    failed = augmented.counts.get("segments_without_contraction", 0)
+    return (
+        f"{calls:,} contractions by `{asked['contraction_model']}`, of at most {asked['contraction_tokens']:,} tokens "
+        f"each: {tokens:,} tokens, which count in the budget and not among the thinking tokens"
+        + (f"; {failed:,} segments went without a thought, since theirs failed" if failed else "")
+    )
+
+
+def contexts(augmented: Manifest, selected: Manifest) -> list[tuple[str, str, str, str]]:
+    """(tier, what its prompts show beside the segment, tokens of a prompt, held-out gain), to compare contexts; empty
+    where all prompts show the document as it is."""
+    shown = {tier["name"]: _shown(tier) for tier in augmented.config["budget"]["tiers"]}
+    if set(shown.values()) == {"full"}:
+        return []
+    gains = {
+        row["tier"]: row["gains"]["heldout"] for row in selected.facts["account"] if "heldout" in row.get("gains", {})
+    }
+    return [
+        (
+            tier["name"],
+            shown[tier["name"]],
+            f"{tier['prompt_tokens'] / tier['segments']:,.0f}",
+            in_words(gains[tier["name"]]) if tier["name"] in gains else "",
+        )
+        for tier in augmented.facts["tiers"]
+        if tier["generations"]
+    ]
+
+
+def _shown(tier: Mapping[str, Any]) -> str:
+    context = tier.get("context", "full")
+    parts = [context] if isinstance(context, str) else list(context)
+    return " and ".join(f"{tier['passages']} retrieved" if part == "retrieved" else part for part in parts)
 
 
 def expected_gain(made: Mapping[str, Any]) -> str:

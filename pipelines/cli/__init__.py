@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipelines import stopping
 from pipelines.cli import ablating as ablating
+from pipelines.cli import appending as appending
 from pipelines.cli import comparing as comparing
 from pipelines.cli import dropping as dropping
 from pipelines.cli import looking as looking

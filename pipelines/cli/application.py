@@ -30,6 +30,18 @@ BeamArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set budget.policy=uniform")
 ]
+DrainOption = Annotated[
+    float | None,
+    typer.Option(
+        "--drain-seconds",
+        min=0,
+        help="On SIGTERM let requests at an engine go on for so long; the same as --set feeding.drain_seconds=SECONDS.",
+    ),
+]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N", help="Worker processes of the local runner, or auto; the config's workers."),
+]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Make stages again that this output holds from another config.")
 ]

@@ -13,12 +13,14 @@ from pipelines.cli.application import (
     DEBUG,
     BeamArgument,
     ConfigArgument,
+    DrainOption,
     ForceOption,
     JsonOption,
     QuietOption,
     ReplaceOption,
     RoundOption,
     SetOption,
+    WorkersOption,
     app,
     can_go_on,
     err,
@@ -38,15 +40,27 @@ def run(
     config: ConfigArgument,
     beam_args: BeamArgument = None,
     overrides: SetOption = None,
+    workers: WorkersOption = None,
     round_number: RoundOption = 1,
     replace: ReplaceOption = False,
     force: ForceOption = False,
+    drain_seconds: DrainOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run all four stages; those that are done are skipped."""
     from sharding.storage.manifest import STAGES
 
-    _run(config, STAGES, beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
+    _run(
+        config,
+        STAGES,
+        beam_args,
+        _with_drain(overrides, drain_seconds),
+        workers,
+        round_number,
+        replace=replace,
+        force=force,
+        quiet=quiet,
+    )
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -55,12 +69,24 @@ def _stage_command(stage: str, about: str) -> None:
         config: ConfigArgument,
         beam_args: BeamArgument = None,
         overrides: SetOption = None,
+        workers: WorkersOption = None,
         round_number: RoundOption = 1,
         replace: ReplaceOption = False,
         force: ForceOption = False,
+        drain_seconds: DrainOption = None,
         quiet: QuietOption = False,
     ) -> None:
-        _run(config, (stage,), beam_args, overrides, round_number, replace=replace, force=force, quiet=quiet)
+        _run(
+            config,
+            (stage,),
+            beam_args,
+            _with_drain(overrides, drain_seconds),
+            workers,
+            round_number,
+            replace=replace,
+            force=force,
+            quiet=quiet,
+        )
 
 
 _stage_command("score", "Stage 1: cut documents into segments and score every token.")
@@ -69,11 +95,16 @@ _stage_command("select", "Stage 3: keep the traces that pass the gates.")
 _stage_command("pack", "Stage 4: pack documents and thoughts into shards.")
 
 
+def _with_drain(overrides: list[str] | None, drain_seconds: float | None) -> list[str]:
+    return [*(overrides or ()), *([] if drain_seconds is None else [f"feeding.drain_seconds={drain_seconds}"])]
+
+
 def _run(
     path: str,
     stages: tuple[str, ...],
     beam_args: list[str] | None,
     overrides: list[str] | None,
+    workers: str | None,
     round_number: int,
     *,
     replace: bool,
@@ -91,6 +122,7 @@ def _run(
     from pipelines.cli import summary
     from pipelines.run import mill
     from pipelines.watch.progress import Progress
+    from pipelines.workers import parse
 
     anything = False
 
@@ -99,7 +131,7 @@ def _run(
         progress.stage(stage if manifest is None else None)
         anything = anything or did != "nothing"
         if not quiet:
-            said = "..." if manifest is None else _told(stage, manifest, did)
+            said = "..." if manifest is None else told(stage, manifest, did)
             err.print(Text.assemble((stage, "bold"), f" {said}"), style="dim" if manifest is None else "")
             for warning in _warnings(config, stage, manifest) if manifest is not None else ():
                 err.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
@@ -109,13 +141,14 @@ def _run(
             config,
             stages=stages,
             beam_args=beam_args or (),
+            workers=None if workers is None else parse(workers),
             replace=replace,
             force=force,
             on_stage=on_stage,
             say=partial(err.print, soft_wrap=True),
         )
     if "pack" in stages:
-        _write_report(config.output, again=anything)
+        write_report(config.output, again=anything)
         out.print(summary.render(config.output, config.select.min_kept_share, config.select.diversity))
         if not anything:
             out.print("Everything was done already; nothing was run.")
@@ -144,7 +177,7 @@ def _warnings(config: MillConfig, stage: str, manifest: Manifest) -> list[str]:
     return []
 
 
-def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
+def told(stage: str, manifest: Manifest, did: Did | None) -> str:
     """What became of a stage, in words."""
     if did == "ran":
         known = (manifest.facts.get("reused") or {}).get("tokens", 0)
@@ -155,7 +188,7 @@ def _told(stage: str, manifest: Manifest, did: Did | None) -> str:
     return "was done already"
 
 
-def _write_report(output: str, *, again: bool) -> None:
+def write_report(output: str, *, again: bool) -> None:
     """Write the page about a finished run, where it isn't there or no longer true."""
     from pipelines import report
 
@@ -252,7 +285,7 @@ def arms(
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
         if manifest is not None and not quiet:
             name = f"{arm}: {stage}" if arm else stage
-            err.print(Text.assemble((name, "bold"), f" {_told(stage, manifest, did)}"))
+            err.print(Text.assemble((name, "bold"), f" {told(stage, manifest, did)}"))
 
     results = mill_arms(
         load(config, overrides),

@@ -15,6 +15,7 @@ from augment.selection.verdict import shortfall, worth
 from pipelines import report
 from pipelines.card import generation
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.delivered import deliveries_of, read_stages
 from pipelines.documents.quarantine import barren_files
 from pipelines.terminal import counted
 from pipelines.watch.files import read_drifts
@@ -30,7 +31,9 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
         min_kept_share: `select.min_kept_share`; fewer segments with a thought are a warning.
         diversity: `select.diversity`; thoughts that are more alike are one. Its defaults when absent.
     """
-    stages = {stage: manifest.require(output, stage) for stage in manifest.STAGES}
+    for stage in manifest.STAGES:
+        manifest.require(output, stage)
+    stages = {stage: made for stage, made in read_stages(output).items() if made is not None}
     scored, augmented, selected, packed = (stages[stage] for stage in manifest.STAGES)
     tokens = max(1, scored.counts["source_tokens"])
     facts = Table.grid(padding=(0, 2))
@@ -40,6 +43,9 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
     facts.add_row(
         "documents", f"{counts['documents']:,} in {counted(counts['segments'], 'segment')}{_not_taken(counts)}"
     )
+    if later := deliveries_of(packed):
+        joined = sum(delivery.told["score/documents"] for delivery in later)
+        facts.add_row("", f"{joined:,} of them in {counted(len(later), 'later delivery')}")
     for warning in barren_files(scored):
         facts.add_row("warning", Text(warning, "yellow"))
     if further := generation.further_round(augmented):
@@ -58,6 +64,14 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
+    if contracted := generation.contraction(augmented):
+        facts.add_row("contractions", contracted)
+    if compared := generation.contexts(augmented, selected):
+        said = [
+            f"{name}: shows {shows}, {length} tokens a prompt" + (f", gain {gain}" if gain else "")
+            for name, shows, length, gain in compared
+        ]
+        facts.add_row("contexts", "; ".join(said))
     if forecast := generation.forecast(augmented):
         facts.add_row("", forecast)
     if promised := generation.expected_gain(augmented.facts):

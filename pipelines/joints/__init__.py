@@ -8,12 +8,24 @@ is there at once.
 from __future__ import annotations
 
 from pipelines.joints.asking import Choices, hardest_spans, trace_planner, work_order
-from pipelines.joints.budget import TierGains, allocation_of, goes_by_gain, plain_tiers, plan_budget, prices
+from pipelines.joints.budget import (
+    CONTRACTION_KEYS,
+    TierGains,
+    allocation_of,
+    goes_by_gain,
+    plain_contraction,
+    plain_tiers,
+    plan_budget,
+    prices,
+)
+from pipelines.joints.contracting import contexts_here
 from pipelines.joints.grading import graded_here, grading_of, judge_inputs
+from pipelines.joints.retrieving import index_inputs, index_request, searched_output, with_index
 from pipelines.joints.selecting import ScorerNats, asks_scorer, contaminated_urls, select_section
 from pipelines.joints.shown import MIN_HELD_BACK_TOKENS, MIN_SHOWN_TOKENS, Holdback, holdback_of
 
 __all__ = [
+    "CONTRACTION_KEYS",
     "MIN_HELD_BACK_TOKENS",
     "MIN_SHOWN_TOKENS",
     "Choices",
@@ -23,16 +35,22 @@ __all__ = [
     "allocation_of",
     "asks_scorer",
     "contaminated_urls",
+    "contexts_here",
     "goes_by_gain",
     "graded_here",
     "grading_of",
     "hardest_spans",
     "holdback_of",
+    "index_inputs",
+    "index_request",
     "judge_inputs",
+    "plain_contraction",
     "plain_tiers",
     "plan_budget",
     "prices",
+    "searched_output",
     "select_section",
     "trace_planner",
+    "with_index",
     "work_order",
 ]

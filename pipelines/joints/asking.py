@@ -11,7 +11,7 @@ from augment.feeding.worker import WorkOrder
 from augment.recipes import SINGLE, load_recipe
 from augment.recipes.protocol import RecipeRequest, StepRequest
 from augment.requests.planner import TracePlanner
-from augment.requests.tiers import TierRequest
+from augment.requests.tiers import ContractionRequest, TierRequest
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.tiers import TierConfig
 from difficulty.surprisal import hard_spans
@@ -36,16 +36,27 @@ def trace_planner(config: MillConfig) -> TracePlanner:
             min_tokens=tier.min_tokens,
             expected_tokens=tier.expected_tokens or float(tier.max_tokens),
             recipe=recipe_request(tier),
+            context=tier.contexts,
+            passages=tier.passages if "retrieved" in tier.contexts else 0,
         )
         for tier in config.budget.tiers
     )
-    used = {name for tier in config.budget.tiers for name in tier.models}
+    used = config.budget.models
+    budget = config.budget
+    contraction = (
+        None
+        if budget.contraction_model is None
+        else ContractionRequest(
+            model=budget.contraction_model, prompt=budget.contraction_prompt, max_tokens=budget.contraction_tokens
+        )
+    )
     return TracePlanner(
         tiers=tiers,
         models={name: model for name, model in sorted(config.models.items()) if name in used},
         sampling=config.sampling,
         closing=config.closing,
         tokenizer=config.tokenizer,
+        contraction=contraction,
     )
 
 
@@ -89,6 +100,7 @@ def work_order(
         max_failed_fraction=1.0 if failing_is_counted else config.ledger.max_failed_fraction,
         max_empty_fraction=1.0 if failing_is_counted else config.ledger.max_empty_fraction,
         beats_url=beats_url,
+        drain_s=config.feeding.drain_seconds,
     )
 
 

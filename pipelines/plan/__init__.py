@@ -19,11 +19,12 @@ from pipelines.counts import planned_gain
 from pipelines.joints import Choices, TierGains, goes_by_gain, holdback_of
 from pipelines.plan import measured
 from pipelines.plan.allocations import allocation_for
-from pipelines.plan.cautions import cautions, share
+from pipelines.plan.cautions import cautions
 from pipelines.plan.chance import estimate
 from pipelines.plan.corpus import Evidence
+from pipelines.plan.costs import contraction_costs, tier_costs, total
 from pipelines.plan.evidence import gather
-from pipelines.plan.forecast import Forecast, TierForecast, forecast, shard_bytes
+from pipelines.plan.forecast import Forecast, forecast, shard_bytes
 from pipelines.plan.measured import Pilot
 from pipelines.plan.prospect import look_ahead, not_scored
 from sharding.errors import RequestError
@@ -139,13 +140,15 @@ def _to_json(
 ) -> dict[str, Any]:
     allocation = made.allocation
     interval = partial(estimate, resampled=evidence.scored is None)
-    tiers = [_tier(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
+    tiers = [tier_costs(config, tier, pilot, resampled=evidence.scored is None) for tier in made.tiers]
     for tier, planned in zip(tiers, allocation.tiers, strict=True):
         tier["expected_gain_nats"] = None if planned.gain_nats is None else planned_gain(planned)
     costs = [cost for cost in tiers if cost["model"] is not None]
-    gpu_hours = _sum([cost["_gpu_hours"] for cost in costs])
-    dollars = _sum([cost["_dollars"] for cost in costs])
-    for cost in tiers:
+    contraction = contraction_costs(config, made, pilot, resampled=evidence.scored is None)
+    contracting = [contraction] if contraction is not None else []
+    gpu_hours = total([cost["_gpu_hours"] for cost in [*costs, *contracting]])
+    dollars = total([cost["_dollars"] for cost in [*costs, *contracting]])
+    for cost in [*tiers, *contracting]:
         del cost["_gpu_hours"], cost["_dollars"]
     kept_tokens = np.sum([tier.kept_tokens for tier in made.tiers], axis=0) * (1 - config.pack.raw_fraction)
     training_tokens = (made.source_tokens + kept_tokens) * made.copies
@@ -176,6 +179,7 @@ def _to_json(
         },
         "augment": {
             "tiers": tiers,
+            "contraction": contraction,
             "tokens_in": interval(np.sum([tier.tokens_in for tier in made.tiers], axis=0)),
             "tokens_out": interval(np.sum([tier.tokens_out for tier in made.tiers], axis=0)),
             "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
@@ -222,45 +226,6 @@ def _explored(config: MillConfig, evidence: Evidence, pilot: Pilot | None) -> di
 def _keeps_nothing(config: MillConfig, pilot: Pilot) -> bool:
     """Whether selection keeps nothing of more than a handful of segments, and was not told that it may."""
     return shortfall(pilot.counts, config.select.min_kept_share) is not None and not pilot.counts[SEGMENTS_KEPT]
-
-
-def _tier(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resampled: bool) -> dict[str, Any]:
-    interval = partial(estimate, resampled=resampled)
-    model = config.models[tier.model] if tier.model is not None else None
-    rate = model.tokens_per_gpu_second if model else None
-    rate_from = "stated" if rate else None
-    if model is not None and rate is None and pilot is not None and model.engine != "endpoint":
-        rate = pilot.tokens_per_second.get(tier.model or "")
-        rate_from = "pilot" if rate else None
-    price = model.dollars_per_million_tokens if model else None
-    gpu_hours = tier.tokens_out / rate / 3600 if rate else None
-    dollars = tier.tokens_out * price / 1e6 if price else None
-    if model is None:
-        gpu_hours = dollars = np.zeros_like(tier.tokens_out)
-    return {
-        "name": tier.name,
-        "model": tier.model,
-        "segments": interval(tier.segments),
-        "generations": interval(tier.generations),
-        "tokens_in": interval(tier.tokens_in),
-        "tokens_out": interval(tier.tokens_out),
-        "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
-        "dollars": None if dollars is None else interval(dollars),
-        "length_from": tier.basis,
-        "rate_from": rate_from,
-        "cut_share": share(tier, tier.cut),
-        "accepted_share": share(tier, tier.accepted),
-        "kept_share": share(tier, tier.kept if tier.basis == "pilot" else None),
-        "gain_nats": None if tier.gain_nats is None else estimate(tier.gain_nats),
-        "_gpu_hours": gpu_hours,
-        "_dollars": dollars,
-    }
-
-
-def _sum(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The sum, or None where a part is not known or there is none."""
-    known = [part for part in parts if part is not None]
-    return np.sum(known, axis=0) if known and len(known) == len(parts) else None
 
 
 def _is_rehearsal(config: MillConfig) -> bool:

@@ -56,4 +56,4 @@ def allocation_for(
 
 
 def _allocate(config: MillConfig, corpus: Corpus) -> Allocation:
-    return allocation_of(config, corpus.histogram, round(corpus.source_tokens))
+    return allocation_of(config, corpus.histogram, round(corpus.source_tokens), corpus.documents)

@@ -21,7 +21,7 @@ import numpy as np
 
 from augment.feeding import worker
 from augment.feeding.stopping import stop_everywhere
-from augment.ledger.parts import ledger_parts, part_batches
+from augment.ledger.parts import every_part
 from augment.requests.planner import TracePlanner
 from difficulty.budget.stopping import StopConfig
 from pipelines.config import MillConfig
@@ -76,11 +76,8 @@ class Generations:
         Raises:
             MillError: the store can't be read.
         """
-        for url in ledger_parts(self._url, self._since_ms):
-            if url in self._read:
-                continue
-            self._read.add(url)
-            for batch in part_batches(url, _COLUMNS) or ():
+        for _, batches in every_part(self._url, _COLUMNS, since_ms=self._since_ms, seen=self._read):
+            for batch in batches or ():
                 for row in batch.select(_COLUMNS).to_pylist():
                     self._take(row)
             if time.monotonic() > until:

@@ -16,14 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from augment.ledger.parts import every_part
+from augment.requests.contraction import contractions_wanted
 from augment.requests.planner import TracePlanner
 from augment.selection.account import account_counts, kept_nats, split_account
 from augment.selection.keeping import choose
 from augment.selection.values import needs_controls
 from augment.selection.valuing import ValuedSegment
 from difficulty.budget.tiers import TierConfig
+from pipelines.beam_options import beam_options
 from pipelines.config import MillConfig
-from pipelines.joints import Holdback, hardest_spans, holdback_of, trace_planner
+from pipelines.joints import Holdback, contexts_here, hardest_spans, holdback_of, trace_planner, with_index
+from pipelines.passages import build_index
 from pipelines.plan import strata
 from pipelines.plan.corpus import SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
@@ -165,20 +168,31 @@ def requests_of(
     # One that skips, in case the config has none.
     asking = dataclasses.replace(planner, tiers=(*planner.tiers, None))
     holdback = holdback_of(config)
-    found = []
+    asked: list[tuple[SampledDocument, list[_OneTier]]] = []
     for _, group in itertools.groupby(tried, key=lambda one: id(one.document)):
         own = list(group)
-        document = own[0].document
-        last = max(one.segment.segment_index for one in own)
+        of_tiers = []
         for index, tier in enumerate(planner.tiers):
             ids = frozenset(one.segment.segment_id for one in own if tier is not None and tier.tier in one.tiers)
-            if not ids:
-                continue
-            choices = _OneTier(index, len(planner.tiers), ids, holdback)
-            for request in asking.requests(document.segments[: last + 1], choices):
-                if isinstance(request, Request):
-                    found.append((document, request))
-    return found
+            if ids:
+                of_tiers.append(_OneTier(index, len(planner.tiers), ids, holdback))
+        asked.append((own[0].document, of_tiers))
+    contexts = contexts_here(
+        config,
+        planner,
+        [
+            (document.segments, max(contractions_wanted(asking, document.segments, choices) for choices in of_tiers))
+            for document, of_tiers in asked
+            if of_tiers
+        ],
+    )
+    return [
+        (document, request)
+        for document, of_tiers in asked
+        for choices in of_tiers
+        for request in asking.requests(document.segments, choices, contexts[document.segments[0].doc_id])
+        if isinstance(request, Request)
+    ]
 
 
 def price_in_words(config: MillConfig, requests: Sequence[Request], held: set[str], tried: int) -> str:
@@ -210,7 +224,9 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
     Raises:
         MillError: too much of it failed; what was generated is in the ledger.
     """
-    planner = trace_planner(config)
+    planner = with_index(trace_planner(config), config)
+    if planner.index is not None:
+        build_index(config, planner.index, beam_options(beam_args))
     requests = requests_of(config, planner, tried)
     wanted = {request.request_key for _, request in requests}
     held = _held(config.ledger_url, wanted)
@@ -241,7 +257,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
 
 def _held(ledger_url: str, wanted: set[str]) -> set[str]:
     """Which of these request keys the ledger has something of; nothing else of it is read."""
-    batches = itertools.chain.from_iterable(every_part(ledger_url, ["request_key"]))
+    batches = (batch for _, part in every_part(ledger_url, ["request_key"]) for batch in part or ())
     return wanted.intersection(key for batch in batches for key in batch["request_key"].to_pylist())
 
 

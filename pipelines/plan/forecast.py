@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from augment.contexts.finding import AsLongAsPassages
+from augment.requests.contexts import Contexts
+from augment.requests.contraction import as_long_as_contractions
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import TierConfig
@@ -67,6 +70,7 @@ class Forecast:
         documents, segments, source_tokens, copies: (1 + DRAWS,) of the corpus; `copies` is how often a source token
             is in the shards, for the weights of the sources.
         infeasible_share: of the draws, those whose corpus couldn't take the budget.
+        contractions, contraction_tokens: (1 + DRAWS,) that documents take at most; 0 where no tier shows any.
     """
 
     allocation: Allocation
@@ -76,6 +80,8 @@ class Forecast:
     copies: np.ndarray
     tiers: tuple[TierForecast, ...]
     infeasible_share: float
+    contractions: np.ndarray
+    contraction_tokens: np.ndarray
 
 
 def forecast(
@@ -110,14 +116,18 @@ def forecast(
         )
         for number, tier in enumerate(config.budget.tiers)
     )
+    documents, segments = (np.array([getattr(one, name) for one in corpora]) for name in ("documents", "segments"))
+    contractions = np.maximum(segments - documents, 0.0) * (config.budget.contraction_model is not None)
     return Forecast(
         allocation=plans[0],
-        documents=np.array([corpus.documents for corpus in corpora]),
-        segments=np.array([corpus.segments for corpus in corpora]),
+        documents=documents,
+        segments=segments,
         source_tokens=np.array([corpus.source_tokens for corpus in corpora]),
         copies=_copies(config, evidence, weights),
         tiers=tiers,
         infeasible_share=infeasible / DRAWS,
+        contractions=contractions,
+        contraction_tokens=contractions * config.budget.contraction_tokens,
     )
 
 
@@ -136,8 +146,13 @@ def prompt_requests(
     choices = Choices(allocation, holdback_of(config), gains)
     numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
     found = []
+    tokenizer = load_tokenizer(config.tokenizer)
     for number, document in enumerate(evidence.sample):
-        for request in planner.requests(document.segments, choices):
+        contexts = Contexts(
+            contractions=as_long_as_contractions(planner, document.segments, tokenizer),
+            passages=AsLongAsPassages(tokenizer.decode(document.segments[0].input_ids)),
+        )
+        for request in planner.requests(document.segments, choices, contexts):
             if isinstance(request, Request):
                 found.append((number, numbers[request.tier], request))
     return found

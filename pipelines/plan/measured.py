@@ -13,7 +13,15 @@ from augment.selection.values import value_digest
 from difficulty.budget.tiers import BudgetConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.joints import holdback_of, plain_tiers, select_section, trace_planner
+from pipelines.joints import (
+    CONTRACTION_KEYS,
+    holdback_of,
+    index_inputs,
+    plain_contraction,
+    plain_tiers,
+    select_section,
+    trace_planner,
+)
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage.manifest import Manifest
@@ -150,7 +158,8 @@ def write_pilot(config: MillConfig, scored: Manifest, pilot: Pilot, forecast: Ma
 
 def budget_section(budget: BudgetConfig) -> dict[str, Any]:
     """The parts of the section that decide what is asked for; when to stop asking is none of them."""
-    plain = {key: value for key, value in yaml_config.to_mapping(budget).items() if key != "stop_if"}
+    left_out = ("stop_if", *(CONTRACTION_KEYS if budget.contraction_model is None else ()))
+    plain = {key: value for key, value in yaml_config.to_mapping(budget).items() if key not in left_out}
     return plain | {"tiers": plain_tiers(budget)}
 
 
@@ -160,6 +169,8 @@ def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
     expectations = ("expected_tokens", "expected_resolution")
     return {
         "tiers": [{k: v for k, v in tier.items() if k not in expectations} for tier in plain_tiers(config.budget)],
+        **plain_contraction(config.budget),
+        **(index_inputs(config) if scored is not None else {}),
         "models": {name: planner.decides(name) for name in planner.models},
         "prompts": planner.prompt_versions(),
         "sampling": yaml_config.to_mapping(config.sampling),

@@ -8,6 +8,7 @@ document of its size. Of a corpus with heavy tails that is the difference betwee
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def choose_pieces(
         return [Piece(d, group, True, True, length, size, 1.0) for (d, group), length, size in rows], sum(sizes)
     cuts = [math.ceil(size / PIECE_SEGMENTS) for size in sizes]
     places = [(number, part) for number, parts in enumerate(cuts) for part in range(parts)]
-    names = [content_id(f"{document.text}\0{document.origin}") for document, _ in documents]
+    names = _names([document for document, _ in documents])
     size = np.array([sizes[number] / cuts[number] for number, _ in places])
     uniform = np.array([(text_number(f"{names[number]} {part}") + 1) * 2.0**-64 for number, part in places])
     order = np.argsort(-size / uniform, kind="stable")
@@ -88,3 +89,14 @@ def choose_pieces(
             )
         )
     return chosen, sum(sizes)
+
+
+def _names(documents: Sequence[Document]) -> list[str]:
+    """What documents are drawn by: their content, wherever they lie; copies have names of their own."""
+    seen: Counter[str] = Counter()
+    names = []
+    for document in documents:
+        name = content_id(f"{document.text}\0{document.doc_id}")
+        names.append(f"{name} {seen[name]}")
+        seen[name] += 1
+    return names

@@ -16,9 +16,10 @@ import apache_beam as beam
 import numpy as np
 
 from augment.feeding import worker
-from augment.ledger.parts import ledger_parts
+from augment.ledger.parts import PARTIAL_PART, ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
+from augment.requests.contraction import contracted_segments
 from augment.requests.planner import TracePlanner
 from augment.selection.account import account_counts, kept_nats, split_account
 from augment.selection.candidates import JudgedSegment, make_candidates
@@ -30,11 +31,22 @@ from augment.selection.valuing import ValuedSegment, Valuer
 from augment.transforms import GenerateMissing
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import MillConfig
-from pipelines.joints import Choices, ScorerNats, graded_here, holdback_of, trace_planner, work_order
+from pipelines.joints import (
+    Choices,
+    ScorerNats,
+    contexts_here,
+    graded_here,
+    holdback_of,
+    trace_planner,
+    with_index,
+    work_order,
+)
+from pipelines.passages import build_index
 from pipelines.plan.chance import MIN_MEASURED
 from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.running import run_pipeline
+from pipelines.stopping import draining, on_notice
 from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
@@ -54,7 +66,9 @@ def measure(
     Raises:
         MillError: too much of it failed; what was generated is in the ledger.
     """
-    planner = trace_planner(config)
+    planner = with_index(trace_planner(config), config)
+    if planner.index is not None:
+        build_index(config, planner.index, beam_options(beam_args))
     requests = _requests(config, planner, evidence, choices, pick_segments(config, evidence, choices, count))
     rows = generated(config, planner, requests, beam_args)
     return _measured(config, requests, rows)
@@ -104,13 +118,24 @@ def _requests(
     config: MillConfig, planner: TracePlanner, evidence: Evidence, choices: Choices, chosen: set[str]
 ) -> list[tuple[SampledDocument, Request]]:
     found = []
-    for document in evidence.sample:
-        if chosen.isdisjoint(segment.segment_id for segment in document.segments):
-            continue
-        for request in planner.requests(document.segments, choices):
+    documents = [
+        document
+        for document in evidence.sample
+        if not chosen.isdisjoint(segment.segment_id for segment in document.segments)
+    ]
+    wanted = [_contractions_wanted(planner, document, choices, chosen) for document in documents]
+    contexts = contexts_here(config, planner, [(d.segments, n) for d, n in zip(documents, wanted, strict=True)])
+    for document in documents:
+        for request in planner.requests(document.segments, choices, contexts[document.segments[0].doc_id]):
             if isinstance(request, Request) and request.segment_id in chosen:
                 found.append((document, request))
     return found
+
+
+def _contractions_wanted(planner: TracePlanner, document: SampledDocument, choices: Choices, chosen: set[str]) -> int:
+    """How many segments have to be contracted for those that were chosen."""
+    places = contracted_segments(planner, document.segments, choices)
+    return max((place for place in places if document.segments[place].segment_id in chosen), default=0)
 
 
 def _generate(
@@ -127,12 +152,14 @@ def _generate(
         missing = {
             "requests": pipeline | "Requests" >> beam.Create(wanted).with_output_types(Request),
             "rows": pipeline | "Ledger" >> ReadLedger(ledger_parts(config.ledger_url), FOUND_COLUMNS),
+            "begun": pipeline | "Interrupted" >> ReadLedger(ledger_parts(config.ledger_url, kind=PARTIAL_PART)),
         } | "Missing" >> FindMissing(1)
         missing["requests"] | "Generate" >> GenerateMissing(planner, config.feeding, order)
         try:
-            run_pipeline(pipeline, "pilot")
+            with draining(order.drain_s):
+                run_pipeline(pipeline, "pilot")
         finally:
-            worker.close_all()
+            worker.close_all(drain=on_notice())
 
 
 def judged_of(

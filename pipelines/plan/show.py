@@ -52,6 +52,12 @@ def render(plan: Mapping[str, Any]) -> Group:
         "2 augment",
         f"{_shown(augment['tokens_in'])} prompt tokens in, {_shown(augment['tokens_out'])} thinking tokens out",
     )
+    if contraction := augment["contraction"]:
+        facts.add_row(
+            "",
+            f"at most {_shown(contraction['calls'])} contractions by {contraction['model']}, "
+            f"{_shown(contraction['tokens_out'])} tokens",
+        )
     if budget["expected_gain_nats"] is not None:
         facts.add_row("", _expected_gain(budget, augment["tiers"]))
     tiers = Table(box=None, padding=(0, 1), pad_edge=False)

@@ -56,13 +56,19 @@ def gain_scorer(subject: Subject) -> Iterator[MillError]:
 def generators(subject: Subject) -> Iterator[MillError]:
     """Generators that can't generate; those that neither a tier nor the judge uses are nobody's business."""
     config = subject.config
-    used = {name for tier in config.budget.tiers for name in tier.models} if "augment" in subject.here else set()
+    used = set(config.budget.models) if "augment" in subject.here else set()
     if "select" in subject.here and config.select.judge is not None:
         used.add(config.select.judge.model)
     for name, model in sorted(config.models.items()):
         if name in used:
             for problem in _of_model(model, subject.tokenizer):
                 yield restated(problem, f"models.{name}: {problem}")
+
+
+def passages(subject: Subject) -> Iterator[MillError]:
+    """The library that finds passages, where a tier shows them."""
+    if subject.config.budget.retrieves and not _is_installed("tantivy"):
+        yield _absent("context: retrieved", ["tantivy"], "retrieval", "another context")
 
 
 def value(subject: Subject) -> Iterator[MillError]:

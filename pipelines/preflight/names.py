@@ -21,6 +21,8 @@ def prompts(subject: Subject) -> Iterator[MillError]:
     for number, tier in enumerate(subject.config.budget.tiers):
         named[f"budget.tiers.{number}.prompt"] = tier.prompt
         named |= {f"budget.tiers.{number}.steps.{name}.prompt": step.prompt for name, step in tier.steps.items()}
+    if subject.config.budget.contraction_model is not None:
+        named["budget.contraction_prompt"] = subject.config.budget.contraction_prompt
     for key, prompt in named.items():
         if prompt is None:
             continue
@@ -35,6 +37,10 @@ def prices(subject: Subject) -> Iterator[MillError]:
     """Tiers whose cost in the budget's unit isn't known."""
     budget = subject.config.budget
     known = prices_of(subject.config)
+    try:
+        budget.contraction_spend(2, 1, known)
+    except MillError as error:
+        yield error
     told: set[tuple[str, ...]] = set()  # a price that is missing is so for every tier of its models
     for tier in budget.tiers:
         try:
@@ -79,6 +85,15 @@ def lent_scores(subject: Subject) -> Iterator[MillError]:
             manifest.require(lender, "score")
         except MillError as error:
             yield restated(error, f"scored: {error}")
+
+
+def searched_corpus(subject: Subject) -> Iterator[MillError]:
+    """Another corpus to find passages in that isn't scored."""
+    if (corpus := subject.config.retrieval.corpus) is not None:
+        try:
+            manifest.require(corpus, "score")
+        except MillError as error:
+            yield restated(error, f"retrieval.corpus: {error}")
 
 
 def stored_memory(subject: Subject) -> Iterator[MillError]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from pipelines import delivered
 from pipelines.secrets import published, without_secrets
 from sharding import storage
 from sharding.errors import MillError
-from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -71,12 +71,12 @@ def render(output: storage.Location) -> str:
 
 
 def read_stages(output: str) -> dict[str, Manifest | None]:
-    """The manifests of an output as they are, None of what hasn't finished.
+    """The manifests of an output, None of what hasn't finished; counts are of all its deliveries.
 
     Raises:
         MillError: one can't be understood.
     """
-    return {stage: manifest.read(output, stage) for stage in manifest.STAGES}
+    return delivered.read_stages(output)
 
 
 def gather(output: str, stages: Stages) -> Facts:

@@ -66,7 +66,9 @@ def ratios(found: Ablation) -> Figure:
 
 def _styles(found: Ablation) -> dict[str, str]:
     others = [arm.arm for arm in found.arms if arm.arm != found.baseline]
-    return {found.baseline: "s0"} | {arm: f"s{1 + place % 7}" for place, arm in enumerate(others)}
+    return {found.baseline: "s0"} | {
+        arm: f"s{1 + place % 7}" + " dashed" * (place >= 7) for place, arm in enumerate(others)
+    }
 
 
 def _points(found: Ablation, arm: str, metric: str) -> list[tuple[float, float, float, float]]:

@@ -8,7 +8,7 @@ from pipelines.counts import planned_gain
 from pipelines.report import marks
 from pipelines.report.facts import Facts, Figure, share
 from pipelines.report.marks import Interval
-from pipelines.report.svg import number
+from pipelines.terminal import number
 
 
 def spending(facts: Facts, allocation: Allocation) -> Figure:

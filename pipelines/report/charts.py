@@ -18,7 +18,6 @@ from pipelines.report.svg import (
     WIDTH,
     horizontal,
     label_width,
-    number,
     picture,
     rect,
     scale_of,
@@ -27,6 +26,7 @@ from pipelines.report.svg import (
     ticks,
     vertical,
 )
+from pipelines.terminal import number
 
 
 @dataclass(frozen=True)

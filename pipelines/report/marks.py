@@ -16,7 +16,6 @@ from pipelines.report.svg import (
     WIDTH,
     horizontal,
     label_width,
-    number,
     picture,
     scale_of,
     short,
@@ -24,6 +23,7 @@ from pipelines.report.svg import (
     ticks,
     vertical,
 )
+from pipelines.terminal import number
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from difficulty.budget.histogram import DifficultyHistogram
 from pipelines.report import by_gain, charts, svg
 from pipelines.report.charts import Series
 from pipelines.report.facts import Facts, Figure, missing_until
-from pipelines.report.svg import number
-from pipelines.terminal import counted
+from pipelines.terminal import counted, number
 
 COLUMNS = 32
 """Columns of the histograms over difficulty."""

@@ -126,10 +126,16 @@ def _lay_out(document: JoinedDocument, layout: DocumentLayout, gone: Gone, *, re
         add_item(gone.items, item)
 
 
-def other_askers(output: str, stages: Mapping[str, Manifest], ids: frozenset[str], keys: set[str]) -> dict[str, str]:
-    """Request key → the first segment of another document that asks for the same, where one does."""
+def other_askers(requests: Iterable[str], ids: frozenset[str], keys: set[str]) -> dict[str, str]:
+    """Request key → the first segment of another document that asks for the same, where one does.
+
+    Args:
+        requests: URLs of the parts of requests, of all that share the ledger.
+        ids: the documents that go.
+        keys: of their requests.
+    """
     first: dict[str, tuple[str, int]] = {}
-    for url in manifest.file_urls(output, stages["augment"], REQUESTS.name) if keys and "augment" in stages else ():
+    for url in requests if keys else ():
         for request in storage.read_records(url, Request, ("doc_id", "segment_index", "request_key")):
             if request.request_key in keys and request.doc_id not in ids:
                 asker = (request.doc_id, request.segment_index)

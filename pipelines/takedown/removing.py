@@ -1,4 +1,4 @@
-"""The removal itself: look, prepare, commit, finish. What is counted where, and in which order things happen."""
+"""The removal itself: look, prepare, commit; `finishing` does the rest. What is counted where, and in which order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import get_args
 
 import msgspec
 
-from augment.ledger.forgetting import Forgotten, forget
-from pipelines import accounts, card
+from augment.ledger.forgetting import Forgotten
+from pipelines import accounts
+from pipelines.delivered import Corpus, corpora, joined, refuse_joined, refuse_pending
 from pipelines.takedown import parts, shards
+from pipelines.takedown.finishing import clear, finish
 from pipelines.takedown.ids import Wanted
 from pipelines.takedown.settling import chained, settle_left_out, settled
-from pipelines.takedown.staging import Journal, Stage, Staging
+from pipelines.takedown.staging import Journal, Moves, Stage, Staging
 from pipelines.tombstones import Removal, Tombstones, read_tombstones, tombstone
 from pipelines.watch.files import read_plan
 from sharding import storage
@@ -24,6 +26,7 @@ from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.config import config_of, layout_of
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters
+from sharding.records.families import REQUESTS
 from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import STAGES, Manifest
@@ -80,7 +83,7 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
             done.finished = True
             done.ledger = finish(output, left, lease)
             done.documents, done.files = left.documents, len(left.moves)
-        staging.clear()
+        clear(output)
         if wanted is None:
             if left is None:
                 raise RequestError(f"remove: --ids names no documents, and no removal of {output} is to be finished")
@@ -88,7 +91,7 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
         try:
             prepared = _prepare(output, wanted, done, missing_ok=missing_ok, ledger_url=ledger_url)
         except MillError:
-            staging.clear()  # nothing was touched
+            clear(output)  # nothing was touched
             raise
         if prepared is not None:
             lease.check()
@@ -99,22 +102,69 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
     return done
 
 
+@dataclass
+class _Part:
+    """The first documents of an output or those of a delivery, while a removal from them is prepared.
+
+    Attributes:
+        corpus: the documents.
+        staging: where new files are prepared.
+        layout: how documents were laid out; None where nothing was packed.
+        gone: what goes of them.
+        made: stage → its manifest without the documents.
+    """
+
+    corpus: Corpus
+    staging: Staging
+    layout: DocumentLayout | None
+    gone: parts.Gone
+    made: dict[str, Manifest]
+
+
+def _look(corpus: Corpus, ids: frozenset[str]) -> _Part:
+    """What goes of some documents, with the parts before the last stage rebuilt."""
+    stages = corpus.stages
+    packed = stages.get("pack")
+    layout = _layout(packed) if packed is not None else None
+    staging = Staging(corpus.output, int((packed or stages["score"]).facts["vocab_size"]))
+    gone = parts.look(corpus.output, stages, ids, layout)
+    made = {
+        stage: parts.rebuild(corpus.output, stages[stage], gone, ids, staging)
+        for stage in STAGES[:-1]
+        if stage in stages
+    }
+    return _Part(corpus, staging, layout, gone, made)
+
+
+def _settle(part: _Part, ids: frozenset[str], stones: Tombstones) -> None:
+    """The manifests of what remains, which add up, those before the last prepared."""
+    packed, made = part.corpus.stages.get("pack"), part.made
+    if packed is not None and part.layout is not None:
+        items = Counter[str]()
+        made["pack"] = shards.rebuild_shards(part.corpus.output, packed, ids, part.layout.config, part.staging, items)
+        settle_left_out(part.gone, items)
+    made = chained({stage: settled(of_stage, part.gone, stones) for stage, of_stage in made.items()}, stones)
+    for stage, of_stage in made.items():
+        accounts.check(stage, {name: made[name] for name in STAGES[: STAGES.index(stage) + 1] if name in made})
+        part.staging.stage_manifest(of_stage)
+    part.made = made
+
+
 def _prepare(output: str, wanted: Wanted, done: Removed, *, missing_ok: bool, ledger_url: str | None) -> Journal | None:
     """Everything that is to be done, committed; None where an earlier removal has done it."""
-    stages = {stage: found for stage in STAGES if (found := manifest.read(output, stage)) is not None}
-    _refuse(output, stages)
+    refuse_joined(output)
+    refuse_pending(output)
+    all_parts = list(corpora(output))
+    _refuse(output, all_parts[0].stages)
     before = read_tombstones(output)
     gone_before = frozenset(before.ids)
     ids = wanted.ids
     done.already = sum(tombstone(doc_id) in gone_before for doc_id in ids)
-    packed = stages.get("pack")
-    layout = _layout(packed) if packed is not None else None
-    staging = Staging(output, int((packed or stages["score"]).facts["vocab_size"]))
-    gone = parts.look(output, stages, ids, layout)
-    if len(gone.found) == stages["score"].counts["documents"]:
+    looked = [_look(part, ids) for part in all_parts]
+    found = {doc_id for part in looked for doc_id in part.gone.found}
+    if len(found) == sum(part.stages["score"].counts["documents"] for part in all_parts):
         raise RequestError(f"--ids: all documents of {output} would go: delete the output and its ledger instead")
-    made = {stage: parts.rebuild(output, stages[stage], gone, ids, staging) for stage in STAGES[:-1] if stage in stages}
-    going = gone.found | gone.quarantined
+    going = found.union(*(part.gone.quarantined for part in looked))
     done.unknown = sorted(doc_id for doc_id in ids - going if tombstone(doc_id) not in gone_before)
     if not going and not done.unknown:
         return None
@@ -129,28 +179,37 @@ def _prepare(output: str, wanted: Wanted, done: Removed, *, missing_ok: bool, le
         ids=sorted(gone_before | {tombstone(doc_id) for doc_id in ids}),
         removals=[*before.removals, Removal(now, len(going))] if going else before.removals,
     )
-    if packed is not None and layout is not None:
-        items = Counter[str]()
-        made["pack"] = shards.rebuild_shards(output, packed, ids, layout.config, staging, items)
-        settle_left_out(gone, items)
-    made = chained({stage: settled(of_stage, gone, stones) for stage, of_stage in made.items()}, stones)
-    for stage, of_stage in made.items():
-        accounts.check(stage, {name: made[name] for name in STAGES[: STAGES.index(stage) + 1] if name in made})
-        staging.stage_manifest(of_stage)
-    staging.stage_json("removed.json", msgspec.to_builtins(stones))
+    for part in looked:
+        _settle(part, ids, stones)
+    first, *later = looked
+    if later:
+        first.staging.stage_manifest(joined(first.made["pack"], {part.corpus.number: part.made for part in later}))
+    first.staging.stage_json("removed.json", msgspec.to_builtins(stones))
+    keys = {key for part in looked for key in part.gone.request_keys}
+    requests = [
+        url
+        for part in all_parts
+        if "augment" in part.stages
+        for url in manifest.file_urls(part.output, part.stages["augment"], REQUESTS.name)
+    ]
     journal = Journal(
         at=now,
-        moves=staging.moves,
-        manifests=[stage for stage in get_args(Stage) if stage in made],
+        moves=first.staging.moves,
+        manifests=_in_order(first),
         documents=len(going),
         tombstones=[tombstone(doc_id) for doc_id in ids],
         ledger=_ledger_of(output, (read_plan(output) or {}).get("ledger"), ledger_url),
-        request_keys=sorted(gone.request_keys),
-        renamed=parts.other_askers(output, stages, ids, gone.request_keys),
-        pilot=_stage_pilot(output, ids, staging),
+        request_keys=sorted(keys),
+        renamed=parts.other_askers(requests, ids, keys),
+        pilot=_stage_pilot(output, ids, first.staging),
+        deliveries={part.corpus.number: Moves(part.staging.moves, _in_order(part)) for part in later},
     )
-    staging.commit(journal)
+    first.staging.commit(journal)
     return journal
+
+
+def _in_order(part: _Part) -> list[Stage]:
+    return [stage for stage in get_args(Stage) if stage in part.made]
 
 
 def _ledger_of(output: str, told: str | None, named: str | None) -> str:
@@ -215,38 +274,3 @@ def _stage_pilot(output: str, ids: frozenset[str], staging: Staging) -> bool:
     if held:
         staging.stage_json("pilot.json", pilot)
     return held
-
-
-def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
-    """Do what a journal says, from the beginning: what was done before a kill is done again, to the same end."""
-    at, staging = Output(output), Staging(output, 0)
-    storage.remove(at.success, output)
-    storage.remove(at.manifest("pack"), output)
-    storage.remove(at.report, output)
-    # Of the corpus as it was: where documents came from names those that go, and a signature holds no longer.
-    for url in (at.signature, at.public_key, at.provenance_manifest):
-        storage.remove(url, output)
-    for name in storage.list_names(at.provenance):
-        storage.remove(storage.join(at.provenance, name), output)
-    gone = frozenset(journal.tombstones)
-    forgotten = forget(
-        journal.ledger, frozenset(journal.request_keys), lambda doc_id: tombstone(doc_id) in gone, journal.renamed
-    )
-    made: dict[str, Manifest] = {stage: staging.staged_manifest(stage) for stage in journal.manifests}
-    lease.check()
-    for move in journal.moves:
-        staging.put(move, made[move.stage])
-    if journal.pilot:
-        staging.put_file("pilot.json", at.pilot)
-    staging.put_file("removed.json", at.tombstones)
-    for stage, of_stage in made.items():
-        if stage != "pack":
-            manifest.write(output, of_stage)
-    lease.check()
-    if "pack" in made:
-        card.write(output, made)
-        manifest.write(output, made["pack"])
-        storage.write_bytes(at.success, b"")
-    storage.remove(at.removal_journal, output)
-    staging.clear()
-    return forgotten

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from pipelines.counts import PROMPT_TOKENS
 from pipelines.takedown.parts import Gone
 from pipelines.tombstones import Tombstones
 from sharding.records.rows import TokenType
@@ -31,7 +32,7 @@ def settled(made: Manifest, gone: Gone, stones: Tombstones) -> Manifest:
     """The manifest with the counts and facts of what remains."""
     counts = dict(made.counts)
     for name, count in gone.counts[made.stage].items():
-        if count:
+        if count and not (name.startswith(f"{PROMPT_TOKENS}.") and name not in counts):  # of an earlier version
             counts[name] = counts.get(name, 0) - count
             if not counts[name] and "." in name:
                 del counts[name]  # as if it had never been counted
@@ -61,6 +62,8 @@ def _tiers(made: Manifest, gone: Gone) -> list[dict[str, Any]]:
         if not tier.get("planned_tokens") and not thinks:
             segments = gone.counts["score"]["segments"] - requests["requests"]
         less = {"segments": segments, "generations": requests[f"tier.{tier['name']}.samples"]}
+        if PROMPT_TOKENS in tier:  # not in those of an earlier version
+            less[PROMPT_TOKENS] = requests[f"{PROMPT_TOKENS}.{tier['name']}"]
         tiers.append({**tier, **{name: max(0, tier[name] - number) for name, number in less.items()}})
     return tiers
 

@@ -35,6 +35,18 @@ class Move(msgspec.Struct, frozen=True):
     staged: str
 
 
+class Moves(msgspec.Struct, frozen=True):
+    """What a removal has prepared for one delivery.
+
+    Attributes:
+        moves: files of its stages.
+        manifests: the stages whose manifests are staged, in the order of the flow.
+    """
+
+    moves: list[Move]
+    manifests: list[Stage]
+
+
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a removal still has to do, whoever does it.
 
@@ -47,6 +59,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
         ledger: its folder.
         request_keys, renamed: see `augment.ledger.forgetting`.
         pilot: whether a new pilot.json is staged.
+        deliveries: number → the same of each delivery that has joined, staged in its own output.
     """
 
     at: str
@@ -58,6 +71,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     request_keys: list[str]
     renamed: dict[str, str]
     pilot: bool = False
+    deliveries: dict[int, Moves] = {}
 
 
 class Staging:
@@ -116,7 +130,9 @@ class Staging:
         if not storage.exists(url):
             return None
         found = read_json(url, Journal, "the journal of a removal", MAX_BYTES)
-        for move in found.moves:
+        if any(not 0 < number < 100_000 for number in found.deliveries):
+            raise MillError(f"{url} is not the journal of a removal of this output: it names no delivery of it")
+        for move in (*found.moves, *(move for of in found.deliveries.values() for move in of.moves)):
             staged = _staged(move.stage, move.name)
             named = any(manifest.is_name_of(family, move.name) for family in FAMILIES_OF[move.stage])
             if not named or move.staged not in ("", staged):

@@ -110,10 +110,18 @@ def job_config(root: str, output: str, tokenizer: str) -> MillConfig:
                 "large": {"engine": "rehearsal", "name": "large", "accelerator": "type:nvidia-l4;count:1"},
             },
             "budget": {
-                "thinking_tokens_per_source_token": 0.7,
+                "thinking_tokens_per_source_token": 1.4,
+                "contraction_model": "small",
+                "contraction_tokens": 64,
                 "tiers": [
                     {"name": "skip"},
-                    {"name": "brief", "model": "small", "prompt": "brief", "max_tokens": 64},
+                    {
+                        "name": "brief",
+                        "model": "small",
+                        "prompt": "brief",
+                        "max_tokens": 64,
+                        "context": "contraction",
+                    },
                     {"name": "deep", "model": "large", "prompt": "focus", "max_tokens": 160, "samples": 3},
                 ],
             },

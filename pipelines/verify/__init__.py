@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines import provenance
+from pipelines.delivered import Corpus, apart, corpora, deliveries_of, problems_of_join, untold
 from pipelines.verify.files import READ_ERRORS, Found, check_part
 from pipelines.verify.places import Places, check_places
 from pipelines.verify.report import Checked, Problem, Report
@@ -79,8 +80,13 @@ def verify(
     started = time.monotonic()
     report = Report(output=output, deep=deep)
     stages = _read_manifests(output, report)
-    tasks = _tasks(output, stages)
-    report.problems += [*check_manifests(output, stages), *check_totals(output, stages)]
+    parts = _parts(output, stages, report)
+    tasks = [task for part in parts for task in _tasks(part.output, part.stages)]
+    report.problems += check_manifests(output, stages)
+    for part in parts:
+        if part.number:
+            report.problems += check_manifests(part.output, part.stages)
+        report.problems += check_totals(part.output, part.stages)
     tokens = sum(sum(task.entry.tokens.values()) for task in tasks)
     compared_bytes = _size_bytes(task for task in tasks if task.family in COMPARED) if deep else 0
     # A queue that isn't worked off dies with the folder of what was seen, so the pool is left first.
@@ -89,7 +95,8 @@ def verify(
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
     ):
         work = Work(pool, _size_bytes(tasks) + compared_bytes, on_progress)
-        comparable = _check_files(stages, tasks, seen, work, report)
+        can_be_compared = [_check_files(part, seen, work, report) for part in parts]
+        comparable = all(can_be_compared)
         shards = [task for task in tasks if task.family == "shards"]
         report.checked.documents, problems = seen.check(output, shards)
         report.problems += problems
@@ -98,7 +105,7 @@ def verify(
         from pipelines.verify import deep as pipeline  # Beam takes a second to import
 
         options = beam_args or pipeline.local_workers(workers, compared_bytes)
-        found = pipeline.compare(output, stages, options)
+        found = pipeline.compare(output, parts, options)
         work.advance(compared_bytes)
         report.problems += found.problems
         report.checked.documents_compared = found.counts.get("documents", 0)
@@ -137,6 +144,27 @@ def _read_manifests(output: str, report: Report) -> dict[str, Manifest]:
     return stages
 
 
+def _parts(output: str, stages: Mapping[str, Manifest], report: Report) -> list[Corpus]:
+    """The first documents and the deliveries that have joined them; what of these can't be had is told."""
+    own = Corpus(output, 0, {**stages, "pack": apart(stages["pack"])})
+    if not deliveries_of(stages["pack"]):
+        return [own]
+    try:
+        parts = [own, *(part for part in corpora(output) if part.number)]
+    except MillError as error:
+        report.problems.append(Problem(output, f"a delivery that has joined can't be read: {error}"))
+        return [own]
+    url = manifest.manifest_url(output, "pack")
+    report.problems += [Problem(url, what) for what in problems_of_join(output, stages["pack"], parts)]
+    if untold(output):
+        said = (
+            "does not tell of its last delivery yet: `thoughtmill append` was interrupted, and goes on when run again"
+        )
+        report.problems.append(Problem(Output(output).card, said))
+    report.checked.manifests += sum(len(part.stages) for part in parts[1:])
+    return parts
+
+
 def _tasks(output: str, stages: Mapping[str, Manifest]) -> list[Task]:
     named: list[tuple[Manifest, str, FileEntry]] = [
         (stage, family, entry) for stage in stages.values() for family in stage.files for entry in stage.files[family]
@@ -152,10 +180,9 @@ def _size_bytes(tasks: Iterable[Task]) -> int:
     return sum(task.entry.size_bytes for task in tasks)
 
 
-def _check_files(
-    stages: Mapping[str, Manifest], tasks: list[Task], seen: SeenDocuments, work: Work, report: Report
-) -> bool:
+def _check_files(part: Corpus, seen: SeenDocuments, work: Work, report: Report) -> bool:
     """Check every file and the counts of every stage; whether the files that `deep` compares can be compared."""
+    stages, tasks = part.stages, _tasks(part.output, part.stages)
     splits = sorted({rows.split_of(task.entry) for task in tasks if task.family == "shards"})
 
     def check(task: Task) -> Found:
@@ -183,11 +210,11 @@ def _check_files(
             comparable &= task.family not in COMPARED
     for stage, made in stages.items():
         if stage not in damaged:
-            report.problems += check_counts(report.output, made, counts[stage])
+            report.problems += check_counts(part.output, made, counts[stage])
     if "pack" not in damaged and "documents" in stages["pack"].files:
-        report.problems += check_places(report.output, places["shards"], places["documents"])
-    report.checked.files = len(tasks)
-    report.checked.size_bytes = _size_bytes(tasks)
-    report.checked.rows = counts["pack"]["rows"]
-    report.checked.tokens = sum(number for name, number in counts["pack"].items() if name.startswith("tokens_"))
+        report.problems += check_places(part.output, places["shards"], places["documents"])
+    report.checked.files += len(tasks)
+    report.checked.size_bytes += _size_bytes(tasks)
+    report.checked.rows += counts["pack"]["rows"]
+    report.checked.tokens += sum(number for name, number in counts["pack"].items() if name.startswith("tokens_"))
     return comparable

@@ -26,6 +26,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.typehints import KV
 
 from pipelines.beam_options import beam_options, local_shuffle
+from pipelines.delivered import Corpus
 from pipelines.pack import parts_of
 from pipelines.running import run_pipeline
 from pipelines.verify import documents, splits
@@ -34,7 +35,7 @@ from pipelines.verify.files import READ_ERRORS
 from pipelines.verify.report import Problem, limited
 from sharding import hashing, records, storage
 from sharding.beam.counts import COUNTS, AddUpCounts
-from sharding.beam.part_join import PartGroup, groups_of, joined_documents
+from sharding.beam.part_join import PartGroup, Parts, groups_of, joined_documents
 from sharding.beam.part_names import part_count, part_of
 from sharding.beam.parts import WriteOnce
 from sharding.beam.shuffle import GroupBytes, GroupPartitions
@@ -60,12 +61,12 @@ class Compared(msgspec.Struct):
     counts: dict[str, int]
 
 
-def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str]) -> Compared:
+def compare(output: str, corpora: Sequence[Corpus], beam_args: Sequence[str]) -> Compared:
     """Compare every document in the shards with its records in the scored and kept parts.
 
     Args:
         output: the run's output folder.
-        stages: the manifests; all but augment's.
+        corpora: its first documents and its deliveries, with their manifests; all but augment's.
         beam_args: Beam options; a runner whose workers are elsewhere needs --temp_location, where they can write.
 
     Raises:
@@ -74,9 +75,7 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     """
     options = beam_options(beam_args)
     try:
-        groups = groups_of(
-            *parts_of(output, stages["score"], stages["select"], surprisal=has_surprisal(stages["pack"]))
-        )
+        groups = [groups_of(*_parts_of(corpus)) for corpus in corpora]
     except MillError as error:
         return Compared([Problem(output, f"cannot be compared: {error}")], {})
     local = tempfile.mkdtemp(prefix="verify-", dir=private_folder())
@@ -85,7 +84,8 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
     try:
         with local_shuffle(options, storage.join(local, "shuffle")):
             pipeline = beam.Pipeline(options=options)
-            _build(pipeline, groups, Packing.of(output, stages["pack"]), url)
+            packings = [Packing.of(corpus.output, corpus.stages["pack"]) for corpus in corpora]
+            _build(pipeline, list(zip(groups, packings, strict=True)), url)
             run_pipeline(pipeline, "verify")
         if not storage.exists(url):
             raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
@@ -95,8 +95,17 @@ def compare(output: str, stages: Mapping[str, Manifest], beam_args: Sequence[str
         with contextlib.suppress(MillError):  # that it stays must not hide what went wrong
             storage.remove(url, folder)
     if not found.problems:  # a document that is wrong makes sums wrong
-        found.problems += _wrong_counts(output, stages["pack"], found.counts)
+        for number, corpus in enumerate(corpora):
+            of_corpus = {name.partition("/")[2]: n for name, n in found.counts.items() if name.startswith(f"{number}/")}
+            found.problems += _wrong_counts(corpus.output, corpus.stages["pack"], of_corpus)
+            for name, count in of_corpus.items():
+                found.counts[name] = found.counts.get(name, 0) + count
     return found
+
+
+def _parts_of(corpus: Corpus) -> tuple[Parts, ...]:
+    scored, selected, packed = (corpus.stages[stage] for stage in ("score", "select", "pack"))
+    return parts_of(corpus.output, scored, selected, surprisal=has_surprisal(packed))
 
 
 def _wrong_counts(output: str, packed: Manifest, counts: Mapping[str, int]) -> Iterator[Problem]:
@@ -121,8 +130,39 @@ def local_workers(workers: int | None, size_bytes: int) -> list[str]:
     return [f"--direct_num_workers={number}", "--direct_running_mode=multi_processing"] if number > 1 else []
 
 
-def _build(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing, url: str) -> None:
-    """Add the steps; the last one writes what was found to `url`."""
+def _build(root: beam.Pipeline, corpora: Sequence[tuple[Sequence[PartGroup], Packing]], url: str) -> None:
+    """Add the steps, a branch for each delivery; the last one writes what was found to `url`."""
+    found = [root | f"Corpus {number}" >> _Compare(number, *corpus) for number, corpus in enumerate(corpora)]
+    texts = tuple(each[TEXTS] for each in found) | "Texts" >> beam.Flatten()
+    num_parts = sum(part_count(groups[0].scored.urls) for groups, _ in corpora if groups) or 1
+    same_text = texts | "Same text" >> GroupBytes(num_parts) | beam.FlatMapTuple(splits.shared_text)
+    folder = corpora[0][1].folder
+    root | "Finish" >> WriteOnce(
+        partial(_finish, url, folder),
+        lists={
+            "problems": tuple(each["problems"] for each in found) | "Problems" >> beam.Flatten(),
+            "shared": same_text,
+        },
+        singles={"counts": tuple(each[COUNTS] for each in found) | "Counts" >> AddUpCounts()},
+    )
+
+
+class _Compare(beam.PTransform):
+    """The documents of one delivery beside their items: problems, counts and, of several splits, texts."""
+
+    def __init__(self, number: int, groups: Sequence[PartGroup], packing: Packing) -> None:
+        super().__init__()
+        self._number, self._groups, self._packing = number, groups, packing
+
+    def expand(self, root: beam.Pipeline) -> dict[str, beam.PCollection]:
+        compared = _compared(root, self._groups, self._packing)
+        compared[TEXTS].element_type = KV[str, bytes]
+        number = self._number
+        counts = compared[COUNTS] | "Whose" >> beam.Map(lambda found: {f"{number}/{k}": n for k, n in found.items()})
+        return {"problems": compared["problems"], TEXTS: compared[TEXTS], COUNTS: counts}
+
+
+def _compared(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing) -> Any:
     num_parts = part_count(groups[0].scored.urls if groups else ())
     items = (
         root
@@ -136,18 +176,10 @@ def _build(root: beam.Pipeline, groups: Sequence[PartGroup], packing: Packing, u
         | "Every part" >> beam.Create(range(num_parts), reshuffle=False)
         | "Empty" >> beam.Map(_nothing).with_output_types(KV[int, bytes])
     )
-    compared = (
+    return (
         (items, every_part)
         | "By part" >> GroupPartitions()
         | "Compare" >> beam.ParDo(_CompareFn(groups, packing)).with_outputs(COUNTS, TEXTS, main="problems")
-    )
-    compared[TEXTS].element_type = KV[str, bytes]
-    same_text = compared[TEXTS] | "Same text" >> GroupBytes(num_parts) | beam.FlatMapTuple(splits.shared_text)
-    counts = (compared[COUNTS],) | "Counts" >> AddUpCounts()
-    root | "Finish" >> WriteOnce(
-        partial(_finish, url, packing.folder),
-        lists={"problems": compared["problems"], "shared": same_text},
-        singles={"counts": counts},
     )
 
 

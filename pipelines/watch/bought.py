@@ -8,7 +8,7 @@ those that the plan knows to be of its pilot alone.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.compute import field, scalar
 
-from augment.ledger.parts import every_part
+from augment.ledger.parts import PART, PARTIAL_PART, every_part
 from augment.ledger.reading import RANK
 from sharding import storage
 from sharding.errors import MillError
@@ -62,26 +62,46 @@ def read_bought(plan: dict[str, Any], output: str, augmented: Manifest | None) -
         augmented: the manifest of its augment stage, None as long as that is under way.
     """
     table, models = _rows(plan)
-    found = Bought(
+    found = _bought(table, models)
+    asked = _asked(table, plan, output, augmented)
+    return found.where(asked), found.where(~asked)
+
+
+def _bought(table: pa.Table, models: np.ndarray) -> Bought:
+    return Bought(
         tiers=np.array(table["tier"].to_pylist(), object),
         models=models,
         tokens=table["thought_tokens"].to_numpy().astype(np.int64),
         wall_s=table["wall_s"].to_numpy(),
         finished_at=table["finished_at"].to_numpy(),
     )
-    asked = _asked(table, plan, output, augmented)
-    return found.where(asked), found.where(~asked)
 
 
-def _rows(plan: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
-    """The rows of the plan's models and prompts, and the name of each one's model in the config."""
+def read_begun(plan: dict[str, Any]) -> Bought:
+    """What there is of a plan's generations that were interrupted and aren't finished: spent, but no generations."""
+    table, models = _rows(plan, PARTIAL_PART, {"thought_tokens": -1})
+    if not len(table):
+        return _bought(table, models)
+    finished = [pa.Table.from_batches(batches)["key"] for _, batches in every_part(plan["ledger"], ["key"]) if batches]
+    keys = pa.chunked_array([chunk for column in finished for chunk in column.chunks], pa.string())
+    return _bought(table, models).where(~np.asarray(pc.is_in(table["key"], keys)))
+
+
+def _rows(
+    plan: dict[str, Any], kind: str = PART, rank: Mapping[str, int] = dict.fromkeys(RANK, 1)
+) -> tuple[pa.Table, np.ndarray]:
+    """The rows of the plan's models and prompts, and the name of each one's model in the config.
+
+    Args:
+        rank: of the rows with one key the one that is least in these columns, or with -1 greatest, is taken.
+    """
     prompts = reduce(
         operator.or_,
         ((field("prompt") == name) & (field("prompt_version") == version) for name, version in plan["prompts"].items()),
         scalar(False),
     )
     found: dict[str, list[pa.Table]] = {name: [] for name in plan["models"]}
-    for batches in every_part(plan["ledger"], _COLUMNS):
+    for _, batches in every_part(plan["ledger"], _COLUMNS, kind=kind):
         if not batches:
             continue
         rows = pa.Table.from_batches(batches)
@@ -92,7 +112,7 @@ def _rows(plan: dict[str, Any]) -> tuple[pa.Table, np.ndarray]:
     table = pa.concat_tables([nothing, *tables])
     models = np.repeat(np.array(list(found), object), [len(each) for each in tables])
     codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    order = np.lexsort([*(table[column].to_numpy() for column in reversed(RANK)), codes])
+    order = np.lexsort([*(sign * table[column].to_numpy() for column, sign in reversed(list(rank.items()))), codes])
     first = order[np.unique(codes[order], return_index=True)[1]]  # of the rows with one key the one that is kept
     return table.take(pa.array(first)), models[first]
 

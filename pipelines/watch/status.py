@@ -16,8 +16,9 @@ from rich.text import Text
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.dropping import dropped_rows, drops
 from pipelines.card.facts import REHEARSAL_NOTICE
+from pipelines.delivered import deliveries_of, pending
 from pipelines.terminal import counted
-from pipelines.watch.bought import Bought, read_bought
+from pipelines.watch.bought import Bought, read_begun, read_bought
 from pipelines.watch.files import read_drifts, read_plan
 from sharding import storage, waits
 from sharding.errors import MillError
@@ -53,12 +54,19 @@ def read(output: storage.Location) -> dict[str, Any]:
         "rehearsal": any(stage.rehearsal for stage in stages.values() if stage),
         "complete": storage.exists(Output(output).success),
     }
+    if later := deliveries_of(stages["pack"]):
+        found["deliveries"] = [{"number": one.number, "documents": one.told["score/documents"]} for one in later]
+    if (number := pending(output)) is not None:
+        found["delivery_begun"] = number
     if plan is not None:
         now = time.time()
         done, beside = read_bought(plan, output, stages["augment"])
         beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
-        found["generation"] = _generation(plan, done, beats, now)
+        begun = read_begun(plan)
+        found["generation"] = _generation(plan, done, begun, beats, now)
+        if len(begun.tokens):
+            found["begun"] = {"generations": len(begun.tokens), "thought_tokens": int(begun.tokens.sum())}
         if len(beside.tokens):
             found["beside"] = {"generations": len(beside.tokens), **_spent(plan, beside)}
         if (absent := _absent_ledger(plan, stages["augment"])) is not None:
@@ -82,10 +90,12 @@ def _absent_ledger(plan: dict[str, Any], augmented: Manifest | None) -> dict[str
     return {"ledger": plan["ledger"], "generation": unknown | known | spent}
 
 
-def _generation(plan: dict[str, Any], done: Bought, beats: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
-    spent = _spent(plan, done)
+def _generation(
+    plan: dict[str, Any], done: Bought, begun: Bought, beats: Sequence[Mapping[str, Any]], now: float
+) -> dict[str, Any]:
+    spent = _spent(plan, done, begun)
     rate = _tokens_per_second(done, live=bool(beats), now=now)
-    left = _tokens_left(plan, done)
+    left = max(0.0, _tokens_left(plan, done) - float(begun.tokens.sum()))
     at_work = [model for beat in beats for model in beat["models"].values()]
     return {
         "generations": len(done.tokens),
@@ -106,9 +116,9 @@ def _generation(plan: dict[str, Any], done: Bought, beats: Sequence[Mapping[str,
     }
 
 
-def _spent(plan: dict[str, Any], bought: Bought) -> dict[str, Any]:
+def _spent(plan: dict[str, Any], *bought: Bought) -> dict[str, Any]:
     """What these generations took, in every unit; None where a price isn't known."""
-    tokens = {name: int(bought.tokens[bought.models == name].sum()) for name in plan["models"]}
+    tokens = {name: sum(int(each.tokens[each.models == name].sum()) for each in bought) for name in plan["models"]}
     return {
         "thought_tokens": sum(tokens.values()),
         "dollars": _cost(plan, tokens, "dollars_per_million_tokens", lambda number, price: number * price / 1e6),
@@ -159,6 +169,13 @@ def render(found: dict[str, Any]) -> Table:
     table.add_column(overflow="fold")
     table.add_row("output", Text(found["output"] + (" (complete)" if found["complete"] else "")))
     table.add_row("stages", ", ".join(f"{name}: {state}" for name, state in found["stages"].items()))
+    for later in found.get("deliveries", ()):
+        said = f"{later['number']}: {counted(later['documents'], 'document')} joined the corpus later"
+        table.add_row("delivery", said)
+    if number := found.get("delivery_begun"):
+        table.add_row(
+            "delivery", f"{number} was begun and has not joined: the same `thoughtmill append` goes on with it"
+        )
     if generation := found.get("generation"):
         absent = found.get("absent")
         where = "counted when they were made" if absent else "in the ledger"
@@ -176,6 +193,9 @@ def render(found: dict[str, Any]) -> Table:
             table.add_row(
                 "beside", f"{said} were paid for that this plan doesn't ask for: by a pilot, or for other plans"
             )
+        if begun := found.get("begun"):
+            said = f"{begun['generations']:,} interrupted, with {begun['thought_tokens']:,} of these tokens"
+            table.add_row("begun", f"{said}; the next run goes on from there")
         if absent:
             said = f"{absent['ledger']} isn't here, or is empty: what was spent of other units is not known"
             table.add_row("ledger", Text(said, "yellow"))

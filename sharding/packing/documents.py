@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,8 +98,9 @@ class DocumentIndex:
         """
         for entry in self._parts:
             number, count = part_of(entry.name)
-            if hashing.partition_of(doc_id, count) == number:
-                return list(self._found(entry, doc_id))
+            # Each delivery has an index of its own, and no two have a document of one id.
+            if hashing.partition_of(doc_id, count) == number and (found := list(self._found(entry, doc_id))):
+                return found
         return []
 
     def read(self, doc_id: str) -> PackedDocument:
@@ -161,7 +163,8 @@ class DocumentIndex:
     def _found(self, entry: FileEntry, doc_id: str) -> Iterator[ItemPlace]:
         for batch in self._index_batches(entry):
             here = pc.equal(batch.column("doc_id"), pa.scalar(doc_id, pa.string()))
-            yield from from_batch(ItemPlace, batch.filter(here))
+            for place in from_batch(ItemPlace, batch.filter(here)):
+                yield msgspec.structs.replace(place, shard=shard_beside(entry.name, place.shard))
 
     def _index_batches(self, entry: FileEntry) -> Iterator[pa.RecordBatch]:
         url = storage.join(manifest.files_url(self.output, self._packed), entry.name)
@@ -178,6 +181,14 @@ class DocumentIndex:
         ids = (i for entry in self._parts for b in self._index_batches(entry) for i in b.column("doc_id").to_pylist())
         there = list(dict.fromkeys(islice(ids, _LOOKED_AT)))
         return difflib.get_close_matches(doc_id, there, _NEAREST, 0.5) or there[:_NEAREST]
+
+
+def shard_beside(index: str, shard: str) -> str:
+    """The name of a shard as the manifest has it, from that of the part of the index that names it.
+
+    A later delivery brings its index along, which names its shards as they are called in its own folder.
+    """
+    return index.rpartition("index/")[0] + shard
 
 
 def _batches(url: str, entry: FileEntry) -> Iterator[tuple[pa.RecordBatch, int]]:

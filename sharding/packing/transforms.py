@@ -83,14 +83,23 @@ class PackShards(beam.PTransform):
         config: the `pack` section.
         tokenizer: the training tokenizer.
         num_parts: how many parts the index of documents has.
+        numbered_from: by split the number of the first shard, where others are before it; 0 unless it says.
 
     Returns:
         `files`, the shards' FileEntry; `index`, those of the index; and `counts`: rows by split, and what was left
         out.
     """
 
-    def __init__(self, folder: str, config: PackConfig, tokenizer: TextTokenizer, num_parts: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        config: PackConfig,
+        tokenizer: TextTokenizer,
+        num_parts: int,
+        numbered_from: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
+        self._numbered_from = dict(numbered_from or {})
         self._folder, self._config, self._num_parts = folder, config, num_parts
         self._schema = ROWS.schema(
             vocab_size=tokenizer.vocab_size,
@@ -179,7 +188,8 @@ class PackShards(beam.PTransform):
         placed = sorted((value for value in values if len(value) > _PLACE.size), key=_place_of)
         rows = [records.decode(Row, value[_PLACE.size :]) for value in placed]
         del placed
-        name = f"data/{split}-{number:05d}-of-{self._splits[split]:05d}.arrow"
+        before = self._numbered_from.get(split, 0)
+        name = f"data/{split}-{before + number:05d}-of-{before + self._splits[split]:05d}.arrow"
         yield write_shard(storage.join(self._folder, name), name, rows, self._schema, self._config)
         yield from (beam.pvalue.TaggedOutput(PLACES, place) for place in places_of(rows, name))
 

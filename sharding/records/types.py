@@ -158,6 +158,7 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
             back, to tell what the trace is worth or because the thought is to stand before it.
         text, context, focus: of a tier with a recipe, what its prompts may show: `augment.recipes.SegmentView`.
         known: of a tier with a recipe, the rows of calls that runs which have not ended have made.
+        begun: what there is of samples, or of a recipe's calls, that were interrupted.
     """
 
     doc_id: str
@@ -176,6 +177,7 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
     context: NotStoredText = ""
     focus: NotStoredTexts = msgspec.field(default_factory=list)
     known: Annotated[list[LedgerRow], Column(stored=False)] = msgspec.field(default_factory=list)
+    begun: Annotated[list[LedgerRow], Column(stored=False)] = msgspec.field(default_factory=list)
 
     @property
     def segment_id(self) -> str:
@@ -198,12 +200,14 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
         token_ids: (at most thought_tokens,) uint32, generator token ids.
         sum_logprobs: sum of ln p of the generated tokens under the generator's sampling distribution, or None.
         finish_reason: as the engine said: "stop" or "length".
-        closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither).
+        closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither); "partial" of one that
+            was interrupted, in a file of its own kind, which nobody takes for a finished one.
         wall_s: seconds from submission to completion.
         finished_at: Unix time in seconds.
         step: of a recipe's call, its step; "" of what a tier asked for.
         made_from: keys of the rows it was made from: of a call those it was shown, of a recipe's outcome all its calls.
         wants: of a recipe's call, "thought" or "answer": which part of its text the recipe goes by.
+        continued: how often it was interrupted and gone on with; of a recipe's outcome, all its calls together.
     """
 
     key: str
@@ -229,6 +233,7 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
     step: str = ""
     made_from: list[str] = msgspec.field(default_factory=list)
     wants: str = "thought"
+    continued: Int32 = 0
 
     @property
     def composed(self) -> bool:

@@ -89,15 +89,18 @@ class NearMark(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         rank, origin: the document; see `text_key`.
-        cluster: hash of the text of the document that stands for the cluster; what the split is drawn by.
+        cluster: hash of the text of the document that stands for the cluster, or what that one's own split was drawn
+            by where an earlier delivery has brought it; what the split is drawn by.
         role: "first" where it stands for the cluster, "near" where its text isn't the first's; "same" where it is, and
             of the first of a cluster in which all are exact copies.
+        of_earlier: the document that stands for the cluster was brought by an earlier delivery.
     """
 
     rank: int
     origin: str
     cluster: str
     role: Literal["first", "near", "same"]
+    of_earlier: bool = False
 
 
 class _Node(msgspec.Struct, frozen=True, array_like=True):
@@ -107,6 +110,7 @@ class _Node(msgspec.Struct, frozen=True, array_like=True):
     doc_id: str
     origin: str
     text: str
+    cluster: str = ""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -132,7 +136,7 @@ def banded(document: Document, ranks: Mapping[str, int], near: NearCopies) -> It
         return
     signature = minhash.signature(words)
     sketch = signature.astype(np.uint8).tobytes()
-    node = _Node(ranks[document.source], document.doc_id, document.origin, content_id(document.text))
+    node = _Node(ranks[document.source], document.doc_id, document.origin, content_id(document.text), document.cluster)
     member = sketch + msgspec.msgpack.encode(node)
     for band in minhash.bands(signature, near.num_bands):
         yield f"{band:016x}", member
@@ -188,9 +192,12 @@ def small_star(group: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes]
 def settled(group: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes] | dict[str, int]]:
     """From a document and its neighbours to its mark, as (id, mark); and what isn't settled, as a count.
 
-    In a cluster that is settled every document but the first has one neighbour, the first.
+    In a cluster that is settled every document but the first has one neighbour, the first. Documents of an earlier
+    delivery get no mark: what they are is settled.
     """
     own = _node_decoder.decode(_data(group[0]))
+    if own.rank < 0:
+        return
     neighbours = [_node_decoder.decode(data) for data in set(group[1])]
     first = min((own, *neighbours), key=lambda node: node.order)
     if first is not own and len(neighbours) > 1:
@@ -199,7 +206,7 @@ def settled(group: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes] | 
         role: Literal["first", "near", "same"] = "first" if any(n.text != own.text for n in neighbours) else "same"
     else:
         role = "near" if own.text != first.text else "same"
-    mark = NearMark(own.rank, own.origin, first.text, role)
+    mark = NearMark(own.rank, own.origin, first.cluster or first.text, role, first.rank < 0)
     yield own.doc_id, NEAR + msgspec.msgpack.encode(mark)
 
 

@@ -169,6 +169,10 @@ def check_files(source: Source, barren: int, files: int, shown: Sequence[BarrenF
     )
 
 
+_LEFT_OUT = ("duplicates_dropped", "near_copies_dropped", "documents_delivered_before")
+"""Counts of documents that were read and left out, without a word of which source."""
+
+
 def check_scored(
     sources: Sequence[Source], tallies: Sequence[SourceTally], counts: Mapping[str, int], parts: str
 ) -> None:
@@ -198,7 +202,7 @@ def check_scored(
         name = source.config.name
         if len(sources) == 1:
             lost = by_tokenizer
-        elif name and not (counts["duplicates_dropped"] or counts.get("near_copies_dropped")):
+        elif name and not any(counts.get(each) for each in _LEFT_OUT):
             lost = tally.documents - counts.get(f"source.{name}.documents", 0)
         else:  # which sources the dropped copies were of isn't counted: the refused are taken to be spread evenly
             lost = by_tokenizer * tally.documents // max(1, sum(each.documents for each in tallies))

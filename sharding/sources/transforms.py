@@ -23,7 +23,16 @@ from sharding.beam.counts import COUNTS
 from sharding.beam.shuffle import GroupBytes
 from sharding.records.types import Document, Quarantined
 from sharding.sources import NearCopies, ReadUnit, Source, SourceFile, near_copies, shares
-from sharding.sources.duplicates import DOCUMENT, distinct_documents, later_copies, text_key
+from sharding.sources.duplicates import (
+    DOCUMENT,
+    EARLIER_RANK,
+    EARLIER_SOURCE,
+    copy_counts,
+    distinct_documents,
+    earlier_member,
+    later_copies,
+    text_key,
+)
 
 Duplicates = Literal["keep", "drop"]
 
@@ -45,6 +54,9 @@ class ReadDocuments(beam.PTransform):
         duplicates: whether exact copies of a text stay. They are counted either way.
         num_partitions: see `GroupBytes`.
         near: how near-copies are looked for; None: not at all.
+        earlier: a transform that gives the documents of earlier deliveries, of the source `EARLIER_SOURCE`, each with
+            the cluster that its split was drawn by: they come before all others where copies are found, and are none
+            of the documents that come out. None: this is the first.
     """
 
     def __init__(
@@ -54,15 +66,16 @@ class ReadDocuments(beam.PTransform):
         duplicates: Duplicates,
         num_partitions: int,
         near: NearCopies | None = None,
+        earlier: beam.PTransform | None = None,
     ) -> None:
         super().__init__()
-        self._near = near
+        self._near, self._earlier = near, earlier
         self._sources, self._duplicates, self._num_partitions = tuple(resolved), duplicates, num_partitions
         self._listing = [piece for i, files in enumerate(listings) for piece in sources.pack_listing(files, i)]
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, Any]:
         resolved, drop = self._sources, self._duplicates == "drop"
-        ranks = {source.config.name: i for i, source in enumerate(resolved)}
+        ranks = {source.config.name: i for i, source in enumerate(resolved)} | {EARLIER_SOURCE: EARLIER_RANK}
         read = (
             pipeline
             | "Files" >> beam.Create(self._listing, reshuffle=False)
@@ -80,8 +93,14 @@ class ReadDocuments(beam.PTransform):
         )
         good = raw | "Good" >> beam.Filter(lambda r: isinstance(r, Document)).with_output_types(Document)
         bad = raw | "Bad" >> beam.Filter(lambda r: isinstance(r, Quarantined)).with_output_types(Quarantined)
+        known: tuple[beam.PCollection, ...] = ()
+        compared = good
+        if self._earlier is not None:
+            before = pipeline | "Earlier" >> self._earlier
+            known = (before | "By their ids" >> beam.Map(earlier_member).with_output_types(KV[str, bytes]),)
+            compared = (good, before) | "With earlier" >> beam.Flatten()
         copies = (
-            good
+            compared
             | "By text" >> beam.Map(text_key, ranks).with_output_types(KV[str, bytes])
             | "Group texts" >> GroupBytes(self._num_partitions)
             | "Copies" >> beam.FlatMap(later_copies).with_output_types(KV[str, bytes])
@@ -92,10 +111,10 @@ class ReadDocuments(beam.PTransform):
         near = (
             None
             if self._near is None
-            else good | "Near-copies" >> FindNearCopies(self._near, ranks, self._num_partitions)
+            else compared | "Near-copies" >> FindNearCopies(self._near, ranks, self._num_partitions)
         )
         distinct = (
-            (keyed, *((copies,) if drop else ()), *((near["marks"],) if near else ()))
+            (keyed, *known, *((copies,) if drop else ()), *((near["marks"],) if near else ()))
             | "Group" >> GroupBytes(self._num_partitions)
             | "One id each"
             >> beam.FlatMap(
@@ -107,11 +126,11 @@ class ReadDocuments(beam.PTransform):
         )
         documents = distinct["documents"]
         documents.element_type = Document
-        names = ("documents_duplicate", *(("duplicates_dropped",) if drop else ()))
         counts = (
             raw | "Count read" >> beam.Map(lambda _: {"documents_in": 1}),
-            copies | "Count copies" >> beam.Map(lambda _: dict.fromkeys(names, 1)),
-            *((distinct[COUNTS], near[COUNTS]) if near else ()),
+            copies | "Count copies" >> beam.Map(copy_counts, drops=drop),
+            *((distinct[COUNTS],) if near or known else ()),
+            *((near[COUNTS],) if near else ()),
         )
         return {"documents": documents, "quarantined": bad, "counts": counts, "facts": {"sources": tallies}}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -246,10 +247,13 @@ def exists(url: str) -> bool:
     return patiently("look up", url, fs, ask)
 
 
-def list_names(folder: str) -> list[str]:
+def list_names(folder: str, prefixes: Sequence[str] = ()) -> list[str]:
     """The names directly in a folder as the store has them now, sorted; none where there is no folder.
 
     What a user wrote is never taken as a pattern: a folder may be called "out[1]".
+
+    Args:
+        prefixes: only names that begin with one of them; stores that can list by it are asked for no others.
 
     Raises:
         MillError: the store can't be listed; names the folder.
@@ -259,11 +263,20 @@ def list_names(folder: str) -> list[str]:
     def ask() -> list[str]:
         fs.invalidate_cache()
         try:
+            if prefixes and _lists_by_prefix(fs):
+                return [name for prefix in prefixes for name in fs.find(path, prefix=prefix)]
             return list(fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
 
-    return sorted(posixpath.basename(name.rstrip("/")) for name in patiently("list", folder, fs, ask))
+    found = patiently("list", folder, fs, ask)
+    names = {posixpath.basename(name.rstrip("/")) for name in found}
+    return sorted(name for name in names if not prefixes or name.startswith(tuple(prefixes)))
+
+
+def _lists_by_prefix(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a store takes the beginning of names: those of fsspec say so by an argument of `find`."""
+    return "prefix" in inspect.signature(getattr(fs, "_find", fs.find)).parameters
 
 
 def remove(url: str, below: str) -> None:

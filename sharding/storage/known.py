@@ -253,6 +253,22 @@ class _Removal(msgspec.Struct):
     documents: Number
 
 
+class _First(msgspec.Struct):
+    counts: dict[str, Number]
+    rehearsal: bool
+
+
+class _Delivery(msgspec.Struct):
+    number: Annotated[int, msgspec.Meta(ge=1, le=99_999)]
+    digest: str
+    told: dict[str, Number]
+
+
+class _Delivered(msgspec.Struct):
+    first: _First
+    deliveries: list[_Delivery]
+
+
 class _PackFacts(msgspec.Struct):
     vocab_size: Length
     tokenizer_fingerprint: str
@@ -262,6 +278,7 @@ class _PackFacts(msgspec.Struct):
     warnings: list[str] = []
     versions: dict[str, str] = {}
     removals: list[_Removal] = []
+    delivered: _Delivered | None = None
 
 
 class _PackCounts(msgspec.Struct):

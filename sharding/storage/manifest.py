@@ -33,7 +33,8 @@ TOLD = ("card",)
 STAGES = ("score", "augment", "select", "pack")
 
 _PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow(\.[0-9a-f]+\.tmp)?$")
-_BEGINS = {"shards": r"data/[a-z]+", "documents": "index/documents"}
+_DELIVERED = r"(?:deliveries/[1-9][0-9]{0,4}/)?"
+_BEGINS = {"shards": _DELIVERED + r"data/[a-z]+", "documents": _DELIVERED + "index/documents"}
 """How the names of a family's files begin, where they are not in the stage's own folder."""
 
 _NUMBERED = r"-[0-9]{5,9}-of-[0-9]{5,9}\.arrow"

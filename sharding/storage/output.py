@@ -8,6 +8,7 @@ OUTPUT/
 ├── provenance/       PROVENANCE.json, documents-*, thoughts-*   of `thoughtmill provenance`
 ├── difficulty.json, pilot.json, report.html
 ├── arms/             arms.json and NAME/   of `thoughtmill arms`: each arm an output
+├── deliveries/N/     of `thoughtmill append`: later documents, each delivery an output whose shards the manifest names
 ├── ablation/         ablation.json and ARM/SEED/   of `thoughtmill ablate`: the curves of its students
 ├── ledger/                                 generations, unless `ledger.path` says otherwise
 └── stages/
@@ -17,6 +18,7 @@ OUTPUT/
     │             .earlier/
     ├── augment/  MANIFEST.json, requests-*, quarantine-*, plan.json, drift.json, alive/
     ├── select/   MANIFEST.json, kept-*, rejected-*, contaminated-*
+    ├── retrieval/    index.json, passages-*   where tiers show passages
     └── gain/     model.json, steps.json    of `thoughtmill plan --explore`; the steps that it makes of the corpus
 """
 
@@ -52,9 +54,11 @@ class Output:
             self.ledger,
             join(self.root, "arms"),
             join(self.root, "ablation"),
+            self.deliveries,
             self.provenance,
             self.stages,
             self.alive,
+            self.retrieval,
         )
         for folder in (*folders, *map(self.stage, ("score", "augment", "select")), self.earlier, self.sample):
             fs, path = filesystem(folder)
@@ -102,6 +106,15 @@ class Output:
     def arm(self, name: str) -> str:
         """The output of an arm."""
         return join(self.root, "arms", name)
+
+    @property
+    def deliveries(self) -> str:
+        """The folder of later deliveries of documents."""
+        return join(self.root, "deliveries")
+
+    def delivery(self, number: int) -> str:
+        """The output of a later delivery of documents, numbered from 1."""
+        return join(self.root, "deliveries", str(number))
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -175,6 +188,16 @@ class Output:
     def steps(self) -> str:
         """How many segments could take which step from tier to tier at which expected gain for its cost."""
         return join(self.root, "stages", "gain", "steps.json")
+
+    @property
+    def retrieval(self) -> str:
+        """The folder of the index of passages."""
+        return join(self.root, "stages", "retrieval")
+
+    @property
+    def passages(self) -> str:
+        """What the index of passages is made of; there when it is whole."""
+        return join(self.retrieval, "index.json")
 
     @property
     def report(self) -> str:

@@ -180,7 +180,7 @@ def test_a_worker_that_hardly_runs(job: Job, tmp_path: Path, account: Account) -
         while not ended.is_set():
             try:
                 children = parent.children(recursive=True)
-                workers = [child for child in children if "sdk_worker_main" in " ".join(child.cmdline())]
+                workers = [child for child in children if "local_worker_main" in " ".join(child.cmdline())]
                 slow = sorted(workers, key=lambda worker: worker.pid)[:1]
                 for worker in slow:
                     worker.send_signal(signal.SIGSTOP)

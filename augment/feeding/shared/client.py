@@ -14,8 +14,8 @@ import time
 
 import msgspec
 
-from augment.engines.protocol import ELSEWHERE, EngineDead, Generation, GenerationRequest, RequestRejected
-from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Broken, Hello, Made, Refused, pack, unpack
+from augment.engines.protocol import ELSEWHERE, EngineDead, Generation, GenerationRequest, Interrupted, RequestRejected
+from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Begun, Broken, Hello, Made, Refused, pack, unpack
 from sharding.errors import MillError
 
 _CONNECT_S = 5.0
@@ -71,6 +71,9 @@ class ElsewhereEngine:
         finally:
             self._answers.pop(number, None)
 
+    async def interrupt(self) -> None:
+        """Whoever tells this process to end tells the owner too, and the owner says what there is."""
+
     async def close(self) -> None:
         self._end(EngineDead("the connection to the engine was closed"))
         if self._listening is not None:
@@ -85,11 +88,16 @@ class ElsewhereEngine:
                 if isinstance(frame, Broken):
                     self._end(MillError(frame.error))
                     return
-                if isinstance(frame, Made | Refused) and (answer := self._answers.get(frame.number)) is not None:
+                if (
+                    isinstance(frame, Made | Begun | Refused)
+                    and (answer := self._answers.get(frame.number)) is not None
+                ):
                     if answer.done():
                         continue
                     if isinstance(frame, Made):
                         answer.set_result(frame.generation)
+                    elif isinstance(frame, Begun):
+                        answer.set_exception(Interrupted("the owner of the engine ends", frame.generation))
                     else:
                         answer.set_exception(RequestRejected(frame.error, may_pass=frame.may_pass))
         except (OSError, EOFError, msgspec.MsgspecError) as error:  # EOFError: IncompleteReadError is one

@@ -48,6 +48,13 @@ class Made(msgspec.Struct, tag=True):
     generation: Generation
 
 
+class Begun(msgspec.Struct, tag=True):
+    """The owner is told to end, and this is what there is of it; the connection ends next."""
+
+    number: int
+    generation: Generation
+
+
 class Refused(msgspec.Struct, tag=True):
     """This request was given up, alone, after all the tries it may have."""
 
@@ -62,7 +69,7 @@ class Broken(msgspec.Struct, tag=True):
     error: str
 
 
-Frame = Hello | Ask | Made | Refused | Broken
+Frame = Hello | Ask | Made | Begun | Refused | Broken
 
 
 def hello(name: str, model: ModelConfig, feeding: FeedingConfig) -> Hello:

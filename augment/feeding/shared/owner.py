@@ -25,8 +25,8 @@ from augment.engines import reaper
 from augment.engines.config import ModelConfig
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
-from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Broken, Frame, Hello, Made, Refused, pack, unpack
-from augment.feeding.tickets import Completed, FeederClosed, Job, Result
+from augment.feeding.shared.frames import LENGTH_BYTES, Ask, Begun, Broken, Frame, Hello, Made, Refused, pack, unpack
+from augment.feeding.tickets import Completed, FeederClosed, Job, Partial, Result
 from sharding.errors import MillError
 from sharding.hashing import fingerprint
 from sharding.storage.private import private_folder
@@ -37,6 +37,9 @@ _LEFT_BEHIND_S = 3600.0
 """A lock that nobody holds and that was taken so long ago is removed; by then its engines have ended too."""
 
 _ACCEPT_AGAIN_S = 1.0
+
+_LAST_WORDS_S, _POLL_S = 2.0, 0.01
+"""So long an owner that ends waits for those who are slow to read its last answers."""
 
 _MAX_SOCKET_PATH_BYTES = 100  # 104 on macOS, 108 on Linux, with the final zero
 
@@ -68,7 +71,7 @@ class EngineHost:
         self._changing = threading.Lock()
         self._lock_file: IO[str] | None = None
         self._listener: socket.socket | None = None
-        self._connections: set[socket.socket] = set()
+        self._connections: dict[socket.socket, _Line] = {}
 
     def try_own(self) -> bool:
         """Whether this process owns the engines; becomes the owner if there is none."""
@@ -92,16 +95,24 @@ class EngineHost:
             reaper.end_marked(reaper.mark_prefix(int(before)))
         return True
 
-    def hang_up(self) -> None:
-        """Answer nobody any more; the others look for another owner."""
+    def stop_listening(self) -> None:
+        """Let nobody new ask; who is connected already still gets answers."""
         with self._changing:
             listener, self._listener = self._listener, None
-            connections = list(self._connections)
         if listener is not None:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
             Path(self.address).unlink(missing_ok=True)
+
+    def hang_up(self) -> None:
+        """Answer nobody any more, once what was answered is on its way; the others look for another owner."""
+        self.stop_listening()
+        until = time.monotonic() + _LAST_WORDS_S
+        while any(line.is_behind for line in list(self._connections.values())) and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        with self._changing:
+            connections = list(self._connections)
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -138,12 +149,11 @@ class EngineHost:
                 if self._listener is None:
                     connection.close()
                     return
-                self._connections.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="engine-host-line", daemon=True).start()
+                line = self._connections[connection] = _Line(connection)
+            threading.Thread(target=self._serve, args=(connection, line), name="engine-host-line", daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, line: _Line) -> None:
         """Take the requests of one process to the feeder, until it hangs up."""
-        line = _Line(connection)
         feeder: Feeder | None = None
         try:
             with connection.makefile("rb") as stream:
@@ -160,7 +170,7 @@ class EngineHost:
         finally:
             line.hang_up()
             with self._changing:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
             if feeder is not None:
                 self._feeders.release(feeder)
 
@@ -180,9 +190,18 @@ class _Line:
         else:
             self._outbox.put(Refused(result.context, result.error, result.may_pass))
 
+    def save(self, partial: Partial) -> None:
+        """Send what there is of a request."""
+        self._outbox.put(Begun(partial.context, partial.generation))
+
     def fail(self, error: BaseException) -> None:
         """Send why there will be no results; when the feeder was merely closed, another process can do better."""
         self._outbox.put(None if isinstance(error, FeederClosed) else Broken(str(error)))
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something waits to be sent."""
+        return not self._outbox.empty()
 
     def hang_up(self) -> None:
         self._outbox.put(None)

@@ -15,7 +15,7 @@ from importlib import resources
 
 import numpy as np
 
-from augment.selection.word_runs import HALVES, Runs, runs_of, runs_of_words
+from augment.selection.word_runs import HALVES, Runs, among, runs_of, runs_of_words
 from augment.selection.words import words_of
 
 _BOILERPLATE_HALVES = 6 * HALVES
@@ -62,7 +62,7 @@ def _written(text: str) -> list[str]:
 def _telling_halves(words: Sequence[str], runs: Runs) -> np.ndarray:
     """Half words that tell, up to each word and, last, in all: (num_words + 1,) int64."""
     tells = np.fromiter((_tells(word) for word in words), bool, len(words))
-    tells &= ~runs.covered(_boilerplate(), _BOILERPLATE_HALVES)
+    tells &= ~runs.covered(among(runs.numbers(_BOILERPLATE_HALVES), _boilerplate()), _BOILERPLATE_HALVES)
     up_to = np.zeros(len(words) + 1, np.int64)
     np.cumsum(np.diff(runs.ends) * tells, out=up_to[1:])
     return up_to
@@ -75,4 +75,4 @@ def _tells(word: str) -> bool:
 @cache
 def _boilerplate() -> np.ndarray:
     text = resources.files("augment.selection.benchmarks").joinpath("boilerplate.txt").read_text(encoding="utf-8")
-    return np.concatenate([runs_of(part).numbers(_BOILERPLATE_HALVES) for part in text.split("\n\n")])
+    return np.unique(np.concatenate([runs_of(part).numbers(_BOILERPLATE_HALVES) for part in text.split("\n\n")]))

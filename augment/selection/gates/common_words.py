@@ -56,5 +56,8 @@ _CHARACTERS = """
 吗呢啊还還则則但并且或于於由让讓让最第本句字文章写寫
 """
 
+COMMON_OF = {"en": frozenset(_ENGLISH.split()), "de": frozenset(_GERMAN.split())}
+"""Language → its common words."""
+
 COMMON = frozenset((*_ENGLISH.split(), *_GERMAN.split(), *"".join(_CHARACTERS.split())))
 """In lower case; characters of Chinese and Japanese stand by themselves."""

@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from augment.selection.gates.claims import Sentence, Text, Token, tells
 from augment.selection.gates.gate import Gate, Subject
 from augment.selection.gates.language import main_languages
-from augment.selection.gates.quotations import without_code, without_quotations
+from augment.selection.gates.quotations import without_code
 from sharding.config import STRICT
 
 _MIN_TELLING = 2
@@ -56,7 +56,7 @@ class Contradiction(Gate):
         if not languages:
             return False
         source = _source_of(subject.source_text)
-        said = Text(without_quotations(subject.trace.text))
+        said = Text(subject.without_quotations)
         for sentence in said.sentences:
             if sentence.is_question:
                 continue

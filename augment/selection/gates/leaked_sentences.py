@@ -8,6 +8,7 @@ a program; it takes a writer ("me") or a piece of writing ("the passage", "an ex
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from augment.selection.words import UNSPACED, words_of
 
@@ -253,9 +254,28 @@ def _pattern(rest: str) -> re.Pattern[str]:
     return re.compile(" " + re.sub(rf"([{UNSPACED}])", r"(?:\1 )", rest))
 
 
-_FOLLOWED_BY = tuple(
-    (f" {' '.join(words_of(beginning))}", _pattern(rest)) for beginnings, rest in _SIGNS for beginning in beginnings
-)
+@dataclass(frozen=True)
+class _Sign:
+    """A beginning, as `Words.line` has it, with what follows it, and words that a text with it has."""
+
+    beginning: str
+    rest: re.Pattern[str]
+    words: frozenset[str]
+
+
+def _by_first_word() -> dict[str, list[_Sign]]:
+    """First word → the signs that begin with it. Few texts have all the words of one, and only they are searched."""
+    found: dict[str, list[_Sign]] = {}
+    for beginnings, rest in _SIGNS:
+        for beginning in beginnings:
+            words = words_of(beginning)
+            # Where nothing follows, the last may be the beginning of a longer one.
+            whole = words if rest.startswith(" ") else words[:-1]
+            found.setdefault(whole[0], []).append(_Sign(f" {' '.join(words)}", _pattern(rest), frozenset(whole)))
+    return found
+
+
+_FOLLOWED_BY = _by_first_word()
 
 
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)]*(?=\s)|[。！？]+[”」』]?|\n")
@@ -290,10 +310,11 @@ def without_leaked_opening(text: str, source_line: str) -> str:
 def leaked_sentences(line: str) -> set[str]:
     """The beginnings of such sentences in a line of words, as `Words.line` has it; linear in its length."""
     found = set()
-    for beginning, rest in _FOLLOWED_BY:
-        at = line.find(beginning)
+    words = set(line.split(" "))
+    for sign in (sign for first in _FOLLOWED_BY.keys() & words for sign in _FOLLOWED_BY[first] if sign.words <= words):
+        at = line.find(sign.beginning)
         while at >= 0:
-            if match := rest.match(line, at + len(beginning)):
+            if match := sign.rest.match(line, at + len(sign.beginning)):
                 found.add(line[at : match.end()])
-            at = line.find(beginning, at + 1)
+            at = line.find(sign.beginning, at + 1)
     return found

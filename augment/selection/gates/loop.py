@@ -13,15 +13,16 @@ up and, where they fill a window, ratios below 0.09.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from augment.selection.gates.gate import Gate, Subject
+from augment.selection.gates.gate import Gate, Subject, Words
 from augment.selection.gates.matrices import without_matrices
-from augment.selection.words import WORD
+from augment.selection.word_runs import HALVES
+from augment.selection.words import words_as_they_are
 from sharding.config import STRICT
 
 _NGRAM = 8
@@ -48,22 +49,43 @@ class Loop(Gate):
     def objects(self, subject: Subject) -> bool:
         if subject.trace.finish_reason == "repetition":
             return True
-        text = without_matrices(subject.trace.text)
+        plain = _is_plain(subject.trace.text)
+        text = without_matrices(
+            subject.trace.text, subject.words.list if plain else words_as_they_are(subject.trace.text)
+        )
         # A text has thousands of windows: the first that is too much is enough.
-        if any(share > self.max_repeated_share for share in repeated_shares(text)):
+        if not (plain and text == subject.trace.text and _repeats_nothing(subject.words)) and any(
+            share > self.max_repeated_share for share in repeated_shares(words_as_they_are(text))
+        ):
             return True
         return any(ratio < self.min_compression_ratio for ratio in compression_ratios(text))
 
 
-def repeated_shares(text: str) -> Iterator[float]:
+def _is_plain(text: str) -> bool:
+    """Whether a text's words as they are and those that gates compare are the same but for their case."""
+    return text.isascii() and "_" not in text
+
+
+def _repeats_nothing(words: Words) -> bool:
+    """Whether no n-gram occurs twice, whatever the case: by the numbers of runs, which other gates look at too."""
+    known = words.known(HALVES * _NGRAM)
+    return not bool((known[1:] == known[:-1]).any())
+
+
+def repeated_shares(words: Sequence[str]) -> Iterator[float]:
     """The share of word 8-grams that occurred before in the same window, for every window of any size; 0 to 1."""
-    words = WORD.findall(text)
     if len(words) < _MIN_WORDS:
         return
     before = _seen_before(words)
+    if before is None:
+        yield 0.0
+        return
     for size in _WINDOWS_WORDS:
         for begin, end in _windows(len(words), size):
-            yield float(np.mean(before[begin : end - _NGRAM + 1] >= begin))
+            in_window = before[begin : end - _NGRAM + 1]
+            yield np.count_nonzero(in_window >= begin) / len(in_window)
+        if size >= len(words):
+            return  # the larger ones are this one again
 
 
 def compression_ratios(text: str) -> Iterator[float]:
@@ -74,8 +96,8 @@ def compression_ratios(text: str) -> Iterator[float]:
             yield len(zlib.compress(data[begin:end])) / (end - begin)
 
 
-def _seen_before(words: list[str]) -> np.ndarray:
-    """Where each n-gram stood the last time before, -1 for the first time: (num_ngrams,) int64."""
+def _seen_before(words: Sequence[str]) -> np.ndarray | None:
+    """Where each n-gram stood the last time before, -1 for the first time: (num_ngrams,) int64; None where none did."""
     known: dict[str, int] = {}
     ids = np.array([known.setdefault(word, len(known)) for word in words], np.uint64)
     num_ngrams = len(words) - _NGRAM + 1
@@ -83,7 +105,10 @@ def _seen_before(words: list[str]) -> np.ndarray:
     for at in range(_NGRAM):
         ngrams = ngrams * np.uint64(_MULTIPLIER) + ids[at : at + num_ngrams]
     order = np.argsort(ngrams, kind="stable")
-    again = np.flatnonzero(ngrams[order[1:]] == ngrams[order[:-1]])
+    in_order = ngrams[order]
+    again = np.flatnonzero(in_order[1:] == in_order[:-1])
+    if not len(again):
+        return None
     before = np.full(num_ngrams, -1)
     before[order[again + 1]] = order[again]
     return before

@@ -7,11 +7,23 @@ matrix: it has rows without end, or the same row far more often than a row is lo
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from augment.selection.words import WORD
+from augment.selection.words import words_as_they_are
 
-_ROW_END = re.compile(r"(\n|[;\]}]|\\\\)")
+_ROW_END = re.compile(r"([\n;\]}\\](?:(?<!\\)|\\))")
 _SIGN = re.compile(r"[^\w\s,|&(){}'\"\[]")
+_SIGNS = re.compile(r"(?:[^\w\s,|&(){}'\"\[][\s,|&(){}'\"\[]*+){3}")
+_ASCII_SIGNS = re.compile(
+    "(?:[{signs}][{between}]*+){{3}}".format(
+        signs="".join(re.escape(char) for char in map(chr, range(128)) if _SIGN.match(char)),
+        between="".join(
+            re.escape(char) for char in map(chr, range(128)) if not re.match(r"\w", char) and not _SIGN.match(char)
+        ),
+    )
+)
+"""What a row of signs has in it; the second says the same of ASCII, character by character, which is faster."""
+
 _MIN_CELLS = 3
 _MAX_CELLS = 128
 _MAX_ROWS = 64
@@ -19,8 +31,14 @@ _MAX_LABELS = 0.2
 """Share of a row's words that may be no cells: "x1", "total"; one may be in any case."""
 
 
-def without_matrices(text: str) -> str:
-    """The text without its matrices; one that comes again stays where it does."""
+def without_matrices(text: str, words: Sequence[str]) -> str:
+    """The text without its matrices; one that comes again stays where it does.
+
+    Args:
+        words: all of the text, from `words_as_they_are`.
+    """
+    if not _may_have_rows(text, words):
+        return text
     kept: list[str] = []
     block: list[str] = []
     rows: list[tuple[str, ...]] = []
@@ -28,7 +46,7 @@ def without_matrices(text: str) -> str:
 
     parts = _ROW_END.split(text)
     for line, end in zip(parts[::2], [*parts[1::2], ""], strict=True):
-        cells = tuple(WORD.findall(line) or _SIGN.findall(line))
+        cells = tuple(words_as_they_are(line) or _SIGN.findall(line))
         if _is_row(cells):
             rows.append(cells)
         elif cells or not rows:
@@ -40,11 +58,25 @@ def without_matrices(text: str) -> str:
     return "".join(kept + _unless_matrix(block, rows, seen))
 
 
+def _may_have_rows(text: str, words: Sequence[str]) -> bool:
+    """Whether a text has the cells of two rows, or signs for one."""
+    cells = list(filter(_is_cell, set(words)))
+    # Few different ones are counted; a text of nothing else must not take the square of its length.
+    if len(cells) >= 2 * _MIN_CELLS or sum(map(words.count, cells)) >= 2 * _MIN_CELLS:
+        return True
+    return bool((_ASCII_SIGNS if text.isascii() else _SIGNS).search(text))
+
+
 def _is_row(cells: tuple[str, ...]) -> bool:
     if not _MIN_CELLS <= len(cells) <= _MAX_CELLS:
         return False
-    labels = sum(1 for cell in cells if not (cell[0].isdigit() or (len(cell) == 1 and cell.isascii())))
+    labels = len(cells) - sum(map(_is_cell, cells))
     return len(cells) - labels >= _MIN_CELLS and labels <= max(1, _MAX_LABELS * len(cells))
+
+
+def _is_cell(word: str) -> bool:
+    """Whether a word or sign may be an entry of a matrix rather than a label."""
+    return word[0].isdigit() or (len(word) == 1 and word.isascii())
 
 
 def _unless_matrix(block: list[str], rows: list[tuple[str, ...]], seen: set[tuple[tuple[str, ...], ...]]) -> list[str]:

@@ -20,11 +20,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.selection.gates.common_words import COMMON
-from augment.selection.gates.gate import Gate, Subject
+from augment.selection.gates.gate import Gate, Subject, Words, source_words
 from augment.selection.gates.language import main_languages, sure_shares
-from augment.selection.gates.quotations import without_code
 from augment.selection.word_runs import HALVES
-from augment.selection.words import UNSPACED, words_of
+from augment.selection.words import UNSPACED_CHARACTER, words_of
 from sharding.config import STRICT
 
 _BEGINNING = 5
@@ -32,10 +31,9 @@ _BEGINNING = 5
 
 _MIN_LETTERS = 3
 
-_UNSPACED = re.compile(f"[{UNSPACED}]")
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _HIRAGANA = re.compile("[\u3040-\u309f]")
-_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_HUMP = re.compile(r"[A-Z](?<=[a-z][A-Z])")
 """Within `NodeVisitor`, which is about nodes and visitors."""
 
 
@@ -58,14 +56,17 @@ class OffTopic(Gate):
     )
 
     def objects(self, subject: Subject) -> bool:
-        said, source = TellingWords(subject.trace.text), _source_words(subject.source_text)
+        text, prose = subject.trace.text, subject.without_code
+        if 2 * len(prose) < len(text):
+            return False
+        said, source = TellingWords(text, subject.words), _telling_of(subject.source_text)
         # Code may show that a text is about another; that it has words of its own shows nothing.
-        prose = without_code(subject.trace.text)
-        pairs = len(TellingWords(prose).words) * len(source.words)
-        if 2 * len(prose) < len(subject.trace.text) or pairs < self.min_words**2:
+        of_prose = said if prose == text else TellingWords(prose)
+        pairs = len(of_prose.words) * len(source.words)
+        if pairs < self.min_words**2:
             return False
         shared = len(said.words & source.words) + len(said.numbers & source.numbers)
-        halves = HALVES if _is_unspaced(subject.source_text) else 1
+        halves = HALVES if subject.source_words.is_unspaced else 1
         if shared > halves * self.shared_by_chance * pairs:
             return False
         return not _differ_in_language(subject)
@@ -78,17 +79,24 @@ class TellingWords:
         words: beginnings of words that are not common ones; ideographs; pairs of characters of other scripts without
             spaces.
         numbers: as they stand; they may show that a text is about another, and are too few to show that it isn't.
+
+    Args:
+        text: the text.
+        known: its words, where they are there already.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, known: Words | None = None) -> None:
         self.words: set[str] = set()
         self.numbers: set[str] = set()
+        split = _HUMP.sub(r" \g<0>", text)
+        words = words_of(split) if known is None or split != text else known.list
+        # Of words between spaces neither order nor neighbours matter.
         before = ""
-        for word in words_of(_HUMP.sub(" ", text)):
-            unspaced = bool(_UNSPACED.match(word))
+        for word in set(words) if text.isascii() else words:
+            unspaced = len(word) == 1 and bool(UNSPACED_CHARACTER.match(word))
             if word.isdigit():
                 self.numbers.add(word)
-            elif _IDEOGRAPH.match(word):
+            elif unspaced and _IDEOGRAPH.match(word):
                 if word not in COMMON:
                     self.words.add(word)
             elif not unspaced:
@@ -100,9 +108,9 @@ class TellingWords:
 
 
 @lru_cache(maxsize=4)
-def _source_words(source_text: str) -> TellingWords:
+def _telling_of(source_text: str) -> TellingWords:
     """The candidates of a segment come one after the other."""
-    return TellingWords(source_text)
+    return TellingWords(source_text, source_words(source_text))
 
 
 def _differ_in_language(subject: Subject) -> bool:
@@ -110,10 +118,4 @@ def _differ_in_language(subject: Subject) -> bool:
     expected, said = main_languages(subject.source_text), set(sure_shares(subject.trace.text))
     if expected and said and not expected & said:
         return True
-    return _is_unspaced(subject.trace.text) != _is_unspaced(subject.source_text)
-
-
-def _is_unspaced(text: str) -> bool:
-    """Whether most words of a text are in a script without spaces; code in Latin letters counts little."""
-    words = words_of(text)
-    return 2 * sum(bool(_UNSPACED.match(word)) for word in words) > len(words)
+    return subject.words.is_unspaced != subject.source_words.is_unspaced

@@ -9,9 +9,11 @@ import re
 
 _QUOTED = re.compile(
     r'"[^"\n]{1,300}"|“[^“”\n]{1,300}”|„[^„“”\n]{1,300}[“”]|«[^«»\n]{1,300}»|「[^「」\n]{1,300}」|『[^『』\n]{1,300}』'
-    r"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){1,300}'(?!\w)|^>.*$",
+    r"|'(?<!\w')(?:[^'\n]|(?<=\w)'(?=\w)){1,300}'(?!\w)|>(?<=^>).*$",
     re.MULTILINE,
 )
+"""Each form begins with a character of its own, which `re` looks for: what stands before it is looked at behind it."""
+
 _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`", re.DOTALL)
 
 

@@ -28,4 +28,5 @@ class Unprintable(Gate):
     """Traces with control characters, overrides of writing direction or lost bytes that the segment doesn't have."""
 
     def objects(self, subject: Subject) -> bool:
-        return not set(_UNPRINTABLE.findall(subject.trace.text)) <= set(subject.source_text)
+        found = set(_UNPRINTABLE.findall(subject.trace.text))
+        return bool(found) and not found <= set(subject.source_text)

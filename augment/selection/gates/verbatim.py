@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from augment.selection.gates.gate import Gate, Subject
-from augment.selection.word_runs import HALVES
+from augment.selection.word_runs import HALVES, among
 from sharding.config import STRICT
 
 
@@ -32,5 +32,5 @@ class Verbatim(Gate):
 
     def objects(self, subject: Subject) -> bool:
         size_halves = HALVES * self.run_words
-        copied = subject.words.runs.share_in(subject.source_words.runs.numbers(size_halves), size_halves)
-        return copied > self.max_copied_share
+        found = among(subject.words.numbers(size_halves), subject.source_words.known(size_halves))
+        return subject.words.runs.share_of(found, size_halves) > self.max_copied_share

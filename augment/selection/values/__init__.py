@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
 from typing import Any
 
 from sharding.errors import RequestError
-from sharding.own_code import code_digest, load_file
+from sharding.own_code import code_digest, load_named
 
 BUILT_IN = {
     "continuation_gain": "augment.selection.values.gain:ContinuationGain",
@@ -40,17 +39,13 @@ def value_class(name: str) -> Any:
     Raises:
         RequestError: there is no such value, or it is not shaped like `Value`.
     """
-    where, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
-    if not colon:
+    full = BUILT_IN.get(name, name)
+    if ":" not in full:
         raise RequestError(
             f"select.value: {name!r} is none of none, {', '.join(sorted(BUILT_IN))}; one of your own is named as "
             '"file.py:Class" or "module:Class"'
         )
-    try:
-        module = load_file(where, "value") if where.endswith(".py") else importlib.import_module(where)
-        found = getattr(module, attribute)
-    except (ImportError, OSError, AttributeError, SyntaxError) as error:
-        raise RequestError(f"select.value: {name!r} can't be loaded: {error}") from error
+    found = load_named(full, "value", "select.value")
     for needed in ("needs_continuation", "needs_controls", "valuations"):
         if not hasattr(found, needed):
             raise RequestError(

@@ -21,7 +21,6 @@ The table is in `pipelines.ablation.config`, whose config section checks the nam
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from typing import Any, Protocol
 from pipelines.ablation.config import EVALUATORS, EvaluatorConfig
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import TextTokenizer
-from sharding.own_code import code_digest, load_file
+from sharding.own_code import code_digest, load_named
 
 
 class Evaluator(Protocol):
@@ -122,12 +121,7 @@ def evaluator_class(name: str) -> Any:
     Raises:
         RequestError: there is none, or it has neither `evaluate` nor `scores`.
     """
-    where, _, attribute = EVALUATORS.get(name, name).rpartition(":")
-    try:
-        module = load_file(where, "evaluator") if where.endswith(".py") else importlib.import_module(where)
-        found = getattr(module, attribute)
-    except (ImportError, OSError, AttributeError, SyntaxError) as error:
-        raise RequestError(f"ablation.evaluators: {name!r} can't be loaded: {error}") from error
+    found = load_named(EVALUATORS.get(name, name), "evaluator", "ablation.evaluators")
     if not hasattr(found, "evaluate") and not hasattr(found, "scores"):
         raise RequestError(
             f"ablation.evaluators: {name!r} has neither 'evaluate' nor 'scores'; see pipelines.ablation.evaluators"

@@ -73,7 +73,7 @@ def upload(
             folder_path=storage.filesystem(output)[1],
             revision=revision,
             allow_patterns=names,  # none has a character that means something in a pattern
-            delete_patterns=["data/*", "index/*"],
+            delete_patterns=["data/*", "index/*", "deliveries/*"],
             commit_message="Upload with thoughtmill",
         )
     except (httpx.HTTPError, OSError) as error:

@@ -1,0 +1,310 @@
+"""Contraction: prompts as long in the middle of a book as on its first pages, and no call of it made twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from augment.contexts.contractor import Contracted, Contractor
+from augment.feeding import registry, worker
+from augment.feeding.worker import WorkOrder
+from augment.ledger.reading import read_ledger
+from augment.recipes.contracting import CONTRACTION_STEP
+from augment.requests.contraction import contraction_request
+from pipelines.joints import trace_planner
+from pipelines.plan import make_plan as plan
+from pipelines.plan.measured import budget_section
+from pipelines.run import mill
+from pipelines.yaml_config import from_mapping
+from sharding import storage
+from sharding.errors import MillError, RequestError
+from sharding.models.tokenizer import load_tokenizer
+from sharding.records.types import Quarantined, Request, ScoredSegment
+from sharding.storage import manifest
+from tests.endpoint_server import SERVED, ScriptedServer, completion
+from tests.recipe_jobs import FallingEngine, made
+
+TIERS = [
+    {"name": "skip"},
+    {"name": "plain", "model": "pretend", "prompt": "brief", "max_tokens": 48},
+    {"name": "short", "model": "pretend", "prompt": "expert", "max_tokens": 64, "context": "contraction"},
+]
+MODELS = {name: {"engine": "rehearsal", "name": name} for name in ("pretend", "cheap")}
+
+
+@pytest.fixture
+def tree(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    source = write_jsonl(
+        [{"id": str(i), "text": f"text {i} of many words and {i * i} numbers. " * (5 + 9 * i)} for i in range(5)]
+    )
+    budget = {
+        "policy": "uniform",
+        "thinking_tokens_per_source_token": 2,
+        "tiers": TIERS,
+        "contraction_model": "cheap",
+        "contraction_tokens": 64,
+    }
+    return rehearsal_config(source, models=MODELS, budget=budget, ledger={"flush_seconds": 0.2})
+
+
+def requests(output: str) -> list[Request]:
+    made = manifest.require(output, "augment")
+    return [r for url in manifest.file_urls(output, made, "requests") for r in storage.read_records(url, Request)]
+
+
+def test_documents_are_contracted_up_to_the_last_segment_that_shows_it_and_nothing_is_bought_twice(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    config = from_mapping(tree)
+    done = mill(config, stages=["score", "augment"])
+    rows = list(read_ledger(config.ledger_url))
+    calls = [row for row in rows if row.step == CONTRACTION_STEP]
+    assert {row.model for row in calls} == {"cheap"} and len({row.key for row in calls}) == len(calls)
+    needed = {r.doc_id: 0 for r in requests(config.output)}
+    for request in requests(config.output):
+        if request.tier == "short":
+            needed[request.doc_id] = max(needed[request.doc_id], request.segment_index)
+    found = {doc: sum(row.segment_id == f"{doc}#0" for row in calls) for doc in needed}
+    assert found == needed and sum(needed.values()) == len(calls) > 10
+    keys = {row.key for row in calls}
+    assert all(set(row.made_from) <= keys and len(row.made_from) <= 1 for row in calls)
+    counts = done["augment"].counts
+    assert counts["contractions_now"] == len(calls) and "contractions_found" not in counts
+    assert counts["contraction_tokens_now"] == sum(row.thought_tokens for row in calls)
+    assert counts["thought_tokens"] == sum(row.thought_tokens for row in rows if not row.step)
+
+    again = from_mapping({**tree, "output": str(tmp_path / "again"), "ledger": {"path": config.ledger_url}})
+    repeated = mill(again)["augment"].counts
+    card = (Path(again.output) / "README.md").read_text(encoding="utf-8")
+    assert f"{len(calls):,} contractions by `cheap`, of at most 64 tokens each" in card
+    assert re.search(r"\| short \| contraction \| [\d,]+ \|", card) and re.search(r"\| plain \| full \| ", card)
+    assert repeated["generated"] == 0 and repeated["contractions_found"] == len(calls)
+    assert "contractions_now" not in repeated and len(list(read_ledger(config.ledger_url))) == len(rows)
+
+
+def test_the_plan_counts_contractions_and_keeps_to_the_budget(tree: dict[str, Any]) -> None:
+    config = from_mapping(tree)
+    told = plan(config)
+    done = mill(config, stages=["score", "augment"])
+    scored, augmented = done["score"].counts, done["augment"]
+    most = 64 * (scored["segments"] - scored["documents"])
+    assert told["augment"]["contraction"]["model"] == "cheap"
+    assert told["augment"]["contraction"]["tokens_out"]["value"] == most
+    target = augmented.facts["target_spend"]
+    assert target == 2 * scored["source_tokens"] == told["budget"]["target"]
+    assert (
+        augmented.facts["planned_spend"] <= target * 1.01 and augmented.facts["planned_tokens"] <= target - most * 0.99
+    )
+    assert any("kept back for contractions" in warning for warning in augmented.facts["warnings"])
+    spent = augmented.counts["thought_tokens"] + augmented.counts["contraction_tokens_now"]
+    assert augmented.counts["contraction_tokens_now"] <= most and spent <= target
+
+
+def test_a_pilot_contracts_what_the_run_then_finds(tree: dict[str, Any]) -> None:
+    config = from_mapping({**tree, "select": {"value": "length"}})
+    mill(config, stages=["score"])
+    plan(config, pilot=8)
+    piloted = {row.key for row in read_ledger(config.ledger_url)}
+    contracted = [row for row in read_ledger(config.ledger_url) if row.step == CONTRACTION_STEP]
+    counts = mill(config, stages=["augment"])["augment"].counts
+    assert contracted and counts["contractions_found"] == len(contracted)
+    keys = [row.key for row in read_ledger(config.ledger_url)]
+    assert len(keys) == len(set(keys)) and piloted < set(keys)
+    assert counts["found"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"contraction_model": "nobody"}, "budget.contraction_model: 'nobody' is not one of models: cheap, pretend"),
+        ({"contraction_model": None}, "tier short shows a contraction: name the model"),
+        ({"contraction_tokens": 8}, "budget.contraction_tokens.*greater than or equal to 64"),
+        ({"contraction_tokens": 2048}, "budget.contraction_tokens: 2048 leaves no room in models.cheap.max_model_len"),
+        ({"tiers": TIERS[:2]}, "no tier shows a contraction"),
+        ({"tiers": [{"name": "skip", "context": "contraction"}]}, "tier skip has context but no model"),
+    ],
+)
+def test_contractions_that_can_not_be_are_refused(tree: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    models = {**MODELS, "cheap": {**MODELS["cheap"], "max_model_len": 4096}}
+    with pytest.raises(RequestError, match=said):
+        from_mapping({**tree, "models": models, "budget": {**tree["budget"], **changes}})
+
+
+def test_a_budget_that_contractions_may_take_whole_is_refused(tree: dict[str, Any]) -> None:
+    tree["budget"] |= {"thinking_tokens_per_source_token": 0.2, "contraction_tokens": 128}
+    with pytest.raises(RequestError, match=r"0\.2 may go on contractions alone, which take up to .*raise it above"):
+        mill(from_mapping(tree), stages=["score", "augment"])
+
+
+def test_a_budget_that_tiers_can_not_take_says_what_was_kept_back(tree: dict[str, Any]) -> None:
+    tree["budget"] |= {"thinking_tokens_per_source_token": 90}
+    with pytest.raises(
+        RequestError, match=r"can't be spent on .*\(all of this without .* kept back for contractions\)"
+    ):
+        mill(from_mapping(tree), stages=["score", "augment"])
+
+
+def test_without_contractions_the_manifest_says_nothing_of_them(tree: dict[str, Any]) -> None:
+    tree["budget"] = {"policy": "uniform", "thinking_tokens_per_source_token": 2, "tiers": TIERS[:2]}
+    section = budget_section(from_mapping(tree).budget)
+    assert not [key for key in section if "contraction" in key] and "context" not in section["tiers"][1]
+
+
+def test_the_prompt_stays_as_long_in_a_document_of_any_length(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
+) -> None:
+    """A document of 200,000 characters, by a scripted server whose contractions are as long as allowed."""
+    tokenizer = load_tokenizer(byte_tokenizer)
+    sizes: list[int] = []
+
+    def answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = tokenizer.decode(np.array(body["prompt"], np.uint32))
+        contracts = "How it goes on:" in prompt
+        if contracts:
+            sizes.append(len(body["prompt"]))
+        return completion(body, text="so far. " * 24 if contracts else "a thought.")
+
+    text = "".join(f"Line {i:05d} of a long text, all lines of one length.\n" for i in range(4000))
+    assert len(text) >= 200_000
+    server = ScriptedServer(answer)
+    try:
+        model = {"engine": "endpoint", "name": byte_tokenizer, "served_name": SERVED, "urls": [server.url]}
+        tier = {"name": "short", "model": "m", "prompt": "brief", "max_tokens": 32, "context": "contraction"}
+        budget = {
+            "policy": "fixed",
+            "fixed_tier": "short",
+            "thinking_tokens_per_source_token": 50,
+            "tiers": [tier],
+            "contraction_model": "m",
+            "contraction_tokens": 128,
+        }
+        tree = rehearsal_config(write_jsonl([{"id": "long", "text": text}]), models={"m": model}, budget=budget)
+        tree["difficulty"]["segment_tokens"] = 512
+        config = from_mapping(tree)
+        counts = mill(config, stages=["score", "augment"])["augment"].counts
+    finally:
+        server.stop()
+    lengths = [r.prompt_tokens for r in requests(config.output)]
+    assert counts["requests"] == len(lengths) > 100 and len(sizes) == len(lengths) - 1
+    whole = lengths[1:-1]  # the first shows no contraction, and the last segment is shorter
+    assert max(whole) - min(whole) < 40, "but for where a segment is cut, prompts are of one length"
+    steady = sizes[1:]
+    assert max(steady) - min(steady) < 40 and np.corrcoef(np.arange(len(steady)), steady)[0, 1] < 0.5
+
+
+def test_where_a_call_fails_the_segments_behind_it_are_given_up_and_no_others(
+    write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], byte_tokenizer: str
+) -> None:
+    tokenizer = load_tokenizer(byte_tokenizer)
+
+    def answer(number: int, body: dict[str, Any]) -> Any:
+        prompt = tokenizer.decode(np.array(body["prompt"], np.uint32))
+        if "How it goes on:" in prompt and "the third part" in prompt.partition("How it goes on:")[2]:
+            return 400, {}, {"error": "no"}
+        return completion(body, text="so it goes.")
+
+    parts = ["the first part. ", "the second part. ", "the third part. ", "the fourth part. ", "the fifth part. "]
+    text = "\n\n".join(part * 12 for part in parts)
+    server = ScriptedServer(answer)
+    try:
+        model = {"engine": "endpoint", "name": byte_tokenizer, "served_name": SERVED, "urls": [server.url]}
+        tier = {"name": "short", "model": "m", "prompt": "brief", "max_tokens": 32, "context": "contraction"}
+        budget = {
+            "policy": "fixed",
+            "fixed_tier": "short",
+            "thinking_tokens_per_source_token": 50,
+            "tiers": [tier],
+            "contraction_model": "m",
+            "contraction_tokens": 64,
+        }
+        source = write_jsonl([{"id": "bad", "text": text}, {"id": "good", "text": text.replace("third", "3rd")}])
+        tree = rehearsal_config(source, models={"m": model}, budget=budget, ledger={"max_failed_fraction": 0.9})
+        config = from_mapping(tree)
+        made = mill(config, stages=["score", "augment"])["augment"]
+        strict = from_mapping({**tree, "output": f"{config.output}-strict", "ledger": {"max_failed_fraction": 0.01}})
+        with pytest.raises(MillError, match=r"(could not be contracted|generations of a worker failed)"):
+            mill(strict, stages=["score", "augment"])
+    finally:
+        server.stop()
+    refused = [
+        record
+        for url in manifest.file_urls(config.output, made, "quarantine")
+        for record in storage.read_records(url, Quarantined)
+    ]
+    asked = {doc: sum(r.doc_id == doc for r in requests(config.output)) for doc in ("bad", "good")}
+    assert refused and {record.reason for record in refused} == {"no_contraction"}
+    assert {record.doc_id for record in refused} == {"bad"}
+    assert made.counts["segments_without_contraction"] == len(refused) == asked["good"] - asked["bad"]
+    assert asked["bad"] >= 3 and made.counts["contractions_failed"] == 1
+
+
+def bundle(tree: dict[str, Any], folder: Path, falls_at: int | None) -> None:
+    """One bundle that contracts a document, for a process of its own."""
+    config = from_mapping(tree)
+    registry.create_engine = lambda model: FallingEngine(model, folder, falls_at)
+    order = WorkOrder(
+        run_id=str(time.time_ns()),
+        began_ms=time.time_ns() // 1_000_000,
+        ledger_url=str(folder / "ledger"),
+        flush_rows=1,
+        flush_seconds=0.01,
+    )
+    planner = trace_planner(config)
+    document = segments_of(config)
+    request = contraction_request(planner, document)
+    known = [row for row in read_ledger(order.ledger_url) if row.request_key == request.request_key]
+    contractor: Contractor[str] = Contractor(planner, config.feeding, order)
+    contractor.begin()
+    texts = [f"part {number} of the text" for number in range(3)]
+    outcomes = [*contractor.take("d", request, texts, known), *contractor.finish()]
+    contractor.leave()
+    worker.close_all()
+    (end,) = [outcome for outcome in outcomes if isinstance(outcome, Contracted)]
+    assert len(end.contractions) == 3 and not end.error
+    (folder / "contractions").write_text("\n---\n".join(end.contractions), encoding="utf-8")
+
+
+def segments_of(config: Any) -> list[ScoredSegment]:
+    ids = load_tokenizer(config.tokenizer).encode("A passage of a few words about nothing. " * 6)
+    nats = np.ones(len(ids), np.float16)
+    return [
+        ScoredSegment(
+            doc_id="d",
+            segment_index=0,
+            num_segments=1,
+            token_start=0,
+            input_ids=ids,
+            surprisal_nats=nats,
+            entropy_nats=nats,
+            memory_nats=nats[:0],
+            difficulty_nats=1.0,
+        )
+    ]
+
+
+def test_killed_between_any_two_calls_none_is_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Each process makes one call and is killed outright when the next one begins."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["apache_beam", "pipelines.augment", "tests.test_contraction"])
+
+    def run(folder: Path, falls_at: int | None) -> int | None:
+        folder.mkdir(exist_ok=True)
+        child = context.Process(target=bundle, args=(tree, folder, falls_at))
+        child.start()
+        child.join(120)
+        return child.exitcode
+
+    ends = [run(tmp_path / "killed", 1) for _ in range(3)]
+    assert ends == [-9, -9, 0]
+    calls = made(tmp_path / "killed")
+    assert len(calls) == len(set(calls)) == 3, "a call that had ended was made again"
+    assert run(tmp_path / "whole", None) == 0
+    texts = [(tmp_path / name / "contractions").read_text(encoding="utf-8") for name in ("killed", "whole")]
+    assert texts[0] == texts[1] and sorted(made(tmp_path / "whole")) == sorted(calls)
