@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from pipelines.delivered import refuse_delivered
 from pipelines.stage import Stage
 from pipelines.terminal import counted
 from sharding import sources, storage
@@ -59,6 +60,7 @@ def _refuse_another(name: str, make: Callable[[], Stage]) -> None:
 
 def _refuse_what_stays(output: str) -> None:
     """Refuse an output with something in it that was made of the corpus, and isn't made again with it."""
+    refuse_delivered(output)
     at = Output(output)
     made = {"control arms": at.arms, "an ablation": at.ablation, "a signature": at.signature}
     made["a record of provenance"] = at.provenance_manifest

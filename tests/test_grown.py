@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from difficulty import scoring
 from pipelines.config import MillConfig
+from pipelines.delivered import RECORD_NAME
 from pipelines.run import mill
 from pipelines.score import Score
 from pipelines.stage import Did
@@ -187,6 +189,12 @@ def test_what_is_there_of_another_config_or_of_the_corpus_as_it_was_is_not_lost(
         mill(run)
     assert manifest.read(run.output, "pack") is not None, "nothing was withdrawn"
     signature.unlink()
+    delivery = Path(Output(run.output).delivery(1), RECORD_NAME)
+    delivery.parent.mkdir(parents=True)
+    delivery.write_text("{}")
+    with pytest.raises(RequestError, match=r"later deliveries of documents are in"):
+        mill(run, say=lambda line: pytest.fail("it was said that the stages are made again"))
+    shutil.rmtree(delivery.parent.parent)
     mill(run, stages=["score"])
     assert manifest.read(run.output, "pack") is None
 

@@ -149,6 +149,11 @@ def test_an_unknown_price_is_named(tree: dict[str, Any]) -> None:
     assert "rehearsal: not for training" in said
 
 
+def test_what_is_next_to_nothing_has_no_digits() -> None:
+    for value, shown in ((0.00495, "<0.1"), (0.0, "0"), (0.4, "0.4"), (12.0, "12")):
+        assert show._short({"value": value, "low": value, "high": value}, least=0.1) == shown
+
+
 # --- warnings and refusals --------------------------------------------------------------------------------------------
 
 

@@ -231,6 +231,13 @@ def test_what_this_machine_lacks_for_later_stages_is_a_warning(
     assert not caplog.text
 
 
+def test_a_price_that_is_missing_is_told_once(tree: Tree) -> None:
+    more = [*tiers(), {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 64}]
+    with pytest.raises(RequestError) as caught:
+        preflight.check(from_mapping(tree | {"budget": {"dollars": 1.0, "tiers": more}}), STAGES)
+    assert str(caught.value).count("dollars_per_million_tokens: not set") == 1
+
+
 def test_the_command_lists_all_that_is_wrong_with_the_sources(tree: Tree) -> None:
     places = [{"name": name, "path": f"no/{name}"} for name in ("web", "books")]
     config = from_mapping({key: value for key, value in tree.items() if key != "source"} | {"sources": places})

@@ -232,3 +232,8 @@ def test_watch_without_a_run(tmp_path: Path) -> None:
         progress.watch(str(tmp_path), console_of(terminal=False))
     assert manifest.read(str(tmp_path), "score") is None
     assert json.loads(json.dumps(SNAPSHOT)) == SNAPSHOT
+
+
+def test_one_of_a_thing_is_one() -> None:
+    counts = {"pieces": 1, "documents": 1, "segments": 2, "tokens": 1}
+    assert dict(progress.facts(SNAPSHOT | {"counts": counts}))["done"] == "1 piece, 1 document, 2 segments, 1 token"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pipelines.card.front_matter import has_loss_mask
 from pipelines.card.markdown import share
+from pipelines.terminal import counted
 from sharding.shards.rows import has_surprisal
 from sharding.storage.manifest import Manifest
 
@@ -16,7 +17,7 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     total = max(1, counts["rows"] * config["sequence_length"])
     shards = packed.files.get("shards", [])
     masked = f"`{config.get('loss_mask')}`, in the column `loss_mask`"
-    yield "sequences", f"{counts['rows']:,} of {config['sequence_length']:,} tokens, in {len(shards):,} shards"
+    yield "sequences", f"{counts['rows']:,} of {config['sequence_length']:,} tokens, in {counted(len(shards), 'shard')}"
     yield "bytes per token", f"{sum(entry.size_bytes for entry in shards) / total:.3f}"
     yield "padding", share(counts.get("tokens_padding", 0), total)
     yield "layout", f"`{packed.config['layout']}`"
@@ -36,7 +37,7 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
         yield "tokens", said
     yield "tokenizer sha256", f"`{packed.facts['tokenizer_fingerprint']}`"
     for removal in packed.facts.get("removals", []):
-        yield "taken down", f"{removal['documents']:,} documents, {removal['at'].partition('T')[0]}"
+        yield "taken down", f"{counted(removal['documents'], 'document')}, {removal['at'].partition('T')[0]}"
 
 
 def column_rows(packed: Manifest) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from pipelines.cli.application import OutputArgument, app, out
+from pipelines.terminal import counted
 
 
 @app.command()
@@ -18,7 +19,8 @@ def provenance(output: OutputArgument) -> None:
 
     made = provenance_module.write(output)
     rows = {kind: sum(entry.rows for entry in made.files if entry.name.startswith(kind)) for kind in _KINDS}
-    out.print(f"wrote {Output(output).provenance}: {rows['documents']:,} documents, {rows['thoughts']:,} thoughts")
+    held = f"{counted(rows['documents'], 'document')}, {counted(rows['thoughts'], 'thought')}"
+    out.print(f"wrote {Output(output).provenance}: {held}")
 
 
 _KINDS = ("documents", "thoughts")

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from pipelines.cli.application import JsonOption, OutputArgument, app, err, out
+from pipelines.terminal import counted
 
 if TYPE_CHECKING:
     from pipelines.takedown import Removed
@@ -52,7 +53,7 @@ def remove(
 
 def _told(output: str, done: Removed) -> str:
     said = "an earlier removal was finished first; " if done.finished else ""
-    said += f"{output}: {done.documents:,} documents removed, {done.files:,} files made anew"
+    said += f"{output}: {counted(done.documents, 'document')} removed, {counted(done.files, 'file')} made anew"
     said += f", {done.shards:,} of them shards" if done.shards else ""
     said += f"; {done.already:,} had been removed before" if done.already else ""
     if (ledger := done.ledger) is not None:

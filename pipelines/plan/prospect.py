@@ -25,10 +25,10 @@ def look_ahead(config: MillConfig, beam_args: Sequence[str], *, is_pilot: bool) 
     """
     is_scored = manifest.read(config.scored or config.output, "score") is not None
     if is_pilot:
-        from pipelines.beam_options import beam_options, works_here
-
         if not is_scored:
             raise not_scored()
+        from pipelines.beam_options import beam_options, works_here
+
         # It pays, as a run would: nothing is bought that the stages after it can't use.
         here: Sequence[str] = manifest.STAGES[1:] if works_here(beam_options(beam_args)) else ()
         preflight.check(config, manifest.STAGES, here=here)

@@ -21,6 +21,9 @@ _MEASURED_COLUMNS = ("passing", "kept")
 _SMALL = 0.001
 """What is less needs no digits: a second of a GPU, a tenth of a cent."""
 
+_FEW = 0.1
+"""So many segments or generations are none that anybody would count."""
+
 _COSTS = ("thought_tokens", "gpu_seconds", "dollars")
 _UNITS = {"tokens": "tokens", "dollars": "dollars", "gpu_hours": "GPU-seconds"}
 
@@ -150,8 +153,9 @@ def _column(tier: Mapping[str, Any], shares: Sequence[str]) -> list[str]:
     """What there is to say of a tier, in the order of the rows."""
     thinks = tier["model"] is not None
     return [
-        _short(tier["segments"]),
-        *(_short(tier[name]) if thinks else "" for name in ("generations", "tokens_in", "tokens_out")),
+        _short(tier["segments"], least=_FEW),
+        _short(tier["generations"], least=_FEW) if thinks else "",
+        *(_short(tier[name]) if thinks else "" for name in ("tokens_in", "tokens_out")),
         _BASIS[tier["length_from"]],
         *(_short(tier[name]) if thinks else "" for name in ("gpu_hours", "dollars")),
         *("" if tier[name] is None else _share(tier[name]) for name in shares),
@@ -162,11 +166,12 @@ def _basis(basis: Mapping[str, Any]) -> str:
     if basis["scored"]:
         text = "the scored parts: difficulty as it is"
     elif basis["complete"]:
-        text = f"all {basis['documents']:,} documents of the source, scored now"
+        text = f"all of the source, {counted(basis['documents'], 'document')}, scored now"
     else:
-        text = f"a sample of {basis['documents']:,} documents, scored now; in brackets what 90% of such samples give"
+        sample = counted(basis["documents"], "document")
+        text = f"a sample of {sample}, scored now; in brackets what 90% of such samples give"
     if basis["pilot_segments"]:
-        return f"{text}; a pilot of {basis['pilot_segments']:,} segments"
+        return f"{text}; a pilot of {counted(basis['pilot_segments'], 'segment')}"
     return f"{text}; lengths of traces are assumed: --pilot measures them"
 
 
@@ -177,10 +182,12 @@ def _total(total: Estimate | None, tiers: Any, key: str, field: str) -> str:
     return f"unknown: set {' and '.join(missing)}" if missing else "none"
 
 
-def _short(value: Estimate | None) -> str:
-    """An estimate in a few characters: the wider half of its interval in percent."""
+def _short(value: Estimate | None, *, least: float = 0.0) -> str:
+    """An estimate in a few characters: the wider half of its interval in percent; below `least` no more than that."""
     if value is None:
         return "unknown"
+    if 0 < value["high"] < least:
+        return f"<{least}"
     half = max(value["high"] - value["value"], value["value"] - value["low"])
     off = f" ±{half / value['value']:.0%}" if value["value"] and half > 0 else ""
     return _number(value["value"]) + off

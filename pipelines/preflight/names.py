@@ -41,11 +41,14 @@ def prices(subject: Subject) -> Iterator[MillError]:
         budget.contraction_spend(2, 1, known)
     except MillError as error:
         yield error
+    told: set[tuple[str, ...]] = set()  # a price that is missing is so for every tier of its models
     for tier in budget.tiers:
         try:
             tier.cost(budget.unit, known)
         except MillError as error:
-            yield error
+            if tier.models not in told:
+                yield error
+            told.add(tier.models)
 
 
 def own_code(subject: Subject) -> Iterator[MillError]:

@@ -24,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.terminal import counted
 from pipelines.watch import status
 from pipelines.watch.files import read_snapshot
 from pipelines.watch.last_warning import LastWarning
@@ -181,7 +182,8 @@ class Progress:
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a snapshot tells, as (name, text)."""
     counts: Mapping[str, int] = found["counts"]
-    done = [f"{counts[name]:,} {name}" for name in ("pieces", "documents", "segments", "tokens") if counts.get(name)]
+    nouns = {"pieces": "piece", "documents": "document", "segments": "segment", "tokens": "token"}
+    done = [counted(counts[name], noun) for name, noun in nouns.items() if counts.get(name)]
     if done:
         yield "done", ", ".join(done)
     if read := counts.get("scored_tokens"):
