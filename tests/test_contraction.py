@@ -18,6 +18,8 @@ from augment.feeding.worker import WorkOrder
 from augment.ledger.reading import read_ledger
 from augment.recipes.contracting import CONTRACTION_STEP
 from augment.requests.contraction import contraction_request
+from difficulty.budget.prices import ModelPrice
+from difficulty.budget.tiers import BudgetConfig, TierConfig
 from pipelines.joints import trace_planner
 from pipelines.plan import make_plan as plan
 from pipelines.plan.measured import budget_section
@@ -31,7 +33,7 @@ from sharding.storage import manifest
 from tests.endpoint_server import SERVED, ScriptedServer, completion
 from tests.recipe_jobs import FallingEngine, made
 
-TIERS = [
+TIERS: list[dict[str, Any]] = [
     {"name": "skip"},
     {"name": "plain", "model": "pretend", "prompt": "brief", "max_tokens": 48},
     {"name": "short", "model": "pretend", "prompt": "expert", "max_tokens": 64, "context": "contraction"},
@@ -149,6 +151,25 @@ def test_a_budget_that_tiers_can_not_take_says_what_was_kept_back(tree: dict[str
         RequestError, match=r"can't be spent on .*\(all of this without .* kept back for contractions\)"
     ):
         mill(from_mapping(tree), stages=["score", "augment"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "spend"),
+    [
+        ({"thinking_tokens": 10_000}, 40 * 64),
+        ({"dollars": 9.0}, 40 * 64 * 5 / 1e6),
+        ({"gpu_hours": 2.0}, 40 * 64 / 7200),
+    ],
+)
+def test_contractions_are_priced_as_their_model_is(unit: dict[str, Any], spend: float) -> None:
+    tiers = tuple(TierConfig(**tier) for tier in TIERS)
+    budget = BudgetConfig(**unit, tiers=tiers, contraction_model="cheap", contraction_tokens=64)
+    prices = {"cheap": ModelPrice(dollars_per_million_tokens=5.0, tokens_per_gpu_second=2.0)}
+    assert budget.contraction_spend(50, 10, prices) == pytest.approx(spend)
+    assert budget.contraction_spend(10, 10, prices) == 0.0
+    if "thinking_tokens" not in unit:
+        with pytest.raises(RequestError, match=r"models\.cheap\..* not set, but a budget in .* for contractions"):
+            budget.contraction_spend(50, 10, {})
 
 
 def test_without_contractions_the_manifest_says_nothing_of_them(tree: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
 from sharding.storage import manifest
 from sharding.storage.output import Output
+from sharding.storage.private import private_folder
 from tests.endpoint_server import SERVED, ScriptedServer, completion
 
 FILLER = "Nothing of it is remarkable, and it goes on in this manner for a while, as texts of its kind do. " * 3
@@ -97,6 +98,17 @@ def test_passages_are_a_document_in_pieces(text: str) -> None:
     assert all(0 < len(passage.text) <= PASSAGE_CHARACTERS for passage in found)
     assert [passage.number for passage in found] == list(range(len(found)))
     assert all(len(passage.text) >= PASSAGE_CHARACTERS // 2 - 3 for passage in found[:-1])
+
+
+def test_an_unpacked_index_that_somebody_has_tidied_away_is_unpacked_again(tmp_path: Path) -> None:
+    index_of(tmp_path, [("d", f"{PLANTED} {tmp_path}")])
+    stored = read_index(str(tmp_path / "index.json"))
+    assert stored is not None
+    unpacked = private_folder() / f"passages-{stored.shards[0].digest}"
+    (unpacked / "meta.json").unlink()
+    load_index.cache_clear()
+    index = load_index(str(tmp_path / "index.json"), stored.digest)
+    assert [passage.doc_id for passage in index.find(["monodromy"], "x", frozenset(), 1)] == ["d"]
 
 
 def test_an_index_that_is_another_or_broken_is_an_error(tmp_path: Path) -> None:

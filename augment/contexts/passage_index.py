@@ -108,11 +108,11 @@ class PassageIndex:
     """An index as processes ask it; get one from `load_index`.
 
     Args:
-        shards: folders of what tantivy has written.
+        places: its shards.
     """
 
-    def __init__(self, shards: Sequence[Path]) -> None:
-        self._places = [_Place(folder) for folder in shards]
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self._places = places
 
     def find(self, spans: Sequence[str], doc_id: str, own: frozenset[str], number: int) -> list[Passage]:
         """The passages that say most about hard spans, the best first; of equals the first by document and place.
@@ -195,7 +195,7 @@ def load_index(url: str, digest: str) -> PassageIndex:
     if stored is None or stored.digest != digest:
         raise MillError(f"{url} is not the index that this run has made: run `thoughtmill augment` again")
     folder = url.rpartition("/")[0]
-    return PassageIndex([_unpacked(f"{folder}/{shard.name}", shard.digest) for shard in stored.shards])
+    return PassageIndex([_opened(f"{folder}/{shard.name}", shard.digest) for shard in stored.shards])
 
 
 def read_index(url: str) -> StoredIndex | None:
@@ -205,6 +205,19 @@ def read_index(url: str) -> StoredIndex | None:
         MillError: it can't be read.
     """
     return read_json(url, StoredIndex, "an index of passages") if exists(url) else None
+
+
+def _opened(url: str, digest: str) -> _Place:
+    """A shard; unpacked again where what was unpacked is no longer whole, as who tidies temporary files leaves it."""
+    folder = _unpacked(url, digest)
+    try:
+        return _Place(folder)
+    except (ValueError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return _Place(_unpacked(url, digest))
+    except (ValueError, OSError) as error:
+        raise MillError(f"{url} is no index that tantivy opens: {error}; delete it, and it is built again") from error
 
 
 def _unpacked(url: str, digest: str) -> Path:
