@@ -260,6 +260,7 @@ def test_rehearsals_have_replicas_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.model
+@pytest.mark.timeout(900)  # three starts of an engine, 12 s each on an idle machine
 def test_two_real_engines_and_one_is_killed(small_model: str) -> None:
     real = ModelConfig(
         engine="vllm",
@@ -280,7 +281,7 @@ def test_two_real_engines_and_one_is_killed(small_model: str) -> None:
         for one in asked(16, 4):
             ticket.submit(one)
         assert len(list(ticket.drain())) == 16
-        until(lambda: all(replica.engine is not None for replica in feeder._replicas), 300)
+        until(lambda: all(replica.engine is not None for replica in feeder._replicas), 600)
         for one in asked(16, 5):
             ticket.submit(one)
         assert len(list(ticket.drain())) == 16 and feeder.stats().capacity == 10
