@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.feeding_load import Turn, median
 from benchmarks.machine import conclude
 
-PARTS = ("bare", "simulated", "handler", "datatrove", "ledger", "resume")
+PARTS = ("bare", "simulated", "replicas", "handler", "datatrove", "ledger", "resume")
 REAL = ("bare", "handler", "datatrove")
 """The parts that need vLLM."""
 
@@ -82,6 +82,18 @@ def measure_simulated(args: argparse.Namespace) -> Figures:
         "ratio_to_bare_simulated": run.ratio,
         "ratio_to_bare_simulated_steps": run.ratio_of_steps,
     }
+
+
+def measure_replicas(args: argparse.Namespace) -> Figures:
+    from benchmarks.feeding_simulated import REPLICAS, STEP_S, simulate_replicas
+
+    run = simulate_replicas(args.model, count=SIMULATED_REQUESTS)
+    title = f"{SIMULATED_REQUESTS:,} requests on {REPLICAS} engines of {run.slots // REPLICAS} slots, {STEP_S} s a step"
+    table = Table("", "steps", "seconds", title=title)
+    table.add_row("the least it can take", f"{run.bound_steps:,}", f"{run.bound_s:.2f}")
+    table.add_row("ours, the last engine", f"{run.steps:,}", f"{run.turn.elapsed_s:.2f}")
+    console.print(table)
+    return {"ratio_to_bare_replicas": run.ratio, "ratio_to_bare_replicas_steps": run.ratio_of_steps}
 
 
 def measure_ledger(args: argparse.Namespace) -> Figures:
@@ -154,7 +166,12 @@ def measure(args: argparse.Namespace) -> Figures:
     """The figures of the parts asked for."""
     parts = runnable(args.only)
     figures: Figures = {}
-    for part, work in (("simulated", measure_simulated), ("ledger", measure_ledger), ("resume", measure_resume)):
+    for part, work in (
+        ("simulated", measure_simulated),
+        ("replicas", measure_replicas),
+        ("ledger", measure_ledger),
+        ("resume", measure_resume),
+    ):
         if part in parts:
             figures |= work(args)
     if "bare" in parts:

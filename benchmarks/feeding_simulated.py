@@ -36,6 +36,7 @@ from benchmarks.feeding_load import Turn, make_load, run_ours
 from sharding.hashing import fraction_of
 
 SLOTS, STEP_S = 256, 0.005
+REPLICAS = 8
 CAPS = (64, 128, 256, 384, 512)
 
 FASTEST_TOKENS_PER_SECOND = 8086.0
@@ -198,6 +199,37 @@ def simulate(
         finally:
             worker.close_all()
     return SimulatedRun(turn, sum(engine.lengths), max(engine.lengths), slots, step_s, engine.steps)
+
+
+def simulate_replicas(
+    tokenizer: str,
+    *,
+    count: int,
+    replicas: int = REPLICAS,
+    slots: int = SLOTS // REPLICAS,
+    step_s: float = STEP_S,
+    caps: Sequence[int] = CAPS,
+) -> SimulatedRun:
+    """The same load on several simulated engines behind one feeder, with as many slots in all.
+
+    The bound is that of one engine with all the slots: no way to share the load out takes fewer ticks.
+    """
+    model = ModelConfig(engine="rehearsal", name="simulated", max_model_len=2048, replicas=replicas)
+    engines: list[SimulatedEngine] = []
+
+    def make(_: ModelConfig) -> SimulatedEngine:
+        engines.append(SimulatedEngine(slots, step_s))
+        return engines[-1]
+
+    with tempfile.TemporaryDirectory() as name, mock.patch.object(registry, "create_engine", make):
+        load = make_load(model, Path(name), tokenizer=tokenizer, count=count, caps=caps)
+        try:
+            turn = run_ours(load, f"{name}/ledger")
+        finally:
+            worker.close_all()
+    lengths = [length for engine in engines for length in engine.lengths]
+    steps = max(engine.steps for engine in engines)
+    return SimulatedRun(turn, sum(lengths), max(lengths), replicas * slots, step_s, steps)
 
 
 @dataclass(frozen=True)

@@ -196,13 +196,17 @@ def test_the_figures(byte_tokenizer: str, monkeypatch: pytest.MonkeyPatch, capsy
     for name, value in (("SIMULATED_REQUESTS", 200), ("LEDGER_ROWS", 200), ("RESUME_ROWS", 60)):
         monkeypatch.setattr(feeding, name, value)
     monkeypatch.setattr(feeding, "RESUME_MISSING", 20)
-    monkeypatch.setattr(sys, "argv", ["feeding", "--model", byte_tokenizer, "--only", "simulated,ledger,resume"])
+    monkeypatch.setattr(
+        sys, "argv", ["feeding", "--model", byte_tokenizer, "--only", "simulated,replicas,ledger,resume"]
+    )
     feeding.main()
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last["name"] == "feeding"
     assert set(last["figures"]) == {
         "ratio_to_bare_simulated",
         "ratio_to_bare_simulated_steps",
+        "ratio_to_bare_replicas",
+        "ratio_to_bare_replicas_steps",
         "ledger_share_of_wall",
         "resume_100k_s",
         "resume_100k_cpu_s",

@@ -77,10 +77,8 @@ class TypingEngine:
         begin, waits = len(request.prompt_token_ids) - len(PROMPT), [self._interrupted, self.going_on]
         count = request.max_tokens
         if self._waits_at is not None and begin + count > self._waits_at:
-            tasks = [asyncio.ensure_future(one.wait()) for one in waits]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
+            while not any(one.is_set() for one in waits):
+                await asyncio.sleep(0.002)
             if self._interrupted.is_set():
                 count = max(0, self._waits_at - begin)
         self.made += count

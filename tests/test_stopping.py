@@ -107,7 +107,7 @@ def test_a_run_that_is_stopped_says_what_is_safe(
     assert run.returncode == 128 + sent, complained
     assert time.monotonic() - began < 30
     assert "Traceback" not in complained and said == ""
-    stopped = [line for line in complained.splitlines() if "stopped" in line]
+    stopped = [line for line in complained.splitlines() if line.startswith("stopped")]  # a folder's name says it too
     assert len(stopped) == 1 and f"stopped by {name}: " in stopped[0], complained
     assert str(ledger) in stopped[0] and f"thoughtmill run {tmp_path / 'mill.yaml'}" in stopped[0]
     assert complained.splitlines()[-1] == stopped[0], complained

@@ -226,9 +226,9 @@ def test_accelerators_without_work_are_told_of(model: ModelConfig) -> None:
         return AsyncEngineArgs(**arguments).create_engine_config()
 
     said = idle_devices(of(), 8)
-    assert said is not None and "1 of 8" in said and "data_parallel_size: 8" in said
+    assert said is not None and "1 of 8" in said and "replicas: 8" in said
     said = idle_devices(of(tensor_parallel_size=3), 8)
-    assert said is not None and "3 of 8" in said and "data_parallel_size: 2" in said
+    assert said is not None and "3 of 8" in said and "replicas: 2" in said
     assert idle_devices(of(), 1) is None
     assert idle_devices(of(data_parallel_size=8), 8) is None
     assert idle_devices(of(tensor_parallel_size=3), 5) is None

@@ -9,6 +9,7 @@ import importlib
 
 from augment.engines.config import ENGINES, ModelConfig
 from augment.engines.protocol import Engine
+from augment.engines.vllm_settings import accelerators_of
 
 
 def create_engine(model: ModelConfig) -> Engine:
@@ -16,3 +17,12 @@ def create_engine(model: ModelConfig) -> Engine:
     where, _, name = ENGINES[model.engine].partition(":")
     engine: Engine = getattr(importlib.import_module(where), name)(model)
     return engine
+
+
+def count_replicas(model: ModelConfig) -> int:
+    """How many engines of a model this machine is to have."""
+    if model.replicas != "auto":
+        return model.replicas
+    module = importlib.import_module(ENGINES[model.engine].partition(":")[0])
+    accelerators = module.accelerators() if hasattr(module, "accelerators") else 0
+    return max(1, accelerators // accelerators_of(model))

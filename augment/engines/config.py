@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -41,7 +41,12 @@ class ModelConfig:
     accelerator: str | None = Field(default=None, description='Beam resource hint, such as "type:nvidia-l4;count:1".')
     max_model_len: int = Field(default=4096, gt=0, description="Tokens of prompt and generation together.")
     max_in_flight: int | None = Field(
-        default=None, gt=0, description="Requests at the engine at once; null: its capacity."
+        default=None, gt=0, description="Requests at the engine, or at all its replicas, at once; null: what fits."
+    )
+    replicas: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        default=1,
+        description='Engines of this model on a machine, each on accelerators of its own; "auto": as many as fit on '
+        "those that are visible.",
     )
     thinking: bool | None = Field(
         default=None, description="Use the model's thinking mode; null: if its template has one."
@@ -87,10 +92,20 @@ class ModelConfig:
             if not self.urls:
                 raise ValueError("engine endpoint needs `urls`, where its servers are, such as [http://localhost:8000]")
             check_urls(self.urls)
+            if self.replicas != 1:
+                raise ValueError("replicas is for engines on this machine; name the servers of a model in `urls`")
             return self
         for name in ("urls", "served_name", "api_key_env"):
             if getattr(self, name):
                 raise ValueError(f"{name} is for engine endpoint; engine {self.engine} asks no server")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_several_engines(self) -> ModelConfig:
+        if self.replicas != 1 and self.engine_args.get("data_parallel_size", 1) != 1:
+            raise ValueError(
+                "replicas and engine_args.data_parallel_size are two ways to the same end: set one of them"
+            )
         return self
 
 

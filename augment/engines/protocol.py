@@ -177,6 +177,14 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Placeable(Protocol):
+    """An engine that takes accelerators of the machine, and can be told which."""
+
+    def place(self, replica: int, replicas: int) -> None:
+        """Work on this one, from 0, of so many equal slices of what is visible. Called before `start`."""
+
+
+@runtime_checkable
 class Interruptible(Protocol):
     """An engine that can say what there is of the requests it is at work on."""
 

@@ -7,14 +7,13 @@ Everything that depends on vLLM's interface is here: its engine arguments (`engi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
 import os
 import subprocess
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from multiprocessing import resource_tracker
 from typing import Any
@@ -37,11 +36,12 @@ from augment.engines.vllm_settings import (
     LOOP_MIN_TOKENS,
     engine_arguments,
     idle_devices,
+    slice_of,
     slots_of,
 )
+from augment.engines.vllm_start import ON_CPU, engine_environment, set_environment, start_turn
 from sharding.errors import PROGRAMMING_ERRORS, MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
-from sharding.storage.private import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +53,6 @@ _ABORTED = "abort"
 """How vLLM ends a request that was aborted."""
 
 _TOLD_TO_END = "vLLM was told to end"
-
-_START_TURN_S = 3600.0
-"""So long an engine waits for others to start. A process that ends gives its turn back, however it ends."""
-
-_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-    # A fork of a process with threads can deadlock.
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    # Pinned threads of two engines on one machine would share cores while others idle.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-"""Set unless the user has set them."""
-
-_ENGINE_ENVIRONMENT_ON_CPU = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""For the engine's own processes, unless the user has set it: threads that spin while they wait starve each other as
-soon as anything else runs on the machine (twice the tokens per second on two busy cores)."""
 
 
 class VllmEngine:
@@ -89,6 +72,7 @@ class VllmEngine:
         self._request_number = itertools.count()
         self._under_way: set[str] = set()
         self._interrupted = False
+        self._place: tuple[int, int] | None = None
 
     @cached_property
     def _reader(self) -> AnswerReader:
@@ -109,9 +93,11 @@ class VllmEngine:
     def memory_share(self) -> float:
         return float(self._model.engine_args.get("gpu_memory_utilization", DEFAULT_MEMORY_SHARE))
 
+    def place(self, replica: int, replicas: int) -> None:
+        self._place = replica, replicas
+
     async def start(self) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_environment()
         try:
             import vllm
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -131,24 +117,45 @@ class VllmEngine:
 
         _ = self._reader  # what can't be read shouldn't be generated
 
-        resource_tracker.ensure_running()  # outlives the engine, so it must not carry its mark
-        self._watcher = reaper.watch(self._mark)
-        async with _start_turn():
+        devices = current_platform.device_count() if current_platform.is_cuda_alike() else 0
+        ours = {}
+        if self._place is not None and devices:
+            variable = current_platform.device_control_env_var
+            visible = os.environ.get(variable, "").split(",") if os.environ.get(variable) else range(devices)
+            ours = {variable: ",".join(slice_of(self._model, [str(one) for one in visible], *self._place))}
+
+        def make() -> Any:
+            with engine_environment(self._mark, ON_CPU if on_cpu else {}, ours):
+                return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+        async with start_turn():
+            # What starts here must not carry the mark of an engine that is just being made.
+            resource_tracker.ensure_running()  # outlives the engine
+            self._watcher = reaper.watch(self._mark)
             try:
-                with _engine_environment(self._mark, _ENGINE_ENVIRONMENT_ON_CPU if on_cpu else {}):
-                    self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+                self._engine = await self._beside(make)
             except Exception as error:
                 raise MillError(
                     f"vLLM could not start model {self._model.name}: {error} (set VLLM_LOGGING_LEVEL=INFO to see more)"
                 ) from error
         self._slots = slots_of(self._engine.vllm_config)
-        devices = current_platform.device_count() if current_platform.is_cuda_alike() else 0
-        if idle := idle_devices(self._engine.vllm_config, devices):
+        if self._place is None and (idle := idle_devices(self._engine.vllm_config, devices)):
             logger.warning("%s: %s", self._model.name, idle)
         tokenizer = self._engine.get_tokenizer()
         tokenizer = await tokenizer if asyncio.iscoroutine(tokenizer) else tokenizer
         special = set(tokenizer.all_special_ids)
         self._special_ids = {text: i for text, i in tokenizer.get_added_vocab().items() if i in special}
+
+    async def _beside(self, make: Callable[[], Any]) -> Any:
+        """What a function makes that takes a minute, on another thread: other engines of this loop go on."""
+        making = asyncio.create_task(asyncio.to_thread(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            reaper.end_marked(self._mark)  # nobody waits for it any more
+            with contextlib.suppress(Exception):
+                self._engine = await making
+            raise
 
     async def generate(self, request: GenerationRequest) -> Generation:
         from vllm.exceptions import VLLMClientError
@@ -240,45 +247,11 @@ class VllmEngine:
         )
 
 
-@contextmanager
-def _engine_environment(mark: str, defaults: dict[str, str]) -> Iterator[None]:
-    """What the engine's processes inherit: their mark, and defaults where nothing is set."""
-    ours = {name: os.environ.get(name, value) for name, value in defaults.items()}
-    ours |= {reaper.MARK_VARIABLE: mark, "VLLM_PROCESS_NAME_PREFIX": f"VLLM-{mark}"}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+def accelerators() -> int:
+    """Accelerators that this process may use; 0 on a CPU, or where there is no vLLM to ask."""
+    set_environment()
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@asynccontextmanager
-async def _start_turn() -> AsyncIterator[None]:
-    """Engines start one at a time on a machine: each measures free memory and picks free ports while it starts.
-
-    Raises:
-        MillError: another one has been starting for longer than any takes.
-    """
-    from filelock import FileLock, Timeout
-
-    lock, until = FileLock(private_folder() / "engine-start.turn"), time.monotonic() + _START_TURN_S
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            if time.monotonic() > until:
-                raise MillError(
-                    f"another engine of this user has been starting for {_START_TURN_S / 60:.0f} min and holds "
-                    f"{lock.lock_file}: end its process"
-                ) from None
-            await asyncio.sleep(min(0.5, _START_TURN_S))
-    try:
-        yield
-    finally:
-        lock.release()
+        from vllm.platforms import current_platform
+    except ImportError:
+        return 0
+    return int(current_platform.device_count()) if current_platform.is_cuda_alike() else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from augment.engines.config import ModelConfig
+from sharding.errors import RequestError
 from sharding.models.store import resolve_model
 
 DEFAULT_MEMORY_SHARE = 0.9
@@ -48,6 +51,31 @@ def slots_of(config: Any) -> int:
     return int(getattr(scheduler, "max_num_active_seqs", None) or scheduler.max_num_seqs) * int(replicas)
 
 
+def accelerators_of(model: ModelConfig) -> int:
+    """Accelerators that one engine of a model takes."""
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    return math.prod(int(model.engine_args.get(size) or 1) for size in sizes)
+
+
+def slice_of(model: ModelConfig, visible: Sequence[str], replica: int, replicas: int) -> list[str]:
+    """The accelerators of one of a model's replicas.
+
+    Args:
+        visible: what this process may use, as the variable that says so has it.
+        replica: from 0.
+
+    Raises:
+        RequestError: there are too few for all of them.
+    """
+    each = accelerators_of(model)
+    if each * replicas > len(visible):
+        raise RequestError(
+            f"models: {replicas} replicas of {model.name} on {each} accelerators each need {each * replicas}, and "
+            f"{len(visible)} are visible: lower replicas, or set replicas: auto"
+        )
+    return list(visible[replica * each : (replica + 1) * each])
+
+
 def idle_devices(config: Any, devices: int) -> str | None:
     """What to say where an engine of this vLLM config leaves accelerators of this machine without work, or None.
 
@@ -59,6 +87,6 @@ def idle_devices(config: Any, devices: int) -> str | None:
     if used * 2 > devices:  # no room for another replica of each
         return None
     return (
-        f"vLLM works on {used} of {devices} accelerators; for a replica of the model on each, set "
-        f"engine_args.data_parallel_size: {devices // parallel.world_size}"
+        f"vLLM works on {used} of {devices} accelerators; for an engine of the model on each, set "
+        f"replicas: {devices // parallel.world_size}, or auto"
     )

@@ -21,10 +21,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
 
 from augment.engines.protocol import (
-    ELSEWHERE,
     Engine,
     EngineDead,
     Generation,
@@ -35,7 +33,7 @@ from augment.engines.protocol import (
 from augment.feeding.config import FeedingConfig
 from augment.feeding.intake import Intake
 from augment.feeding.keeper import EngineSource
-from augment.feeding.replica import Replica
+from augment.feeding.replica import Replica, Replicas
 from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Completed, Failure, Job, Sink, Ticket
 from augment.feeding.waiting import Waiting, pause_s
@@ -65,11 +63,11 @@ class Feeder:
     ) -> None:
         self.name = name
         self._config = config or FeedingConfig()
-        self._max_in_flight = max_in_flight
         self._stats = FeederStats(name)
         self._loop = asyncio.new_event_loop()
         self._intake = Intake(name, self._loop, self._config.max_waiting)
-        self._replicas = [Replica(one, self, self._config, self._stats, self._intake.changed) for one in engines]
+        made = [Replica(one, self, self._config, self._stats, self._intake.changed) for one in engines]
+        self._replicas = Replicas(made, max_in_flight)
         self._jobs: dict[tuple[str, int], Job] = {}  # all that are here, by key and seed: closing calls have their own
         self._waiting = Waiting()
         self._backing_off: dict[Job, asyncio.TimerHandle] = {}
@@ -169,41 +167,20 @@ class Feeder:
 
     def _fill(self) -> None:
         """Move waiting jobs to the engines while they have room."""
-        self._count_room()
+        if self._replicas.count_room(self._stats):
+            # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
+            # before they tear it down under its feet.
+            atexit.unregister(self.close)
+            atexit.register(self.close)
         first_time = 0
-        while self._waiting and (replica := self._roomiest()) is not None:
+        while self._waiting and (replica := self._replicas.roomiest(self._waiting)) is not None:
             job = self._waiting.pop()
             first_time += job.started_at == 0
             job.started_at = time.monotonic()
             assert replica.engine is not None
             replica.take(job, self._loop.create_task(self._make(job, replica, replica.engine)))
-        self._stats.observe(sum(len(replica.in_flight) for replica in self._replicas))
+        self._stats.observe(self._replicas.in_flight)
         self._intake.make_room(first_time)
-
-    def _count_room(self) -> None:
-        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
-        if engines:
-            self._stats.elsewhere = any(engine.family == ELSEWHERE for engine in engines)
-            self._stats.capacity = self._max_in_flight or sum(engine.capacity for engine in engines)
-            # Exit handlers run last first: registered after those of the engine's libraries, this one closes the engine
-            # before they tear it down under its feet.
-            atexit.unregister(self.close)
-            atexit.register(self.close)
-
-    def _roomiest(self) -> Replica | None:
-        """The replica that is the least full, by its share; None where all are full or not there."""
-        found, least = None, 1.0
-        for replica in self._replicas:
-            if replica.engine is not None:
-                room = self._waiting.limit(self._room_of(replica.engine))
-                share = len(replica.in_flight) / room
-                if share < least:
-                    found, least = replica, share
-        return found
-
-    def _room_of(self, engine: Engine) -> int:
-        """Requests that may be at one engine; the whole of `max_in_flight` is shared out evenly."""
-        return engine.capacity if self._max_in_flight is None else -(-self._max_in_flight // len(self._replicas))
 
     async def _make(self, job: Job, replica: Replica, engine: Engine) -> None:
         """One try of one job, and what comes of it."""
@@ -303,7 +280,7 @@ class Feeder:
             self._give_up(error)
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
-            self._loop.run_until_complete(self._end({}))
+            self._loop.run_until_complete(self._replicas.end([]))
         finally:
             self._loop.close()
 
@@ -315,19 +292,16 @@ class Feeder:
         feeding.cancel()
         closed.cancel()
         if error is None:
-            await asyncio.gather(*(replica.drain(self._drain_s) for replica in self._replicas))
+            await self._replicas.drain(self._drain_s)
         cancelled = self._give_up(error)  # before an engine that is slow to start or to end has done so
         await asyncio.wait([feeding, closed])
-        await self._end(cancelled)
+        await self._replicas.end(cancelled)
 
-    async def _end(self, cancelled: Mapping[Replica, list[asyncio.Task[None]]]) -> None:
-        await asyncio.gather(*(replica.end(cancelled.get(replica, [])) for replica in self._replicas))
-
-    def _give_up(self, error: BaseException | None) -> dict[Replica, list[asyncio.Task[None]]]:
+    def _give_up(self, error: BaseException | None) -> list[asyncio.Task[None]]:
         """Take no more jobs; every bundle with one here gets the error, or the one that closed the feeder before."""
         error = self._intake.close(error)
         self._admit()
-        cancelled = {replica: replica.cancel() for replica in self._replicas}
+        cancelled = [task for replica in self._replicas for task in replica.cancel()]
         self._stats.observe(0)
         for timer in self._backing_off.values():
             timer.cancel()

@@ -12,9 +12,9 @@ import asyncio
 import threading
 from dataclasses import dataclass
 
-from augment.engines import create_engine
+from augment.engines import count_replicas, create_engine
 from augment.engines.config import ModelConfig
-from augment.engines.protocol import Engine
+from augment.engines.protocol import Engine, Placeable
 from augment.feeding.config import FeedingConfig
 from augment.feeding.feeder import Feeder
 from augment.feeding.keeper import EngineHolder, Place
@@ -91,6 +91,7 @@ class Registry:
         config = config or FeedingConfig()
         said = hello(name or model.name, model, config)
         key = (said.model, said.feeding, job)
+        replicas = count_replicas(model)
         broken: Feeder | None = None
         with self._lock:
             if self._closing:
@@ -99,9 +100,9 @@ class Registry:
             if feeder is not None and feeder.error is not None:
                 broken, feeder = feeder, None
             if feeder is None:
-                engines = _ModelEngines(self, said, model, job)
+                engines = [_ModelEngines(self, said, model, job, number, replicas) for number in range(replicas)]
                 feeder = self._feeders[key] = Feeder(
-                    engines, name=model.name, config=config, max_in_flight=model.max_in_flight
+                    *engines, name=model.name, config=config, max_in_flight=model.max_in_flight
                 )
             self._users[feeder] = self._users.get(feeder, 0) + 1
             self._names.setdefault(feeder, set()).add(said.name)
@@ -165,15 +166,19 @@ class Registry:
 
 @dataclass(frozen=True)
 class _ModelEngines:
-    """The engines of one model: of this process, or of the one that has those of the job."""
+    """The engines of one replica of a model: of this process, or of the one that has those of the job."""
 
     registry: Registry
     hello: Hello
     model: ModelConfig
     job: str | None
+    replica: int
+    replicas: int
 
     def make(self) -> Engine:
         engine = create_engine(self.model)
+        if self.replicas > 1 and isinstance(engine, Placeable):
+            engine.place(self.replica, self.replicas)
         if self.job is None or engine.memory_share == 0:
             return engine
         host = self.registry.host(self.job)

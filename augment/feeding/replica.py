@@ -1,4 +1,4 @@
-"""One engine of a feeder, with the requests that are at it; a feeder has as many as the model has replicas here.
+"""One engine of a feeder, with the requests that are at it; and all of them, as many as the model has replicas here.
 
 Under `feeding.feeder`, on the same event loop. An engine is started and ended by a task of its own, so that the others
 go on meanwhile; which request goes to which is decided by the feeder.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from typing import Any
 
-from augment.engines.protocol import Engine, EngineDead
+from augment.engines.protocol import ELSEWHERE, Engine, EngineDead
 from augment.feeding.config import FeedingConfig
 from augment.feeding.draining import let_finish
 from augment.feeding.keeper import EngineHolder, EngineKeeper, EngineSource
 from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Job
+from augment.feeding.waiting import Waiting
 
 _CANCEL_S = 5.0
 """So long the end of a feeder waits for its cancelled requests."""
@@ -134,11 +135,67 @@ class Replica:
         """See `draining.let_finish`."""
         await let_finish(self.name, self.engine, list(self.in_flight.values()), drain_s)
 
-    async def end(self, cancelled: list[asyncio.Task[None]]) -> None:
-        """End the engine, one that is being started too, after what was cancelled."""
+    async def end(self) -> None:
+        """End the engine, one that is being started too."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self.keeper.close()
+
+
+class Replicas:
+    """All engines of a feeder.
+
+    Args:
+        replicas: one at least.
+        max_in_flight: requests at all engines at once, shared out evenly; None: what they have room for.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], max_in_flight: int | None) -> None:
+        self._replicas = replicas
+        self._max_in_flight = max_in_flight
+        self._counted: list[Engine] = []
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self._replicas)
+
+    def __getitem__(self, number: int) -> Replica:
+        return self._replicas[number]
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are at all engines together."""
+        return sum(len(replica.in_flight) for replica in self._replicas)
+
+    def count_room(self, stats: FeederStats) -> bool:
+        """Have the stats say how much room there is; whether engines have come or gone since it was counted."""
+        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
+        if not engines or engines == self._counted:
+            return False
+        self._counted = engines
+        stats.elsewhere = any(engine.family == ELSEWHERE for engine in engines)
+        stats.capacity = self._max_in_flight or sum(engine.capacity for engine in engines)
+        return True
+
+    def roomiest(self, waiting: Waiting) -> Replica | None:
+        """The replica that is the least full, by its share; None where all are full or not there."""
+        found, least = None, 1.0
+        for replica in self._replicas:
+            if replica.engine is not None:
+                share = len(replica.in_flight) / waiting.limit(self._room_of(replica.engine))
+                if share < least:
+                    found, least = replica, share
+        return found
+
+    def _room_of(self, engine: Engine) -> int:
+        return engine.capacity if self._max_in_flight is None else -(-self._max_in_flight // len(self._replicas))
+
+    async def drain(self, drain_s: float) -> None:
+        """See `draining.let_finish`; all of them at once."""
+        await asyncio.gather(*(replica.drain(drain_s) for replica in self._replicas))
+
+    async def end(self, cancelled: Collection[asyncio.Task[None]]) -> None:
+        """End all engines, after what was cancelled."""
         if cancelled:
             await asyncio.wait(cancelled, timeout=_CANCEL_S)
-        await self.keeper.close()
+        await asyncio.gather(*(replica.end() for replica in self._replicas))

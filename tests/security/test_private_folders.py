@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from augment.engines import vllm
+from augment.engines import vllm_start
 from augment.feeding import registry
 from augment.feeding.shared.owner import EngineHost
 from pipelines.beam_options import beam_options, local_shuffle
@@ -71,7 +71,7 @@ def uses_of(tmp_path: Path) -> dict[str, Callable[[], Any]]:
 
     def start_turn() -> None:
         async def start() -> None:
-            async with vllm._start_turn():
+            async with vllm_start.start_turn():
                 pass
 
         asyncio.run(start())
@@ -144,14 +144,14 @@ def test_a_link_in_place_of_a_shuffle_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_start_that_never_ends_is_not_waited_for_without_end(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "_START_TURN_S", 0.1)
+    monkeypatch.setattr(vllm_start, "_START_TURN_S", 0.1)
 
     async def start_two() -> None:
-        async with vllm._start_turn():
+        async with vllm_start.start_turn():
             with pytest.raises(MillError, match=r"has been starting for .* and holds .*engine-start.turn: end its"):
-                async with vllm._start_turn():
+                async with vllm_start.start_turn():
                     pass
-        async with vllm._start_turn():
+        async with vllm_start.start_turn():
             pass
 
     asyncio.run(start_two())
