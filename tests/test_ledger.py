@@ -396,7 +396,10 @@ def test_of_requests_with_one_key_a_bundle_sends_those_that_decide() -> None:
         of_bundle = [one for found, one in sent if found == key]
         assert len(of_bundle) <= 20 < len(every)
         outcomes = [
-            [getattr(each, "value", each) for each in missing_samples((key, {"requests": asked, "rows": [], "begun": []}))]
+            [
+                getattr(each, "value", each)
+                for each in missing_samples((key, {"requests": asked, "rows": [], "begun": []}))
+            ]
             for asked in (every, of_bundle)
         ]
         assert outcomes[0] == outcomes[1]
