@@ -319,7 +319,7 @@ def test_killed_between_any_two_calls_none_is_repeated(tree: dict[str, Any], tmp
         folder.mkdir(exist_ok=True)
         child = context.Process(target=bundle, args=(tree, folder, falls_at))
         child.start()
-        child.join(120)
+        child.join(300)
         return child.exitcode
 
     ends = [run(tmp_path / "killed", 1) for _ in range(3)]

@@ -259,7 +259,7 @@ def test_a_build_that_was_killed_goes_on_and_nothing_half_made_is_taken_for_an_i
     def run(second: bool) -> int | None:
         child = context.Process(target=killed_build, args=(tree, second))
         child.start()
-        child.join(120)
+        child.join(300)
         return child.exitcode
 
     assert run(True) == -signal.SIGKILL and read_index(wanted.url) is None
