@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 import yaml
 from rich.console import Console
 
 from difficulty import scoring
 from difficulty.config import DifficultyConfig
+from pipelines import cli
 from pipelines.plan import evidence, make_plan
 from pipelines.run import mill
 from pipelines.watch import progress
 from pipelines.watch.progress import Progress
 from pipelines.yaml_config import from_mapping
 from sharding import tally
+from sharding.errors import RequestError
 
 Tree = dict[str, Any]
 
@@ -121,3 +124,15 @@ def test_the_forecast_of_scoring_counts_the_loading_once(tree: Tree, monkeypatch
     monkeypatch.setattr(evidence, "make_scorer", slowly)
     made = make_plan(from_mapping(tree), sample_documents=3)
     assert 1.0 < made["score"]["seconds_here"]["value"] < 3.0
+
+
+@pytest.mark.parametrize("words", [["run"], ["score"], ["plan"], ["run", "--round", "2"]])
+def test_a_command_speaks_before_it_looks(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it imports takes seconds on a busy machine, with nothing said."""
+    monkeypatch.setattr(cli, "set_up_logging", lambda debug: None)
+    path = str(tmp_path / "absent.yaml")
+    done = typer.testing.CliRunner().invoke(cli.app, [words[0], path, *words[1:]])
+    assert isinstance(done.exception, RequestError)
+    begun = f"{' '.join([words[0], path, *words[1:]])} ...\n"
+    assert done.stderr == begun
+    assert typer.testing.CliRunner().invoke(cli.app, [words[0], path, *words[1:], "--quiet"]).stderr == ""

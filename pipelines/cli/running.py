@@ -227,12 +227,12 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Tell what a run will take: segments, tokens, GPU-hours, money, bytes, before anything is bought."""
+    if not (quiet or as_json):
+        _begun(f"plan {config}{_of_round(round_number)}")
     from pipelines import plan as plan_module
     from pipelines.plan import show
     from pipelines.watch.progress import Progress
 
-    if not (quiet or as_json):
-        _begun(f"plan {config}{_of_round(round_number)}")
     mill_config = load(config, overrides, round_number)
     if pilot:
         command = f"plan {config} --pilot {pilot}{' --explore' * explore}{_of_round(round_number)}"
