@@ -260,7 +260,7 @@ def test_rehearsals_have_replicas_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.timeout(900)  # three starts of an engine, 12 s each on an idle machine
+@pytest.mark.timeout(900)  # two starts of an engine, or three, on a machine that others use
 def test_two_real_engines_and_one_is_killed(small_model: str) -> None:
     real = ModelConfig(
         engine="vllm",
