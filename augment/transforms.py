@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 
 from augment.contexts.finding import contexts_of
+from augment.engines.config import ModelConfig
 from augment.engines.protocol import Generation
 from augment.feeding import registry
 from augment.feeding.config import FeedingConfig
@@ -17,14 +18,14 @@ from augment.feeding.recipe_runs import Asked, Counted, Ended, Outcome, Pending,
 from augment.feeding.tickets import Completed, Failure, Partial, Result
 from augment.feeding.worker import TooManyFailures, Worker, WorkOrder, begin_bundle
 from augment.ledger.partial import as_partial
-from augment.ledger.transforms import MissingSamples
+from augment.ledger.transforms import MissingSamples, decode_missing, encode_missing
 from augment.requests.calls import RecipePlanner
 from augment.requests.continuing import generation_of
 from augment.requests.planner import TracePlanner
 from augment.requests.tiers import CONTRACTIONS, SegmentChoices
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import at_bundle_end
+from sharding.beam.shuffle import PutElementsAside, at_bundle_end
 from sharding.errors import MillError
 from sharding.records.types import LedgerRow, Quarantined, Request, sample_key
 
@@ -86,13 +87,16 @@ class GenerateMissing(beam.PTransform):
         self._planner, self._feeding, self._order = planner, feeding, order
 
     def expand(self, missing: beam.PCollection) -> dict[str, beam.PCollection]:
-        made = [
-            missing
-            | f"For {name}"
-            >> beam.Filter(lambda element, name=name: element[0].model == name).with_output_types(MissingSamples)
-            | f"Generate with {name}" >> self._with_model(name, model.accelerator)
-            for name, model in self._planner.models.items()
-        ]
+        models = self._planner.models
+        made = []
+        for name, model in models.items():
+            of_model = missing | f"For {name}" >> beam.Filter(
+                lambda element, name=name: element[0].model == name
+            ).with_output_types(MissingSamples)
+            if len(models) > 1:  # each with workers of its own, so that none of them begins where requests are made
+                aside = PutElementsAside(MissingSamples, encode_missing, decode_missing, _hints(model))
+                of_model = of_model | f"Generate with {name}, put aside" >> aside
+            made.append(of_model | f"Generate with {name}" >> self._with_model(name, _hints(model)))
         for outputs in made:
             outputs[FAILED].element_type = Quarantined
         return {
@@ -100,11 +104,13 @@ class GenerateMissing(beam.PTransform):
             for tag in (COUNTS, FAILED)
         }
 
-    def _with_model(self, name: str, accelerator: str | None) -> beam.PTransform:
+    def _with_model(self, name: str, hints: Mapping[str, str]) -> beam.PTransform:
         generate = beam.ParDo(_GenerateFn(self._planner, name, self._feeding, self._order))
-        if accelerator is not None:
-            generate = generate.with_resource_hints(accelerator=accelerator)
-        return generate.with_outputs(FAILED, main=COUNTS)
+        return generate.with_resource_hints(**hints).with_outputs(FAILED, main=COUNTS)
+
+
+def _hints(model: ModelConfig) -> dict[str, str]:
+    return {} if model.accelerator is None else {"accelerator": model.accelerator}
 
 
 class _GenerateFn(beam.DoFn):

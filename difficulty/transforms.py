@@ -19,7 +19,7 @@ from difficulty.memory.table import NgramMemory
 from difficulty.scorers import make_scorer
 from difficulty.scorers.protocol import Scorer
 from difficulty.scoring import score_whole_documents
-from sharding.beam.shuffle import at_bundle_end
+from sharding.beam.shuffle import PutRecordsAside, at_bundle_end
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 from sharding.records.types import Document, Quarantined, ScoredDocument, segment_id
 
@@ -53,6 +53,8 @@ class ScoreDocuments(beam.PTransform):
         self._config, self._tokenizer, self._memory_url = config, tokenizer, memory_url
 
     def expand(self, documents: beam.PCollection) -> Any:
+        if self._config.memory is not None:  # which is counted in these documents first
+            documents = documents | "Put aside" >> PutRecordsAside(Document)
         outputs = documents | beam.ParDo(
             _ScoreFn(self._config, self._tokenizer), beam.pvalue.AsSingleton(self._memory_url)
         ).with_outputs(QUARANTINED, main="scored")

@@ -14,7 +14,8 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners.portability.fn_api_runner import translations
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, translations
+from apache_beam.runners.portability.fn_api_runner.execution import GroupingBuffer
 
 from augment.engines.protocol import Generation, GenerationRequest
 from augment.engines.rehearsal import RehearsalEngine
@@ -28,6 +29,7 @@ from pipelines.stage import Stage
 from pipelines.tools import conformance
 from pipelines.tools.computing_twice import ComputingTwiceRunner, LastOutputFirstRunner
 from pipelines.yaml_config import from_mapping, to_mapping
+from sharding.beam import shuffle
 from sharding.storage.manifest import Manifest
 from tests import measuring_runner
 
@@ -290,3 +292,45 @@ def test_the_largest_keys_and_side_inputs_of_a_skewed_corpus_are_bounded(
     for found, bounds in ((measuring_runner.LARGEST_KEYS, BOUNDS), (measuring_runner.SIDE_INPUTS, SIDE_BOUNDS)):
         beyond = {name: (size, bound_of(name, bounds)) for name, size in found.items() if size > bound_of(name, bounds)}
         assert not beyond, "steps of which more than is promised meets in one place, and what is promised"
+
+
+# --- nothing held whole by the local runner ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_local_runner_holds_no_collection_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a memory, values and two models: what goes from step to step there are names of files, counts and sums.
+
+    The sum of diversity is left out: its size is bounded, and more than so short a text.
+    """
+    execute = FnApiRunner._execute_bundle
+    held: Counter[str] = Counter()
+
+    def watched(runner: Any, context: Any, step: Any, bundle_input: Any) -> Any:
+        result = execute(runner, context, step, bundle_input)
+        waiting = [each.data for _, each in context.queues.watermark_pending_inputs._q]
+        for reader, buffer in (pair for data in waiting for pair in data.items()):
+            held[reader] = max(sum(map(len, _pieces(buffer))), held[reader])
+        return result
+
+    conformance.train_tokenizer(tmp_path / "tokenizer")
+    names = sorted(topics)[:24]
+    documents = [{"id": name, "text": f"{name} {topics[name][:4000]}", "kind": "page"} for name in names]
+    (tmp_path / "source").mkdir()
+    lines = "".join(json.dumps(document) + "\n" for document in documents)
+    (tmp_path / "source" / "all.jsonl").write_text(lines, encoding="utf-8")
+    tree = to_mapping(conformance.job_config(str(tmp_path), str(tmp_path / "out"), str(tmp_path / "tokenizer")))
+    tree["difficulty"]["memory"] = {"order": 2, "max_ngrams": 256}
+    tree["select"] |= {"value": "continuation_gain", "gain": {"control_pool": 2}}
+    monkeypatch.setattr(shuffle, "MIN_PARTITIONS", 4)  # for few names
+    monkeypatch.setattr(FnApiRunner, "_execute_bundle", watched)
+    mill(from_mapping(tree))
+    text_bytes = sum(len(document["text"]) for document in documents)
+    assert len(held) > 40
+    assert not [reader for reader, size in held.items() if size > text_bytes / 2 and "Diversity" not in reader]
+
+
+def _pieces(buffer: Any) -> Any:
+    if isinstance(buffer, GroupingBuffer):
+        return (value for values in buffer._table.values() for value in values if isinstance(value, bytes))
+    return buffer

@@ -60,7 +60,7 @@ def test_pieces_stand_for_all_in_proportion_to_size() -> None:
     lengths = np.minimum(rng.lognormal(7, 2, 400), 1e6).astype(int).tolist()
     totals = []
     for corpus in range(20):
-        documents = [(Document(doc_id="", text="x" * n, origin=f"{corpus} {i}"), 0) for i, n in enumerate(lengths)]
+        documents = [(Document(doc_id=f"{corpus} {i}", text="x" * n, origin=""), 0) for i, n in enumerate(lengths)]
         pieces, size = choose_pieces(documents, 64, 64)
         assert len(pieces) == 64 and max(piece.size for piece in pieces) <= PIECE_SEGMENTS
         assert max(len(piece.document.text) for piece in pieces) <= PIECE_SEGMENTS * 64 * 4

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from augment.ledger.partial import clear_partial
-from augment.ledger.parts import ledger_parts, part_batches, remove_part, write_table
+from augment.ledger.parts import ledger_parts, part_batches, part_keys, remove_part, write_table
 from augment.ledger.superseded import read_keys, superseded
 from sharding.errors import MillError
 from sharding.records.arrow import from_batch, to_batch
@@ -143,20 +143,21 @@ def _rewritten(jobs: Sequence[_Job], processes: int) -> Iterator[_Made]:
 
 def _rewrite(job: _Job) -> _Made:
     """New parts with the rows of a job's parts that count."""
-    tables = []
+    tables, keys = [], []
     for url, places in zip(job.urls, job.out, strict=True):
-        batches = part_batches(url)
-        if batches is None:
+        batches, found = part_batches(url), part_keys(url)
+        if batches is None or found is None or len(found) != sum(map(len, batches)):
             return _Made(damaged=url)
         table = pa.Table.from_batches([_as_written_today(batch) for batch in batches], LEDGER_SCHEMA)
         stays = np.ones(len(table), bool)
         stays[places] = False
         tables.append(table.filter(pa.array(stays)))
-    rows = pa.concat_tables(tables)
+        keys.append(found[stays])
+    rows, known = pa.concat_tables(tables), np.concatenate(keys)
     pieces = max(1, len(rows) // job.rows_per_part)
     bounds = [len(rows) * piece // pieces for piece in range(pieces + 1)]
-    some = (rows.slice(first, end - first) for first, end in itertools.pairwise(bounds))
-    return _Made(tuple(write_table(job.ledger_url, piece) for piece in some if len(piece)))
+    some = [(rows.slice(first, end - first), known[first:end]) for first, end in itertools.pairwise(bounds)]
+    return _Made(tuple(write_table(job.ledger_url, piece, known=keys) for piece, keys in some if len(piece)))
 
 
 def _as_written_today(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -59,12 +59,15 @@ def write_part(
     return _write(ledger_url, batches, schema, kind, _now_ms())
 
 
-def write_table(ledger_url: str, rows: pa.Table, *, like: str | None = None, kind: str = PART) -> str:
+def write_table(
+    ledger_url: str, rows: pa.Table, *, like: str | None = None, kind: str = PART, known: np.ndarray | None = None
+) -> str:
     """Write rows of parts that are there as a file of its own; its URL follows from the rows and the date.
 
     Args:
         like: a part whose date it gets; None: now.
         kind: `PART`, `DROPPED` or `PARTIAL_PART`.
+        known: (rows,) of `keys.KEY_ROWS`, their keys, where they are at hand.
 
     Raises:
         MillError: the store refused.
@@ -72,10 +75,17 @@ def write_table(ledger_url: str, rows: pa.Table, *, like: str | None = None, kin
     rows = rows.combine_chunks()
     size = max(1, len(rows) * BATCH_BYTES // max(1, rows.nbytes))
     written_ms = _now_ms() if like is None else _written_ms(like.rsplit("/", 1)[-1])
-    return _write(ledger_url, rows.to_batches(size), rows.schema, kind, written_ms)
+    return _write(ledger_url, rows.to_batches(size), rows.schema, kind, written_ms, known)
 
 
-def _write(ledger_url: str, batches: Sequence[pa.RecordBatch], schema: pa.Schema, kind: str, written_ms: int) -> str:
+def _write(
+    ledger_url: str,
+    batches: Sequence[pa.RecordBatch],
+    schema: pa.Schema,
+    kind: str,
+    written_ms: int,
+    known: np.ndarray | None = None,
+) -> str:
     sink = pa.BufferOutputStream()
     with new_stream(sink, schema) as writer:
         for batch in batches:
@@ -85,8 +95,9 @@ def _write(ledger_url: str, batches: Sequence[pa.RecordBatch], schema: pa.Schema
     write_bytes(url, data)
     if kind == PART:
         try:
-            made = keys.keys_of(row for batch in batches for row in from_batch(LedgerRow, batch))
-            write_bytes(keys.keys_url(url), keys.to_bytes(made))
+            if known is None:
+                known = keys.keys_of(row for batch in batches for row in from_batch(LedgerRow, batch))
+            write_bytes(keys.keys_url(url), keys.to_bytes(known))
         except MillError as error:
             logger.info("%s has no key file, so whoever looks at its keys reads it whole: %s", url, error)
     return url

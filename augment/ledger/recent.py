@@ -33,8 +33,8 @@ REFRESH_SHARE = 0.05
 """The store is asked again after 5 s at the earliest, and so seldom that it takes at most this share of the time."""
 
 _MAX_RUNS = 16
-LONG_ROWS = 1 << 21
-"""Runs of so many rows, 50 MB, go to a file, and are not merged with others again."""
+LONG_ROWS = 1 << 19
+"""Runs of so many rows, 13 MB, go to files, and are not merged with others again."""
 
 
 class Run(NamedTuple):
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 class FinishedSince:
     """The generations of one run that are in the ledger, or on their way there through this process.
 
-    Takes 24 bytes a generation, of memory for the latest two million or so and of a temporary file for the others: 64
+    Takes 24 bytes a generation, 200 MB of memory at most and of temporary files for those that were found first: 64
     bits of a hash of its key, and what `reading.choose` goes by, so that of two generations with one key that one
     counts which is kept. Among 10 million generations of a run, one in a million runs mistakes a key for another.
 

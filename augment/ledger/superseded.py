@@ -40,6 +40,7 @@ def read_keys(urls: Sequence[str], folder: Path) -> Iterator[int | None]:
         MillError: the store can't be read, or a part is gone.
     """
     held: list[np.ndarray] = []
+    held_rows = 0
     with ThreadPoolExecutor(READERS) as pool:
         for number, found in enumerate(_some_at_once(pool, urls)):
             if found is not None:
@@ -48,9 +49,10 @@ def read_keys(urls: Sequence[str], folder: Path) -> Iterator[int | None]:
                     rows[name] = found[name]
                 rows["part"], rows["place"] = number, np.arange(len(found))
                 held.append(rows)
-            if sum(map(len, held)) >= HELD_ROWS or number == len(urls) - 1:
+                held_rows += len(rows)
+            if held_rows >= HELD_ROWS or number == len(urls) - 1:
                 _deal_out(held, folder)
-                held = []
+                held, held_rows = [], 0
             yield None if found is None else len(found)
 
 
@@ -62,23 +64,24 @@ def superseded(urls: Sequence[str], folder: Path) -> dict[int, np.ndarray]:
     Raises:
         MillError: as `read_keys`.
     """
-    found: list[np.ndarray] = []
+    parts_found, places_found = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
     for path in sorted(folder.iterdir()):
         rows = np.fromfile(path, _PLACED)
         rows = rows[np.lexsort([rows[name] for name in reversed(_PLACED.names or ())])]
         same = np.ones(len(rows), bool)  # as the row before
         same[:1] = False
         same[1:] = (rows["key"][1:] == rows["key"][:-1]) & (rows["key_rest"][1:] == rows["key_rest"][:-1])
-        out = same.copy()
+        out, starts = same.copy(), np.append(np.flatnonzero(~same), len(rows))
         for first in _tied(rows, same).tolist():
-            end = first + int(np.argmin(np.append(same[first + 1 :], False))) + 1
+            end = int(starts[np.searchsorted(starts, first, "right")])
             out[first:end] = True
             out[first + _chosen(rows[first:end], urls)] = False
-        found.append(rows[out][["part", "place"]])
-    every = np.concatenate(found) if found else np.zeros(0, _PLACED)
-    every = every[np.lexsort((every["place"], every["part"]))]
-    parts, begins = np.unique(every["part"], return_index=True)
-    return dict(zip(parts.tolist(), np.split(every["place"], begins[1:]), strict=True)) if len(parts) else {}
+        parts_found.append(rows["part"][out])
+        places_found.append(rows["place"][out])
+    parts, places = np.concatenate(parts_found), np.concatenate(places_found)
+    order = np.lexsort((places, parts))
+    numbers, begins = np.unique(parts[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(places[order], begins[1:]), strict=True)) if len(numbers) else {}
 
 
 def _tied(rows: np.ndarray, same: np.ndarray) -> np.ndarray:

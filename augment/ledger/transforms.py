@@ -12,6 +12,7 @@ from apache_beam.typehints import KV, List, Tuple
 from augment.ledger.partial import furthest
 from augment.ledger.parts import read_part
 from augment.ledger.reading import STEP_COLUMNS, collapse_duplicates
+from sharding import records
 from sharding.beam.counts import COUNTS
 from sharding.beam.joins import GroupRecords
 from sharding.records.types import LedgerRow, Request
@@ -24,6 +25,20 @@ MAX_TOLD = 1 << 14
 
 MissingSamples = Tuple[Request, List[int]]
 """A request, with the calls that its recipes have made, and the indices of its samples that have to be generated."""
+
+
+_missing_decoder = msgspec.msgpack.Decoder(tuple[list[int], bytes])
+
+
+def encode_missing(element: tuple[Request, list[int]]) -> bytes:
+    """`MissingSamples` as bytes."""
+    return msgspec.msgpack.encode((element[1], records.encode(element[0])))
+
+
+def decode_missing(data: bytes) -> tuple[Request, list[int]]:
+    """The inverse of `encode_missing`."""
+    samples, request = _missing_decoder.decode(data)
+    return records.decode(Request, request), samples
 
 
 class ReadLedger(beam.PTransform):

@@ -21,12 +21,13 @@ from augment.selection.grading import Grader, Grading
 from augment.selection.judging import CONTAMINATED, Judge, document_hash
 from augment.selection.keeping import choose
 from augment.selection.shuffling import shuffled
+from augment.selection.values import needs_controls
 from augment.selection.valuing import AskScorer, Valuer
 from sharding import records, tally
 from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import GroupPartitions, at_bundle_end
+from sharding.beam.shuffle import GroupPartitions, PutRecordsAside, at_bundle_end
 from sharding.hashing import partition_of
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, ContaminatedDocument
@@ -230,8 +231,11 @@ class ChooseCandidates(beam.PTransform):
         super().__init__()
         self._choose = _ChooseFn(config, tokenizer, ask, threshold_nats)
         self._beside = beam.pvalue.AsDict(controls), beam.pvalue.AsDict(repeats)
+        self._waits = config.repeats is not None or needs_controls(config.value_name)  # for what comes of all segments
 
     def expand(self, judged: beam.PCollection) -> Any:
+        if self._waits:
+            judged = judged | "Put aside" >> PutRecordsAside(JudgedSegment)
         outputs = judged | beam.ParDo(self._choose, *self._beside).with_outputs(COUNTS, REJECTED, main="kept")
         outputs["kept"].element_type = outputs[REJECTED].element_type = Candidate
         return outputs

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
@@ -22,8 +23,9 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 import sharding.beam.coders  # noqa: F401  registers them
-from sharding import hashing
+from sharding import hashing, records
 from sharding.beam.shuffled_files import FiledValues, PartitionWriter
+from sharding.records.base import Record
 
 _KEY_LENGTH = struct.Struct("<I")
 
@@ -90,13 +92,73 @@ class GroupBytes(beam.PTransform):
 
 
 class PutAside(beam.PTransform):
-    """(partition, bytes) as they are, kept until a later step that waits for something else; in files where they go."""
+    """(partition, bytes) as they are, kept until a later step that waits for something else; in files where they go.
+
+    Args:
+        hints: resource hints of that step: it reads the files in the same go where they are equal.
+    """
+
+    def __init__(self, hints: Mapping[str, Any] = MappingProxyType({})) -> None:
+        super().__init__()
+        self._hints = dict(hints)
 
     def expand(self, values: beam.PCollection) -> beam.PCollection:
         folder = shuffle_folder(values.pipeline.options)
         if folder is None:
             return values
-        return values | "Files" >> _File(folder) | "To workers" >> beam.Reshuffle() | "Read" >> beam.FlatMapTuple(_read)
+        read = beam.FlatMapTuple(_read).with_resource_hints(**self._hints)
+        return values | "Files" >> _File(folder) | "To workers" >> beam.Reshuffle() | "Read" >> read
+
+
+class PutElementsAside(beam.PTransform):
+    """Elements as they are, kept until a step that waits for what comes of all of them, as `PutAside` keeps bytes.
+
+    Where several steps read a collection and don't run together, the local runner would hold it in memory.
+
+    Args:
+        kind: their type.
+        encode, decode: to bytes and back.
+        hints: see `PutAside`.
+    """
+
+    def __init__(
+        self,
+        kind: Any,
+        encode: Callable[[Any], bytes],
+        decode: Callable[[bytes], Any],
+        hints: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()
+        self._kind, self._encode, self._decode, self._hints = kind, encode, decode, dict(hints)
+
+    def expand(self, values: beam.PCollection) -> beam.PCollection:
+        if shuffle_folder(values.pipeline.options) is None:
+            return values
+        return (
+            values
+            | "As bytes" >> beam.Map(partial(_dealt_out, self._encode)).with_output_types(KV[int, bytes])
+            | PutAside(self._hints)
+            | "As they were"
+            >> beam.MapTuple(partial(_taken_up, self._decode))
+            .with_output_types(self._kind)
+            .with_resource_hints(**self._hints)
+        )
+
+
+class PutRecordsAside(PutElementsAside):
+    """The same of records of one type."""
+
+    def __init__(self, kind: type[Record]) -> None:
+        super().__init__(kind, records.encode, partial(records.decode, kind))
+
+
+def _dealt_out(encode: Callable[[Any], bytes], value: Any) -> tuple[int, bytes]:
+    data = encode(value)
+    return hashing.partition_of(hashing.text_hash(data).hex(), MIN_PARTITIONS), data
+
+
+def _taken_up(decode: Callable[[bytes], Any], _: int, data: bytes) -> Any:
+    return decode(data)
 
 
 class _File(beam.PTransform):
