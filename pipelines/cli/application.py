@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
+from pipelines.secrets import told
 from pipelines.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 SilentOption = Annotated[bool, typer.Option("--quiet", help="Say nothing but what fails.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a run, in any store.")]
+
+
+def begun(command: str) -> None:
+    """Say that a command has begun, before it imports what takes seconds on a busy machine."""
+    err.print(Text(f"{told(command)} ..."), style="dim", soft_wrap=True)
 
 
 def can_go_on(command: str, ledger_url: str) -> None:

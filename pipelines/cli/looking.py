@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from pipelines.cli.application import (
     BeamArgument,
@@ -17,6 +16,7 @@ from pipelines.cli.application import (
     SetOption,
     SilentOption,
     app,
+    begun,
     err,
     load,
     out,
@@ -62,7 +62,7 @@ def verify(
 ) -> None:
     """Check every file of an output against its manifests, down to the bit."""
     if not (as_json or quiet):
-        err.print(Text(f"verify {output} ..."), style="dim", soft_wrap=True)  # before what takes a while to be imported
+        begun(f"verify {output}")  # before what takes a while to be imported
     from pipelines import signing
     from pipelines.takedown import absent as takedown
     from pipelines.takedown.ids import read_ids

@@ -22,6 +22,7 @@ from pipelines.cli.application import (
     SetOption,
     WorkersOption,
     app,
+    begun,
     can_go_on,
     err,
     load,
@@ -113,7 +114,7 @@ def _run(
 ) -> None:
     command = f"{'run' if len(stages) > 1 else stages[0]} {path}" + _of_round(round_number)
     if not quiet:
-        _begun(command)
+        begun(command)
     config = load(path, overrides, round_number)
     can_go_on(command, config.ledger_url)
     if config.round is not None and not quiet:
@@ -153,11 +154,6 @@ def _run(
         if not anything:
             out.print("Everything was done already; nothing was run.")
         out.lost = None  # the corpus is there, whether or not this could be said
-
-
-def _begun(command: str) -> None:
-    """Say that a command has begun, before it imports what takes seconds on a busy machine."""
-    err.print(Text(f"{command} ..."), style="dim", soft_wrap=True)
 
 
 def _of_round(number: int) -> str:
@@ -228,7 +224,7 @@ def plan(
 ) -> None:
     """Tell what a run will take: segments, tokens, GPU-hours, money, bytes, before anything is bought."""
     if not (quiet or as_json):
-        _begun(f"plan {config}{_of_round(round_number)}")
+        begun(f"plan {config}{_of_round(round_number)}")
     from pipelines import plan as plan_module
     from pipelines.plan import show
     from pipelines.watch.progress import Progress
