@@ -462,6 +462,18 @@ def test_taking_rows_out_leaves_no_key_of_them(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".arrow"] * 3 + [".keys"] * 3
 
 
+def test_a_damaged_part_s_keys_are_not_believed(tmp_path: Path) -> None:
+    part = parts.write_part(str(tmp_path), [row(1)])
+    Path(part).write_bytes(Path(part).read_bytes()[:200])
+    finished = FinishedSince(str(tmp_path), 1)
+    finished.refresh()
+    assert finished.tokens(row(1).key) is None
+    parts.write_part(str(tmp_path), [row(1, thought_tokens=9)])
+    finished._next_refresh = 0.0
+    finished.refresh()
+    assert finished.tokens(row(1).key) == 9
+
+
 def test_long_runs_are_in_files_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "LONG_ROWS", 16)
     url = str(tmp_path)

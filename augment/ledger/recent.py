@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from augment.ledger.keys import key_hash
-from augment.ledger.parts import every_part_keys, read_part
+from augment.ledger.parts import every_part_keys, part_batches, read_part
 from augment.ledger.reading import STEP_COLUMNS, choose
 from sharding.errors import MillError
 from sharding.records.types import LedgerRow
@@ -77,6 +77,7 @@ class FinishedSince:
         self._urls: list[str] = []
         self._last_part: tuple[str, dict[str, LedgerRow]] = ("", {})
         self._seen: set[str] = set()
+        self._sound: dict[str, bool] = {}
         self._runs: list[Run] = []
         self._long_runs: list[Run] = []
         self._next_refresh = 0.0
@@ -110,11 +111,22 @@ class FinishedSince:
         wanted = _hash(key)
         with self._lock:
             found = [self._own[wanted]] if wanted in self._own else []
-            for run in (*self._runs, *self._long_runs):
-                first = int(np.searchsorted(run.key, np.uint64(wanted)))
-                if first < len(run) and run.key[first] == wanted:
-                    found.append((float(run.finished_at[first]), int(run.thought_tokens[first])))
+            in_parts = [
+                (float(run.finished_at[at]), int(run.thought_tokens[at]), self._urls[int(run.part[at])])
+                for run in (*self._runs, *self._long_runs)
+                for at in range(*(int(np.searchsorted(run.key, np.uint64(wanted), s)) for s in ("left", "right")))
+            ]
+        found += [(finished_at, tokens) for finished_at, tokens, url in in_parts if self._is_sound(url)]
         return min(found)[1] if found else None
+
+    def _is_sound(self, url: str) -> bool:
+        """Whether a part can be read, of which its keys don't tell; looked at once, where something of it is wanted."""
+        if url not in self._sound:
+            try:
+                self._sound[url] = part_batches(url, ("key",)) is not None
+            except MillError:  # gone, since a compaction has read it; or the store refuses for now
+                return True
+        return self._sound[url]
 
     def row(self, key: str) -> LedgerRow | None:
         """The row of a recipe's call that is there, without its token ids; None where there is none, or no longer.
