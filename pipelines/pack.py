@@ -28,8 +28,8 @@ from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
-from sharding.models.tokenizer import load_tokenizer
 from sharding.errors import RequestError
+from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.as_trainer import promise
 from sharding.packing.config import PackConfig, section_of
 from sharding.packing.epochs import count_name, least_value, why_one_trace
@@ -70,12 +70,17 @@ class Pack(Stage):
         self.num_parts = part_count(manifest.file_urls(config.output, earlier["score"], SEGMENTS.name))
         delivery = config.delivery
         self.numbered_from = {} if delivery is None else shards_before(manifest.require(delivery.of, "pack"))
-        self.work_s = SECONDS_PER_TOKEN * earlier["score"].counts["source_tokens"]
+        self.work_s = SECONDS_PER_TOKEN * config.pack.trace_per_epoch * earlier["score"].counts["source_tokens"]
         self.least_value = check_epochs(config.pack, earlier["select"].config["select"], delivery)
         check_surprisal(config.pack, self.tokenizer, earlier["score"].config["difficulty"].get("scorer", ""))
         super().__init__(
             config.output,
-            sections={"tokenizer": config.tokenizer, "layout": config.layout, "pack": section_of(config.pack), "card": config.card},
+            sections={
+                "tokenizer": config.tokenizer,
+                "layout": config.layout,
+                "pack": section_of(config.pack),
+                "card": config.card,
+            },
             inputs={
                 "score": manifest.digest(earlier["score"]),
                 "select": manifest.digest(earlier["select"]),

@@ -1,33 +1,42 @@
-"""`pack.trace_per_epoch`: another trace each epoch, the same source, as many rows; from the layout to what trainers read."""
+"""`pack.trace_per_epoch`: another trace each epoch, the same source, as many rows; from layout to readers."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import typer.testing
+from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import cli, provenance
+from pipelines.append import append
+from pipelines.arms import mill_arms
 from pipelines.config import MillConfig
 from pipelines.run import mill
+from pipelines.takedown import remove
+from pipelines.takedown.ids import Wanted
 from pipelines.verify import verify
-from pipelines.yaml_config import from_mapping, to_mapping
+from pipelines.yaml_config import dump, from_mapping, to_mapping
 from sharding import storage
+from sharding.beam.part_join import JoinedDocument
 from sharding.errors import MillError, RequestError
 from sharding.packing.best_fit import pack_rows
-from sharding.packing.epochs import in_more_rows, wanted_rows
-from sharding.packing.order import split_of as split_of_text
+from sharding.packing.epochs import in_more_rows, least_value, shown_in, wanted_rows
 from sharding.packing.recovery import items_of, source_of, thoughts_of
 from sharding.records.rows import Item, Row, TokenType
-from sharding.records.types import NOT_CHOSEN, Candidate
+from sharding.records.types import NOT_CHOSEN, Candidate, ScoredDocument
 from sharding.shards.dataset import PackedDataset
+from sharding.shards.export.hub import published_names
 from sharding.shards.grain_sources import DocumentSource, RowSource
 from sharding.shards.rows import epoch_of
 from sharding.shards.sampler import PackedSampler
@@ -41,6 +50,12 @@ TIERS = [
     {"name": "skip"},
     {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 96, "samples": 3},
 ]
+
+
+PER_SEGMENT = (
+    *("segment_starts", "input_ids", "surprisal_nats", "entropy_nats", "memory_nats"),
+    "segment_difficulty_nats",
+)
 
 
 def text_of(number: int) -> str:
@@ -134,18 +149,55 @@ def test_a_segment_shows_each_of_its_traces_once_and_the_kept_one_first(config: 
         for (doc_id, _), thoughts in places.items():
             by_document.setdefault(doc_id, [set() for _ in range(EPOCHS)])[epoch] |= thoughts
     with_three = 0
-    for doc_id, epochs in by_document.items():
-        segments = [of for (of_doc, _), of in sorted(passed(config.output).items()) if of_doc == doc_id]
-        for traces in segments:
-            kept = next(one for one in traces if one.kept)
-            others = sorted((one for one in traces if not one.kept), key=lambda one: (-(one.value or 0.0), one.sample))
-            if any(one.value is None for one in others):
-                others = sorted(others, key=lambda one: (one.value is None, -(one.value or 0.0), one.sample))
-            in_order = [kept, *others]
-            texts = [one.input_ids.tobytes() for one in in_order]
-            assert all(texts[epoch % len(texts)] in epochs[epoch] for epoch in range(EPOCHS))
-            with_three += len(set(texts)) == 3
+    for (doc_id, _), traces in passed(config.output).items():
+        if doc_id not in by_document:  # in the other split
+            continue
+        others = [one for one in traces if not one.kept]
+        others.sort(key=lambda one: (one.value is None, -(one.value or 0.0), one.sample))
+        in_order = [next(one for one in traces if one.kept), *others]
+        texts = [one.input_ids.tobytes() for one in in_order]
+        assert all(texts[epoch % len(texts)] in by_document[doc_id][epoch] for epoch in range(EPOCHS))
+        with_three += len(set(texts)) == 3
     assert with_three > 5
+
+
+def candidate(segment: int, sample: int, value: float | None, reasons: Sequence[str] = (NOT_CHOSEN,)) -> Candidate:
+    return Candidate(
+        doc_id="d",
+        segment_index=segment,
+        key=f"{segment}-{sample}",
+        sample=sample,
+        **dict.fromkeys(("tier", "model", "prompt", "closed", "finish_reason", "text"), ""),
+        thought_tokens=1,
+        input_ids=np.array([sample], np.uint16),
+        shown_tokens=1,
+        value=value,
+        chance_value=0.5,
+        kept=not reasons,
+        reasons=list(reasons),
+    )
+
+
+def test_which_traces_are_shown_and_in_which_order() -> None:
+    """The kept one, then those that passed by value, then without one; not what a gate or `min_value` refuses."""
+    kept = [candidate(0, 3, 1.0, ()), candidate(2, 0, 9.0, ())]
+    rejected = [
+        *(candidate(0, 0, None), candidate(0, 1, 0.9), candidate(0, 2, 4.0), candidate(0, 4, 4.0)),
+        candidate(0, 5, 99.0, ["loop"]),
+        candidate(1, 0, 5.0, ["below_threshold"]),
+        candidate(1, 1, 5.0),  # of a segment that kept none
+    ]
+    scored = ScoredDocument(doc_id="d", **{name: np.empty(0) for name in PER_SEGMENT})
+    document = JoinedDocument(scored, {"kept": kept, "rejected": rejected})
+
+    def samples(epoch: int, least: float | None = None) -> list[int]:
+        return [one.sample for one in shown_in(document, epoch, least).beside["kept"]]
+
+    assert [samples(epoch) for epoch in range(6)] == [[3, 0], [2, 0], [4, 0], [1, 0], [0, 0], [3, 0]]
+    assert [samples(epoch, 0.5) for epoch in range(4)] == [[3, 0], [2, 0], [4, 0], [3, 0]]
+    assert shown_in(document, 0) is document and shown_in(document, 5) is document
+    assert least_value({"keep": "best_above", "min_value": 0.5}) == 0.5
+    assert least_value({"keep": "best", "min_value": 0.0}) is None
 
 
 def test_the_first_epoch_is_the_corpus_without_the_key(config: MillConfig, tmp_path: Path) -> None:
@@ -198,8 +250,10 @@ def test_the_sampler_reads_the_epochs_round_and_round_and_resumes_over_their_end
     sampler = PackedSampler(dataset, rank=0, world_size=1, seed=5)
     orders = [list(sampler) for _ in range(EPOCHS + 1)]
     assert [Counter(ids(dataset, order)) for order in orders] == [*stored, stored[0]]
-    assert Counter(ids(dataset, range(len(dataset)))) == stored[0] == Counter(
-        row["input_ids"].astype(np.int64).tobytes() for row in dataset
+    assert (
+        Counter(ids(dataset, range(len(dataset))))
+        == stored[0]
+        == Counter(row["input_ids"].astype(np.int64).tobytes() for row in dataset)
     )
     # Two ranks stop close to the end of epoch 1; three go on, into epoch 2.
     ranks = [PackedSampler(dataset, rank=rank, world_size=2, seed=5, uneven="drop") for rank in range(2)]
@@ -234,6 +288,27 @@ def test_grain_sources_read_the_epochs(config: MillConfig, seed: int | None) -> 
     assert found == Counter(item.input_ids.astype(np.int32).tobytes() for row in epochs[2] for item in items_of(row))
     with pytest.raises(RequestError, match="epoch: -1"):
         DocumentSource(config.output, epoch=-1)
+
+
+def test_the_card_names_the_epochs_and_the_first_is_the_default(config: MillConfig, tmp_path: Path) -> None:
+    loaded = {name: load_dataset(config.output, *name, cache_dir=str(tmp_path)) for name in ((), ("epoch-2",))}
+    epochs = rows_by_epoch(config.output)
+    for name, epoch in ((), 0), (("epoch-2",), 2):
+        found = Counter(str(ids) for ids in loaded[name]["train"]["input_ids"])
+        assert found == Counter(str(row.input_ids.tolist()) for row in epochs[epoch])
+    assert loaded[()]["validation"]["input_ids"] == loaded["epoch-2",]["validation"]["input_ids"]
+    card = Path(config.output, "README.md").read_text(encoding="utf-8")
+    assert "| train in epoch 2 |" in card and '"epoch-1")` gives those of epoch 1' in card
+    names = published_names(config.output)
+    assert sum(name.startswith("data/epoch-") for name in names) == 2 * PACK["num_shards"]
+
+
+def test_exports_are_of_the_first_epoch_and_say_so(config: MillConfig, tmp_path: Path) -> None:
+    arguments = ["export", config.output, "--to", "parquet", "--target", str(tmp_path / "parquet")]
+    told = typer.testing.CliRunner().invoke(cli.app, arguments)
+    assert told.exit_code == 0 and "epoch 0 alone was exported" in " ".join(told.output.split())
+    rows = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "parquet" / "train").iterdir())
+    assert rows == len(PackedDataset(config.output))
 
 
 # --- as many rows -----------------------------------------------------------------------------------------------------
@@ -293,8 +368,47 @@ def test_what_goes_with_it_is_said_before_anything_is_read(
         from_mapping(to_mapping(config) | dict(sections))
 
 
+@pytest.fixture
+def copy(config: MillConfig, tmp_path: Path) -> MillConfig:
+    """The corpus in a place of its own, as its ledger is."""
+    shutil.copytree(config.output, tmp_path / "out")
+    return from_mapping(to_mapping(config) | {"output": str(tmp_path / "out")})
+
+
 def hashes(output: str) -> dict[str, str]:
-    return {
-        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(output, "data").rglob("*.arrow"))
-    }
+    packed = manifest.require(output, "pack")
+    return {entry.name: entry.sha256 for family in packed.files.values() for entry in family}
+
+
+def test_what_is_made_for_one_epoch_refuses_several_and_its_way_out_is_one(copy: MillConfig, tmp_path: Path) -> None:
+    gone = Wanted(frozenset({"page-7"}), {})
+    before = hashes(copy.output)
+    for refused in (
+        lambda: remove(copy.output, gone),
+        lambda: append(copy, [copy.all_sources[0].config.path]),
+        lambda: provenance.write(copy.output),
+    ):
+        with pytest.raises(RequestError, match=r"3 epochs with shards .* --set pack.trace_per_epoch=1 --replace"):
+            refused()
+    with pytest.raises(RequestError, match=r"pack.trace_per_epoch: 3, and arms .* --set pack.trace_per_epoch=1"):
+        mill_arms(copy)
+    assert hashes(copy.output) == before
+    path = tmp_path / "mill.yaml"
+    path.write_text(dump(copy), encoding="utf-8")
+    arguments = ["pack", str(path), "--set", "pack.trace_per_epoch=1", "--replace"]
+    told = typer.testing.CliRunner().invoke(cli.app, arguments)
+    assert told.exit_code == 0, told.output
+    assert not list(Path(copy.output, "data").glob("epoch-*/*"))
+    remove(copy.output, gone)
+    mill(copy, stages=("pack",), replace=True)
+    epochs = rows_by_epoch(copy.output)
+    assert all(set(sources_of(rows)) == set(sources_of(epochs[0])) for rows in epochs)
+    assert "page-7" not in sources_of(epochs[0]) and len({len(rows) for rows in epochs}) == 1
+
+
+def test_another_way_to_run_it_gives_the_same_bytes(copy: MillConfig) -> None:
+    before = hashes(copy.output)
+    Path(copy.output, "MANIFEST.json").unlink()
+    shutil.rmtree(Path(copy.output, "data"))
+    mill(copy, stages=("pack",), beam_args=["--direct_num_workers=2", "--direct_running_mode=multi_threading"])
+    assert hashes(copy.output) == before

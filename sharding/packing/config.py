@@ -93,8 +93,8 @@ class PackConfig:
     def _epochs_have_all_rows(self) -> PackConfig:
         if self.trace_per_epoch > 1 and self.max_rows:
             raise ValueError(
-                f"trace_per_epoch: {self.trace_per_epoch} epochs would lose other documents each to max_rows: leave out "
-                "max_rows, or have trace_per_epoch: 1"
+                f"trace_per_epoch: {self.trace_per_epoch} epochs would each lose other documents to max_rows: leave "
+                "that out, or have trace_per_epoch: 1"
             )
         return self
 

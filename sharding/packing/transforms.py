@@ -54,9 +54,7 @@ class LayOut(beam.PTransform):
         least_value: see `DocumentLayout`.
     """
 
-    def __init__(
-        self, config: PackConfig, layout: Layout, tokenizer: str, least_value: float | None = None
-    ) -> None:
+    def __init__(self, config: PackConfig, layout: Layout, tokenizer: str, least_value: float | None = None) -> None:
         super().__init__()
         self._lay_out = _LayOutFn(config, layout, tokenizer, least_value)
 
