@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -30,9 +32,12 @@ from pipelines.yaml_config import dump, from_mapping, to_mapping
 from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.errors import MillError, RequestError
+from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.best_fit import pack_rows
+from sharding.packing.config import PackConfig
 from sharding.packing.epochs import in_more_rows, least_value, shown_in, wanted_rows
-from sharding.packing.recovery import items_of, source_of, thoughts_of
+from sharding.packing.laying_out import DocumentLayout, encode_delimiters
+from sharding.packing.recovery import document_source, items_of, source_of, thoughts_of
 from sharding.records.rows import Item, Row, TokenType
 from sharding.records.types import NOT_CHOSEN, Candidate, ScoredDocument
 from sharding.shards.dataset import PackedDataset
@@ -75,6 +80,13 @@ def config(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: str) -> Mil
     made = from_mapping(tree)
     mill(made)
     return made
+
+
+@pytest.fixture
+def copy(config: MillConfig, tmp_path: Path) -> MillConfig:
+    """The corpus in a place of its own, as its ledger is."""
+    shutil.copytree(config.output, tmp_path / "out")
+    return from_mapping(to_mapping(config) | {"output": str(tmp_path / "out")})
 
 
 def rows_by_epoch(output: str, split: str = "train") -> list[list[Row]]:
@@ -200,26 +212,67 @@ def test_which_traces_are_shown_and_in_which_order() -> None:
     assert least_value({"keep": "best", "min_value": 0.0}) is None
 
 
-def test_the_first_epoch_is_the_corpus_without_the_key(config: MillConfig, tmp_path: Path) -> None:
-    """Its documents, traces and validation shards; and where it needs the most rows of all, every byte."""
-    tree = to_mapping(config)
+def test_the_first_epoch_is_the_corpus_without_the_key(copy: MillConfig) -> None:
+    """Its documents, traces and validation shards; only what makes epochs equally long may cut and pad more."""
+    mine, first = manifest.require(copy.output, "pack"), rows_by_epoch(copy.output)[0]
+    tree = to_mapping(copy)
     tree["pack"]["trace_per_epoch"] = 1
-    tree |= {"output": str(tmp_path / "one"), "ledger": {"path": config.ledger_url}}
-    one = from_mapping(tree)
-    mill(one)
-    assert "trace_per_epoch" not in manifest.require(one.output, "pack").config["pack"]
-    mine, theirs = manifest.require(config.output, "pack"), manifest.require(one.output, "pack")
+    mill(from_mapping(tree), stages=("pack",), replace=True)
+    theirs = manifest.require(copy.output, "pack")
+    assert "trace_per_epoch" not in theirs.config["pack"]
     assert "epoch_shards" not in theirs.files and not [name for name in theirs.counts if name.startswith("epoch.")]
-    assert shown_at(rows_by_epoch(one.output)[0]) == shown_at(rows_by_epoch(config.output)[0])
-    assert sources_of(rows_by_epoch(one.output)[0]) == sources_of(rows_by_epoch(config.output)[0])
+    assert shown_at(rows_by_epoch(copy.output)[0]) == shown_at(first)
+    assert sources_of(rows_by_epoch(copy.output)[0]) == sources_of(first)
     sums = [{e.name: e.sha256 for e in of.files["shards"] if "/validation-" in e.name} for of in (mine, theirs)]
     assert sums[0] == sums[1] and sums[0]
-    changed = {"rows", "rows_train", "tokens_padding"}
-    first = {name: count for name, count in mine.counts.items() if not name.startswith("epoch.")}
-    assert {name for name in first if first[name] != theirs.counts[name]} <= changed
-    added = mine.counts["rows"] - theirs.counts["rows"]
-    whole = [{e.name: e.sha256 for e in of.files["shards"]} for of in (mine, theirs)]
-    assert (whole[0] == whole[1]) == (not added)
+    changed = {name for name in theirs.counts if mine.counts[name] != theirs.counts[name]}
+    longer = {"rows", "rows_train", "tokens_padding"}
+    assert changed <= longer | {"items", "source_cuts", "segments_cut", "documents_cut"}, changed
+    assert mine.counts["rows"] >= theirs.counts["rows"]
+
+
+def test_where_nothing_else_is_shown_the_corpus_has_the_same_bytes(copy: MillConfig) -> None:
+    """Nothing but other traces changes shards; here every document stays plain."""
+    tree, found = to_mapping(copy), []
+    for epochs in (1, EPOCHS):
+        tree["pack"] |= {"raw_fraction": 1.0, "trace_per_epoch": epochs}
+        mill(from_mapping(tree), stages=("pack",), replace=True)
+        packed = manifest.require(copy.output, "pack")
+        found.append({entry.name: entry.sha256 for entry in packed.files["shards"]})
+    assert found[0] == found[1]
+    by_epoch = rows_by_epoch(copy.output)
+    assert sources_of(by_epoch[0]) == sources_of(by_epoch[1]) and not any(map(shown_at, by_epoch))
+
+
+def test_documents_of_many_rows_have_as_many_pieces_in_every_epoch(byte_tokenizer: str) -> None:
+    """Long traces in one epoch would cut a book into more pieces than in another, and rows couldn't be made as many."""
+    tokenizer = load_tokenizer(byte_tokenizer)
+    words = [" ".join(random.Random(n).choices(WORDS, k=40)) for n in range(3 * 30)]
+    ids = [tokenizer.encode(text) for text in words[:30]]
+    nothing = dict.fromkeys(("surprisal_nats", "entropy_nats", "memory_nats", "segment_difficulty_nats"), np.empty(0))
+    starts = np.cumsum([0, *map(len, ids[:-1])])
+    scored = ScoredDocument(doc_id="d", segment_starts=starts, input_ids=np.concatenate(ids), **nothing)
+    kept, rejected = (
+        [
+            msgspec.structs.replace(
+                candidate(n, sample, 1.0, reasons), input_ids=tokenizer.encode(text[:size]), shown_tokens=len(ids[n])
+            )
+            for n, text in enumerate(words[30 * (1 + sample) : 30 * (2 + sample)])
+        ]
+        for sample, size, reasons in ((0, 20, ()), (1, 150, (NOT_CHOSEN,)))
+    )
+    document = JoinedDocument(scored, {"kept": kept, "rejected": rejected, "contaminated": []})
+    config = PackConfig(sequence_length=512, trace_per_epoch=2)
+    counts = Counter[str]()
+    layout = DocumentLayout(config, "after_segment", tokenizer, encode_delimiters(config, tokenizer))
+    items = list(layout.items(document, counts))
+    by_epoch = [[item for item in items if item.epoch == epoch] for epoch in range(2)]
+    assert len(by_epoch[0]) == len(by_epoch[1]) == counts["items"] == counts["epoch.1.items"] > 10
+    assert all(len(item.input_ids) <= 512 for item in items)
+    assert [document_source(of).tobytes() for of in by_epoch] == [scored.input_ids.tobytes()] * 2
+    assert counts["thoughts"] == counts["epoch.1.thoughts"] == 30 and not counts["thoughts_cut"]
+    one = dataclasses.replace(layout, config=PackConfig(sequence_length=512))
+    assert len(list(one.items(document, Counter[str]()))) < len(by_epoch[0])
 
 
 def test_verify_compares_every_epoch_and_finds_what_is_wrong_in_one(config: MillConfig) -> None:
@@ -366,13 +419,6 @@ def test_what_goes_with_it_is_said_before_anything_is_read(
 ) -> None:
     with pytest.raises(RequestError, match=said):
         from_mapping(to_mapping(config) | dict(sections))
-
-
-@pytest.fixture
-def copy(config: MillConfig, tmp_path: Path) -> MillConfig:
-    """The corpus in a place of its own, as its ledger is."""
-    shutil.copytree(config.output, tmp_path / "out")
-    return from_mapping(to_mapping(config) | {"output": str(tmp_path / "out")})
 
 
 def hashes(output: str) -> dict[str, str]:

@@ -19,11 +19,14 @@ from sharding.packing import mixing, order
 from sharding.packing.as_trainer import as_trainer, difference_counts
 from sharding.packing.config import PackConfig
 from sharding.packing.epochs import COUNTS, count_name, shown_in
-from sharding.packing.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out, lay_out_plain
+from sharding.packing.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out, lay_out_plain, least_room
 from sharding.packing.mixing import Share
 from sharding.packing.surprisal import with_surprisal
 from sharding.records.rows import Item, Split
 from sharding.records.types import Candidate, ScoredSegment
+
+LaidOut = tuple[list[Item], LayoutCounts]
+"""The items of a document, of one copy, and what was counted."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,14 @@ class DocumentLayout:
         if config.tokenize == "as_trainer":
             counts.update(difference_counts(len(scored.input_ids), len(spelled.scored.input_ids)))
         counts.update(mixing.share_counts(share, len(spelled.scored.input_ids), len(spelled.beside["kept"])))
-        first, laid_out = self._laid_out(spelled, share)
-        yield from _copies(first, share, split)
+        # What is validated on stays the same, or its losses couldn't be compared.
+        (items, laid_out), *later = self._epochs(document, share, config.trace_per_epoch if split == "train" else 1)
+        yield from _copies(items, share, split)
         # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
         for name, count in laid_out.nonzero().items():
             counts[name] += count if name.startswith("documents") else share.copies * count
         counts[f"documents_{split}"] += 1
-        # What is validated on stays the same, or its losses couldn't be compared.
-        for epoch in range(1, config.trace_per_epoch) if split == "train" else ():
-            shown = shown_in(document, epoch, self.least_value)
-            items, of_epoch = (first, laid_out) if shown is document else self._laid_out(self._spelled(shown), share)
+        for epoch, (items, of_epoch) in enumerate(later, start=1):
             yield from _copies(items, share, split, epoch)
             for name in COUNTS:
                 counts[count_name(epoch, name)] += share.copies * getattr(of_epoch, name)
@@ -85,9 +86,36 @@ class DocumentLayout:
         """The document in the ids that the corpus has."""
         return as_trainer(document, self.tokenizer) if self.config.tokenize == "as_trainer" else document
 
-    def _laid_out(self, document: JoinedDocument, share: Share) -> tuple[list[Item], LayoutCounts]:
+    def _epochs(self, document: JoinedDocument, share: Share, epochs: int) -> list[LaidOut]:
+        """The document as each epoch shows it, in as many pieces in all: rows are made as many of them."""
+        shown = [shown_in(document, epoch, self.least_value) for epoch in range(epochs)]
+        first = self._laid_out(self._spelled(document), share)
+        found = [first if of is document else self._laid_out(self._spelled(of), share) for of in shown]
+        most = max(len(items) for items, _ in found)
+        return [
+            one if len(one[0]) == most else self._in_pieces(self._spelled(of), share, most, one)
+            for of, one in zip(shown, found, strict=True)
+        ]
+
+    def _in_pieces(self, document: JoinedDocument, share: Share, wanted: int, otherwise: LaidOut) -> LaidOut:
+        """The document in so many pieces or more, by the largest sequence length that comes to them.
+
+        As it was otherwise where thoughts would lose tokens by it: other documents have pieces enough.
+        """
+        low, high, best = least_room(self.delimiters) - 1, self.config.sequence_length, otherwise
+        while high - low > 1:
+            tried = (low + high) // 2
+            found = self._laid_out(document, share, tried)
+            if len(found[0]) >= wanted:
+                low, best = tried, found
+            else:
+                high = tried
+        lost = best[1].thought_tokens_lost > otherwise[1].thought_tokens_lost
+        return otherwise if lost else best
+
+    def _laid_out(self, document: JoinedDocument, share: Share, max_tokens: int | None = None) -> LaidOut:
         config, scored, thoughts = self.config, document.scored, document.beside["kept"]
-        doc_id, form = scored.doc_id, (self.delimiters, config.sequence_length, self.tokenizer.dtype)
+        doc_id, form = scored.doc_id, (self.delimiters, max_tokens or config.sequence_length, self.tokenizer.dtype)
         if share.raw or not thoughts:
             items, laid_out = lay_out_plain(doc_id, scored.input_ids, scored.segment_starts, *form)
         else:
