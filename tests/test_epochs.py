@@ -48,8 +48,8 @@ from sharding.shards.sampler import PackedSampler
 from sharding.storage import manifest
 from tests.conftest import rehearsal_tree
 
-EPOCHS = 3
-PACK = {"sequence_length": 256, "num_shards": 3, "validation_fraction": 0.2, "source_weights": {"book": 1.5}}
+EPOCHS = SHARDS = 3
+PACK = {"sequence_length": 256, "num_shards": SHARDS, "validation_fraction": 0.2, "source_weights": {"book": 1.5}}
 WORDS = ("mill", "stone", "water", "wheel", "grain", "flour", "sack", "cart", "road", "river", "bridge", "town")
 TIERS = [
     {"name": "skip"},
@@ -57,10 +57,7 @@ TIERS = [
 ]
 
 
-PER_SEGMENT = (
-    *("segment_starts", "input_ids", "surprisal_nats", "entropy_nats", "memory_nats"),
-    "segment_difficulty_nats",
-)
+NOT_READ = ("surprisal_nats", "entropy_nats", "memory_nats", "segment_difficulty_nats")
 
 
 def text_of(number: int) -> str:
@@ -148,7 +145,7 @@ def test_the_source_is_the_same_in_every_epoch_and_so_is_the_number_of_rows(conf
     for entry in packed.files["epoch_shards"]:
         by_epoch.setdefault(epoch_of(entry), []).append(entry.rows)
     assert sorted(by_epoch) == [1, 2]
-    assert all(len(rows) == PACK["num_shards"] and max(rows) - min(rows) <= 1 for rows in by_epoch.values())
+    assert all(len(rows) == SHARDS and max(rows) - min(rows) <= 1 for rows in by_epoch.values())
     validation = rows_by_epoch(config.output, "validation")
     assert validation[0] and not validation[1] and not validation[2]
 
@@ -173,13 +170,19 @@ def test_a_segment_shows_each_of_its_traces_once_and_the_kept_one_first(config: 
     assert with_three > 5
 
 
+def scored_document(input_ids: np.ndarray, segment_starts: np.ndarray) -> ScoredDocument:
+    nothing: dict[str, Any] = dict.fromkeys(NOT_READ, np.empty(0))
+    return ScoredDocument(doc_id="d", input_ids=input_ids, segment_starts=segment_starts, **nothing)
+
+
 def candidate(segment: int, sample: int, value: float | None, reasons: Sequence[str] = (NOT_CHOSEN,)) -> Candidate:
+    plain: dict[str, Any] = dict.fromkeys(("tier", "model", "prompt", "closed", "finish_reason", "text"), "")
     return Candidate(
         doc_id="d",
         segment_index=segment,
         key=f"{segment}-{sample}",
         sample=sample,
-        **dict.fromkeys(("tier", "model", "prompt", "closed", "finish_reason", "text"), ""),
+        **plain,
         thought_tokens=1,
         input_ids=np.array([sample], np.uint16),
         shown_tokens=1,
@@ -199,8 +202,8 @@ def test_which_traces_are_shown_and_in_which_order() -> None:
         candidate(1, 0, 5.0, ["below_threshold"]),
         candidate(1, 1, 5.0),  # of a segment that kept none
     ]
-    scored = ScoredDocument(doc_id="d", **{name: np.empty(0) for name in PER_SEGMENT})
-    document = JoinedDocument(scored, {"kept": kept, "rejected": rejected})
+    nothing = np.empty(0, np.int64)
+    document = JoinedDocument(scored_document(nothing, nothing), {"kept": kept, "rejected": rejected})
 
     def samples(epoch: int, least: float | None = None) -> list[int]:
         return [one.sample for one in shown_in(document, epoch, least).beside["kept"]]
@@ -249,9 +252,8 @@ def test_documents_of_many_rows_have_as_many_pieces_in_every_epoch(byte_tokenize
     tokenizer = load_tokenizer(byte_tokenizer)
     words = [" ".join(random.Random(n).choices(WORDS, k=40)) for n in range(3 * 30)]
     ids = [tokenizer.encode(text) for text in words[:30]]
-    nothing = dict.fromkeys(("surprisal_nats", "entropy_nats", "memory_nats", "segment_difficulty_nats"), np.empty(0))
     starts = np.cumsum([0, *map(len, ids[:-1])])
-    scored = ScoredDocument(doc_id="d", segment_starts=starts, input_ids=np.concatenate(ids), **nothing)
+    scored = scored_document(np.concatenate(ids), starts)
     kept, rejected = (
         [
             msgspec.structs.replace(
@@ -353,7 +355,7 @@ def test_the_card_names_the_epochs_and_the_first_is_the_default(config: MillConf
     card = Path(config.output, "README.md").read_text(encoding="utf-8")
     assert "| train in epoch 2 |" in card and '"epoch-1")` gives those of epoch 1' in card
     names = published_names(config.output)
-    assert sum(name.startswith("data/epoch-") for name in names) == 2 * PACK["num_shards"]
+    assert sum(name.startswith("data/epoch-") for name in names) == 2 * SHARDS
 
 
 def test_exports_are_of_the_first_epoch_and_say_so(config: MillConfig, tmp_path: Path) -> None:

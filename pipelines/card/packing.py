@@ -37,8 +37,8 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     for epoch, of_epoch in shards_by_epoch(packed):
         number, thoughts = counted(len(of_epoch), "shard"), counts[count_name(epoch, "thoughts")]
         tokens = counts[count_name(epoch, "tokens_thought")]
-        said = f"{counted(counts[count_name(epoch, 'rows')], 'sequence')} in {number}, {thoughts:,} thoughts"
-        yield f"train in epoch {epoch}", f"{said} of {tokens:,} tokens; loaded as `{config_name(epoch)}`"
+        told = f"{counted(counts[count_name(epoch, 'rows')], 'sequence')} in {number}, {thoughts:,} thoughts"
+        yield f"train in epoch {epoch}", f"{told} of {tokens:,} tokens; loaded as `{config_name(epoch)}`"
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
     if said := packed.facts.get("tokenize"):
         yield "tokens", said

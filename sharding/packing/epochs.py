@@ -134,10 +134,8 @@ def in_more_rows(rows: Sequence[Row], wanted: int, sequence_length: int) -> list
 
 def _halves(row: Row, sequence_length: int) -> list[Row]:
     items = list(items_of(row))
-    middle = len(items) // 2
-    form = {
-        "sequence_length": sequence_length,
-        "dtype": row.input_ids.dtype,
-        "with_surprisal": bool(len(row.surprisal)),
-    }
-    return [row_of(half, **form) for half in (items[:middle], items[middle:])]
+    middle, with_surprisal = len(items) // 2, bool(len(row.surprisal))
+    return [
+        row_of(half, sequence_length, row.input_ids.dtype, with_surprisal=with_surprisal)
+        for half in (items[:middle], items[middle:])
+    ]
