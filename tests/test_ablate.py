@@ -185,6 +185,6 @@ def test_the_section_in_the_docs_is_a_valid_one(config: MillConfig) -> None:
 
 def test_what_evaluators_cannot_read_is_told_before_arms_are_made(config: MillConfig, tmp_path: Path) -> None:
     behind = replace(config, layout="after_document", output=str(tmp_path / "out"))
-    with pytest.raises(RequestError, match="own_thought has nothing to read behind a thought.*name another layout"):
+    with pytest.raises(RequestError, match=r"own_thought has nothing to read behind a thought.*name another layout"):
         ablate(behind)
     assert not (tmp_path / "out").exists()
