@@ -41,6 +41,9 @@ ENGINES, SLOTS, STEP_S = 2, 64, 0.01
 CACHE_TOKENS = 100_000
 """Of an engine: the prompts and generations of its slots are 60,000 when all of them are full."""
 
+SHORT_QUEUE = 320
+"""A thirteenth of the default, for a load that is as much smaller than those of real runs."""
+
 BLOCK_TOKENS = 16
 """As vLLM has it."""
 
@@ -76,9 +79,19 @@ class PrefixCache:
 
 
 def prefix_figures(tokenizer: str, **settings: Any) -> dict[str, float]:
-    """Tokens per second of the engines' clock, in either order, with the share of the prompts' tokens that was read."""
+    """Tokens per second of the engines' clock, in either order, with the share of the prompts' tokens that was read.
+
+    `_short_queue`: where `SHORT_QUEUE` requests wait at most, so that a document's segments seldom meet there, and the
+    samples of each alone go together.
+    """
     grouped, by_length = (run(tokenizer, prefix_groups=groups, **settings) for groups in (True, False))
+    settings |= {"max_waiting": SHORT_QUEUE}
+    short_grouped, short_by_length = (run(tokenizer, prefix_groups=groups, **settings) for groups in (True, False))
     return {
+        "prefix_ratio_to_longest_first_short_queue": short_grouped["tokens_per_second"]
+        / short_by_length["tokens_per_second"],
+        "prefix_prompt_share_read_short_queue": short_grouped["share_read"],
+        "longest_first_prompt_share_read_short_queue": short_by_length["share_read"],
         "prefix_tokens_per_second": grouped["tokens_per_second"],
         "longest_first_tokens_per_second": by_length["tokens_per_second"],
         "prefix_ratio_to_longest_first": grouped["tokens_per_second"] / by_length["tokens_per_second"],
@@ -96,6 +109,7 @@ def run(
     slots: int = SLOTS,
     step_s: float = STEP_S,
     cache_tokens: int = CACHE_TOKENS,
+    max_waiting: int = FeedingConfig().max_waiting,
 ) -> dict[str, float]:
     """The load once through GenerateMissing to `ENGINES` simulated engines with a prefix cache each."""
     model = ModelConfig(engine="rehearsal", name="simulated", max_model_len=4096, replicas=ENGINES)
@@ -109,9 +123,10 @@ def run(
         return engines[-1]
 
     load = load_of_documents(model, tokenizer, documents)
+    feeding = FeedingConfig(prefix_groups=prefix_groups, max_waiting=max_waiting)
     with tempfile.TemporaryDirectory() as name, mock.patch.object(registry, "create_engine", make):
         try:
-            turn: Turn = run_ours(load, f"{name}/ledger", feeding=FeedingConfig(prefix_groups=prefix_groups))
+            turn: Turn = run_ours(load, f"{name}/ledger", feeding=feeding)
         finally:
             worker.close_all()
     ticks = max(engine.steps + engine.read_steps for engine in engines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +44,10 @@ def asked(key: str, planned: float, *, kind: str = "", group: str = "", prompt: 
 
 def job(*args: Any, **fields: Any) -> Job:
     return Job(asked(*args, **fields), None, cast(Any, None))
+
+
+def _source(engine: ScriptedEngine) -> Engines:
+    return Engines(lambda: engine)
 
 
 def popped(waiting: Waiting, place: object = 0, slots: int = 1) -> str:
@@ -173,14 +176,13 @@ def test_no_engine_idles_for_a_group() -> None:
 def test_what_is_through_is_forgotten() -> None:
     """Jobs that are short and go with their group leave nothing behind, however many longer ones come."""
     waiting = Waiting()
-    waiting.push(job("first", 1))
-    for number in range(4000):
-        waiting.push(job("long", 900, group=str(number)))
-        waiting.push(job("short", 2 + number % 5, group=str(number)))
-        waiting.push(job("long", 900, group=str(number)))
-        for _ in range(3):
-            assert waiting.pop(slots=1).request.prefix_group == str(number)
-    assert len(waiting) == 1 and len(waiting._groups) == 1
+    for number in range(5):
+        waiting.push(job(f"stays {number}", 500, kind="light"))
+    for number in range(2000):
+        waiting.push(job("long", 900, kind="deep", group=str(number)))
+        waiting.push(job("short", 2 + number % 5, kind="light", group=str(number)))
+        assert [popped(waiting), popped(waiting)] == ["long", "short"]
+    assert len(waiting) == len(waiting._groups) == 5
     assert sum(len(kind.fresh) for kind in waiting._kinds.values()) < 600
 
 
@@ -204,7 +206,7 @@ def test_a_group_goes_to_one_replica_through_the_feeder() -> None:
             await asyncio.get_running_loop().run_in_executor(None, gate.wait, 30)
 
     engines = [Gated(lambda request: None, capacity=2) for _ in range(2)]
-    feeder = Feeder(*(Engines(partial(next, iter([one]))) for one in engines), name="model", config=QUICK)
+    feeder = Feeder(*map(_source, engines), name="model", config=QUICK)
     ticket = feeder.ticket()
     for number in range(200):
         ticket.submit(asked(f"{number % 20}/{number}", 50, group=f"group {number % 20}"))
