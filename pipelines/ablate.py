@@ -20,7 +20,7 @@ from pipelines.ablation import curves, result
 from pipelines.ablation.config import AblationConfig
 from pipelines.ablation.curves import Curve
 from pipelines.ablation.dose import dose_of
-from pipelines.ablation.evaluators import Setting, evaluator_class, evaluator_digest, prefix_of
+from pipelines.ablation.evaluators import Setting, check_layout, evaluator_class, evaluator_digest, prefix_of
 from pipelines.ablation.result import Ablation, ArmTrained
 from pipelines.ablation.side_by_side import train_all
 from pipelines.ablation.verdict import judge
@@ -175,6 +175,8 @@ def _check(config: MillConfig) -> None:
         raise RequestError(f"ablation.optimizer: torch {torch.__version__} has no Muon; 2.9 and later do")
     for one in section.evaluators:
         evaluator_class(one.name)
+        if set(section.arms) - {"raw"}:  # of outputs of one's own each has a layout
+            check_layout(one.name, config.layout)
     prefixes = [prefix_of(one.name) for one in section.evaluators]
     if not any(section.target.metric.startswith(f"{prefix}.") for prefix in prefixes):
         raise RequestError(

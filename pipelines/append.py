@@ -19,16 +19,8 @@ import msgspec
 
 from pipelines import card
 from pipelines.config import DeliveryConfig, MillConfig
-from pipelines.delivered import (
-    RECORD_NAME,
-    TOLD_NAME,
-    Corpus,
-    check_joins,
-    corpora,
-    deliveries_of,
-    joined,
-    untold,
-)
+from pipelines.delivered import Corpus, check_joins, corpora, deliveries_of, joined
+from pipelines.deliveries_begun import RECORD_NAME, TOLD_NAME, untold
 from pipelines.joints.carried import first_allocation
 from pipelines.run import OnStage, mill
 from pipelines.scorer_identity import difficulty_section, model_inputs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from pipelines.delivered import refuse_delivered
+from pipelines.deliveries_begun import refuse_delivered
 from pipelines.stage import Stage
 from pipelines.terminal import counted
 from sharding import sources, storage

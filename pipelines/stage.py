@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines import accounts, runner_faults, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import Workers
-from pipelines.delivered import refuse_delivered
+from pipelines.deliveries_begun import refuse_delivered
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished

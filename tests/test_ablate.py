@@ -181,3 +181,10 @@ def test_the_section_in_the_docs_is_a_valid_one(config: MillConfig) -> None:
     [block] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     tree = yaml_config.to_mapping(config) | yaml.safe_load(block)
     assert yaml_config.from_mapping(tree).ablation.target.metric == "heldout.source"
+
+
+def test_what_evaluators_cannot_read_is_told_before_arms_are_made(config: MillConfig, tmp_path: Path) -> None:
+    behind = replace(config, layout="after_document", output=str(tmp_path / "out"))
+    with pytest.raises(RequestError, match=r"own_thought has nothing to read behind a thought.*name another layout"):
+        ablate(behind)
+    assert not (tmp_path / "out").exists()

@@ -21,7 +21,8 @@ from pipelines import cli, provenance
 from pipelines.append import Appended, append, delivery_config
 from pipelines.arms import mill_arms
 from pipelines.config import MillConfig
-from pipelines.delivered import apart, corpora, deliveries_of, pending, read_stages
+from pipelines.delivered import apart, corpora, deliveries_of, read_stages
+from pipelines.deliveries_begun import pending
 from pipelines.documents.reader import Reader
 from pipelines.run import mill
 from pipelines.takedown import remove

@@ -238,8 +238,8 @@ class Answers:
         class Engine(RehearsalEngine):
             async def generate(self, request: GenerationRequest) -> Generation:
                 answers.made += 1
-                made = await super().generate(request)
-                return dataclasses.replace(made, text=answers.text(answers.made))
+                text = answers.text(answers.made)  # before others count on while this one waits
+                return dataclasses.replace(await super().generate(request), text=text)
 
         return Engine(model)
 

@@ -14,7 +14,7 @@ import pytest
 
 from difficulty import scoring
 from pipelines.config import MillConfig
-from pipelines.delivered import RECORD_NAME
+from pipelines.deliveries_begun import RECORD_NAME
 from pipelines.run import mill
 from pipelines.score import Score
 from pipelines.stage import Did

@@ -13,7 +13,8 @@ import msgspec
 
 from augment.ledger.forgetting import Forgotten
 from pipelines import accounts
-from pipelines.delivered import Corpus, corpora, joined, refuse_joined, refuse_pending
+from pipelines.delivered import Corpus, corpora, joined
+from pipelines.deliveries_begun import refuse_joined, refuse_pending
 from pipelines.takedown import parts, shards
 from pipelines.takedown.finishing import clear, finish
 from pipelines.takedown.ids import Wanted

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines import provenance
-from pipelines.delivered import Corpus, apart, corpora, deliveries_of, problems_of_join, untold
+from pipelines.delivered import Corpus, apart, corpora, deliveries_of, problems_of_join
+from pipelines.deliveries_begun import untold
 from pipelines.verify.files import READ_ERRORS, Found, check_part
 from pipelines.verify.places import Places, check_places
 from pipelines.verify.report import Checked, Problem, Report

@@ -16,7 +16,8 @@ from rich.text import Text
 from augment.feeding.heartbeat import read_beats
 from augment.ledger.dropping import dropped_rows, drops
 from pipelines.card.facts import REHEARSAL_NOTICE
-from pipelines.delivered import deliveries_of, pending
+from pipelines.delivered import deliveries_of
+from pipelines.deliveries_begun import pending
 from pipelines.terminal import counted
 from pipelines.watch.bought import Bought, read_begun, read_bought
 from pipelines.watch.files import read_drifts, read_plan

@@ -129,6 +129,19 @@ def evaluator_class(name: str) -> Any:
     return found
 
 
+def check_layout(name: str, layout: str) -> None:
+    """Refuse an evaluator that has nothing to ask about in a corpus of this layout.
+
+    Raises:
+        RequestError: it has nothing.
+    """
+    if name == "own_thought" and layout == "after_document":
+        raise RequestError(
+            "ablation.evaluators: own_thought has nothing to read behind a thought, since layout after_document puts "
+            "it behind the text; name another layout or leave the evaluator out"
+        )
+
+
 def evaluator_digest(name: str) -> str:
     """A hash of the code of a user's own evaluator in a file, so that a changed one is asked anew; "" for the others.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.ablation.evaluators import Setting
+from pipelines.ablation.evaluators import Setting, check_layout
 from pipelines.ablation.generation import generate_ids, nats_behind
 from pipelines.ablation.heldout_text import HeldOut, held_out
 from sharding import storage
@@ -56,11 +56,7 @@ class OwnThought:
             raise RequestError("ablation.evaluators: own_thought needs an arm with thoughts, to know where they stand")
         packed = manifest.require(setting.places, "pack")
         layout = layout_of(packed)
-        if layout == "after_document":
-            raise RequestError(
-                "ablation.evaluators: own_thought has nothing to read behind a thought, since layout after_document "
-                "puts it behind the text; name another layout or leave the evaluator out"
-            )
+        check_layout("own_thought", layout)
         config = config_of(packed)
         delimiters = encode_delimiters(config, load_tokenizer(packed.config["tokenizer"]))
         self._open, self._close = delimiters.thought_open, delimiters.thought_close
