@@ -35,14 +35,14 @@ from sharding.hashing import fraction_of
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request, ScoredSegment
 
-DOCUMENTS, SEGMENTS, SEGMENT_TOKENS, SAMPLES = 150, 8, 128, 2
+DOCUMENTS, SEGMENTS, SEGMENT_TOKENS, SAMPLES = 60, 8, 128, 2
 CAPS = (128, 256, 384, 512)
-ENGINES, SLOTS, STEP_S = 2, 64, 0.01
-CACHE_TOKENS = 100_000
-"""Of an engine: the prompts and generations of its slots are 60,000 when all of them are full."""
+ENGINES, SLOTS, STEP_S = 2, 32, 0.005
+CACHE_TOKENS = 50_000
+"""Of an engine: the prompts and generations of its slots are 30,000 when all of them are full."""
 
-SHORT_QUEUE = 320
-"""A thirteenth of the default, for a load that is as much smaller than those of real runs."""
+SHORT_QUEUE = 128
+"""An eighth of the load."""
 
 BLOCK_TOKENS = 16
 """As vLLM has it."""
