@@ -133,6 +133,7 @@ class _GenerateFn(beam.DoFn):
         if model_name not in self._feeders:
             model = self._planner.model(model_name)
             found = registry.acquire(model, self._feeding, job=self._order.run_id, name=model_name)
+            found.lengths.begin_with(self._order.lengths)
             self._feeders[model_name] = found
         return self._feeders[model_name]
 

@@ -206,7 +206,14 @@ def note_start(element: Element) -> Element:
     return element
 
 
-def run_ours(load: Load, ledger_url: str, *, flush_rows: int = 256, flush_seconds: float = 10.0) -> Turn:
+def run_ours(
+    load: Load,
+    ledger_url: str,
+    *,
+    flush_rows: int = 256,
+    flush_seconds: float = 10.0,
+    feeding: FeedingConfig | None = None,
+) -> Turn:
     """Our turn: the requests through GenerateMissing on the in-process runner, into a ledger of their own."""
     clock.reset()
     order = WorkOrder(
@@ -222,13 +229,14 @@ def run_ours(load: Load, ledger_url: str, *, flush_rows: int = 256, flush_second
             | beam.Create(load.elements, reshuffle=False)
             | beam.Reshuffle()
             | "Start" >> beam.Map(note_start)
-            | GenerateMissing(load.planner, FeedingConfig(), order)
+            | GenerateMissing(load.planner, feeding or FeedingConfig(), order)
         )
     elapsed_s = clock.elapsed_s()
     rows = {row.key: row for row in read_ledger(ledger_url, columns=["key", "thought_tokens", "step", "made_from"])}
     ended = sum(not row.step for row in rows.values())
-    if ended != len(load.elements):
-        raise AssertionError(f"{len(load.elements)} requests left {ended} outcomes in the ledger")
+    asked = sum(len(samples) for _, samples in load.elements)
+    if ended != asked:
+        raise AssertionError(f"{asked} requests left {ended} outcomes in the ledger")
     return Turn(sum(row.thought_tokens for row in rows.values() if not row.composed), elapsed_s)
 
 

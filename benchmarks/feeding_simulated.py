@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,20 +79,25 @@ def gain_of_order(requests_per_slot: int, *, slots: int = 16, trials: int = 20) 
 class SimulatedEngine:
     """Slots, ticks, and lengths that follow from the key as those of the rehearsal engine do: 0.1 to 1 of the cap.
 
+    Args:
+        read: what reading a prompt takes all slots when a request gets one, in ticks; None: nothing.
+
     Attributes:
         lengths: of everything generated.
         steps: ticks from the first arrival to the last end, those with empty slots included.
+        read_steps: ticks' worth of reading prompts, on top of these.
     """
 
     family = version = "simulated"
     memory_share = 0.0
 
-    def __init__(self, slots: int, step_s: float) -> None:
+    def __init__(self, slots: int, step_s: float, read: Callable[[np.ndarray], float] | None = None) -> None:
         self.capacity = slots + slots // 4  # as augment.engines.vllm has it
-        self._slots, self._step_s = slots, step_s
+        self._slots, self._step_s, self._read = slots, step_s, read
+        self.read_steps = 0.0
         self.lengths: list[int] = []
         self.steps = 0
-        self._arrived: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._arrived: deque[tuple[int, np.ndarray, asyncio.Future[None]]] = deque()
         self._something = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._tick, daemon=True)
@@ -109,7 +114,7 @@ class SimulatedEngine:
         length = min(request.max_tokens, math.ceil(request.max_tokens * (0.1 + fraction_of(request.key))))
         done = self._loop.create_future()
         self.lengths.append(length)
-        self._arrived.append((length, done))
+        self._arrived.append((length, request.prompt_token_ids, done))
         self._something.set()
         await done
         return Generation(
@@ -126,10 +131,11 @@ class SimulatedEngine:
         started = time.perf_counter()
         while not self._closed:
             while self._arrived and len(ends) < self._slots:
-                length, done = self._arrived.popleft()
+                length, prompt, done = self._arrived.popleft()
+                self.read_steps += self._read(prompt) if self._read is not None else 0.0
                 heapq.heappush(ends, (step + length, id(done), done))
             step += 1
-            time.sleep(max(0.0, started + step * self._step_s - time.perf_counter()))
+            time.sleep(max(0.0, started + (step + self.read_steps) * self._step_s - time.perf_counter()))
             finished = []
             while ends and ends[0][0] <= step:
                 finished.append(heapq.heappop(ends)[-1])

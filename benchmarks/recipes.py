@@ -6,8 +6,8 @@ drawn from `CAPS`; a step's prompt holds what the steps before it said. `ratio_t
 over the time it took, from the first request to the last durable row; `ratio_of_steps` leaves out what is before the
 first and after the last tick.
 
-`--only contraction` counts the tokens of prompts instead, and `--only retrieval` builds and asks an index of passages:
-see `benchmarks.contexts`.
+`--only prefix` compares orders of sending: see `benchmarks.prefixes`. `--only contraction` counts the tokens of prompts
+instead, and `--only retrieval` builds and asks an index of passages: see `benchmarks.contexts`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks.contexts import index_figures, prompt_figures
 from benchmarks.feeding_simulated import STEP_S, simulate
 from benchmarks.machine import conclude
+from benchmarks.prefixes import learned_figures, prefix_figures
 
 CAPS = (256, 512, 768, 1024)
 RUNS = 10_000
@@ -30,8 +31,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a tokenizer: a folder, or a fetched model")
     parser.add_argument("--runs", type=int, default=RUNS, help="of the recipe")
     parser.add_argument("--step-s", type=float, default=STEP_S, help="seconds of the engine's clock")
-    parser.add_argument("--only", choices=("recipes", "contraction", "retrieval"), default="recipes")
+    parser.add_argument("--only", choices=("recipes", "prefix", "contraction", "retrieval"), default="recipes")
     args = parser.parse_args()
+    if args.only == "prefix":
+        figures = {**learned_figures(), **prefix_figures(args.model, step_s=args.step_s)}
+        conclude(Console(), "prefix", figures, ("apache-beam", "tokenizers", "numpy"))
+        return
     if args.only == "contraction":
         conclude(Console(), "contraction", prompt_figures(args.model), ("tokenizers",))
         return

@@ -7,6 +7,7 @@ segments ─► tier ─► context ─► prompt ─► request ─┬─► st
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from augment.contexts.transforms import ContractDocuments
 from augment.feeding import worker
 from augment.feeding.heartbeat import clear_beats
+from augment.feeding.lengths import measured_in
+from augment.feeding.worker import WorkOrder
 from augment.ledger.dropping import drops
 from augment.ledger.parts import PARTIAL_PART, ledger_parts
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
@@ -57,6 +60,7 @@ class Augment(Stage):
     """The augment stage of a run."""
 
     name = "augment"
+    order: WorkOrder
 
     def __init__(self, config: MillConfig) -> None:
         asked, self.scored = config, manifest.require(config.output, "score")
@@ -95,12 +99,13 @@ class Augment(Stage):
 
     def prepare(self, options: PipelineOptions) -> None:
         """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs; where
-        tiers show passages, these are indexed."""
+        tiers show passages, these are indexed. What the ledger has says how long generations are."""
         if self.expected is not None:
             steps = corpus_steps(self.expected, self.scored, options, self.output)
             self._spend_by(plan_budget(self.config, self.scored, (self.expected.gains, steps)))
         if self.planner.index is not None:
             build_index(self.config, self.planner.index, options)
+        self.order = dataclasses.replace(self.order, lengths=measured_in(self.config.ledger_url))
 
     def _spend_by(self, allocation: Allocation) -> None:
         self.allocation = allocation

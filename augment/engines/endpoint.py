@@ -124,7 +124,9 @@ class EndpointEngine:
         try:
             body = self._body(request, self._tokenizer, with_logprobs)
             completion, served = await self._pool.post(
-                COMPLETIONS, body, Completion, max_bytes=_MOST_BYTES + _MOST_BYTES_PER_TOKEN * most_tokens
+                *(COMPLETIONS, body, Completion),
+                max_bytes=_MOST_BYTES + _MOST_BYTES_PER_TOKEN * most_tokens,
+                group=request.prefix_group,
             )
         except EndpointFull as error:
             raise GenerationFailed(str(error), retry_after_s=error.retry_after_s) from error

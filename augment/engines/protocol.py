@@ -40,6 +40,9 @@ class GenerationRequest:
         prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer.
         max_tokens, min_tokens: cap and floor of the generated tokens.
         expected_tokens: what the generation is expected to take; the longest goes first. 0: `max_tokens`.
+        kind: generations of one kind are alike in length, which is learned from those that end; "": of no kind.
+        prefix_group: prompts of one group begin alike, by as much as a document; "": of no group. Neither decides
+            anything but when and where the request is sent.
         seed: 31 bits, from the key.
         stop: texts that end the generation; kept in the text only with `include_stop`.
         closing: how to close the generation at its cap, or None to leave it cut.
@@ -50,6 +53,8 @@ class GenerationRequest:
     max_tokens: int
     min_tokens: int = 0
     expected_tokens: float = 0.0
+    kind: str = ""
+    prefix_group: str = ""
     temperature: float = 0.6
     top_p: float = 0.9
     seed: int = 0

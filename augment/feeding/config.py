@@ -22,6 +22,11 @@ class FeedingConfig:
     stall_s: float = Field(
         default=3600.0, gt=0, description="Nothing finished for so many seconds: the engine is restarted."
     )
+    prefix_groups: bool = Field(
+        default=True,
+        description="Requests about one document go to one engine one after the other, for its prefix cache; false: by "
+        "length alone. Off by itself where a model's engine_args say enable_prefix_caching: false.",
+    )
     drain_seconds: float = Field(
         default=0.0,
         ge=0,

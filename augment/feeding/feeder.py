@@ -1,9 +1,10 @@
 """The feeder: the loop that keeps one engine full from many bundles. The heart of the augment stage.
 
 A `Feeder` owns the engines of a model and runs them on an event loop of its own. Bundles (threads) submit requests
-through tickets; they wait in a bounded heap, the longest expected first, and move on to an engine as slots fall free.
-There is no barrier: what one bundle leaves of an engine, the next one uses. Every request that comes in goes out
-exactly once, to its ticket: completed, as a failure of its own, or with the error that stopped everything.
+through tickets; they wait, bounded, the longest expected first and those that share a prefix together, and move on to
+an engine as slots fall free. There is no barrier: what one bundle leaves of an engine, the next one uses. Every request
+that comes in goes out exactly once, to its ticket: completed, as a failure of its own, or with the error that stopped
+everything.
 
     ticket.submit ──► waiting (bounded) ──► in flight (capacity) ──► ledger, then ticket.take / ticket.drain
                           ▲                      │ failed: after a backoff that holds no slot
@@ -33,6 +34,7 @@ from augment.engines.protocol import (
 from augment.feeding.config import FeedingConfig
 from augment.feeding.intake import Intake
 from augment.feeding.keeper import EngineSource
+from augment.feeding.lengths import LearnedLengths
 from augment.feeding.replica import Replica, Replicas
 from augment.feeding.stats import FeederStats
 from augment.feeding.tickets import Completed, Failure, Job, Sink, Ticket
@@ -52,6 +54,9 @@ class Feeder:
         name: the model's name, for messages.
         config: how to feed.
         max_in_flight: requests at all engines at once; None: what they have room for.
+
+    Attributes:
+        lengths: what was learned of how long generations are.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class Feeder:
         made = [Replica(one, self, self._config, self._stats, self._intake.changed) for one in engines]
         self._replicas = Replicas(made, max_in_flight)
         self._jobs: dict[tuple[str, int], Job] = {}  # all that are here, by key and seed: closing calls have their own
-        self._waiting = Waiting()
+        self.lengths = LearnedLengths()
+        self._waiting = Waiting(self.lengths, by_prefix=self._config.prefix_groups)
         self._backing_off: dict[Job, asyncio.TimerHandle] = {}
         self._let_go = False
         self._drain_s = 0.0
@@ -174,7 +180,7 @@ class Feeder:
             atexit.register(self.close)
         first_time = 0
         while self._waiting and (replica := self._replicas.roomiest(self._waiting)) is not None:
-            job = self._waiting.pop()
+            job = self._waiting.pop(replica, self._stats.capacity)
             first_time += job.started_at == 0
             job.started_at = time.monotonic()
             assert replica.engine is not None
@@ -221,6 +227,7 @@ class Feeder:
     def _succeed(self, job: Job, generation: Generation) -> None:
         self._waiting.succeeded()
         self._stats.finished(generation.paid_tokens - job.found_tokens)
+        self.lengths.note(job.request.kind, generation.paid_tokens)
         wall_s, finished_at = time.monotonic() - job.started_at, time.time()
         for one in self._finish(job):
             one.ticket.deliver(

@@ -201,7 +201,10 @@ class RecipeRuns:
 
     def _ahead(self, run: Run) -> float:
         """Tokens that the run is expected to take from here on."""
-        return max(0.0, run.request.expected_tokens - run.walk.generate.spent)
+        expected = run.request.expected_tokens
+        if run.compose:
+            expected = self._worker.run_lengths.expected(self._planner.kind(run.request), expected)
+        return max(0.0, expected - run.walk.generate.spent)
 
     def _end(self, run: Run, end: End) -> Ended:
         run.ended = True
@@ -211,6 +214,7 @@ class RecipeRuns:
             raise RequestError(f"the recipe of tier {run.request.tier} ended without a generation")
         version = self._planner.prompt_version(run.request)
         row = outcome_row(run.request, run.sample, end, list(run.rows.values()), version)
+        self._worker.run_lengths.note(self._planner.kind(run.request), row.thought_tokens)
         self._worker.keep(row)
         return Ended(run.request, run.key, row, end.text)
 

@@ -9,6 +9,7 @@ machine. Where a job has several processes on a machine, one of them has all its
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from dataclasses import dataclass
 
@@ -89,6 +90,8 @@ class Registry:
             FeederClosed: all engines of this process are being ended.
         """
         config = config or FeedingConfig()
+        if model.engine_args.get("enable_prefix_caching") is False:
+            config = dataclasses.replace(config, prefix_groups=False)
         said = hello(name or model.name, model, config)
         key = (said.model, said.feeding, job)
         replicas = count_replicas(model)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from augment.feeding import registry
 from augment.feeding.heartbeat import Heartbeat
+from augment.feeding.lengths import LearnedLengths, Measured
 from augment.feeding.tickets import Failure
 from augment.ledger.parts import PARTIAL_PART, write_part
 from augment.ledger.recent import FinishedSince
@@ -63,6 +64,7 @@ class WorkOrder:
         max_failed_fraction, max_empty_fraction: of them; more that fail, or have no text, stop the run.
         beats_url: folder of the heartbeats; None: there are none.
         drain_s: what is in flight may go on for so long when the process is told to end, seconds.
+        lengths: of generations, as the ledger's last parts had them: see `lengths.measured_in`.
     """
 
     run_id: str
@@ -75,6 +77,7 @@ class WorkOrder:
     max_empty_fraction: float = 1.0
     beats_url: str | None = None
     drain_s: float = 0.0
+    lengths: tuple[Measured, ...] = ()
 
 
 class Worker:
@@ -82,12 +85,14 @@ class Worker:
 
     Attributes:
         finished: what the run has generated.
+        run_lengths: what was learned of how many tokens whole runs of recipes take.
         bundles: how many are at work here.
     """
 
     def __init__(self, order: WorkOrder) -> None:
         self.order = order
         self.finished = FinishedSince(order.ledger_url, order.began_ms)
+        self.run_lengths = LearnedLengths(order.lengths)
         self._writer = LedgerWriter(order.ledger_url, flush_rows=order.flush_rows, flush_seconds=order.flush_seconds)
         self._heartbeat = Heartbeat(order.beats_url) if order.beats_url else None
         self._lock = threading.Lock()

@@ -74,6 +74,10 @@ class RecipePlanner:
         """The version of the prompt that a request names: the tier's."""
         return self._planner.builder(request.model, request.prompt).template.version
 
+    def kind(self, request: Request) -> str:
+        """As `TracePlanner.kind`."""
+        return self._planner.kind(request)
+
     def planned_call(self, request: Request, sample: int, call: Call, expected_tokens: float) -> PlannedCall:
         """A call of a run with its prompt and its key.
 
@@ -98,7 +102,9 @@ class RecipePlanner:
             "closing": closing if thinks else None,
         }
         key = call_key(request, sample, call, request_key(planner.decides(call.model), prompt.token_ids, **asked))
-        generation = make_request(key, prompt.token_ids, expected_tokens=expected_tokens, **asked)
+        # Of no kind: it goes by what its run has ahead, not by its own length.
+        group = f"{builder.template.version}/{request.doc_id}"
+        generation = make_request(key, prompt.token_ids, expected_tokens=expected_tokens, prefix_group=group, **asked)
         return PlannedCall(call, key, generation, builder.template.version)
 
     def call_row(

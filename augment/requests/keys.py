@@ -117,6 +117,15 @@ def request_key(
     return fingerprint([told, b"\0", np.ascontiguousarray(prompt_token_ids, dtype="<u4").tobytes()])
 
 
+def length_kind(tier: str, model: str, prompt_version: str) -> str:
+    """What generations have in common whose lengths are alike: see `GenerationRequest.kind`.
+
+    Args:
+        model: as a ledger row names it.
+    """
+    return f"{tier}/{model}/{prompt_version}"
+
+
 def make_request(
     key: str,
     prompt_token_ids: np.ndarray,
@@ -125,6 +134,8 @@ def make_request(
     max_tokens: int,
     min_tokens: int = 0,
     expected_tokens: float = 0.0,
+    kind: str = "",
+    prefix_group: str = "",
     stop: tuple[str, ...] = (),
     closing: Closing | None = None,
 ) -> GenerationRequest:
@@ -140,6 +151,8 @@ def make_request(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         expected_tokens=expected_tokens,
+        kind=kind,
+        prefix_group=prefix_group,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=seed_of(key),

@@ -20,7 +20,7 @@ from augment.recipes.protocol import LEAST_TOKENS, RecipeRequest
 from augment.requests.closing import ClosingConfig, closed_of, make_closing
 from augment.requests.contexts import Contexts, NoContext
 from augment.requests.dialects import Dialect
-from augment.requests.keys import make_request, request_key, what_decides_text
+from augment.requests.keys import length_kind, make_request, request_key, what_decides_text
 from augment.requests.prompts import PromptBuilder, load_template, prompt_builder
 from augment.requests.recipes import recipe_key, step_models, step_prompts
 from augment.requests.tiers import RETRIEVED, ContractionRequest, IndexRequest, SegmentChoices, TierRequest
@@ -180,6 +180,11 @@ class TracePlanner:
         key = recipe_key(recipe, request.request_key, (text, context, *focus), models)
         return msgspec.structs.replace(request, request_key=key, text=text, context=context, focus=list(focus))
 
+    def kind(self, request: Request) -> str:
+        """What the lengths of its generations are known by, those of a recipe by that of whole runs."""
+        version = self._builder(self.tier(request.tier)).template.version
+        return length_kind(request.tier, self.models[request.model].name, version)
+
     def generation_request(self, request: Request, key: str) -> GenerationRequest:
         """The generation of one sample of a request, under its ledger key."""
         tier = self.tier(request.tier)
@@ -191,6 +196,8 @@ class TracePlanner:
             max_tokens=tier.max_tokens,
             min_tokens=tier.min_tokens,
             expected_tokens=tier.expected_tokens,
+            kind=self.kind(request),
+            prefix_group=f"{builder.template.version}/{request.doc_id}",
             stop=builder.stop,
             closing=self._closing(tier),
         )

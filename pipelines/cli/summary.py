@@ -95,8 +95,8 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
         f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding; "
         f"{_cut(packed.counts.get('documents_cut', 0))}",
     )
-    if later := packed.files.get("epoch_shards", []):
-        others = f"{counted(len(later), 'file')} more, {sum(s.size_bytes for s in later) / 1e6:,.2f} MB"
+    if of_epochs := packed.files.get("epoch_shards", []):
+        others = f"{counted(len(of_epochs), 'file')} more, {sum(s.size_bytes for s in of_epochs) / 1e6:,.2f} MB"
         facts.add_row("", f"{others}, with other traces for {packed.config['pack']['trace_per_epoch']} epochs")
     facts.add_row("speed", _speed(stages))
     told = (*augmented.facts["warnings"], *map(str, read_drifts(output)), *selected.facts.get("warnings", ()))

@@ -36,6 +36,12 @@ MAX_PAUSE_S = 60.0
 FAILURES_TO_REST = 3
 """So many failures in a row are the endpoint's; fewer may be those of single requests."""
 
+NEARLY_EVEN = 1.25
+"""An endpoint gets the next request of a group while it has no more than so many times the fewest, and one."""
+
+MAX_HOMES = 1 << 12
+"""So many groups a pool remembers."""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -68,6 +74,7 @@ class EndpointPool:
         self._check = check
         self._patience = Patience(model, max_wait_s)
         self._endpoints: list[Endpoint] = []
+        self._homes: dict[str, Endpoint] = {}  # where each group went last, those that went last of all
         self._looking: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._wrong: RequestError | None = None  # what one was found to be that was not there at first
@@ -98,13 +105,21 @@ class EndpointPool:
         self._patience.started = True
 
     async def post(
-        self, path: str, body: dict[str, Any], answer_type: type[_Answer], *, max_bytes: int = MAX_ANSWER_BYTES
+        self,
+        path: str,
+        body: dict[str, Any],
+        answer_type: type[_Answer],
+        *,
+        max_bytes: int = MAX_ANSWER_BYTES,
+        group: str = "",
     ) -> tuple[_Answer, Served]:
         """Send a request to the open endpoint with the fewest; waits while none is open.
 
         Args:
             answer_type: a msgspec type; an answer that doesn't fit it is a failure.
             max_bytes: of the answer.
+            group: requests of one group begin alike; they go to one endpoint, whose cache has read them, unless it has
+                many more than another. "": of no group.
 
         Returns:
             The answer, and who gave it.
@@ -117,7 +132,7 @@ class EndpointPool:
             MillError: no endpoint took a request for too long, or the wait that they ask for is too long.
         """
         while True:
-            endpoint = await self._open_endpoint()
+            endpoint = await self._open_endpoint(group)
             endpoint.outstanding += 1
             endpoint.used_at = _now()
             try:
@@ -154,13 +169,13 @@ class EndpointPool:
         for endpoint in self._endpoints:
             await endpoint.client.close()
 
-    async def _open_endpoint(self) -> Endpoint:
+    async def _open_endpoint(self, group: str = "") -> Endpoint:
         """The endpoint that gets the next request; waits while none is open."""
         while True:
             now = _now()
             opened = [endpoint for endpoint in self._endpoints if endpoint.is_open(now)]
             if opened:
-                return min(opened, key=lambda endpoint: (endpoint.outstanding, endpoint.used_at))
+                return self._home(group, opened)
             give_up_at = self._patience.shut(self._endpoints, now)
             wake_at = min((e.closed_until for e in self._endpoints if e.closed_until > now), default=math.inf)
             if not any(endpoint.outstanding for endpoint in self._endpoints):
@@ -173,6 +188,18 @@ class EndpointPool:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(wake_at if wake_at < math.inf else None):
                     await self._changed.wait()
+
+    def _home(self, group: str, opened: Sequence[Endpoint]) -> Endpoint:
+        """Of several open endpoints the one with the fewest requests, or where the group went last, if that is near."""
+        found = min(opened, key=lambda endpoint: (endpoint.outstanding, endpoint.used_at))
+        if group:
+            home = self._homes.pop(group, found)
+            if home in opened and home.outstanding <= NEARLY_EVEN * found.outstanding + 1:
+                found = home
+            self._homes[group] = found
+            if len(self._homes) > MAX_HOMES:
+                del self._homes[next(iter(self._homes))]
+        return found
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
