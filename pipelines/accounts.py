@@ -8,13 +8,16 @@ family of its files (`rows/kept`), or a count of an earlier stage (`select/kept`
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from augment.selection.verdict import SEGMENTS, SEGMENTS_KEPT
 from sharding.errors import MillError
 from sharding.packing import mixing
+from sharding.packing.epochs import count_name
 from sharding.packing.layout import LayoutCounts
+from sharding.shards.rows import split_of
 from sharding.storage.manifest import Manifest
 
 ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
@@ -84,6 +87,21 @@ def unmet(stage: str, manifests: Mapping[str, Manifest]) -> Iterator[str]:
             continue
         if _sum(left) != _sum(right):
             yield f"{_spelled(left)} is not {_spelled(right)}"
+    if stage == "pack":
+        yield from _unequal_epochs(manifests[stage])
+
+
+def _unequal_epochs(packed: Manifest) -> Iterator[str]:
+    """Epochs that have other numbers of rows or of source tokens than the first: nothing but the traces may differ."""
+    first = Counter[str]()
+    for entry in packed.files.get("shards", []):
+        if split_of(entry) == "train":
+            first.update({"rows": entry.rows, "tokens_source": entry.tokens["source"]})
+    for epoch in range(1, packed.config["pack"].get("trace_per_epoch", 1)):
+        for name, number in first.items():
+            found = packed.counts.get(count_name(epoch, name), 0)
+            if found != number:
+                yield f"{found} {count_name(epoch, name)} is not {number} {name} of train in epoch 0"
 
 
 def check(stage: str, manifests: Mapping[str, Manifest]) -> None:

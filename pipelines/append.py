@@ -21,6 +21,7 @@ from pipelines import card
 from pipelines.config import DeliveryConfig, MillConfig
 from pipelines.delivered import Corpus, check_joins, corpora, deliveries_of, joined
 from pipelines.deliveries_begun import RECORD_NAME, TOLD_NAME, untold
+from pipelines.epochs import refuse_several
 from pipelines.joints.carried import first_allocation
 from pipelines.run import OnStage, mill
 from pipelines.scorer_identity import difficulty_section, model_inputs
@@ -134,6 +135,7 @@ def check_appendable(config: MillConfig, plan: Plan) -> None:
     at.check_links()
     if not storage.exists(at.success):
         raise RequestError(f"output: {output} holds no finished corpus to append to: `thoughtmill run CONFIG` makes it")
+    refuse_several(output, manifest.read(output, "pack"), "documents that come later could join one alone")
     if arms := [name for name in storage.list_names(storage.join(output, "arms")) if "." not in name]:
         raise RequestError(
             f"output: {output} has control arms ({', '.join(arms[:_SHOWN])}), which were cut to the length of the "

@@ -24,6 +24,7 @@ from difficulty.config import DifficultyConfig
 from pipelines.ablation.config import AblationConfig
 from sharding.config import STRICT
 from sharding.packing.config import Layout, PackConfig
+from sharding.packing.epochs import why_one_trace
 from sharding.sources import NearCopiesConfig, Source, SourceConfig, misplaced_key
 from sharding.storage.output import Output
 
@@ -285,6 +286,13 @@ class MillConfig:
             raise ValueError(
                 "difficulty.scorer: a tier shows passages on what is hard, which none doesn't tell; name a scorer"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_can_show_other_traces(self) -> MillConfig:
+        why = why_one_trace({"keep": self.select.keep, "trim": self.select.trim, "shuffle": self.select.shuffle})
+        if self.pack.trace_per_epoch > 1 and why is not None:
+            raise ValueError(f"pack.trace_per_epoch: {self.pack.trace_per_epoch} epochs with other traces, and {why}")
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.delivered import Corpus, corpora
+from pipelines.epochs import refuse_several
 from pipelines.secrets import published
 from sharding import storage
 from sharding.records.families import KEPT, SEGMENTS
@@ -86,12 +87,13 @@ def write(output: str) -> Provenance:
     """Write the provenance of a finished corpus into it; what was there is replaced.
 
     Raises:
-        RequestError: a folder of the output is a link.
+        RequestError: a folder of the output is a link, or it has several epochs with other traces.
         MillError: a stage hasn't finished, a part is not what its manifest says, or the store refused.
     """
     at = Output(output)
     for stage in manifest.STAGES:
         manifest.require(output, stage)
+    refuse_several(output, manifest.read(output, "pack"), "provenance is of the traces that were kept alone")
     parts = list(corpora(output))
     at.check_links()
     storage.remove(at.provenance_manifest, at.root)

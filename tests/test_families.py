@@ -17,6 +17,11 @@ unvalued string, gain_nats double?, control_nats double?, hard_gain_nats double?
 chance_value double?, chance_heldout_nats double?, contaminated [string], kept bool, reasons [string]
 """
 
+ROW = """
+input_ids [uint16 x 8], token_type [uint8 x 8], seq_lengths [int32], doc_ids [string], source_starts [int64],
+loss_mask [bool x 8]
+"""
+
 COLUMNS = {
     "segments": """
         doc_id string, segment_index int32, num_segments int32, token_start int64, input_ids [uint16],
@@ -32,10 +37,8 @@ COLUMNS = {
     "kept": CANDIDATE,
     "rejected": CANDIDATE,
     "contaminated": "doc_id string, benchmarks [string], source_tokens int64",
-    "shards": """
-        input_ids [uint16 x 8], token_type [uint8 x 8], seq_lengths [int32], doc_ids [string], source_starts [int64],
-        loss_mask [bool x 8]
-        """,
+    "shards": ROW,
+    "epoch_shards": ROW,
     "documents": """
         doc_id string, source_start int64, shard string, row int32, token_start int32, num_tokens int32
         """,

@@ -9,10 +9,8 @@ import msgspec
 
 from augment.selection.config import SelectConfig
 from sharding.hashing import fraction_of
+from sharding.records.types import NOT_CHOSEN as NOT_CHOSEN
 from sharding.records.types import Candidate
-
-NOT_CHOSEN = "not_chosen"
-"""The reason of a candidate that passed every gate while another one was kept."""
 
 BELOW_THRESHOLD = "below_threshold"
 """The reason of a candidate that passed every gate and whose value, less chance's, is under `select.min_value`."""

@@ -67,6 +67,11 @@ def mill_arms(
             f"output: later deliveries have joined {config.output}, and arms of its first documents would lack them: "
             "mill all documents into one output, and make the arms there"
         )
+    if config.pack.trace_per_epoch > 1:
+        raise RequestError(
+            f"pack.trace_per_epoch: {config.pack.trace_per_epoch}, and arms are cut to one number of sequences, which "
+            "would leave out other documents in each epoch: add --set pack.trace_per_epoch=1"
+        )
     if arms is None:
         explored = find_gain(arm_config(config, LEARNED)) is not None
         arms = (*DEFAULT_ARMS, LEARNED) if explored else DEFAULT_ARMS

@@ -10,7 +10,7 @@ from augment.selection.account import SHOWN_GAINS, in_words, lengths_in_words
 from pipelines.ablation.result import Ablation
 from pipelines.ablation.show import ratio_rows, reached_rows, sentences
 from pipelines.card.difficulty import of_difficulty
-from pipelines.card.front_matter import splits
+from pipelines.card.front_matter import epochs_of, splits
 from pipelines.card.generation import contexts, of_generation
 from pipelines.card.markdown import share
 from pipelines.card.packing import column_rows, packing_rows
@@ -61,6 +61,7 @@ def facts_of(stages: Mapping[str, Manifest], ablation: Ablation | None = None) -
         "packing": list(packing_rows(packed)),
         "warnings": [*augmented.facts["warnings"], *packed.facts.get("warnings", [])],
         "columns": list(column_rows(packed)),
+        "epochs": len(epochs_of(packed)),
         "first_split": (splits(packed) or ["train"])[0],
         "fingerprints": [(name, f"`{stages[name].fingerprint}`") for name in STAGES],
         "versions": [f"{name} {version}" for name, version in packed.facts.get("versions", {}).items()],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from pipelines.epochs import shards_by_epoch
 from sharding import records
 from sharding.records.families import ROWS
 from sharding.shards import rows
@@ -31,6 +34,7 @@ def front_matter(packed: Manifest) -> str:
     from huggingface_hub import DatasetCardData
 
     about = packed.config["card"]
+    infos = [_dataset_info(epoch, of_epoch) for epoch, of_epoch in epochs_of(packed).items()]
     data = DatasetCardData(
         pretty_name=about["name"],
         language=list(about["language"]) or None,
@@ -39,24 +43,42 @@ def front_matter(packed: Manifest) -> str:
         size_categories=[size_category(packed.counts["rows"])],
         task_categories=["text-generation"],
         tags=[*TAGS, *(["rehearsal"] if packed.rehearsal else [])],
-        configs=[
-            {
-                "config_name": "default",
-                "default": True,
-                "data_files": [
-                    {"split": split, "path": _one_or_all(shard_patterns(packed, split))} for split in splits(packed)
-                ],
-            }
-        ],
-        dataset_info={
-            "config_name": "default",
-            "features": features(packed),
-            "splits": [_split_info(packed, split) for split in splits(packed)],
-            "download_size": sum(entry.size_bytes for entry in packed.files.get("shards", [])),
-            "dataset_size": sum(_split_info(packed, split)["num_bytes"] for split in splits(packed)),
-        },
+        configs=[_data_files(epoch, of_epoch) for epoch, of_epoch in epochs_of(packed).items()],
+        dataset_info=infos if len(infos) > 1 else infos[0],
     )
     return data.to_yaml() + "\n"
+
+
+def config_name(epoch: int) -> str:
+    """What `load_dataset` calls the rows that an epoch shows."""
+    return f"epoch-{epoch}" if epoch else "default"
+
+
+def epochs_of(packed: Manifest) -> dict[int, Manifest]:
+    """Epoch → the manifest as if its rows were the corpus: its train split, and the others, which stay the same."""
+    shards = packed.files.get("shards", [])
+    same = [entry for entry in shards if rows.split_of(entry) != "train"]
+    later = {
+        epoch: msgspec.structs.replace(packed, files={**packed.files, "shards": [*of_epoch, *same]})
+        for epoch, of_epoch in shards_by_epoch(packed)
+    }
+    return {0: packed, **later}
+
+
+def _data_files(epoch: int, packed: Manifest) -> dict[str, Any]:
+    """A config of `load_dataset`."""
+    files = [{"split": split, "path": _one_or_all(shard_patterns(packed, split))} for split in splits(packed)]
+    return {"config_name": config_name(epoch), "data_files": files, **({} if epoch else {"default": True})}
+
+
+def _dataset_info(epoch: int, packed: Manifest) -> dict[str, Any]:
+    return {
+        "config_name": config_name(epoch),
+        "features": features(packed),
+        "splits": [_split_info(packed, split) for split in splits(packed)],
+        "download_size": sum(entry.size_bytes for entry in packed.files.get("shards", [])),
+        "dataset_size": sum(_split_info(packed, split)["num_bytes"] for split in splits(packed)),
+    }
 
 
 def size_category(num_rows: int) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.card.front_matter import has_loss_mask
+from pipelines.card.front_matter import config_name, has_loss_mask
 from pipelines.card.markdown import share
+from pipelines.epochs import shards_by_epoch
 from pipelines.terminal import counted
+from sharding.packing.epochs import count_name
 from sharding.shards.rows import has_surprisal
 from sharding.storage.manifest import Manifest
 
@@ -32,6 +34,11 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     yield "tokens in the loss", masked if has_loss_mask(packed) else "all but padding"
     without = counts.get("rows_without_labels", 0)
     yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
+    for epoch, of_epoch in shards_by_epoch(packed):
+        number, thoughts = counted(len(of_epoch), "shard"), counts[count_name(epoch, "thoughts")]
+        tokens = counts[count_name(epoch, "tokens_thought")]
+        told = f"{counted(counts[count_name(epoch, 'rows')], 'sequence')} in {number}, {thoughts:,} thoughts"
+        yield f"train in epoch {epoch}", f"{told} of {tokens:,} tokens; loaded as `{config_name(epoch)}`"
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"
     if said := packed.facts.get("tokenize"):
         yield "tokens", said

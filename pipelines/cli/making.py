@@ -12,6 +12,7 @@ from rich.text import Text
 from pipelines.cli.application import OutputArgument, SilentOption, app, out
 from pipelines.terminal import counted
 from sharding.errors import RequestError
+from sharding.storage import manifest
 
 if TYPE_CHECKING:
     from pipelines.cli.own_data import OwnData
@@ -59,6 +60,10 @@ def export(
     files = [file for split in done.files.values() for file in split]
     size = counted(sum(file.size_bytes for file in files), "byte")
     out.print(f"{target}: {counted(len(files), 'file')}, {size}" + ("" if ran else ", there already"))
+    if manifest.require(output, "pack").files.get("epoch_shards"):
+        out.print(
+            "epoch 0 alone was exported: formats of other trainers have one epoch; `sharding.shards` reads them all"
+        )
 
 
 @app.command()

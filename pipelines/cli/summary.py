@@ -95,6 +95,9 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
         f"{packed.counts.get('tokens_padding', 0) / total:.1%} padding; "
         f"{_cut(packed.counts.get('documents_cut', 0))}",
     )
+    if of_epochs := packed.files.get("epoch_shards", []):
+        others = f"{counted(len(of_epochs), 'file')} more, {sum(s.size_bytes for s in of_epochs) / 1e6:,.2f} MB"
+        facts.add_row("", f"{others}, with other traces for {packed.config['pack']['trace_per_epoch']} epochs")
     facts.add_row("speed", _speed(stages))
     told = (*augmented.facts["warnings"], *map(str, read_drifts(output)), *selected.facts.get("warnings", ()))
     for warning in (*told, *selection_warnings(selected, min_kept_share, diversity)):

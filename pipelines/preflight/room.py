@@ -69,11 +69,14 @@ def needed_bytes(subject: Subject) -> tuple[float, float]:
     thoughts = budget.target_spend(text // BYTES_PER_TOKEN) if budget.unit == "tokens" else 0.0
     if all(tier.skips for tier in budget.tiers):
         thoughts = 0.0
+    # Every epoch with other traces has shards of its own.
+    times = {"pack": subject.config.pack.trace_per_epoch}
     rest = sum(
-        REST_PER_BYTE.get(stage, 0.0) * text + REST_PER_THOUGHT_TOKEN.get(stage, 0.0) * thoughts
+        times.get(stage, 1) * (REST_PER_BYTE.get(stage, 0.0) * text + REST_PER_THOUGHT_TOKEN.get(stage, 0.0) * thoughts)
         for stage in subject.here
     )
-    return rest, text * max((SHUFFLED_PER_BYTE[stage] for stage in subject.here), default=0.0)
+    shuffled = (times.get(stage, 1) * SHUFFLED_PER_BYTE[stage] for stage in subject.here)
+    return rest, text * max(shuffled, default=0.0)
 
 
 def _nearest(url: str) -> Path | None:

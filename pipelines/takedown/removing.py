@@ -15,6 +15,7 @@ from augment.ledger.forgetting import Forgotten
 from pipelines import accounts
 from pipelines.delivered import Corpus, corpora, joined
 from pipelines.deliveries_begun import refuse_joined, refuse_pending
+from pipelines.epochs import refuse_several
 from pipelines.takedown import parts, shards
 from pipelines.takedown.finishing import clear, finish
 from pipelines.takedown.ids import Wanted
@@ -242,6 +243,7 @@ def _refuse(output: str, stages: Mapping[str, Manifest]) -> None:
                 f"output: the {made.stage} stage of {output} is that of {manifest.files_url(output, made)}: remove the "
                 "documents there, and make this output again from it (--replace)"
             )
+    refuse_several(output, stages.get("pack"), "a removal rebuilds one")
     if arms := [name for name in storage.list_names(storage.join(output, "arms")) if "." not in name]:
         raise RequestError(
             f"output: {output} has control arms ({', '.join(arms[:_SHOWN])}), corpora of their own that hold the "

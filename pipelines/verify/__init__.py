@@ -30,6 +30,7 @@ from pipelines.verify.totals import check_counts, check_manifests, check_totals
 from pipelines.verify.work import Progress, Work
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.packing.epochs import count_name
 from sharding.records.types import FileEntry
 from sharding.shards import rows
 from sharding.storage import manifest
@@ -38,8 +39,11 @@ from sharding.storage.output import Output
 
 __all__ = ["Checked", "Problem", "Progress", "Report", "verify"]
 
-COMPARED = ("shards", "segments", "kept", "contaminated")
+COMPARED = ("shards", "epoch_shards", "segments", "kept", "rejected", "contaminated")
 """The families that `deep` compares."""
+
+SHARDS = ("shards", "epoch_shards")
+"""The families that are shards: of the corpus, and of what later epochs show of it."""
 
 MAX_BUCKETS = 512
 
@@ -98,7 +102,7 @@ def verify(
         work = Work(pool, _size_bytes(tasks) + compared_bytes, on_progress)
         can_be_compared = [_check_files(part, seen, work, report) for part in parts]
         comparable = all(can_be_compared)
-        shards = [task for task in tasks if task.family == "shards"]
+        shards = [task for task in tasks if task.family in SHARDS]
         report.checked.documents, problems = seen.check(output, shards)
         report.problems += problems
     report.problems += [Problem(where, what) for where, what in provenance.problems(output)]
@@ -184,11 +188,11 @@ def _size_bytes(tasks: Iterable[Task]) -> int:
 def _check_files(part: Corpus, seen: SeenDocuments, work: Work, report: Report) -> bool:
     """Check every file and the counts of every stage; whether the files that `deep` compares can be compared."""
     stages, tasks = part.stages, _tasks(part.output, part.stages)
-    splits = sorted({rows.split_of(task.entry) for task in tasks if task.family == "shards"})
+    splits = sorted({rows.split_of(task.entry) for task in tasks if task.family in SHARDS})
 
     def check(task: Task) -> Found:
         try:
-            if task.family == "shards":
+            if task.family in SHARDS:
                 return check_shard(task, splits.index(rows.split_of(task.entry)), seen)
             return check_part(task)
         except READ_ERRORS as error:
@@ -202,8 +206,11 @@ def _check_files(part: Corpus, seen: SeenDocuments, work: Work, report: Report) 
     for task, found in work.each(check, tasks):
         work.advance(task.entry.size_bytes)
         report.problems += found.problems
-        counts[task.stage.stage].update(found.counts)
-        for shard, there in found.places.items():
+        epoch = rows.epoch_of(task.entry) if task.family == "epoch_shards" else 0
+        counts[task.stage.stage].update(
+            {count_name(epoch, name): number for name, number in found.counts.items()} if epoch else found.counts
+        )
+        for shard, there in () if epoch else found.places.items():  # the index is of the first epoch
             of_family = places[task.family]
             of_family[shard] = of_family.get(shard, Places()) + there
         if not found.readable:

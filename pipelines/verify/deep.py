@@ -40,10 +40,11 @@ from sharding.beam.part_names import part_count, part_of
 from sharding.beam.parts import WriteOnce
 from sharding.beam.shuffle import GroupBytes, GroupPartitions
 from sharding.errors import MillError
-from sharding.packing import mixing
+from sharding.packing import epochs, mixing
+from sharding.packing.config import config_of
 from sharding.packing.recovery import items_of
 from sharding.records.rows import Row
-from sharding.shards.rows import has_surprisal, split_named
+from sharding.shards.rows import split_named
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 from sharding.storage.private import private_folder
@@ -84,8 +85,12 @@ def compare(output: str, corpora: Sequence[Corpus], beam_args: Sequence[str]) ->
     try:
         with local_shuffle(options, storage.join(local, "shuffle")):
             pipeline = beam.Pipeline(options=options)
-            packings = [Packing.of(corpus.output, corpus.stages["pack"]) for corpus in corpora]
-            _build(pipeline, list(zip(groups, packings, strict=True)), url)
+            named = {
+                _name(number, epoch): (groups[number], Packing.of(corpus.output, corpus.stages, epoch))
+                for number, corpus in enumerate(corpora)
+                for epoch in range(config_of(corpus.stages["pack"]).trace_per_epoch)
+            }
+            _build(pipeline, named, url)
             run_pipeline(pipeline, "verify")
         if not storage.exists(url):
             raise MillError(f"{url} was written by no worker: add --temp_location=, a folder that all workers reach")
@@ -96,16 +101,30 @@ def compare(output: str, corpora: Sequence[Corpus], beam_args: Sequence[str]) ->
             storage.remove(url, folder)
     if not found.problems:  # a document that is wrong makes sums wrong
         for number, corpus in enumerate(corpora):
-            of_corpus = {name.partition("/")[2]: n for name, n in found.counts.items() if name.startswith(f"{number}/")}
-            found.problems += _wrong_counts(corpus.output, corpus.stages["pack"], of_corpus)
+            packed = corpus.stages["pack"]
+            of_corpus = _counts_of(_name(number), found.counts)
+            found.problems += _wrong_counts(corpus.output, packed, of_corpus)
+            for epoch in range(1, config_of(packed).trace_per_epoch):
+                of_epoch = _counts_of(_name(number, epoch), found.counts)
+                found.problems += _wrong_counts_of_epoch(corpus.output, packed, epoch, of_epoch)
+                of_corpus["thoughts"] = of_corpus.get("thoughts", 0) + of_epoch.get("thoughts", 0)
             for name, count in of_corpus.items():
                 found.counts[name] = found.counts.get(name, 0) + count
     return found
 
 
+def _name(number: int, epoch: int = 0) -> str:
+    """What the counts of the documents of a delivery, as an epoch shows them, are told apart by."""
+    return f"{number} epoch {epoch}" if epoch else f"{number}"
+
+
+def _counts_of(name: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {count.partition("/")[2]: n for count, n in counts.items() if count.startswith(f"{name}/")}
+
+
 def _parts_of(corpus: Corpus) -> tuple[Parts, ...]:
     scored, selected, packed = (corpus.stages[stage] for stage in ("score", "select", "pack"))
-    return parts_of(corpus.output, scored, selected, surprisal=has_surprisal(packed))
+    return parts_of(corpus.output, scored, selected, config_of(packed))
 
 
 def _wrong_counts(output: str, packed: Manifest, counts: Mapping[str, int]) -> Iterator[Problem]:
@@ -119,6 +138,14 @@ def _wrong_counts(output: str, packed: Manifest, counts: Mapping[str, int]) -> I
             yield Problem(manifest.manifest_url(output, "pack"), f"says {name} {said}, its documents come to {found}")
 
 
+def _wrong_counts_of_epoch(output: str, packed: Manifest, epoch: int, counts: Mapping[str, int]) -> Iterator[Problem]:
+    for name in ("thoughts", "thoughts_cut", "thoughts_dropped"):
+        said, found = packed.counts.get(epochs.count_name(epoch, name), 0), counts.get(name, 0)
+        if said != found:
+            what = f"says {epochs.count_name(epoch, name)} {said}, its documents come to {found}"
+            yield Problem(manifest.manifest_url(output, "pack"), what)
+
+
 def local_workers(workers: int | None, size_bytes: int) -> list[str]:
     """The Beam options for so many processes on this machine.
 
@@ -130,13 +157,13 @@ def local_workers(workers: int | None, size_bytes: int) -> list[str]:
     return [f"--direct_num_workers={number}", "--direct_running_mode=multi_processing"] if number > 1 else []
 
 
-def _build(root: beam.Pipeline, corpora: Sequence[tuple[Sequence[PartGroup], Packing]], url: str) -> None:
-    """Add the steps, a branch for each delivery; the last one writes what was found to `url`."""
-    found = [root | f"Corpus {number}" >> _Compare(number, *corpus) for number, corpus in enumerate(corpora)]
+def _build(root: beam.Pipeline, corpora: Mapping[str, tuple[Sequence[PartGroup], Packing]], url: str) -> None:
+    """Add the steps, a branch for each epoch of each delivery; the last one writes what was found to `url`."""
+    found = [root | f"Corpus {name}" >> _Compare(name, *corpus) for name, corpus in corpora.items()]
     texts = tuple(each[TEXTS] for each in found) | "Texts" >> beam.Flatten()
-    num_parts = sum(part_count(groups[0].scored.urls) for groups, _ in corpora if groups) or 1
+    num_parts = sum(part_count(groups[0].scored.urls) for groups, _ in corpora.values() if groups) or 1
     same_text = texts | "Same text" >> GroupBytes(num_parts) | beam.FlatMapTuple(splits.shared_text)
-    folder = corpora[0][1].folder
+    folder = next(iter(corpora.values()))[1].folder
     root | "Finish" >> WriteOnce(
         partial(_finish, url, folder),
         lists={
@@ -150,15 +177,15 @@ def _build(root: beam.Pipeline, corpora: Sequence[tuple[Sequence[PartGroup], Pac
 class _Compare(beam.PTransform):
     """The documents of one delivery beside their items: problems, counts and, of several splits, texts."""
 
-    def __init__(self, number: int, groups: Sequence[PartGroup], packing: Packing) -> None:
+    def __init__(self, name: str, groups: Sequence[PartGroup], packing: Packing) -> None:
         super().__init__()
-        self._number, self._groups, self._packing = number, groups, packing
+        self._name, self._groups, self._packing = name, groups, packing
 
     def expand(self, root: beam.Pipeline) -> dict[str, beam.PCollection]:
         compared = _compared(root, self._groups, self._packing)
         compared[TEXTS].element_type = KV[str, bytes]
-        number = self._number
-        counts = compared[COUNTS] | "Whose" >> beam.Map(lambda found: {f"{number}/{k}": n for k, n in found.items()})
+        name = self._name
+        counts = compared[COUNTS] | "Whose" >> beam.Map(lambda found: {f"{name}/{k}": n for k, n in found.items()})
         return {"problems": compared["problems"], TEXTS: compared[TEXTS], COUNTS: counts}
 
 
@@ -222,6 +249,8 @@ class _CompareFn(beam.DoFn):
             for document in joined_documents(group) if group else ():
                 doc_id = document.scored.doc_id
                 there = items.pop(doc_id, [])
+                if self._packing.epoch and self._packing.config.validation_fraction and not there:
+                    continue  # of the other split; that nothing else is missing, the totals tell
                 counts["documents"] += 1
                 problems += documents.compare(document, there, self._packing, where, counts)
                 if self._several_splits:

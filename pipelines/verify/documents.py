@@ -20,14 +20,15 @@ from sharding import storage
 from sharding.beam.part_join import JoinedDocument
 from sharding.errors import MillError
 from sharding.models.tokenizer import TextTokenizer, load_tokenizer
-from sharding.packing import mixing
+from sharding.packing import epochs, mixing
 from sharding.packing.as_trainer import as_trainer, difference_counts
 from sharding.packing.config import LAYOUTS, Layout, PackConfig, config_of, layout_of
 from sharding.packing.mixing import Share
 from sharding.packing.recovery import source_of, thoughts_of
 from sharding.records.base import Record
-from sharding.records.families import CONTAMINATED, KEPT
+from sharding.records.families import CONTAMINATED, EPOCH_ROWS, KEPT, ROWS
 from sharding.records.rows import Item, TokenType
+from sharding.shards.rows import epoch_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -75,6 +76,8 @@ class Packing:
         layout: where thoughts stand.
         rows_are_left_out, thoughts_are_cut, thoughts_are_dropped: whether that happened to any.
         document_start, document_end: the ids before and behind every document.
+        epoch: the one whose traces the shards show.
+        least_value: what other traces are worth that it shows: see `epochs.least_value`.
         tokenizer, tokenizer_fingerprint: of the corpus; loaded where documents were tokenized for it anew.
     """
 
@@ -87,15 +90,22 @@ class Packing:
     thoughts_are_dropped: bool
     document_end: tuple[int, ...]
     document_start: tuple[int, ...] = ()
+    epoch: int = 0
+    least_value: float | None = None
     tokenizer: str = ""
     tokenizer_fingerprint: str = ""
 
     @classmethod
-    def of(cls, output: str, packed: Manifest) -> Packing:
-        count = packed.counts.get
+    def of(cls, output: str, stages: Mapping[str, Manifest], epoch: int = 0) -> Packing:
+        """How those of an epoch were made, from the manifests of the stages select and pack."""
+        packed, family = stages["pack"], EPOCH_ROWS if epoch else ROWS
+
+        def count(name: str, absent: int) -> int:
+            return packed.counts.get(epochs.count_name(epoch, name) if epoch else name, absent)
+
         return cls(
             folder=manifest.files_url(output, packed),
-            shards=tuple(entry.name for entry in packed.files.get("shards", ())),
+            shards=tuple(entry.name for entry in packed.files.get(family.name, ()) if epoch_of(entry) == epoch),
             config=config_of(packed),
             layout=layout_of(packed),
             rows_are_left_out=count("rows_left_out", 0) > 0,
@@ -103,6 +113,8 @@ class Packing:
             thoughts_are_dropped=count("thoughts_dropped", 0) > 0,
             document_end=tuple(packed.facts.get("document_end_ids", ())),
             document_start=tuple(packed.facts.get("document_start_ids", ())),
+            epoch=epoch,
+            least_value=epochs.least_value(stages["select"].config["select"]) if epoch else None,
             tokenizer=packed.config["tokenizer"],
             tokenizer_fingerprint=packed.facts["tokenizer_fingerprint"],
         )
@@ -128,12 +140,13 @@ def compare(
     """What is wrong with a document in the shards.
 
     Args:
-        document: what was scored, "kept", and "contaminated" where that is left out.
+        document: what was scored, "kept", and "contaminated" where that is left out; and "rejected" for later epochs.
         items: all that the shards hold of it.
         packing: how it was to be packed.
         part_url: the scored part, where nothing else can be named.
         counts: gets what the document adds to the counts of the pack stage.
     """
+    document = epochs.shown_in(document, packing.epoch, packing.least_value)
     scored, thoughts = document.scored, document.beside[KEPT.name]
     contaminated = bool(document.beside[CONTAMINATED.name])
     share = mixing.share_of(scored.doc_id, scored.source, packing.config, contaminated=contaminated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -75,21 +76,24 @@ def check_totals(output: str, stages: Mapping[str, Manifest]) -> Iterator[Proble
 def _check_shards(output: str, packed: Manifest) -> Iterator[Problem]:
     url = manifest.manifest_url(output, "pack")
     numbers: dict[str, set[int]] = {}
-    for entry in packed.files.get("shards", []):
-        numbers.setdefault(rows.split_of(entry), set()).add(entry.rows)
+    shards = [*packed.files.get("shards", []), *packed.files.get("epoch_shards", [])]
+    for entry in shards:
+        numbers.setdefault(f"{posixpath.dirname(entry.name)}/{rows.split_of(entry)}", set()).add(entry.rows)
     for split, different in sorted(numbers.items()):
         if max(different) - min(different) > 1:
-            yield Problem(url, f"the shards of {split} differ by more than a row: {sorted(different)}")
+            said = f"the shards of {split.rpartition('/')[2]} differ by more than a row: {sorted(different)}"
+            yield Problem(url, said)
     length = packed.config["pack"]["sequence_length"]
-    for entry in packed.files.get("shards", []):
+    for entry in shards:
         if sum(entry.tokens.values()) != entry.rows * length:
             said = f"{sum(entry.tokens.values())} tokens of {entry.name} are not {entry.rows} rows of {length}"
             yield Problem(url, said)
-    named = set(manifest.file_urls(output, packed, "shards"))
-    for name in storage.list_names(Output(output).data):
-        url = storage.join(Output(output).data, name)
-        if LIKE_A_SHARD.search(name) and url not in named:
-            yield Problem(url, "no manifest names it, but a loader would take it for a shard")
+    named = {url for family in ("shards", "epoch_shards") for url in manifest.file_urls(output, packed, family)}
+    for folder in Output(output).data_folders():
+        for name in storage.list_names(folder):
+            url = storage.join(folder, name)
+            if LIKE_A_SHARD.search(name) and url not in named:
+                yield Problem(url, "no manifest names it, but a loader would take it for a shard")
 
 
 def _check_account(output: str, selected: Manifest) -> Iterator[Problem]:

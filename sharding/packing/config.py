@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
@@ -16,6 +16,9 @@ from sharding.storage.manifest import Manifest
 
 MAX_WEIGHT = 100.0
 """More copies than this are taken for a mistake: after 16 or so repetitions are worth nothing (arXiv 2305.16264)."""
+
+MAX_EPOCHS = 100
+"""Each has shards of its own: more are taken for a mistake. Megadocs (arXiv 2603.18534) goes up to 32."""
 
 LAYOUTS = {
     "after_document": "sharding.packing.layouts.after_document",
@@ -52,6 +55,13 @@ class PackConfig:
     max_rows: dict[Literal["train", "validation"], Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict, description="Cut a split to so many sequences, a fair sample; all for splits not named."
     )
+    trace_per_epoch: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_EPOCHS,
+        description="So many epochs with other traces: of n that passed all gates a segment shows another one in each, "
+        "round and round; shards of every epoch are written, of train alone. 1: all epochs show the kept one.",
+    )
     loss_mask: LossMask = Field(
         default="all",
         description="Tokens that count as ones to be predicted: all, source_only, thoughts_only, or no_delimiters.",
@@ -78,6 +88,23 @@ class PackConfig:
         default=None,
         description="Token after every document, one of the vocabulary; null: the tokenizer's end-of-text token.",
     )
+
+    @model_validator(mode="after")
+    def _epochs_have_all_rows(self) -> PackConfig:
+        if self.trace_per_epoch > 1 and self.max_rows:
+            raise ValueError(
+                f"trace_per_epoch: {self.trace_per_epoch} epochs would each lose other documents to max_rows: leave "
+                "that out, or have trace_per_epoch: 1"
+            )
+        return self
+
+
+def section_of(config: PackConfig) -> dict[str, Any]:
+    """The section as manifests have it; keys that change nothing are left out, as before there were such."""
+    section: dict[str, Any] = TypeAdapter(PackConfig).dump_python(config, mode="json")
+    if config.trace_per_epoch == 1:
+        del section["trace_per_epoch"]
+    return section
 
 
 def config_of(packed: Manifest) -> PackConfig:

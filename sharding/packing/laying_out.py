@@ -6,7 +6,7 @@ scored document + kept thoughts ──► share of it in the corpus (mixing) ─
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,10 +18,15 @@ from sharding.models.tokenizer import TextTokenizer
 from sharding.packing import mixing, order
 from sharding.packing.as_trainer import as_trainer, difference_counts
 from sharding.packing.config import PackConfig
-from sharding.packing.layout import Delimiters, Layout, SegmentTokens, lay_out, lay_out_plain
+from sharding.packing.epochs import COUNTS, count_name, shown_in
+from sharding.packing.layout import Delimiters, Layout, LayoutCounts, SegmentTokens, lay_out, lay_out_plain, least_room
+from sharding.packing.mixing import Share
 from sharding.packing.surprisal import with_surprisal
 from sharding.records.rows import Item, Split
 from sharding.records.types import Candidate, ScoredSegment
+
+LaidOut = tuple[list[Item], LayoutCounts]
+"""The items of a document, of one copy, and what was counted."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +38,84 @@ class DocumentLayout:
         layout: where thoughts stand.
         tokenizer: the training tokenizer.
         delimiters: what stands around thoughts and after documents.
+        least_value: what other traces must be worth to be shown in later epochs: see `epochs.least_value`.
     """
 
     config: PackConfig
     layout: Layout
     tokenizer: TextTokenizer
     delimiters: Delimiters
+    least_value: float | None = None
 
     def items(self, document: JoinedDocument, counts: Counter[str]) -> Iterator[Item]:
         """The items of a document, as often as it is in the corpus; what became of it goes into `counts`.
 
         Args:
-            document: with its "kept" thoughts, with what is "contaminated" where that is left out, and with what is
-                said of its "near_copies" where they were looked for.
+            document: with its "kept" thoughts, with what is "contaminated" where that is left out, with what is said
+                of its "near_copies" where they were looked for, and with its "rejected" traces where later epochs show
+                them.
             counts: added to.
 
         Raises:
             AssertionError: the document and its thoughts don't fit together.
         """
-        config, scored, thoughts = self.config, document.scored, document.beside["kept"]
-        doc_id, contaminated = scored.doc_id, bool(document.beside["contaminated"])
-        share = mixing.share_of(doc_id, scored.source, config, contaminated=contaminated)
-        split = self._split_of(document) if share.copies else "train"
-        if share.copies and config.tokenize == "as_trainer":
-            document, before = as_trainer(document, self.tokenizer), len(scored.input_ids)
-            scored, thoughts = document.scored, document.beside["kept"]
-            counts.update(difference_counts(before, len(scored.input_ids)))
-        counts.update(mixing.share_counts(share, len(scored.input_ids), len(thoughts)))
+        config, scored = self.config, document.scored
+        contaminated = bool(document.beside["contaminated"])
+        share = mixing.share_of(scored.doc_id, scored.source, config, contaminated=contaminated)
         if not share.copies:
+            counts.update(mixing.share_counts(share, len(scored.input_ids), len(document.beside["kept"])))
             return
-        form = (self.delimiters, config.sequence_length, self.tokenizer.dtype)
+        split = self._split_of(document)
+        spelled = self._spelled(document)
+        if config.tokenize == "as_trainer":
+            counts.update(difference_counts(len(scored.input_ids), len(spelled.scored.input_ids)))
+        counts.update(mixing.share_counts(share, len(spelled.scored.input_ids), len(spelled.beside["kept"])))
+        # What is validated on stays the same, or its losses couldn't be compared.
+        (items, laid_out), *later = self._epochs(document, share, config.trace_per_epoch if split == "train" else 1)
+        yield from _copies(items, share, split)
+        # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
+        for name, count in laid_out.nonzero().items():
+            counts[name] += count if name.startswith("documents") else share.copies * count
+        counts[f"documents_{split}"] += 1
+        for epoch, (items, of_epoch) in enumerate(later, start=1):
+            yield from _copies(items, share, split, epoch)
+            for name in COUNTS:
+                counts[count_name(epoch, name)] += share.copies * getattr(of_epoch, name)
+
+    def _spelled(self, document: JoinedDocument) -> JoinedDocument:
+        """The document in the ids that the corpus has."""
+        return as_trainer(document, self.tokenizer) if self.config.tokenize == "as_trainer" else document
+
+    def _epochs(self, document: JoinedDocument, share: Share, epochs: int) -> list[LaidOut]:
+        """The document as each epoch shows it, in as many pieces in all: rows are made as many of them."""
+        shown = [shown_in(document, epoch, self.least_value) for epoch in range(epochs)]
+        first = self._laid_out(self._spelled(document), share)
+        found = [first if of is document else self._laid_out(self._spelled(of), share) for of in shown]
+        most = max(len(items) for items, _ in found)
+        return [
+            one if len(one[0]) == most else self._in_pieces(self._spelled(of), share, most, one)
+            for of, one in zip(shown, found, strict=True)
+        ]
+
+    def _in_pieces(self, document: JoinedDocument, share: Share, wanted: int, otherwise: LaidOut) -> LaidOut:
+        """The document in so many pieces or more, by the largest sequence length that comes to them.
+
+        As it was otherwise where thoughts would lose tokens by it: other documents have pieces enough.
+        """
+        low, high, best = least_room(self.delimiters) - 1, self.config.sequence_length, otherwise
+        while high - low > 1:
+            tried = (low + high) // 2
+            found = self._laid_out(document, share, tried)
+            if len(found[0]) >= wanted:
+                low, best = tried, found
+            else:
+                high = tried
+        lost = best[1].thought_tokens_lost > otherwise[1].thought_tokens_lost
+        return otherwise if lost else best
+
+    def _laid_out(self, document: JoinedDocument, share: Share, max_tokens: int | None = None) -> LaidOut:
+        config, scored, thoughts = self.config, document.scored, document.beside["kept"]
+        doc_id, form = scored.doc_id, (self.delimiters, max_tokens or config.sequence_length, self.tokenizer.dtype)
         if share.raw or not thoughts:
             items, laid_out = lay_out_plain(doc_id, scored.input_ids, scored.segment_starts, *form)
         else:
@@ -70,18 +123,18 @@ class DocumentLayout:
             items, laid_out = lay_out(doc_id, joined, self.layout, *form)
         if config.surprisal:
             items = [with_surprisal(item, scored.surprisal_nats) for item in items]
-        for copy in range(share.copies):
-            yield from (msgspec.structs.replace(item, copy=copy, split=split) for item in items)
-        # Documents count once, however often they are there; their items, thoughts and tokens as often as they are.
-        for name, count in laid_out.nonzero().items():
-            counts[name] += count if name.startswith("documents") else share.copies * count
-        counts[f"documents_{split}"] += 1
+        return items, laid_out
 
     def _split_of(self, document: JoinedDocument) -> Split:
         if not (fraction := self.config.validation_fraction):
             return "train"
         text = self.tokenizer.decode(document.scored.input_ids)
         return order.split_of(text, fraction, cluster_of(document))
+
+
+def _copies(items: Iterable[Item], share: Share, split: Split, epoch: int = 0) -> Iterator[Item]:
+    for copy in range(share.copies):
+        yield from (msgspec.structs.replace(item, copy=copy, split=split, epoch=epoch) for item in items)
 
 
 def cluster_of(document: JoinedDocument) -> str:

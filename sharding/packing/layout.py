@@ -210,14 +210,19 @@ def lay_out_plain(
     )
 
 
+def least_room(delimiters: Delimiters) -> int:
+    """Tokens of the shortest sequence that has room for a source token and a thought token with all delimiters."""
+    around = (delimiters.thought_open, delimiters.thought_close, delimiters.document_start, delimiters.document_end)
+    return sum(map(len, around)) + 2
+
+
 def _check_room(delimiters: Delimiters, max_tokens: int) -> None:
-    wrap = len(delimiters.thought_open) + len(delimiters.thought_close)
-    end = len(delimiters.document_start) + len(delimiters.document_end)
-    if max_tokens < wrap + end + 2:
+    least = least_room(delimiters)
+    if max_tokens < least:
         raise RequestError(
-            f"pack.sequence_length: {max_tokens} has no room for a source token, a thought token and the {wrap + end} "
+            f"pack.sequence_length: {max_tokens} has no room for a source token, a thought token and the {least - 2} "
             "tokens of pack.thought_open, pack.thought_close, pack.document_start and pack.document_end; "
-            f"at least {wrap + end + 2} needed"
+            f"at least {least} needed"
         )
 
 

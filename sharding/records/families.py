@@ -93,9 +93,10 @@ REJECTED = Family("rejected", Candidate, "doc_id", ("doc_id", "segment_index", "
 CONTAMINATED = Family("contaminated", ContaminatedDocument, "doc_id", ("doc_id",))
 NEAR_COPIES = Family("near_copies", NearCopy, "doc_id", ("doc_id",))
 ROWS = Family("shards", MaskedRow)
+EPOCH_ROWS = Family("epoch_shards", MaskedRow)
 DOCUMENTS = Family("documents", ItemPlace, "doc_id", ("doc_id", "source_start", "shard", "row", "token_start"))
 
-_ALL = (SEGMENTS, QUARANTINE, NEAR_COPIES, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS, DOCUMENTS)
+_ALL = (SEGMENTS, QUARANTINE, NEAR_COPIES, REQUESTS, KEPT, REJECTED, CONTAMINATED, ROWS, EPOCH_ROWS, DOCUMENTS)
 
 FAMILIES = {family.name: family for family in _ALL}
 """By name."""

@@ -33,6 +33,7 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
         surprisal: (num_tokens,) float16 nats, as in `Row`; (0,) where the corpus has none.
         copy: which copy of the document it belongs to, from 0; not stored.
         split: which one its document is in; not stored.
+        epoch: the first one that shows it, where `pack.trace_per_epoch` has several; not stored.
     """
 
     doc_id: str
@@ -42,6 +43,7 @@ class Item(Record, frozen=True, kw_only=True, eq=False):
     surprisal: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0, np.float16))
     copy: int = 0
     split: Split = "train"
+    epoch: int = 0
 
 
 class Row(Record, frozen=True, kw_only=True, eq=False):

@@ -241,6 +241,10 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
         return not self.step and bool(self.made_from)
 
 
+NOT_CHOSEN = "not_chosen"
+"""The reason of a candidate that passed every gate while another one was kept."""
+
+
 class Candidate(Record, frozen=True, kw_only=True, eq=False):
     """A trace considered for a segment: kept, or rejected with its reasons.
 

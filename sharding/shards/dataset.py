@@ -31,12 +31,21 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding import storage
-from sharding.errors import RequestError
+from sharding.errors import MillError, RequestError
 from sharding.records.rows import TokenType
 from sharding.shards.cache import ShardCache
 from sharding.shards.mapped import MappedShard
 from sharding.shards.read_ahead import ReadAhead
-from sharding.shards.rows import LOSS_MASKS, LossMask, RowBatch, loss_mask, policy_of, row_arrays, split_of
+from sharding.shards.rows import (
+    LOSS_MASKS,
+    LossMask,
+    RowBatch,
+    epoch_of,
+    loss_mask,
+    policy_of,
+    row_arrays,
+    split_of,
+)
 from sharding.storage import manifest
 
 _OPENERS = 8  # threads that look into shards at once: they wait for the disk
@@ -46,6 +55,10 @@ _OPEN_BATCHES = 2  # and across that of a record batch
 
 class PackedDataset:
     """The packed rows of one split, in the order of the shards; rows that are all padding are not among them.
+
+    Where `pack.trace_per_epoch` gave the corpus several epochs, each has as many rows: those of epoch 0 are numbered
+    from 0 to `rows`, those of epoch 1 from `rows` on, and so forth. `PackedSampler` takes those of its epoch, round and
+    round; the length and a loop over the dataset are those of epoch 0.
 
     A loop over the dataset gives every row once, in that order, however often it is begun. For training give
     `PackedSampler` to the loader: rows that are near each other in its order are near each other in the shards, and
@@ -62,8 +75,10 @@ class PackedDataset:
             file system nothing is kept.
 
     Attributes:
-        rows: how many rows there are; `len(dataset)`.
-        rows_of_shards: rows of each shard.
+        rows: how many rows an epoch has; `len(dataset)`.
+        epochs: how many epochs have rows of their own: 1, unless `pack.trace_per_epoch` says more; 1 of a validation
+            split, which stays the same.
+        rows_of_shards: rows of each shard, those of epoch 0 first.
         sequence_length: tokens of a row.
         vocab_size: entries of the vocabulary.
         loss_mask: the policy by which tokens get labels.
@@ -71,7 +86,8 @@ class PackedDataset:
         fingerprint: what the corpus is recognised by: its manifest's fingerprint and the sha256 of every shard.
 
     Raises:
-        RequestError: an argument is out of range, the split isn't there, or the cache has no room for a shard.
+        RequestError: an argument is out of range, the split isn't there, the cache has no room for a shard, or with
+            `labelled_only` the epochs would have different numbers of rows.
         MillError: the output isn't finished, or a shard is unreadable or not the one of its manifest.
     """
 
@@ -92,6 +108,9 @@ class PackedDataset:
         self._entries = [entry for entry in shards if split_of(entry) == split]
         if not self._entries:
             raise RequestError(f"split: {split!r} is not one of {', '.join(sorted(set(map(split_of, shards))))}")
+        later = [entry for entry in packed.files.get("epoch_shards", []) if split_of(entry) == split]
+        self._entries += sorted(later, key=lambda entry: (epoch_of(entry), entry.name))
+        self.epochs = 1 + len(set(map(epoch_of, later)))
         self._cache, self._prefetched = None, 0
         if not isinstance(storage.filesystem(output)[0], LocalFileSystem):
             self._cache = cache or ShardCache()
@@ -110,7 +129,25 @@ class PackedDataset:
             for shard, entry in enumerate(self._entries)
         ]
         self._begins = list(accumulate(self.rows_of_shards, initial=0))
-        self.rows = self._begins[-1]
+        self.rows = self._begins[self.shards_of(0).stop]
+        self._check_epochs(output)
+
+    def shards_of(self, epoch: int) -> range:
+        """The numbers of the shards that an epoch reads: of several epochs in the corpus, round and round."""
+        count = len(self._entries) // self.epochs
+        first = epoch % self.epochs * count
+        return range(first, first + count)
+
+    def _check_epochs(self, output: str) -> None:
+        shards = map(self.shards_of, range(self.epochs))
+        rows = [self._begins[of_epoch.stop] - self._begins[of_epoch.start] for of_epoch in shards]
+        if len(set(rows)) > 1 and self.labelled_only:
+            raise RequestError(
+                f"labelled_only: the epochs of {output} have {', '.join(map(str, rows))} rows with a label, and a "
+                "trainer takes as many steps in each: leave labelled_only out, or train with loss_mask all"
+            )
+        if len(set(rows)) > 1 or len(self._entries) % self.epochs:
+            raise MillError(f"{output}: its epochs have {', '.join(map(str, rows))} rows: `thoughtmill verify` tells")
 
     def __len__(self) -> int:
         return self.rows
@@ -126,8 +163,8 @@ class PackedDataset:
             MillError: the shard is unreadable, or not the one of its manifest any more.
         """
         number = operator.index(row)
-        if not 0 <= number < self.rows:
-            raise IndexError(f"row {number} is not one of 0 to {self.rows - 1} of the split {self.split}")
+        if not 0 <= number < self._begins[-1]:
+            raise IndexError(f"row {number} is not one of 0 to {self._begins[-1] - 1} of the split {self.split}")
         shard = bisect_right(self._begins, number) - 1
         batch, place = self._batch_of(shard, number - self._begins[shard])
         return self._render(batch, place)
@@ -146,8 +183,8 @@ class PackedDataset:
         with self._open_lock:
             return self._open(shard).rows_of_batches
 
-    def items_per_row(self) -> np.ndarray:
-        """How many documents, or pieces of one, are in each row: (rows,) int64. Opens every shard for it.
+    def items_per_row(self, epoch: int = 0) -> np.ndarray:
+        """How many documents, or pieces of one, are in each row of an epoch: (rows,) int64. Opens its shards for it.
 
         Raises:
             MillError: a shard is unreadable, or not the one of its manifest.
@@ -160,7 +197,7 @@ class PackedDataset:
             return np.concatenate([np.zeros(0, np.int64), *items])  # a shard may be empty
 
         with ThreadPoolExecutor(_OPENERS) as pool:
-            return np.concatenate(list(pool.map(look, range(len(self._entries)))))
+            return np.concatenate(list(pool.map(look, self.shards_of(epoch))))
 
     def __getstate__(self) -> dict[str, Any]:
         # What is open stays behind when a dataset goes to a worker process.

@@ -34,7 +34,7 @@ class RowSource:
         seed: each epoch in an order of its own that follows from it, in which rows that come together lie together in
             the shards: quicker than Grain's `shuffle`, for which a record batch is decoded for each row. None: every
             epoch in the order of the shards.
-        epochs: how many there are.
+        epochs: how many there are; where the corpus has another trace each epoch, each has its own.
         loss_mask: which tokens get labels; by default those that count in the corpus.
         labelled_only: leave out rows without a label.
         cache: where shards of an object store are kept on this machine: see `PackedDataset`.
@@ -73,7 +73,8 @@ class RowSource:
         number = _checked(index, len(self), self)
         epoch, place = divmod(number, len(self._dataset))
         if self._seed is None:
-            return training_arrays(self._dataset[place])
+            of_epoch = epoch % self._dataset.epochs * len(self._dataset)
+            return training_arrays(self._dataset[of_epoch + place])
         orders = self._orders  # replaced and never changed: threads read it
         if (order := orders.get(epoch)) is None:
             order = EpochOrder(self._dataset, self._seed, epoch)
@@ -99,6 +100,7 @@ class DocumentSource:
         output: the run's output folder, on a file system or in an object store.
         split: "train" or "validation".
         loss_mask: which tokens get labels; by default those that count in the corpus.
+        epoch: whose documents, where the corpus has another trace each epoch.
         cache: where shards of an object store are kept on this machine: see `PackedDataset`.
 
     Raises:
@@ -111,10 +113,14 @@ class DocumentSource:
         split: str = "train",
         *,
         loss_mask: LossMask | None = None,
+        epoch: int = 0,
         cache: ShardCache | None = None,
     ) -> None:
+        if epoch < 0:
+            raise RequestError(f"epoch: {epoch} is not at least 0")
         self._dataset = PackedDataset(output, split, loss_mask=loss_mask, cache=cache)
-        per_row = self._dataset.items_per_row()
+        self._epoch = epoch % self._dataset.epochs
+        per_row = self._dataset.items_per_row(self._epoch)
         self._begins = np.concatenate(([0], np.cumsum(per_row, dtype=np.int64)))
 
     def __len__(self) -> int:
@@ -129,10 +135,12 @@ class DocumentSource:
         """
         number = _checked(index, len(self), self)
         row = int(np.searchsorted(self._begins, number, side="right")) - 1
-        return document_arrays(self._dataset[row], number - int(self._begins[row]))
+        of_epoch = self._epoch * len(self._dataset)
+        return document_arrays(self._dataset[of_epoch + row], number - int(self._begins[row]))
 
     def __repr__(self) -> str:
-        return f"DocumentSource({_named(self._dataset)})"
+        epoch = f", epoch {self._epoch}" if self._dataset.epochs > 1 else ""
+        return f"DocumentSource({_named(self._dataset)}{epoch})"
 
 
 def training_arrays(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

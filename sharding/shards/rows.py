@@ -12,6 +12,7 @@ from sharding.errors import RequestError
 from sharding.records.rows import TokenType
 from sharding.records.types import FileEntry
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import EPOCH_FOLDER
 
 LossMask = Literal["all", "source_only", "thoughts_only", "no_delimiters"]
 LOSS_MASKS: tuple[LossMask, ...] = get_args(LossMask)
@@ -199,6 +200,12 @@ def is_labelled(token_type: np.ndarray, seq_lengths: np.ndarray, policy: LossMas
 def split_of(entry: FileEntry) -> str:
     """The split a shard belongs to, from its name."""
     return split_named(entry.name)
+
+
+def epoch_of(entry: FileEntry) -> int:
+    """The epoch whose traces a shard shows, from its name: 0 but for those of `pack.trace_per_epoch`."""
+    folder = entry.name.rpartition("/")[0].rpartition("/")[2]
+    return int(folder.removeprefix(EPOCH_FOLDER)) if folder.startswith(EPOCH_FOLDER) else 0
 
 
 def split_named(shard: str) -> str:

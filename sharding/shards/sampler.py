@@ -28,6 +28,8 @@ class PackedSampler:
     in a batch, so that reading stays sequential within 2 MiB. Rows were shuffled over the corpus when they were packed.
     In it the ranks take turns, and all get equally many rows, or a collective would wait for ever.
 
+    Of a corpus with another trace each epoch (`pack.trace_per_epoch`) an epoch's rows are those of its own traces.
+
     Each loop is one epoch: the first is epoch 0, the next epoch 1, whether or not the one before was read to its end.
     `set_epoch` names another.
 
@@ -216,8 +218,10 @@ class EpochOrder:
 
     def __init__(self, dataset: PackedDataset, seed: int | None, epoch: int) -> None:
         self._dataset, self._key = dataset, None if seed is None else (seed, epoch)
-        sizes = dataset.rows_of_shards
-        self._first_rows = list(accumulate(sizes, initial=0))
+        # Numbered within the epoch: where traces differ, its shards stand behind those of the epochs before.
+        self._first = dataset.shards_of(epoch)
+        sizes = [dataset.rows_of_shards[shard] for shard in self._first]
+        self._first_rows = list(accumulate(sizes, initial=epoch % dataset.epochs * dataset.rows))
         self._shards = self._permutation(len(sizes))
         self._begins = list(accumulate((sizes[shard] for shard in self._shards), initial=0))
         self._open: tuple[int, list[int]] = (-1, [])
@@ -229,12 +233,12 @@ class EpochOrder:
         found = self._open  # once: another thread may put another shard there
         if found[0] != shard:
             found = self._open = (shard, self._rows_in(shard))
-            self._dataset.read_ahead(self._shards[at + 1 :])
+            self._dataset.read_ahead([self._first[following] for following in self._shards[at + 1 :]])
         return self._first_rows[shard] + found[1][place - self._begins[at]]
 
     def _rows_in(self, shard: int) -> list[int]:
         """The rows of a shard, from 0: its record batches in an order, and in each its rows."""
-        sizes = self._dataset.rows_of_batches(shard)
+        sizes = self._dataset.rows_of_batches(self._first[shard])
         begins = list(accumulate(sizes, initial=0))
         batches = self._permutation(len(sizes), shard)
         return [begins[batch] + row for batch in batches for row in self._permutation(sizes[batch], shard, batch)]

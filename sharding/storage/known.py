@@ -297,6 +297,6 @@ FAMILIES_OF = {
     "score": ("segments", "quarantine", "near_copies"),
     "augment": ("requests", "quarantine"),
     "select": ("kept", "rejected", "contaminated"),
-    "pack": ("shards", "documents"),
+    "pack": ("shards", "epoch_shards", "documents"),
 }
 """Stage → the families of its files."""

@@ -34,7 +34,11 @@ STAGES = ("score", "augment", "select", "pack")
 
 _PART_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.arrow(\.[0-9a-f]+\.tmp)?$")
 _DELIVERED = r"(?:deliveries/[1-9][0-9]{0,4}/)?"
-_BEGINS = {"shards": _DELIVERED + r"data/[a-z]+", "documents": _DELIVERED + "index/documents"}
+_BEGINS = {
+    "shards": _DELIVERED + r"data/[a-z]+",
+    "epoch_shards": r"data/epoch-[1-9][0-9]{0,2}/[a-z]+",
+    "documents": _DELIVERED + "index/documents",
+}
 """How the names of a family's files begin, where they are not in the stage's own folder."""
 
 _NUMBERED = r"-[0-9]{5,9}-of-[0-9]{5,9}\.arrow"
@@ -204,7 +208,7 @@ def strays(output: str, made: Manifest) -> list[str]:
         return []
     named = {url for family in made.files for url in file_urls(output, made, family)}
     at = Output(output)
-    folders = (at.data, at.index) if made.stage == STAGES[-1] else (stage_url(output, made.stage),)
+    folders = (*at.data_folders(), at.index) if made.stage == STAGES[-1] else (stage_url(output, made.stage),)
     found = (
         storage.join(folder, name)
         for folder in folders

@@ -1,7 +1,7 @@
 """The map of an output folder: where everything in it is.
 
 OUTPUT/
-├── MANIFEST.json, _SUCCESS, data/          the corpus, with
+├── MANIFEST.json, _SUCCESS, data/          the corpus, later epochs of it in data/epoch-*/, with
 ├── index/            documents-*           which document is where in it, and
 ├── README.md, croissant.json, config.yaml  its card
 ├── MANIFEST.json.sig, MANIFEST.json.pub    of `thoughtmill sign`
@@ -30,10 +30,11 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import RequestError
-from sharding.storage.files import filesystem, join
+from sharding.storage.files import filesystem, join, list_names
 
 MANIFEST_NAME = "MANIFEST.json"
 SUCCESS_NAME = "_SUCCESS"
+EPOCH_FOLDER = "epoch-"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,15 @@ class Output:
     def data(self) -> str:
         """The folder of the shards."""
         return join(self.root, "data")
+
+    def data_folder(self, epoch: int) -> str:
+        """The folder of the shards of an epoch: epoch 0 is the corpus itself, others are below it."""
+        return join(self.data, f"{EPOCH_FOLDER}{epoch}") if epoch else self.data
+
+    def data_folders(self) -> list[str]:
+        """All folders of shards that are there."""
+        later = [name for name in list_names(self.data) if name.startswith(EPOCH_FOLDER)]
+        return [self.data, *(join(self.data, name) for name in later)]
 
     @property
     def index(self) -> str:

@@ -95,7 +95,7 @@ def published_names(output: storage.Location, *, report: bool = False) -> list[s
     packed, at = manifest.require(output, "pack"), Output(output)
     if not storage.exists(at.success):
         raise MillError(f"{output}: {manifest.SUCCESS_NAME} is missing: the run did not finish")
-    entries = [entry for family in ("shards", "documents") for entry in packed.files.get(family, [])]
+    entries = [entry for family in ("shards", "epoch_shards", "documents") for entry in packed.files.get(family, [])]
     for entry in entries:
         url = storage.join(at.root, entry.name)
         buffer = file_buffer(url)
