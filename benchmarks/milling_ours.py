@@ -88,7 +88,7 @@ def _descendants(pid: int) -> Iterator[int]:
 def _peak_bytes(pid: int) -> int:
     found = re.search(r"^VmHWM:\s+(\d+) kB$", _read(Path(f"/proc/{pid}/status")), re.MULTILINE)
     # Before a started process has become another program, it is a copy of its parent.
-    return int(found[1]) * 1024 if found and "sdk_worker" in _read(Path(f"/proc/{pid}/cmdline")) else 0
+    return int(found[1]) * 1024 if found and "_worker_main" in _read(Path(f"/proc/{pid}/cmdline")) else 0
 
 
 def _read(path: Path) -> str:

@@ -83,7 +83,8 @@ def test_every_arm_trains_on_equally_many_sequences(milled: MillConfig) -> None:
         assert len(set(sizes.values())) == 1 and sizes["raw"] > 0, sizes
     for name in ARMS:
         packed = manifest.require(arm_output(milled, name), "pack")
-        assert len({entry.rows for entry in packed.files["shards"] if "train" in entry.name}) == 1
+        rows = [entry.rows for entry in packed.files["shards"] if "train" in entry.name]
+        assert max(rows) - min(rows) <= 1
     left_out = {name: manifest.require(arm_output(milled, name), "pack").counts["rows_left_out"] for name in ARMS}
     assert left_out["raw"] == 0 and all(left_out[name] > 0 for name in ARMS if name != "raw")
 
