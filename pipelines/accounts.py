@@ -96,7 +96,7 @@ def _unequal_epochs(packed: Manifest) -> Iterator[str]:
     first = Counter[str]()
     for entry in packed.files.get("shards", []):
         if split_of(entry) == "train":
-            first.update({"rows": entry.rows, "tokens_source": entry.tokens["source"]})
+            first.update({"rows": entry.rows, "tokens_source": entry.tokens.get("source", 0)})
     for epoch in range(1, packed.config.get("pack", {}).get("trace_per_epoch", 1)):
         for name, number in first.items():
             found = packed.counts.get(count_name(epoch, name), 0)

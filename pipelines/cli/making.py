@@ -12,7 +12,6 @@ from rich.text import Text
 from pipelines.cli.application import OutputArgument, SilentOption, app, out
 from pipelines.terminal import counted
 from sharding.errors import RequestError
-from sharding.storage import manifest
 
 if TYPE_CHECKING:
     from pipelines.cli.own_data import OwnData
@@ -44,6 +43,7 @@ def export(
     """Write the shards in the form another trainer reads, or upload them to the hub."""
     from sharding.shards import export as formats
     from sharding.shards.export import hub
+    from sharding.storage import manifest
 
     if to == "hub":
         place = hub.upload(output, target, report=with_report)
