@@ -26,6 +26,7 @@ from pipelines.cli.application import (
 @app.command()
 def check(config: ConfigArgument, overrides: SetOption = None, round_number: RoundOption = 1) -> None:
     """Look for all that would keep a run from ending well on this machine, in a second or two; buys nothing."""
+    begun(f"check {config}")
     from pipelines import preflight
 
     preflight.check_all(load(config, overrides, round_number))
@@ -118,6 +119,8 @@ def report(
     quiet: SilentOption = False,
 ) -> None:
     """Write report.html: what came of a run, in pictures, with documents to read. For a browser; needs no network."""
+    if not quiet:
+        begun(f"report {output}")
     from pipelines import report as report_module
 
     url = report_module.write(output, to)
