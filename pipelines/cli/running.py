@@ -36,36 +36,8 @@ if TYPE_CHECKING:
     from sharding.storage.manifest import Manifest
 
 
-@app.command()
-def run(
-    config: ConfigArgument,
-    beam_args: BeamArgument = None,
-    overrides: SetOption = None,
-    workers: WorkersOption = None,
-    round_number: RoundOption = 1,
-    replace: ReplaceOption = False,
-    force: ForceOption = False,
-    drain_seconds: DrainOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Run all four stages; those that are done are skipped."""
-    from sharding.storage.manifest import STAGES
-
-    _run(
-        config,
-        STAGES,
-        beam_args,
-        _with_drain(overrides, drain_seconds),
-        workers,
-        round_number,
-        replace=replace,
-        force=force,
-        quiet=quiet,
-    )
-
-
-def _stage_command(stage: str, about: str) -> None:
-    @app.command(stage, help=about)
+def _command(name: str, stages: tuple[str, ...], about: str) -> None:
+    @app.command(name, help=about)
     def command(
         config: ConfigArgument,
         beam_args: BeamArgument = None,
@@ -79,7 +51,7 @@ def _stage_command(stage: str, about: str) -> None:
     ) -> None:
         _run(
             config,
-            (stage,),
+            stages,
             beam_args,
             _with_drain(overrides, drain_seconds),
             workers,
@@ -90,10 +62,16 @@ def _stage_command(stage: str, about: str) -> None:
         )
 
 
-_stage_command("score", "Stage 1: cut documents into segments and score every token.")
-_stage_command("augment", "Stage 2: spend the thinking budget and generate traces.")
-_stage_command("select", "Stage 3: keep the traces that pass the gates.")
-_stage_command("pack", "Stage 4: pack documents and thoughts into shards.")
+_STAGES = {
+    "score": "Stage 1: cut documents into segments and score every token.",
+    "augment": "Stage 2: spend the thinking budget and generate traces.",
+    "select": "Stage 3: keep the traces that pass the gates.",
+    "pack": "Stage 4: pack documents and thoughts into shards.",
+}
+
+_command("run", tuple(_STAGES), "Run all four stages; those that are done are skipped.")
+for _name, _about in _STAGES.items():
+    _command(_name, (_name,), _about)
 
 
 def _with_drain(overrides: list[str] | None, drain_seconds: float | None) -> list[str]:
