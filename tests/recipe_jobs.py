@@ -51,17 +51,22 @@ def made(folder: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def run_bundle(tree: dict[str, Any], requests: list[bytes], folder: Path, falls_at: int | None) -> None:
-    """One bundle of all that the ledger lacks of some requests, for a process of its own."""
-    config = from_mapping(tree)
-    registry.create_engine = lambda model: FallingEngine(model, folder, falls_at)
-    order = WorkOrder(
+def order_in(folder: Path) -> WorkOrder:
+    """A run whose ledger is in a folder, each row in it as soon as it is made."""
+    return WorkOrder(
         run_id=str(time.time_ns()),
         began_ms=time.time_ns() // 1_000_000,
         ledger_url=str(folder / "ledger"),
         flush_rows=1,
         flush_seconds=0.01,
     )
+
+
+def run_bundle(tree: dict[str, Any], requests: list[bytes], folder: Path, falls_at: int | None) -> None:
+    """One bundle of all that the ledger lacks of some requests, for a process of its own."""
+    config = from_mapping(tree)
+    registry.create_engine = lambda model: FallingEngine(model, folder, falls_at)
+    order = order_in(folder)
     rows = list(read_ledger(order.ledger_url))
     elements: list[Any] = []
     for request in (records.decode(Request, one) for one in requests):

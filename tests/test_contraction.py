@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 from augment.contexts.contractor import Contracted, Contractor
 from augment.feeding import registry, worker
-from augment.feeding.worker import WorkOrder
 from augment.ledger.reading import read_ledger
 from augment.recipes.contracting import CONTRACTION_STEP
 from augment.requests.contraction import contraction_request
@@ -31,7 +29,7 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Quarantined, Request, ScoredSegment
 from sharding.storage import manifest
 from tests.endpoint_server import SERVED, ScriptedServer, completion
-from tests.recipe_jobs import FallingEngine, made
+from tests.recipe_jobs import FallingEngine, made, order_in
 
 TIERS: list[dict[str, Any]] = [
     {"name": "skip"},
@@ -54,6 +52,21 @@ def tree(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[s
         "contraction_tokens": 64,
     }
     return rehearsal_config(source, models=MODELS, budget=budget, ledger={"flush_seconds": 0.2})
+
+
+def served(server: ScriptedServer, tokenizer: str, *, contraction_tokens: int) -> dict[str, Any]:
+    """Models and budget of a run whose one tier shows contractions, both by one server."""
+    return {
+        "models": {"m": {"engine": "endpoint", "name": tokenizer, "served_name": SERVED, "urls": [server.url]}},
+        "budget": {
+            "policy": "fixed",
+            "fixed_tier": "short",
+            "thinking_tokens_per_source_token": 50,
+            "tiers": [{"name": "short", "model": "m", "prompt": "brief", "max_tokens": 32, "context": "contraction"}],
+            "contraction_model": "m",
+            "contraction_tokens": contraction_tokens,
+        },
+    }
 
 
 def requests(output: str) -> list[Request]:
@@ -196,17 +209,8 @@ def test_the_prompt_stays_as_long_in_a_document_of_any_length(
     assert len(text) >= 200_000
     server = ScriptedServer(answer)
     try:
-        model = {"engine": "endpoint", "name": byte_tokenizer, "served_name": SERVED, "urls": [server.url]}
-        tier = {"name": "short", "model": "m", "prompt": "brief", "max_tokens": 32, "context": "contraction"}
-        budget = {
-            "policy": "fixed",
-            "fixed_tier": "short",
-            "thinking_tokens_per_source_token": 50,
-            "tiers": [tier],
-            "contraction_model": "m",
-            "contraction_tokens": 128,
-        }
-        tree = rehearsal_config(write_jsonl([{"id": "long", "text": text}]), models={"m": model}, budget=budget)
+        by_server = served(server, byte_tokenizer, contraction_tokens=128)
+        tree = rehearsal_config(write_jsonl([{"id": "long", "text": text}]), **by_server)
         tree["difficulty"]["segment_tokens"] = 512
         config = from_mapping(tree)
         counts = mill(config, stages=["score", "augment"])["augment"].counts
@@ -235,18 +239,9 @@ def test_where_a_call_fails_the_segments_behind_it_are_given_up_and_no_others(
     text = "\n\n".join(part * 12 for part in parts)
     server = ScriptedServer(answer)
     try:
-        model = {"engine": "endpoint", "name": byte_tokenizer, "served_name": SERVED, "urls": [server.url]}
-        tier = {"name": "short", "model": "m", "prompt": "brief", "max_tokens": 32, "context": "contraction"}
-        budget = {
-            "policy": "fixed",
-            "fixed_tier": "short",
-            "thinking_tokens_per_source_token": 50,
-            "tiers": [tier],
-            "contraction_model": "m",
-            "contraction_tokens": 64,
-        }
+        by_server = served(server, byte_tokenizer, contraction_tokens=64)
         source = write_jsonl([{"id": "bad", "text": text}, {"id": "good", "text": text.replace("third", "3rd")}])
-        tree = rehearsal_config(source, models={"m": model}, budget=budget, ledger={"max_failed_fraction": 0.9})
+        tree = rehearsal_config(source, **by_server, ledger={"max_failed_fraction": 0.9})
         config = from_mapping(tree)
         made = mill(config, stages=["score", "augment"])["augment"]
         strict = from_mapping({**tree, "output": f"{config.output}-strict", "ledger": {"max_failed_fraction": 0.01}})
@@ -270,13 +265,7 @@ def bundle(tree: dict[str, Any], folder: Path, falls_at: int | None) -> None:
     """One bundle that contracts a document, for a process of its own."""
     config = from_mapping(tree)
     registry.create_engine = lambda model: FallingEngine(model, folder, falls_at)
-    order = WorkOrder(
-        run_id=str(time.time_ns()),
-        began_ms=time.time_ns() // 1_000_000,
-        ledger_url=str(folder / "ledger"),
-        flush_rows=1,
-        flush_seconds=0.01,
-    )
+    order = order_in(folder)
     planner = trace_planner(config)
     document = segments_of(config)
     request = contraction_request(planner, document)
