@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +27,7 @@ from augment.ledger.keys import KEY_ROWS
 from augment.ledger.parts import ledger_parts, write_table
 from augment.ledger.recent import CLOCK_SKEW_MS, FinishedSince
 from benchmarks.machine import conclude
+from benchmarks.peaks import Peaks, peak_bytes
 from benchmarks.reading_stores import VARIABLES, serve
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.storage.files import filesystem
@@ -110,7 +108,7 @@ def looking(rows: int, rows_per_part: int) -> Figures:
 
 def compacting(rows: int, rows_per_part: int) -> Figures:
     """Compact it, in as many processes as there are cores."""
-    with Peaks() as peaks:
+    with Peaks(poll_s=POLL_S) as peaks:
         began = time.perf_counter()
         done = compact(URL)
         elapsed_s = time.perf_counter() - began
@@ -130,43 +128,6 @@ def _sizes() -> dict[str, int]:
     for name, info in fs.find(path, detail=True).items():
         sizes[name[name.rindex(".") :]] += info["size"]
     return sizes
-
-
-class Peaks:
-    """The largest that a process started from here has been."""
-
-    def __init__(self) -> None:
-        self.largest_bytes = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Peaks:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(POLL_S):
-            for pid in _children():
-                self.largest_bytes = max(self.largest_bytes, peak_bytes(pid))
-
-
-def _children() -> Iterator[int]:
-    for task in Path("/proc/self/task").glob("*/children"):
-        yield from map(int, task.read_text(encoding="utf-8").split())
-
-
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had; 0 where it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 def _run(step: Callable[[int, int], Figures], rows: int, rows_per_part: int, found: Any) -> None:

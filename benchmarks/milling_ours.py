@@ -13,16 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peaks import Peaks
 from pipelines.config import MillConfig
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
@@ -52,57 +50,11 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-class WorkerPeak:
-    """The most memory any process started from here ever had, as the kernel keeps it: Beam's SDK workers.
-
-    Asked while they live: the figure that is left of a process when it has ended (`ru_maxrss`) begins with what its
-    parent had when it started it.
-    """
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> WorkerPeak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(POLL_S):
-            for pid in _descendants(os.getpid()):
-                self.peak_bytes = max(self.peak_bytes, _peak_bytes(pid))
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in map(int, _read(task / "children").split()):
-            yield child
-            yield from _descendants(child)
-
-
-def _peak_bytes(pid: int) -> int:
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", _read(Path(f"/proc/{pid}/status")), re.MULTILINE)
-    # Before a started process has become another program, it is a copy of its parent.
-    return int(found[1]) * 1024 if found and "_worker_main" in _read(Path(f"/proc/{pid}/cmdline")) else 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def run(source: str, output: str, tokenizer: str, num_shards: int, beam_args: list[str]) -> dict[str, Any]:
     """Mill `source` to `output`; what it took."""
     config = raw_config(source, output, tokenizer, num_shards)
     cpu_s, began = cpu_seconds(), time.perf_counter()
-    with WorkerPeak() as workers:
+    with Peaks("_worker_main", poll_s=POLL_S) as workers:
         manifests = mill(config, beam_args=beam_args)
     elapsed_s = time.perf_counter() - began
     return {
@@ -111,7 +63,7 @@ def run(source: str, output: str, tokenizer: str, num_shards: int, beam_args: li
         "tokens": manifests["pack"].counts["tokens_source"],
         "documents": manifests["score"].counts["documents"],
         "runner_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "worker_peak_bytes": workers.peak_bytes,
+        "worker_peak_bytes": workers.largest_bytes,
         "stages_s": {stage: finished.elapsed_s for stage, finished in manifests.items()},
     }
 
