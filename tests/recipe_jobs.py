@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -24,7 +25,11 @@ from sharding.records.types import Request
 
 
 class FallingEngine(RehearsalEngine):
-    """Notes each call that it has made; kills its process when the call of a number begins."""
+    """Notes each call that it has made; kills its process when the call of a number begins.
+
+    Every call ends by itself: one that the cap cuts is closed by a second call of the same trace, and would be among
+    those counted here.
+    """
 
     def __init__(self, model: ModelConfig, folder: Path, falls_at: int | None) -> None:
         super().__init__(model)
@@ -39,7 +44,7 @@ class FallingEngine(RehearsalEngine):
                 assert time.monotonic() < until
                 time.sleep(0.005)
             os.kill(os.getpid(), signal.SIGKILL)
-        generation = await super().generate(request)
+        generation = dataclasses.replace(await super().generate(request), finish_reason="stop")
         with (self._folder / "made").open("a", encoding="utf-8") as file:
             file.write(f"{request.key} {request.seed} {request.max_tokens}\n")
         return generation

@@ -369,6 +369,22 @@ def segment_requests(config: Any, tier: str) -> list[bytes]:
     return [records.encode(one) for one in found if isinstance(one, Request)]
 
 
+def test_a_recipe_is_known_by_what_is_in_its_file_not_by_where_it_lies(tree: dict[str, Any], tmp_path: Path) -> None:
+    """A project that is moved, or checked out elsewhere, buys nothing again."""
+
+    def key() -> str:
+        return str(records.decode(Request, segment_requests(from_mapping(tree), "own")[0]).request_key)
+
+    before = key()
+    moved = tmp_path / "elsewhere.py"
+    moved.write_text((tmp_path / "own.py").read_text(encoding="utf-8"), encoding="utf-8")
+    own = next(tier for tier in tree["budget"]["tiers"] if tier["name"] == "own")
+    own["recipe"] = f"{moved}:Twins"
+    assert key() == before
+    moved.write_text(moved.read_text(encoding="utf-8").replace("0.3", "0.2"), encoding="utf-8")
+    assert key() != before
+
+
 def in_a_process(tree: dict[str, Any], requests: list[bytes], folder: Path, falls_at: int | None) -> int | None:
     """The exit code of a process that runs one bundle."""
     context = multiprocessing.get_context("forkserver")

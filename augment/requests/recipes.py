@@ -35,9 +35,11 @@ def recipe_key(recipe: RecipeRequest, prompt_key: str, shown: Sequence[str], mod
         32 hex digits.
     """
     steps = {step: dataclasses.asdict(told) for step, told in sorted(recipe.steps.items())}
+    code = recipe_digest(recipe.name)
     said = {
-        "recipe": recipe.name,
-        "code": recipe_digest(recipe.name),
+        # A file is known by what is in it: one that was moved is the same recipe, and its calls aren't bought again.
+        "recipe": recipe.name.rpartition(":")[2] if code else recipe.name,
+        "code": code,
         "rounds": recipe.rounds,
         "drafts": recipe.drafts,
         "steps": steps,

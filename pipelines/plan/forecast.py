@@ -272,4 +272,5 @@ def shard_bytes(config: MillConfig, training_tokens: np.ndarray) -> np.ndarray:
 
 
 def _seed(config: MillConfig) -> int:
-    return text_number(content_id(yaml_config.dump(config)))
+    """By what the budget is to buy; where source and output are changes no forecast."""
+    return text_number(content_id(yaml_config.dump(yaml_config.to_mapping(config)["budget"])))
