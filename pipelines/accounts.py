@@ -17,7 +17,7 @@ from sharding.errors import MillError
 from sharding.packing import mixing
 from sharding.packing.epochs import count_name
 from sharding.packing.layout import LayoutCounts
-from sharding.shards.rows import split_of
+from sharding.shards.rows import epoch_of, split_of
 from sharding.storage.manifest import Manifest
 
 ALWAYS_COUNTED: dict[str, tuple[str, ...]] = {
@@ -93,7 +93,7 @@ def unmet(stage: str, manifests: Mapping[str, Manifest]) -> Iterator[str]:
 
 def _unequal_epochs(packed: Manifest) -> Iterator[str]:
     """Epochs that have other numbers of rows or of source tokens than the first: nothing but the traces may differ."""
-    first = Counter[str]()
+    first, filled = Counter[str](), Counter[int]()
     for entry in packed.files.get("shards", []):
         if split_of(entry) == "train":
             first.update({"rows": entry.rows, "tokens_source": entry.tokens.get("source", 0)})
@@ -102,6 +102,13 @@ def _unequal_epochs(packed: Manifest) -> Iterator[str]:
             found = packed.counts.get(count_name(epoch, name), 0)
             if found != number:
                 yield f"{found} {count_name(epoch, name)} is not {number} {name} of train in epoch 0"
+    # Of these a trainer takes as many steps; a takedown leaves rows of padding.
+    for entry in (*packed.files.get("shards", []), *packed.files.get("epoch_shards", [])):
+        if split_of(entry) == "train":
+            filled[epoch_of(entry)] += entry.rows - entry.padding_rows
+    for epoch, number in sorted(filled.items()):
+        if number != filled[0]:
+            yield f"{number} rows of epoch {epoch} hold anything, and {filled[0]} of train in epoch 0"
 
 
 def check(stage: str, manifests: Mapping[str, Manifest]) -> None:

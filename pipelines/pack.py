@@ -9,8 +9,7 @@ near-copies ──┤
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -19,6 +18,7 @@ from pipelines import card, yaml_config
 from pipelines.card import versions
 from pipelines.config import DeliveryConfig, MillConfig
 from pipelines.delivered import delivered_inputs, shards_before
+from pipelines.epochs import epoch_counts
 from pipelines.joints import contaminated_urls
 from pipelines.outcome import Built, Outcome
 from pipelines.secrets import without_secrets
@@ -32,7 +32,7 @@ from sharding.errors import RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.as_trainer import promise
 from sharding.packing.config import PackConfig, section_of
-from sharding.packing.epochs import count_name, least_value, why_one_trace
+from sharding.packing.epochs import least_value, why_one_trace
 from sharding.packing.laying_out import delimiter_warnings, encode_delimiters
 from sharding.packing.surprisal import check_surprisal
 from sharding.packing.transforms import LayOut, PackShards
@@ -46,8 +46,7 @@ from sharding.records.families import (
     ROWS,
     SEGMENTS,
 )
-from sharding.records.types import FileEntry
-from sharding.shards.rows import epoch_of, split_of
+from sharding.shards.rows import split_of
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
 
@@ -153,17 +152,6 @@ def check_epochs(config: PackConfig, select: Mapping[str, Any], delivery: Delive
             "output, or have trace_per_epoch: 1 in both"
         )
     return least_value(select)
-
-
-def epoch_counts(later: Sequence[FileEntry]) -> dict[str, int]:
-    """The counts that come of the shards of the later epochs."""
-    counts = Counter[str]()
-    for entry in later:
-        epoch = epoch_of(entry)
-        counts[count_name(epoch, "rows")] += entry.rows
-        counts[count_name(epoch, "rows_without_labels")] += entry.unlabelled_rows
-        counts.update({count_name(epoch, f"tokens_{kind}"): number for kind, number in entry.tokens.items()})
-    return dict(counts)
 
 
 def parts_of(output: str, scored: Manifest, selected: Manifest, config: PackConfig) -> tuple[Parts, ...]:

@@ -4,6 +4,8 @@
     stages/select/kept-* ────► provenance/thoughts-*.parquet    one row a thought
     manifests ───────────────► generator, prompt, what measured the gain; PROVENANCE.json: files, and of which corpus
 
+Of a corpus with another trace each epoch also those of `stages/select/rejected-*` that a later one shows, and which do.
+
 A file for each part, in its order, from the parts and the manifests alone: the same bytes whenever it is made. It is
 made by a command after a run and is no stage's: a corpus that was packed without it gets it without being packed again.
 """
@@ -14,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
 
 import msgspec
 import pyarrow as pa
@@ -22,13 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.delivered import Corpus, corpora
-from pipelines.epochs import refuse_several
+from pipelines.epochs import EPOCHS, shown_parts
 from pipelines.secrets import published
 from sharding import storage
-from sharding.records.families import KEPT, SEGMENTS
+from sharding.records.families import SEGMENTS
 from sharding.records.types import FileEntry
 from sharding.storage import manifest
-from sharding.storage.arrow_files import checked_batches, file_buffer
+from sharding.storage.arrow_files import file_buffer, read_batches
 from sharding.storage.hashed_file import publish_hashed
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
@@ -68,11 +70,13 @@ THOUGHTS = pa.schema(
         *(pa.field(name, pa.int32(), nullable=False) for name in ("segment_index", "sample", "thought_tokens")),
         *(pa.field(name, pa.float64()) for name in _GAINS),
         *(pa.field(name, pa.string()) for name in ("valued_by", "scorer")),
+        EPOCHS,
     ]
 )
 """`key` is the ledger's; `model` the config's name of the generator, `generator` and `revision` what it is; the version
 of a prompt is a digest of its text; `value` and the nats are those of `sharding.records.types.Candidate`, `valued_by`
-what computed the value, `scorer` the model that was asked."""
+what computed the value, `scorer` the model that was asked; `epochs` are those of `pack.trace_per_epoch` that show it,
+0 alone where there is one."""
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,37 +91,37 @@ def write(output: str) -> Provenance:
     """Write the provenance of a finished corpus into it; what was there is replaced.
 
     Raises:
-        RequestError: a folder of the output is a link, or it has several epochs with other traces.
+        RequestError: a folder of the output is a link.
         MillError: a stage hasn't finished, a part is not what its manifest says, or the store refused.
     """
     at = Output(output)
     for stage in manifest.STAGES:
         manifest.require(output, stage)
-    refuse_several(output, manifest.read(output, "pack"), "provenance is of the traces that were kept alone")
     parts = list(corpora(output))
     at.check_links()
     storage.remove(at.provenance_manifest, at.root)
     for name in filter(_OURS.fullmatch, storage.list_names(at.provenance)):
         storage.remove(storage.join(at.provenance, name), at.root)
     jobs = [
-        (family, f"{name}-{number:05d}-of-{len(found):05d}.parquet", url, schema, table_of)
-        for name, found, family, schema in (
-            ("documents", _parts_of_documents(parts), SEGMENTS, DOCUMENTS),
-            ("thoughts", _parts_of_thoughts(parts), KEPT, THOUGHTS),
+        (f"{name}-{number:05d}-of-{len(found):05d}.parquet", batches, schema, table_of)
+        for name, found, schema in (
+            ("documents", _parts_of_documents(parts), DOCUMENTS),
+            ("thoughts", _parts_of_thoughts(parts), THOUGHTS),
         )
-        for number, (url, table_of) in enumerate(found)
+        for number, (batches, table_of) in enumerate(found)
     ]
 
-    def make(job: tuple[Any, str, str, pa.Schema, _TableOf]) -> FileEntry:
-        family, name, url, schema, table_of = job
+    def make(job: tuple[str, _Batches, pa.Schema, _TableOf]) -> FileEntry:
+        name, batches, schema, table_of = job
         rows = 0
-        with publish_hashed(storage.join(at.provenance, name), name) as out:
-            columns = _SEGMENT_COLUMNS if family is SEGMENTS else (*_OF_KEPT, *_GAINS)
-            with pq.ParquetWriter(pa.PythonFile(out, mode="w"), schema, compression="zstd") as writer:
-                for batch in _whole_documents(checked_batches(file_buffer(url), columns, kind=family.kind)):
-                    table = table_of(batch)
-                    writer.write_table(table)
-                    rows += table.num_rows
+        with (
+            publish_hashed(storage.join(at.provenance, name), name) as out,
+            pq.ParquetWriter(pa.PythonFile(out, mode="w"), schema, compression="zstd") as writer,
+        ):
+            for batch in _whole_documents(batches()):
+                table = table_of(batch)
+                writer.write_table(table)
+                rows += table.num_rows
         return out.entry(rows=rows, tokens={})
 
     with ThreadPoolExecutor(_READ_AT_A_TIME) as pool:
@@ -158,34 +162,42 @@ def problems(output: str) -> Iterator[tuple[str, str]]:
 
 
 def _digests(parts: Sequence[Corpus]) -> dict[str, str]:
-    """Of the stages that it is made from; those of later deliveries by their number."""
+    """Of the stages that it is made from; those of later deliveries by their number. Of several epochs, how many."""
+    epochs = _epochs(parts[0])
     return {
         f"delivery {part.number} {stage}" if part.number else stage: manifest.digest(part.stages[stage])
         for part in parts
         for stage in _MADE_FROM
-    }
+    } | ({"epochs": str(epochs)} if epochs > 1 else {})
 
+
+def _epochs(part: Corpus) -> int:
+    return int(part.stages["pack"].config.get("pack", {}).get("trace_per_epoch", 1))
+
+
+_Batches = Callable[[], Iterator[pa.RecordBatch]]
+"""The rows of a part, read when they are wanted."""
 
 _TableOf = Callable[[pa.RecordBatch], pa.Table]
 
 
-def _parts_of_documents(parts: Sequence[Corpus]) -> list[tuple[str, _TableOf]]:
-    """The URL of each scored part, and what makes a table of it."""
+def _parts_of_documents(parts: Sequence[Corpus]) -> list[tuple[_Batches, _TableOf]]:
+    """The rows of each scored part, and what makes a table of them."""
     return [
-        (url, table_of)
+        (partial(read_batches, url, _SEGMENT_COLUMNS, kind=SEGMENTS.kind), table_of)
         for part in parts
         for table_of in [_documents(published(part.stages["score"]))]
         for url in manifest.file_urls(part.output, part.stages["score"], SEGMENTS.name)
     ]
 
 
-def _parts_of_thoughts(parts: Sequence[Corpus]) -> list[tuple[str, _TableOf]]:
-    """The same of the parts of kept thoughts."""
+def _parts_of_thoughts(parts: Sequence[Corpus]) -> list[tuple[_Batches, _TableOf]]:
+    """The same of the parts of thoughts that are shown."""
     return [
-        (url, table_of)
+        (batches, table_of)
         for part in parts
         for table_of in [_thoughts(published(part.stages["augment"]), published(part.stages["select"]))]
-        for url in manifest.file_urls(part.output, part.stages["select"], KEPT.name)
+        for batches in shown_parts(part.output, part.stages["select"], _epochs(part), (*_OF_KEPT, *_GAINS))
     ]
 
 
@@ -252,7 +264,7 @@ def _carried(text: str | None) -> dict[str, str]:
 
 
 def _thoughts(augmented: Manifest, selected: Manifest) -> Callable[[pa.RecordBatch], pa.Table]:
-    """Makes rows of `THOUGHTS` from kept candidates."""
+    """Makes rows of `THOUGHTS` from candidates that are shown; without `EPOCHS`, in the only epoch."""
     models, prompts = augmented.facts["models"], augmented.facts["prompts"]
     value = selected.facts.get("value", "none")
     difficulty = selected.config.get("scorer") or {}
@@ -272,6 +284,8 @@ def _thoughts(augmented: Manifest, selected: Manifest) -> Callable[[pa.RecordBat
         )
         columns["valued_by"] = pa.array([value if is_valued else None for is_valued in valued], pa.string())
         columns["scorer"] = pa.array([scorer if is_measured else None for is_measured in measured], pa.string())
+        is_shown = EPOCHS.name in kept.schema.names
+        columns[EPOCHS.name] = kept.column(EPOCHS.name) if is_shown else pa.array([[0]] * len(names), EPOCHS.type)
         return pa.table(columns).select(THOUGHTS.names).cast(THOUGHTS)
 
     return table_of

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from pipelines.arms import mill_arms
 from pipelines.config import MillConfig
 from pipelines.run import mill
 from pipelines.takedown import remove
+from pipelines.takedown.absent import add_search
 from pipelines.takedown.ids import Wanted
+from pipelines.takedown.refilling import Gift, Items, gifts_of
 from pipelines.verify import verify
 from pipelines.yaml_config import dump, from_mapping, to_mapping
 from sharding import storage
@@ -45,8 +48,9 @@ from sharding.shards.export.hub import published_names
 from sharding.shards.grain_sources import DocumentSource, RowSource
 from sharding.shards.rows import epoch_of
 from sharding.shards.sampler import PackedSampler
-from sharding.storage import manifest
+from sharding.storage import lease, manifest
 from tests.conftest import rehearsal_tree
+from tests.killing import killed_at
 
 EPOCHS = SHARDS = 3
 PACK = {"sequence_length": 256, "num_shards": SHARDS, "validation_fraction": 0.2, "source_weights": {"book": 1.5}}
@@ -429,15 +433,9 @@ def hashes(output: str) -> dict[str, str]:
 
 
 def test_what_is_made_for_one_epoch_refuses_several_and_its_way_out_is_one(copy: MillConfig, tmp_path: Path) -> None:
-    gone = Wanted(frozenset({"page-7"}), {})
     before = hashes(copy.output)
-    for refused in (
-        lambda: remove(copy.output, gone),
-        lambda: append(copy, [copy.all_sources[0].config.path]),
-        lambda: provenance.write(copy.output),
-    ):
-        with pytest.raises(RequestError, match=r"3 epochs with shards .* --set pack.trace_per_epoch=1 --replace"):
-            refused()
+    with pytest.raises(RequestError, match=r"3 epochs with shards .* --set pack.trace_per_epoch=1 --replace"):
+        append(copy, [copy.all_sources[0].config.path])
     with pytest.raises(RequestError, match=r"pack.trace_per_epoch: 3, and arms .* --set pack.trace_per_epoch=1"):
         mill_arms(copy)
     assert hashes(copy.output) == before
@@ -447,11 +445,201 @@ def test_what_is_made_for_one_epoch_refuses_several_and_its_way_out_is_one(copy:
     told = typer.testing.CliRunner().invoke(cli.app, arguments)
     assert told.exit_code == 0, told.output
     assert not list(Path(copy.output, "data").glob("epoch-*/*"))
+
+
+# --- takedown ---------------------------------------------------------------------------------------------------------
+
+
+def emptied(epochs: Sequence[Sequence[Row]], gone: frozenset[str]) -> list[int]:
+    """How many rows of each epoch hold nothing but these documents."""
+    return [sum(set(row.doc_ids) <= gone for row in rows) for rows in epochs]
+
+
+def uneven(epochs: Sequence[Sequence[Row]]) -> frozenset[str]:
+    """The documents of some row, without which more rows of one epoch hold nothing than of another."""
+    for row in (row for rows in epochs for row in rows):
+        if len(set(emptied(epochs, frozenset(row.doc_ids)))) > 1:
+            return frozenset(row.doc_ids)
+    raise AssertionError("the epochs have the same rows")
+
+
+def held(output: str) -> dict[str, Counter[str]]:
+    """The documents of every shard of every epoch."""
+    packed = manifest.require(output, "pack")
+    return {
+        entry.name: Counter(
+            doc_id for row in storage.read_records(storage.join(output, entry.name), Row) for doc_id in row.doc_ids
+        )
+        for family in ("shards", "epoch_shards")
+        for entry in packed.files[family]
+    }
+
+
+def test_a_document_leaves_every_epoch_and_all_stay_as_long(copy: MillConfig) -> None:
+    before, epochs, shards = hashes(copy.output), rows_by_epoch(copy.output), held(copy.output)
+    gone = uneven(epochs)
+    done = remove(copy.output, Wanted(gone, {doc_id: text_of(int(doc_id.split("-")[1])) for doc_id in gone}))
+    assert done.documents == len(gone) and done.shards
+    after, left = hashes(copy.output), rows_by_epoch(copy.output)
+    assert {name for name in shards if before[name] != after[name]} == {
+        name for name, of_shard in shards.items() if not gone.isdisjoint(of_shard)
+    }
+    assert held(copy.output) == {
+        name: Counter({doc_id: n for doc_id, n in of_shard.items() if doc_id not in gone})
+        for name, of_shard in shards.items()
+    }
+    filled = [sum(bool(row.doc_ids) for row in rows) for rows in left]
+    assert filled == [len(rows) - min(emptied(epochs, gone)) for rows in epochs]
+    expected = {doc_id: text for doc_id, text in sources_of(epochs[0]).items() if doc_id not in gone}
+    assert [sources_of(rows) for rows in left] == [expected] * EPOCHS
+    for rows, rows_before in zip(left, epochs, strict=True):
+        was = {place: thoughts for place, thoughts in shown_at(rows_before).items() if place[0] not in gone}
+        assert shown_at(rows) == was
+    dataset = PackedDataset(copy.output)
+    assert (dataset.epochs, len(dataset)) == (EPOCHS, filled[0])
+    report = verify(copy.output, deep=True, workers=1)
+    add_search(report, Wanted(gone, {doc_id: text_of(int(doc_id.split("-")[1])) for doc_id in gone}))
+    assert report.ok, report.problems
+    again = remove(copy.output, Wanted(uneven(left), {}))
+    assert again.documents and PackedDataset(copy.output).rows and verify(copy.output).ok
+    did_each: list[object] = []
+    mill(copy, on_stage=lambda stage, made, did: did_each.append(did))
+    assert set(did_each) == {"nothing"}
+    mill(copy, stages=("pack",), force=True)
+    repacked = rows_by_epoch(copy.output)
+    assert sources_of(repacked[2]) == sources_of(repacked[0]) and gone.isdisjoint(sources_of(repacked[0]))
+
+
+def test_verify_tells_epochs_that_hold_other_numbers_of_rows(copy: MillConfig) -> None:
+    packed = manifest.require(copy.output, "pack")
+    first, *others = packed.files["epoch_shards"]
+    damaged = [msgspec.structs.replace(first, padding_rows=1), *others]
+    packed = msgspec.structs.replace(packed, files={**packed.files, "epoch_shards": damaged})
+    manifest.write(copy.output, packed)
+    rows = sum(entry.rows for entry in packed.files["shards"] if "/train-" in entry.name)
+    said = f"{rows - 1} rows of epoch 1 hold anything, and {rows} of train in epoch 0"
+    assert said in [problem.what for problem in verify(copy.output).problems]
+
+
+def test_killed_anywhere_a_removal_of_all_epochs_goes_on(
+    copy: MillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SETTLE_S", 0.0)
+    gone = Wanted(uneven(rows_by_epoch(copy.output)), {})
+    whole = tmp_path / "whole"
+    shutil.copytree(copy.output, whole)
     remove(copy.output, gone)
-    mill(copy, stages=("pack",), replace=True)
-    epochs = rows_by_epoch(copy.output)
-    assert all(set(sources_of(rows)) == set(sources_of(epochs[0])) for rows in epochs)
-    assert "page-7" not in sources_of(epochs[0]) and len({len(rows) for rows in epochs}) == 1
+    expected, outcomes = hashes(copy.output), set()
+    for operation in (30, 42, 60, 400):
+        shutil.rmtree(copy.output)
+        shutil.copytree(whole, copy.output)
+        killed = killed_at(operation, lambda: remove(copy.output, gone))
+        begun = Path(copy.output, "stages/removal/REMOVAL.json").exists()
+        outcomes.add(("between" if begun else "before") if killed else "whole")
+        remove(copy.output, gone, missing_ok=True)
+        assert hashes(copy.output) == expected
+        assert {entry["sha256"] for entry in files_of(copy.output)} == set(expected.values())
+    assert outcomes >= {"between", "whole"} and verify(copy.output).ok
+
+
+def files_of(output: str) -> Iterator[dict[str, str]]:
+    """Name and sha256 of what lies in the folders of the shards and of the index."""
+    for path in sorted(Path(output).glob("data/**/*.arrow")) + sorted(Path(output).glob("index/*.arrow")):
+        yield {"name": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=6), min_size=2, max_size=4),
+    st.integers(0, 3),
+)
+def test_emptied_rows_are_filled_until_all_epochs_are_as_long(rows: list[list[tuple[int, int]]], shards: int) -> None:
+    """Rows as (items that go, items that stay), dealt out to shards."""
+    epochs = []
+    for in_epoch in rows:
+        dealt: dict[str, Items] = {}
+        for number in range(shards + 1):
+            mine = np.array(in_epoch[number :: shards + 1], np.int64).reshape(-1, 2)
+            dealt[f"s{number}"] = Items(mine.sum(axis=1), mine[:, 1].copy())
+        epochs.append(dealt)
+    left = [{name: items.left.copy() for name, items in of_epoch.items()} for of_epoch in epochs]
+    most = max(sum(int((items > 0).sum()) for items in of_epoch.values()) for of_epoch in left)
+    can = []
+    for of_epoch, counts in zip(epochs, left, strict=True):
+        room = sum(len(items.emptied) for items in of_epoch.values())
+        spare = sum(int(np.maximum(items - 1, 0).sum()) for items in counts.values())
+        lacking = most - sum(int((items > 0).sum()) for items in counts.values())
+        can.append(lacking <= min(room, spare))
+    try:
+        gifts = gifts_of(epochs)
+    except MillError:
+        assert not all(can)
+        return
+    assert all(can)
+    where = iter(gifts)
+    for of_epoch, counts in zip(epochs, left, strict=True):
+        lacking = most - sum(int((items > 0).sum()) for items in counts.values())
+        own = [next(where) for _ in range(lacking)]
+        for gift in own:
+            assert counts[gift.giver[0]][gift.giver[1]] > 1 and gift.taker[1] in of_epoch[gift.taker[0]].emptied
+            assert counts[gift.taker[0]][gift.taker[1]] == 0
+            counts[gift.giver[0]][gift.giver[1]] -= 1
+            counts[gift.taker[0]][gift.taker[1]] += 1
+        assert sum(int((items > 0).sum()) for items in counts.values()) == most
+        takers = {gift.taker[0] for gift in own if gift.giver[0] != gift.taker[0]}
+        assert takers.isdisjoint({gift.giver[0] for gift in own if gift.giver[0] != gift.taker[0]})
+    assert next(where, None) is None
+
+
+def test_a_shard_without_a_row_to_share_takes_from_another() -> None:
+    """Nothing but whole rows in the shard that loses one, and no document of those that go in the other."""
+    numbers = np.array([1, 1]), np.array([0, 1])
+    epochs = [
+        {"a": Items(np.array([2, 1]), np.array([1, 1])), "b": Items(np.array([2, 2]), np.array([2, 2]))},
+        {"c": Items(*numbers), "d": Items(np.array([3, 2]), np.array([3, 2]))},
+    ]
+    assert gifts_of(epochs) == [Gift(("d", 0), ("c", 0))]
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------
+
+
+def provenance_of(output: str) -> list[dict[str, Any]]:
+    files = sorted(Path(output, "provenance").glob("thoughts-*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def test_provenance_tells_which_epochs_show_a_thought(copy: MillConfig) -> None:
+    made = provenance.write(copy.output)
+    rows, traces = provenance_of(copy.output), passed(copy.output)
+    assert made.of["epochs"] == str(EPOCHS) and msgspec.json.encode(
+        provenance.write(copy.output)
+    ) == msgspec.json.encode(made)
+    by_key = {row["key"]: row for row in rows}
+    kept = {one.key for of in traces.values() for one in of if one.kept}
+    assert len(by_key) == len(rows) > len(kept) and kept == {row["key"] for row in rows if 0 in row["epochs"]}
+    order = [(row["doc_id"], row["segment_index"], row["sample"]) for row in rows]
+    assert order == sorted(order)
+    shown = [shown_at(of_epoch) for of_epoch in rows_by_epoch(copy.output)]
+    thoughts = [{(doc_id, text) for (doc_id, _), texts in of_epoch.items() for text in texts} for of_epoch in shown]
+    in_train = {doc_id for doc_id, _ in shown[0]}
+    for of_segment in traces.values():
+        told = [sorted(by_key[one.key]["epochs"]) for one in of_segment if one.key in by_key]
+        assert sorted(epoch for epochs in told for epoch in epochs) == list(range(EPOCHS))
+        for one in of_segment:
+            if one.doc_id in in_train and one.key in by_key:
+                assert all((one.doc_id, one.input_ids.tobytes()) in thoughts[e] for e in by_key[one.key]["epochs"])
+    assert all(row["model"] == "pretend" and row["prompt_version"] for row in rows)
+    assert not verify(copy.output).problems
+    tree = to_mapping(copy)
+    tree["pack"]["trace_per_epoch"] = 1
+    mill(from_mapping(tree), stages=("pack",), replace=True)
+    assert ["`thoughtmill provenance` makes it anew" in one.what for one in verify(copy.output).problems] == [True]
+    provenance.write(copy.output)
+    assert not verify(copy.output).problems
+    assert {row["key"]: row["epochs"] for row in provenance_of(copy.output)} == {key: [0] for key in kept}
+
+
+# --- the order of work ------------------------------------------------------------------------------------------------
 
 
 def test_another_way_to_run_it_gives_the_same_bytes(copy: MillConfig) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from sharding.records.rows import Row
 from sharding.shards.dataset import PackedDataset
 from sharding.storage import lease, manifest
 from tests.conftest import rehearsal_tree
+from tests.killing import killed_at
 
 WORDS = ("mill", "stone", "water", "wheel", "grain", "flour", "sack", "cart", "road", "river", "bridge", "town")
 
@@ -146,34 +145,6 @@ def output(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     plan = json.loads((copy / "stages/augment/plan.json").read_text())
     (copy / "stages/augment/plan.json").write_text(json.dumps({**plan, "ledger": str(copy / "ledger")}))
     return str(copy)
-
-
-def killed_at(operation: int, work: Callable[[], object]) -> bool:
-    """Whether work in a process of its own was killed when it was about to make or remove so many files."""
-    child = os.fork()
-    if child == 0:
-        left = operation
-
-        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-            def instead(*args: Any, **named: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os._exit(9)
-                return call(*args, **named)
-
-            return instead
-
-        code = 1
-        try:
-            os.unlink, Path.replace = counted(os.unlink), counted(Path.replace)  # type: ignore[method-assign]
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, 9)
-    return status == 9
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ def packing_rows(packed: Manifest) -> Iterator[tuple[str, str]]:
     without = counts.get("rows_without_labels", 0)
     yield "sequences without a label", _of(without, counts["rows"], "none of whose tokens counts in the loss")
     for epoch, of_epoch in shards_by_epoch(packed):
-        number, thoughts = counted(len(of_epoch), "shard"), counts[count_name(epoch, "thoughts")]
-        tokens = counts[count_name(epoch, "tokens_thought")]
+        number, thoughts = counted(len(of_epoch), "shard"), counts.get(count_name(epoch, "thoughts"), 0)
+        tokens = counts.get(count_name(epoch, "tokens_thought"), 0)
         told = f"{counted(counts[count_name(epoch, 'rows')], 'sequence')} in {number}, {thoughts:,} thoughts"
         yield f"train in epoch {epoch}", f"{told} of {tokens:,} tokens; loaded as `{config_name(epoch)}`"
     yield "tokenizer", f"`{packed.config['tokenizer']}`, {packed.facts['vocab_size']:,} entries"

@@ -48,7 +48,7 @@ class Gone:
         counts: stage → what they had added to its counts.
         account: rows of the account of selection that they had added.
         request_keys: of their requests.
-        items: what packing had made of them: see `shards.rebuild_shards`.
+        items: what packing had made of them in the first epoch: see `shards.rebuild_shards`.
     """
 
     found: set[str] = field(default_factory=set)
@@ -119,11 +119,13 @@ def _outcomes(document: JoinedDocument) -> Counter[str]:
 def _lay_out(document: JoinedDocument, layout: DocumentLayout, gone: Gone, *, removes_contaminated: bool) -> None:
     beside = {
         KEPT.name: document.beside.get(KEPT.name, []),
+        REJECTED.name: document.beside.get(REJECTED.name, []),  # of which later epochs show some
         NEAR_COPIES.name: document.beside.get(NEAR_COPIES.name, []),
         CONTAMINATED.name: document.beside.get(CONTAMINATED.name, []) if removes_contaminated else [],
     }
     for item in layout.items(JoinedDocument(document.scored, beside), gone.counts["pack"]):
-        add_item(gone.items, item)
+        if not item.epoch:
+            add_item(gone.items, item)
 
 
 def other_askers(requests: Iterable[str], ids: frozenset[str], keys: set[str]) -> dict[str, str]:

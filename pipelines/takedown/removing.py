@@ -15,7 +15,6 @@ from augment.ledger.forgetting import Forgotten
 from pipelines import accounts
 from pipelines.delivered import Corpus, corpora, joined
 from pipelines.deliveries_begun import refuse_joined, refuse_pending
-from pipelines.epochs import refuse_several
 from pipelines.takedown import parts, shards
 from pipelines.takedown.finishing import clear, finish
 from pipelines.takedown.ids import Wanted
@@ -27,6 +26,7 @@ from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.packing.config import config_of, layout_of
+from sharding.packing.epochs import least_value
 from sharding.packing.laying_out import DocumentLayout, encode_delimiters
 from sharding.records.families import REQUESTS
 from sharding.storage import manifest
@@ -127,7 +127,7 @@ def _look(corpus: Corpus, ids: frozenset[str]) -> _Part:
     """What goes of some documents, with the parts before the last stage rebuilt."""
     stages = corpus.stages
     packed = stages.get("pack")
-    layout = _layout(packed) if packed is not None else None
+    layout = _layout(packed, stages.get("select")) if packed is not None else None
     staging = Staging(corpus.output, int((packed or stages["score"]).facts["vocab_size"]))
     gone = parts.look(corpus.output, stages, ids, layout)
     made = {
@@ -243,7 +243,6 @@ def _refuse(output: str, stages: Mapping[str, Manifest]) -> None:
                 f"output: the {made.stage} stage of {output} is that of {manifest.files_url(output, made)}: remove the "
                 "documents there, and make this output again from it (--replace)"
             )
-    refuse_several(output, stages.get("pack"), "a removal rebuilds one")
     if arms := [name for name in storage.list_names(storage.join(output, "arms")) if "." not in name]:
         raise RequestError(
             f"output: {output} has control arms ({', '.join(arms[:_SHOWN])}), corpora of their own that hold the "
@@ -252,11 +251,12 @@ def _refuse(output: str, stages: Mapping[str, Manifest]) -> None:
         )
 
 
-def _layout(packed: Manifest) -> DocumentLayout:
+def _layout(packed: Manifest, selected: Manifest | None) -> DocumentLayout:
     config, tokenizer = config_of(packed), load_tokenizer(packed.config["tokenizer"])
     if tokenizer.fingerprint != packed.facts["tokenizer_fingerprint"]:
         raise MillError(f"tokenizer: {tokenizer.name} is not the one that the shards were packed with")
-    return DocumentLayout(config, layout_of(packed), tokenizer, encode_delimiters(config, tokenizer))
+    least = least_value(selected.config["select"]) if selected is not None else None
+    return DocumentLayout(config, layout_of(packed), tokenizer, encode_delimiters(config, tokenizer), least)
 
 
 def _stage_pilot(output: str, ids: frozenset[str], staging: Staging) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from pipelines.counts import PROMPT_TOKENS
+from pipelines.epochs import epoch_counts
 from pipelines.takedown.parts import Gone
 from pipelines.tombstones import Tombstones
+from sharding.records.families import EPOCH_ROWS
 from sharding.records.rows import TokenType
 from sharding.shards.rows import split_of
 from sharding.storage import manifest
@@ -49,6 +51,7 @@ def settled(made: Manifest, gone: Gone, stones: Tombstones) -> Manifest:
         for split in {split_of(entry) for entry in entries}:
             of_split = [entry for entry in entries if split_of(entry) == split]
             counts[f"rows_{split}"] = sum(entry.rows - entry.padding_rows for entry in of_split)
+        counts.update(epoch_counts(made.files.get(EPOCH_ROWS.name, [])))
         facts["removals"] = msgspec.to_builtins(stones.removals)
     return msgspec.structs.replace(made, counts=counts, facts=facts)
 

@@ -172,7 +172,8 @@ class Staging:
 
 def _staged(stage: str, name: str) -> str:
     """What a file of a stage is called in the folder of the removal."""
-    return f"{stage}-{name.rsplit('/', 1)[-1]}"
+    within = name.split("/", 1)[-1]  # shards of several epochs have one name in folders of their own
+    return f"{stage}-{within.replace('/', '-')}"
 
 
 def copy_file(url: str, target: str) -> None:

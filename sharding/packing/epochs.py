@@ -8,7 +8,7 @@ Epoch 0 shows the traces that were kept. The source is the same in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,19 +65,30 @@ def shown_in(document: JoinedDocument, epoch: int, least: float | None = None) -
         epoch: from 0.
         least: see `least_value`.
     """
-    others: dict[int, list[Candidate]] = {}
-    for candidate in document.beside.get("rejected", ()) if epoch else ():
-        if candidate.reasons == [NOT_CHOSEN] and _is_worth(candidate, least):
-            others.setdefault(candidate.segment_index, []).append(candidate)
-    if not others:
+    if not epoch:
         return document
-    shown = []
-    for kept in document.beside["kept"]:
-        traces = [kept, *sorted(others.get(kept.segment_index, ()), key=_place)]
-        shown.append(traces[epoch % len(traces)])
+    turns = in_turn(document.beside["kept"], document.beside.get("rejected", ()), least)
+    shown = [traces[epoch % len(traces)] for traces in turns]
     if all(one is other for one, other in zip(shown, document.beside["kept"], strict=True)):
         return document
     return JoinedDocument(document.scored, {**document.beside, "kept": shown})
+
+
+def in_turn(
+    kept: Iterable[Candidate], rejected: Iterable[Candidate], least: float | None = None
+) -> Iterator[list[Candidate]]:
+    """For each kept trace of a document all that its segment has to show, in the order in which epochs show them.
+
+    Args:
+        kept, rejected: of one document, with reasons, value and chance_value of the rejected ones.
+        least: see `least_value`.
+    """
+    others: dict[int, list[Candidate]] = {}
+    for candidate in rejected:
+        if candidate.reasons == [NOT_CHOSEN] and _is_worth(candidate, least):
+            others.setdefault(candidate.segment_index, []).append(candidate)
+    for one in kept:
+        yield [one, *sorted(others.get(one.segment_index, ()), key=_place)]
 
 
 def _is_worth(candidate: Candidate, least: float | None) -> bool:
