@@ -29,7 +29,16 @@ from difficulty.budget.allocation import Allocation
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts
 from pipelines.generated import asked_for_dropped, check_generated, generation_facts, holdback_section, without_prompt
-from pipelines.joints import Choices, holdback_of, index_inputs, plan_budget, trace_planner, with_index, work_order
+from pipelines.joints import (
+    Choices,
+    holdback_of,
+    index_inputs,
+    plan_budget,
+    recipe_inputs,
+    trace_planner,
+    with_index,
+    work_order,
+)
 from pipelines.joints.carried import carried_budget
 from pipelines.outcome import Built, Outcome
 from pipelines.passages import build_index
@@ -87,6 +96,7 @@ class Augment(Stage):
             inputs={
                 "score": manifest.digest(self.scored),
                 **prompts,
+                **recipe_inputs(config),
                 **index_inputs(config),
                 **({"gain": self.expected.digest} if self.expected is not None else {}),
                 **({"allocation": carried.digest} if carried is not None else {}),

@@ -7,7 +7,7 @@ is there at once.
 
 from __future__ import annotations
 
-from pipelines.joints.asking import Choices, hardest_spans, trace_planner, work_order
+from pipelines.joints.asking import Choices, hardest_spans, recipe_inputs, trace_planner, work_order
 from pipelines.joints.budget import (
     CONTRACTION_KEYS,
     TierGains,
@@ -48,6 +48,7 @@ __all__ = [
     "plain_tiers",
     "plan_budget",
     "prices",
+    "recipe_inputs",
     "searched_output",
     "select_section",
     "trace_planner",

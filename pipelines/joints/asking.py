@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from augment.feeding.worker import WorkOrder
-from augment.recipes import SINGLE, load_recipe
+from augment.recipes import SINGLE, load_recipe, recipe_digest
 from augment.recipes.protocol import RecipeRequest, StepRequest
 from augment.requests.planner import TracePlanner
 from augment.requests.tiers import ContractionRequest, TierRequest
@@ -75,6 +75,12 @@ def recipe_request(tier: TierConfig) -> RecipeRequest | None:
         drafts=tier.drafts,
         steps=steps,
     )
+
+
+def recipe_inputs(config: MillConfig) -> dict[str, str]:
+    """The code of the user's own recipes, as name → digest; empty where no tier has one in a file."""
+    recipes = {tier.recipe for tier in config.budget.tiers if not tier.skips}
+    return {f"recipe {name}": code for name in sorted(recipes) if (code := recipe_digest(name))}
 
 
 def work_order(

@@ -67,7 +67,8 @@ def _differences(config: MillConfig, scored: Manifest) -> list[str]:
     if config.scored is None:
         sections |= dict.fromkeys(("source", "sources")) | source_sections(config)
     differ = [key for name, section in sections.items() for key in _changed(name, scored.config.get(name), section)]
-    inputs = model_inputs(config.difficulty) | memory_inputs(config.difficulty)
+    tokenizer = {"tokenizer": load_tokenizer(config.tokenizer).fingerprint}
+    inputs = tokenizer | model_inputs(config.difficulty) | memory_inputs(config.difficulty)
     return differ + [f"the {name} itself" for name, digest in inputs.items() if scored.inputs.get(name) != digest]
 
 

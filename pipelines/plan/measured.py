@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from augment.selection.benchmarks.index import index_digest
 from augment.selection.values import value_digest
 from difficulty.budget.tiers import BudgetConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.joints import (
     CONTRACTION_KEYS,
+    asks_scorer,
+    grading_of,
     holdback_of,
     index_inputs,
+    judge_inputs,
     plain_contraction,
     plain_tiers,
+    recipe_inputs,
     select_section,
     trace_planner,
 )
+from pipelines.scorer_identity import model_inputs
 from sharding import storage
 from sharding.errors import MillError
 from sharding.storage.manifest import Manifest
@@ -130,8 +138,7 @@ def read_pilot(config: MillConfig, scored: Manifest | None) -> tuple[Pilot | Non
         return None, []
     try:
         found = json.loads(storage.read_bytes(url))
-        if found["config"] != (wanted := decides(config, scored)):
-            differ = [key for key, value in wanted.items() if found["config"].get(key) != value]
+        if differ := [key for key, value in decides(config, scored).items() if found["config"].get(key) != value]:
             return None, [f"{url} was measured with another config ({', '.join(differ)}): add --pilot to measure again"]
         tiers = {
             name: MeasuredTier(**{key: tuple(values) for key, values in tier.items()})
@@ -180,7 +187,32 @@ def decides(config: MillConfig, scored: Manifest | None) -> dict[str, Any]:
         "layout": "at_hard_span" if shown.at_hard_span else "",
         "tokenizer": config.tokenizer,
         "difficulty": scored.config["difficulty"] if scored is not None else None,
+        **{f"the content of the {name}": digest for name, digest in _named(config).items()},
+        **{f"the {name} of the scores": scored.inputs[name] for name in _OF_SCORES if scored and name in scored.inputs},
     }
+
+
+_OF_SCORES = ("tokenizer", "scorer", "reference", "memory")
+"""What decides how hard a segment is found, and so which ones a tier gets."""
+
+
+def _named(config: MillConfig) -> dict[str, str]:
+    """What is behind the names in the config, as name → digest: it may change while they stay.
+
+    What can't be had here, such as the scorer where one generates, is left out, and held against nothing.
+    """
+    decontaminate = config.select.decontaminate
+    asked: list[Callable[[], Mapping[str, str]]] = [
+        lambda: recipe_inputs(config),
+        lambda: judge_inputs(grading_of(config, time.time())),
+        lambda: model_inputs(config.gain_difficulty) if asks_scorer(config) else {},
+        lambda: {"benchmarks": index_digest(decontaminate)} if decontaminate is not None else {},
+    ]
+    found: dict[str, str] = {}
+    for told in asked:
+        with contextlib.suppress(MillError):
+            found |= told()
+    return found
 
 
 def forecast_for(output: str, budget: Mapping[str, Any]) -> dict[str, Any] | None:
