@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.typehints import KV
 
 from augment.contexts.finding import contexts_of
 from augment.engines.config import ModelConfig
@@ -25,7 +26,7 @@ from augment.requests.planner import TracePlanner
 from augment.requests.tiers import CONTRACTIONS, SegmentChoices
 from sharding.beam.counts import COUNTS
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import PutElementsAside, at_bundle_end
+from sharding.beam.shuffle import GroupBytes, PutElementsAside, at_bundle_end, shuffle_folder
 from sharding.errors import MillError
 from sharding.records.types import LedgerRow, Quarantined, Request, sample_key
 
@@ -71,20 +72,25 @@ class _RequestFn(beam.DoFn):
 class GenerateMissing(beam.PTransform):
     """Generates the samples that the ledger lacks, each with its request's model; a finished one goes there at once.
 
-    A branch for each model, which carries the model's accelerator as a resource hint.
+    A branch for each model, which carries the model's accelerator as a resource hint. On the local runner, whose
+    shuffles are files, requests come to it document by document, unless `feeding.prefix_groups` is off: those of one
+    document begin alike, and are to meet at an engine however long the run is.
 
     Args:
         planner: the models, and what turns requests into generations.
         feeding: the section of the config.
         order: the run.
+        num_partitions: see `sharding.beam.shuffle.GroupBytes`.
 
     Returns:
         `counts`, and `failed`: Quarantined requests, each given up alone.
     """
 
-    def __init__(self, planner: TracePlanner, feeding: FeedingConfig, order: WorkOrder) -> None:
+    def __init__(
+        self, planner: TracePlanner, feeding: FeedingConfig, order: WorkOrder, num_partitions: int = 1
+    ) -> None:
         super().__init__()
-        self._planner, self._feeding, self._order = planner, feeding, order
+        self._planner, self._feeding, self._order, self._num_partitions = planner, feeding, order, num_partitions
 
     def expand(self, missing: beam.PCollection) -> dict[str, beam.PCollection]:
         models = self._planner.models
@@ -93,7 +99,10 @@ class GenerateMissing(beam.PTransform):
             of_model = missing | f"For {name}" >> beam.Filter(
                 lambda element, name=name: element[0].model == name
             ).with_output_types(MissingSamples)
-            if len(models) > 1:  # each with workers of its own, so that none of them begins where requests are made
+            if self._goes_by_document(missing, model):
+                by_document = ByDocument(self._num_partitions, _hints(model))
+                of_model = of_model | f"Generate with {name}, by document" >> by_document
+            elif len(models) > 1:  # each with workers of its own, so that none of them begins where requests are made
                 aside = PutElementsAside(MissingSamples, encode_missing, decode_missing, _hints(model))
                 of_model = of_model | f"Generate with {name}, put aside" >> aside
             made.append(of_model | f"Generate with {name}" >> self._with_model(name, _hints(model)))
@@ -104,9 +113,40 @@ class GenerateMissing(beam.PTransform):
             for tag in (COUNTS, FAILED)
         }
 
+    def _goes_by_document(self, missing: beam.PCollection, model: ModelConfig) -> bool:
+        wanted = self._feeding.prefix_groups and model.engine_args.get("enable_prefix_caching") is not False
+        return wanted and shuffle_folder(missing.pipeline.options) is not None
+
     def _with_model(self, name: str, hints: Mapping[str, str]) -> beam.PTransform:
         generate = beam.ParDo(_GenerateFn(self._planner, name, self._feeding, self._order))
         return generate.with_resource_hints(**hints).with_outputs(FAILED, main=COUNTS)
+
+
+class ByDocument(beam.PTransform):
+    """`MissingSamples` as they are, those of one document one behind the other.
+
+    Args:
+        num_partitions: see `sharding.beam.shuffle.GroupBytes`.
+        hints: of the step that takes them.
+    """
+
+    def __init__(self, num_partitions: int, hints: Mapping[str, str]) -> None:
+        super().__init__()
+        self._num_partitions, self._hints = num_partitions, dict(hints)
+
+    def expand(self, missing: beam.PCollection) -> beam.PCollection:
+        keyed = missing | "As bytes" >> beam.Map(_with_document).with_output_types(KV[str, bytes])
+        grouped = keyed | "Meet" >> GroupBytes(self._num_partitions, self._hints)
+        one_by_one = beam.FlatMapTuple(_one_by_one).with_output_types(MissingSamples)
+        return grouped | "One by one" >> one_by_one.with_resource_hints(**self._hints)
+
+
+def _with_document(element: tuple[Request, list[int]]) -> tuple[str, bytes]:
+    return element[0].doc_id, encode_missing(element)
+
+
+def _one_by_one(_: str, values: Iterable[bytes]) -> Iterator[tuple[Request, list[int]]]:
+    yield from map(decode_missing, values)
 
 
 def _hints(model: ModelConfig) -> dict[str, str]:

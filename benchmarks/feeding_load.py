@@ -22,6 +22,7 @@ from pydoc_data.topics import topics
 import apache_beam as beam
 import numpy as np
 import psutil  # type: ignore[import-untyped]
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from augment.engines.config import ModelConfig, SamplingConfig
@@ -213,9 +214,15 @@ def run_ours(
     flush_rows: int = 256,
     flush_seconds: float = 10.0,
     feeding: FeedingConfig | None = None,
+    shuffle_folder: str = "",
 ) -> Turn:
-    """Our turn: the requests through GenerateMissing on the in-process runner, into a ledger of their own."""
+    """Our turn: the requests through GenerateMissing on the in-process runner, into a ledger of their own.
+
+    Args:
+        shuffle_folder: where its shuffles go, as those of a run do; "": there are none.
+    """
     clock.reset()
+    options = PipelineOptions([], local_shuffle_folder=shuffle_folder)
     order = WorkOrder(
         run_id="benchmark",  # one for all turns: they share an engine
         began_ms=time.time_ns() // 1_000_000,
@@ -223,7 +230,7 @@ def run_ours(
         flush_rows=flush_rows,
         flush_seconds=flush_seconds,
     )
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+    with beam.Pipeline(runner=FnApiRunner(), options=options) as pipeline:
         _ = (
             pipeline
             | beam.Create(load.elements, reshuffle=False)

@@ -82,12 +82,17 @@ def prefix_figures(tokenizer: str, **settings: Any) -> dict[str, float]:
     """Tokens per second of the engines' clock, in either order, with the share of the prompts' tokens that was read.
 
     `_short_queue`: where `SHORT_QUEUE` requests wait at most, so that a document's segments seldom meet there, and the
-    samples of each alone go together.
+    samples of each alone go together. `_through_files`: the same, with requests that are dealt out by document before,
+    through the files of the local runner's shuffle.
     """
     grouped, by_length = (run(tokenizer, prefix_groups=groups, **settings) for groups in (True, False))
     settings |= {"max_waiting": SHORT_QUEUE}
     short_grouped, short_by_length = (run(tokenizer, prefix_groups=groups, **settings) for groups in (True, False))
+    by_document = run(tokenizer, prefix_groups=True, through_files=True, **settings)
     return {
+        "prefix_ratio_to_longest_first_short_queue_through_files": by_document["tokens_per_second"]
+        / short_by_length["tokens_per_second"],
+        "prefix_prompt_share_read_short_queue_through_files": by_document["share_read"],
         "prefix_ratio_to_longest_first_short_queue": short_grouped["tokens_per_second"]
         / short_by_length["tokens_per_second"],
         "prefix_prompt_share_read_short_queue": short_grouped["share_read"],
@@ -110,8 +115,13 @@ def run(
     step_s: float = STEP_S,
     cache_tokens: int = CACHE_TOKENS,
     max_waiting: int = FeedingConfig().max_waiting,
+    through_files: bool = False,
 ) -> dict[str, float]:
-    """The load once through GenerateMissing to `ENGINES` simulated engines with a prefix cache each."""
+    """The load once through GenerateMissing to `ENGINES` simulated engines with a prefix cache each.
+
+    Args:
+        through_files: whether shuffles go through files, as those of a run on one machine do.
+    """
     model = ModelConfig(engine="rehearsal", name="simulated", max_model_len=4096, replicas=ENGINES)
     engines: list[SimulatedEngine] = []
     caches: list[PrefixCache] = []
@@ -126,7 +136,8 @@ def run(
     feeding = FeedingConfig(prefix_groups=prefix_groups, max_waiting=max_waiting)
     with tempfile.TemporaryDirectory() as name, mock.patch.object(registry, "create_engine", make):
         try:
-            turn: Turn = run_ours(load, f"{name}/ledger", feeding=feeding)
+            folder = f"{name}/shuffle" if through_files else ""
+            turn: Turn = run_ours(load, f"{name}/ledger", feeding=feeding, shuffle_folder=folder)
         finally:
             worker.close_all()
     ticks = max(engine.steps + engine.read_steps for engine in engines)

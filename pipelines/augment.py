@@ -162,7 +162,7 @@ class Augment(Stage):
         begun = root | "Interrupted" >> ReadLedger(ledger_parts(ledger, kind=PARTIAL_PART))
         wanted = {"requests": made["requests"], "rows": rows, "begun": begun}
         missing = wanted | "Missing" >> FindMissing(self.num_parts)
-        generated = missing["requests"] | "Generate" >> GenerateMissing(planner, feeding, self.order)
+        generated = missing["requests"] | "Generate" >> GenerateMissing(planner, feeding, self.order, self.num_parts)
         failed = (made[FAILED], generated[FAILED]) | "All failed" >> beam.Flatten()
         requests = made["requests"] | "Without prompts" >> beam.Map(without_prompt).with_output_types(Request)
         return Built(

@@ -118,7 +118,9 @@ def test_a_disk_that_is_too_small(
 ) -> None:
     config = from_mapping(tree)
     rest, shuffled = room.needed_bytes(Subject(config, STAGES, 10**12))
-    assert 1e12 < rest < 3e12 and shuffled == 3e12
+    assert 1e12 < rest < 3e12 and shuffled == 4e12
+    by_length = from_mapping({**tree, "feeding": {"prefix_groups": False}})
+    assert room.needed_bytes(Subject(by_length, STAGES, 10**12)) == (rest, 3e12), "prompts are shuffled once, not twice"
     for free, refused in ((rest - 1, True), (rest + 1, False)):
         monkeypatch.setattr(room.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
         if refused:

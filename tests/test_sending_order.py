@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
+import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.pipeline import PipelineVisitor
+from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +26,16 @@ from augment.feeding.lengths import PRIOR_GENERATIONS, REMEMBERED_GENERATIONS, L
 from augment.feeding.registry import Registry
 from augment.feeding.tickets import Completed, Job
 from augment.feeding.waiting import PREFILL_COST, Waiting, shared_tokens
+from augment.feeding.worker import WorkOrder
 from augment.ledger.reading import read_ledger
-from benchmarks.feeding_load import make_load, run_ours
+from augment.ledger.transforms import MissingSamples, encode_missing
+from augment.transforms import ByDocument, GenerateMissing
+from benchmarks.feeding_load import MODEL, make_load, run_ours
 from benchmarks.prefixes import PrefixCache, learned_figures, load_of_documents, run
-from sharding.records.types import sample_key
+from pipelines.beam_options import beam_options
+from sharding.beam.shuffle import LocalShuffleOptions
+from sharding.records.types import Request, sample_key
+from tests.endpoint_server import SERVED, ScriptedServer
 from tests.engine_sources import Engines
 from tests.test_feeding import QUICK, ScriptedEngine, generation
 
@@ -218,6 +229,29 @@ def test_a_group_goes_to_one_replica_through_the_feeder() -> None:
     assert len(set(groups[0]) & set(groups[1])) <= 1, "but for the last group, which no engine waits for"
 
 
+@pytest.mark.parametrize(("groups", "homes"), [(True, [0, 6]), (False, [3, 3])])
+def test_servers_of_one_model_get_a_document_each_or_by_their_room(
+    byte_tokenizer: str, groups: bool, homes: list[int]
+) -> None:
+    """Each request is through before the next one comes, so that room alone would give them in turn."""
+    servers = [ScriptedServer() for _ in homes]
+    urls = tuple(server.url for server in servers)
+    model = ModelConfig(engine="endpoint", name=byte_tokenizer, served_name=SERVED, urls=urls, max_model_len=4096)
+    registry = Registry()
+    try:
+        feeder = registry.acquire(model, FeedingConfig(prefix_groups=groups))
+        ticket = feeder.ticket()
+        for number in range(6):
+            ticket.submit(asked(str(number), 50, group="a document", prompt=np.arange(5, dtype=np.uint32)))
+            assert len(list(ticket.drain())) == 1
+        registry.release(feeder)
+        registry.close_all()
+    finally:
+        for server in servers:
+            server.stop()
+    assert sorted(len(server.bodies) for server in servers) == homes
+
+
 @pytest.mark.parametrize(("said", "together"), [({}, True), ({"enable_prefix_caching": False}, False)])
 def test_an_engine_without_a_cache_gets_no_groups(said: dict[str, Any], together: bool) -> None:
     registry = Registry()
@@ -254,6 +288,72 @@ def test_every_request_goes_once_whatever_is_learned(by_prefix: bool, seed: int)
     assert sorted(sent) == sorted(map(str, range(count))) and len(waiting) == 0
 
 
+# --- on the way to the queue ------------------------------------------------------------------------------------------
+
+PASSED: list[str] = []
+
+
+def note(element: tuple[Request, list[int]]) -> tuple[Request, list[int]]:
+    """Notes the document of a request. Beam finds it by name, so that it is this process's list."""
+    PASSED.append(element[0].doc_id)
+    return element
+
+
+def test_requests_come_document_by_document_and_are_the_same(byte_tokenizer: str, tmp_path: Path) -> None:
+    model = ModelConfig(engine="rehearsal", name="rehearsal", max_model_len=4096)
+    load = load_of_documents(model, byte_tokenizer, 5)
+    mixed = [request.doc_id for request, _ in load.elements]
+    assert changes(mixed) > 3 * 5, "by the hash of their keys"
+    options = beam_options([])
+    options.view_as(LocalShuffleOptions).local_shuffle_folder = str(tmp_path / "shuffle")
+    PASSED.clear()
+
+    def same(found: list[tuple[Request, list[int]]]) -> None:
+        assert sorted(map(encode_missing, found)) == sorted(map(encode_missing, load.elements))
+
+    with beam.Pipeline(options=options) as pipeline:
+        made = pipeline | beam.Create(load.elements, reshuffle=False).with_output_types(MissingSamples)
+        assert_that(made | ByDocument(1, {}) | beam.Map(note), same)
+    assert changes(PASSED) == 4 and sorted(PASSED) == sorted(mixed)
+
+
+def changes(documents: list[str]) -> int:
+    """How often another document follows."""
+    return sum(one != other for one, other in itertools.pairwise(documents))
+
+
+@pytest.mark.parametrize(
+    ("groups", "arguments", "by_document"),
+    [(True, {}, True), (False, {}, False), (True, {"enable_prefix_caching": False}, False)],
+)
+def test_only_where_prompts_that_begin_alike_are_kept_together_another_shuffle_is_paid(
+    byte_tokenizer: str, tmp_path: Path, groups: bool, arguments: dict[str, Any], by_document: bool
+) -> None:
+    model = ModelConfig(engine="vllm", name="m", max_model_len=4096, engine_args=arguments)
+    planner = dataclasses.replace(load_of_documents(model, byte_tokenizer, 0).planner)
+    planner._decides[MODEL] = {}
+    options = beam_options([])
+    for folder, wanted in ((str(tmp_path), by_document), ("", False)):
+        options.view_as(LocalShuffleOptions).local_shuffle_folder = folder
+        pipeline = beam.Pipeline(options=options)
+        missing = pipeline | beam.Create([], reshuffle=False).with_output_types(MissingSamples)
+        order = WorkOrder(run_id="r", began_ms=0, ledger_url=str(tmp_path / "ledger"), flush_rows=1, flush_seconds=1)
+        missing | GenerateMissing(planner, FeedingConfig(prefix_groups=groups), order)
+        steps = [step.full_label for step in steps_of(pipeline)]
+        assert any("by document" in step for step in steps) is wanted
+
+
+def steps_of(pipeline: beam.Pipeline) -> list[Any]:
+    found: list[Any] = []
+
+    class Visitor(PipelineVisitor):
+        def enter_composite_transform(self, transform_node: Any) -> None:
+            found.append(transform_node)
+
+    pipeline.visit(Visitor())
+    return found
+
+
 # --- what comes of it -------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +382,9 @@ def test_groups_are_read_once_where_the_cache_is_small(byte_tokenizer: str) -> N
     settings: dict[str, Any] = {"documents": 6, "slots": 4, "step_s": 0.0002, "cache_tokens": 10_000}
     grouped, by_length = (run(byte_tokenizer, prefix_groups=groups, **settings) for groups in (True, False))
     assert grouped["share_read"] < 0.8 * by_length["share_read"]
+    settings = {"documents": 24, "slots": 4, "step_s": 0.0002, "cache_tokens": 5_000, "max_waiting": 48}
+    by_key, by_document = (run(byte_tokenizer, prefix_groups=True, through_files=f, **settings) for f in (False, True))
+    assert by_document["share_read"] < 0.9 * by_key["share_read"], "also where not all of a document's requests wait"
 
 
 def test_learned_lengths_shorten_a_run_whose_plan_misleads() -> None:

@@ -24,8 +24,9 @@ class FeedingConfig:
     )
     prefix_groups: bool = Field(
         default=True,
-        description="Requests about one document go to one engine one after the other, for its prefix cache; false: by "
-        "length alone. Off by itself where a model's engine_args say enable_prefix_caching: false.",
+        description="Requests about one document go to one engine, or one of a model's urls, one after the other, for "
+        "its prefix cache; false: by length alone, and to whichever has most room. Off by itself where a model's "
+        "engine_args say enable_prefix_caching: false.",
     )
     drain_seconds: float = Field(
         default=0.0,

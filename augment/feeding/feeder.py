@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -97,6 +98,9 @@ class Feeder:
         Raises:
             MillError: the engine failed for good, or was closed.
         """
+        if not self._config.prefix_groups:
+            # Nobody below is to keep its prompt with others: not what waits, nor the pool of a model's servers.
+            job.request = dataclasses.replace(job.request, prefix_group="")
         self._intake.put(job)
 
     @property

@@ -27,8 +27,9 @@ REST_PER_BYTE = {"score": 0.70, "pack": 0.27}
 REST_PER_THOUGHT_TOKEN = {"augment": 4.0, "select": 3.4, "pack": 0.85}
 """The same for each token that is generated."""
 
-SHUFFLED_PER_BYTE = {"score": 2.7, "augment": 2.0, "select": 1.2, "pack": 3.0}
-"""What the shuffles of the local runner take while the stage is made, in bytes for each of the source's text."""
+SHUFFLED_PER_BYTE = {"score": 2.7, "augment": 4.0, "select": 1.2, "pack": 3.0}
+"""What the shuffles of the local runner take while the stage is made, in bytes for each of the source's text. Those
+of augment are nearly all prompts, which go twice: by their keys, and by document for `feeding.prefix_groups`."""
 
 
 def writable(subject: Subject) -> Iterator[MillError]:
@@ -75,7 +76,8 @@ def needed_bytes(subject: Subject) -> tuple[float, float]:
         times.get(stage, 1) * (REST_PER_BYTE.get(stage, 0.0) * text + REST_PER_THOUGHT_TOKEN.get(stage, 0.0) * thoughts)
         for stage in subject.here
     )
-    shuffled = (times.get(stage, 1) * SHUFFLED_PER_BYTE[stage] for stage in subject.here)
+    shuffles = {**times, "augment": 1.0 if subject.config.feeding.prefix_groups else 0.5}
+    shuffled = (shuffles.get(stage, 1) * SHUFFLED_PER_BYTE[stage] for stage in subject.here)
     return rest, text * max(shuffled, default=0.0)
 
 

@@ -53,7 +53,15 @@ Inputs = Any
 
 
 class GroupPartitions(beam.PTransform):
-    """(partition, bytes) → (partition, its values), in no particular order. Takes `Inputs`."""
+    """(partition, bytes) → (partition, its values), in no particular order. Takes `Inputs`.
+
+    Args:
+        hints: resource hints of the step that takes the groups: it reads files in the same go where they are equal.
+    """
+
+    def __init__(self, hints: Mapping[str, Any] = MappingProxyType({})) -> None:
+        super().__init__()
+        self._hints = dict(hints)
 
     def expand(self, inputs: Inputs) -> beam.PCollection:
         collections = _several(inputs)
@@ -61,7 +69,8 @@ class GroupPartitions(beam.PTransform):
         if folder is None:
             return collections | beam.Flatten() | "Group" >> beam.GroupByKey()
         files = tuple(values | f"Files {number}" >> _File(folder) for number, values in enumerate(collections))
-        return files | beam.Flatten() | "Group files" >> beam.GroupByKey() | "Open" >> beam.MapTuple(_opened)
+        opened = beam.MapTuple(_opened).with_resource_hints(**self._hints)
+        return files | beam.Flatten() | "Group files" >> beam.GroupByKey() | "Open" >> opened
 
 
 MIN_PARTITIONS = 64
@@ -73,11 +82,12 @@ class GroupBytes(beam.PTransform):
 
     Args:
         num_partitions: where it goes through files, how many at least: one is held in memory at a time.
+        hints: see `GroupPartitions`.
     """
 
-    def __init__(self, num_partitions: int) -> None:
+    def __init__(self, num_partitions: int, hints: Mapping[str, Any] = MappingProxyType({})) -> None:
         super().__init__()
-        self._num_partitions = max(MIN_PARTITIONS, num_partitions)
+        self._num_partitions, self._hints = max(MIN_PARTITIONS, num_partitions), dict(hints)
 
     def expand(self, inputs: Inputs) -> beam.PCollection:
         collections = _several(inputs)
@@ -88,7 +98,8 @@ class GroupBytes(beam.PTransform):
             | f"Partition {n}" >> beam.MapTuple(partial(_keyed, self._num_partitions)).with_output_types(KV[int, bytes])
             for n, values in enumerate(collections)
         )
-        return keyed | "Partitions" >> GroupPartitions() | "By key" >> beam.FlatMapTuple(_by_key)
+        by_key = beam.FlatMapTuple(_by_key).with_resource_hints(**self._hints)
+        return keyed | "Partitions" >> GroupPartitions(self._hints) | "By key" >> by_key
 
 
 class PutAside(beam.PTransform):
