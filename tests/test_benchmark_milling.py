@@ -68,7 +68,7 @@ def test_rates_are_those_of_the_median_turn() -> None:
 def test_our_turn_and_what_is_in_the_shards(byte_tokenizer: str, tmp_path: Path) -> None:
     source, output = tmp_path / "source", str(tmp_path / "out")
     _, count, text_bytes = milling_corpus.write_jsonl(source, 60_000, 2)
-    turn = run(f"{source}/*.jsonl", output, byte_tokenizer, 2, [])
+    turn = run(raw_config(f"{source}/*.jsonl", output, byte_tokenizer, 2), [])
     assert turn["documents"] == count and turn["elapsed_s"] > 0 and turn["cpu_s"] > 0
     assert turn["tokens"] == run_bare(source, tmp_path, Path(byte_tokenizer))["tokens"] <= text_bytes
     assert not any(manifest.require(output, stage).rehearsal for stage in manifest.STAGES)
@@ -89,7 +89,7 @@ def test_a_corpus_without_thoughts_has_no_model(byte_tokenizer: str) -> None:
 def test_the_last_line_has_every_figure(byte_tokenizer: str) -> None:
     command = [sys.executable, "-m", "benchmarks.milling", "--tokenizer", byte_tokenizer, "--megabytes", "1"]
     done = subprocess.run(
-        [*command, "--growth-megabytes", "1", "--rounds", "1"],
+        [*command, "--growth-megabytes", "1", "--everything-megabytes", "1", "--rounds", "1"],
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "120"},
         capture_output=True,
