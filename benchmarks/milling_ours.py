@@ -49,13 +49,13 @@ def raw_config(source: str, output: str, tokenizer: str, num_shards: int) -> Mil
 
 def full_config(source: str, output: str, tokenizer: str, num_shards: int) -> MillConfig:
     """A run with all that the local runner might hold in memory: what waits for an n-gram memory, for contractions, for
-    controls, for repeats, and for one of two models."""
+    controls, for repeats, and for one of two models. From 24 MB of text on the memory is as large as it may get."""
     return from_mapping(
         {
             "source": {"path": source, "id_field": "id"},
             "output": output,
             "tokenizer": tokenizer,
-            "difficulty": {"scorer": "rehearsal", "segment_tokens": 512, "memory": {}},
+            "difficulty": {"scorer": "rehearsal", "segment_tokens": 512, "memory": {"max_ngrams": 1 << 20}},
             "models": {name: {"engine": "rehearsal", "name": name} for name in ("small", "large")},
             "budget": {
                 "thinking_tokens_per_source_token": 0.5,
