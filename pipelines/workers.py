@@ -30,9 +30,9 @@ WORTH_S = 4 * START_S
 WORKER_BYTES = 1 << 30
 """Memory for one: the largest that was measured took half of it (docs/benchmarks.md, milling)."""
 
-COUNTING_BYTES = 192
-"""More for each n-gram that a memory may hold: each process counts by itself, and the runner carries what it has. Two
-processes took 7.7 GB with it where 2^24 are held, 3.9 each (docs/benchmarks.md, milling)."""
+COUNTING_BYTES = 64
+"""More for each n-gram that a memory may hold: each process counts by itself. Two processes had 1.03 GB at most where
+2^24 are held (docs/benchmarks.md, milling)."""
 
 _OWN = "--direct_"
 """Begins Beam's options for the same."""

@@ -91,12 +91,12 @@ def test_counting_an_ngram_memory_takes_memory_for_each_process(tmp_path: Path, 
     difficulty = DifficultyConfig(scorer="rehearsal", memory=MemoryConfig())
     options = beam_options([])
     set_workers(options, [], "auto", work_s=1000 * WORTH_S, loads_model=False, worker_bytes=bytes_to_score(difficulty))
-    # 64 GiB are free: 4 for each of eight, and with a memory four times as large there is room for four of 13.
+    # 64 GiB are free: 2 for each of eight; and with a memory sixteen times as large there is room for three of 17.
     assert options.view_as(DirectOptions).direct_num_workers == 8
-    larger = DifficultyConfig(scorer="rehearsal", memory=MemoryConfig(max_ngrams=1 << 26))
+    larger = DifficultyConfig(scorer="rehearsal", memory=MemoryConfig(max_ngrams=1 << 28))
     options = beam_options([])
     set_workers(options, [], "auto", work_s=1000 * WORTH_S, loads_model=False, worker_bytes=bytes_to_score(larger))
-    assert options.view_as(DirectOptions).direct_num_workers == 4
+    assert options.view_as(DirectOptions).direct_num_workers == 3
     counting = config(tmp_path, byte_tokenizer, difficulty={"scorer": "rehearsal", "memory": {}})
     assert (
         Score(counting).worker_bytes
