@@ -1,8 +1,9 @@
 """What the card says for the public summary of training content that the EU's AI Act asks of a model's provider.
 
-The sections are those of the template that the AI Office published in July 2025 for Article 53(1)(d): general
-information, the list of data sources, and data processing. A corpus knows some of it; what only the provider of a model
-knows is marked, and `card.training_content` gives it by the number of the section.
+The sections are those of the template for Article 53(1)(d), which the Commission published in July 2025 and adopted as
+C(2025) 8311: general information, the list of data sources, and data processing aspects; they are called as they are
+there. A corpus knows some of it; what only the provider of a model knows is marked, and `card.training_content` gives
+it by the number of the section.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ SECTIONS = {
     "1.3": "modalities, overall training data size and other characteristics: types of content, latest date of "
     "acquisition, languages",
     "2.1": "publicly available datasets",
-    "2.2": "private non-publicly available datasets obtained from third parties: commercially licensed by rightsholders "
-    "or their representatives (2.2.1), or obtained from others (2.2.2)",
+    "2.2": "private non-publicly available datasets obtained from third parties: commercially licensed by "
+    "rightsholders or their representatives (2.2.1), or obtained from others (2.2.2)",
     "2.3": "data crawled and scraped from online sources",
     "2.4": "user data",
     "2.5": "synthetic data",
