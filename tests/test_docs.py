@@ -137,7 +137,8 @@ def test_what_is_skipped_here_runs_elsewhere() -> None:
 def test_python_runs(block: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in modules_of(block):
         if importlib.util.find_spec(module) is None:
-            where = IN_PLACES_OF_THEIR_OWN.get(module, "by hand" if module in BY_HAND else "where it is installed")
+            elsewhere = IN_PLACES_OF_THEIR_OWN.get(module)
+            where = f"in {elsewhere}" if elsewhere else "by hand" if module in BY_HAND else "where it is"
             pytest.skip(f"{module} isn't installed: these lines run {where}")
     if any(place in block for place in PLACES):
         for name in ("arrayrecord", "parquet", "datatrove"):
