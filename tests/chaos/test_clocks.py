@@ -138,7 +138,7 @@ def test_a_run_on_a_machine_whose_clock_is_wrong(
     assert not list((tmp_path / "out" / "ledger").glob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos_long
 def test_a_second_run_from_another_machine_keeps_out(
     job: Job, tmp_path: Path, account: Account, made: MadeLog, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
