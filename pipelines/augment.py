@@ -56,7 +56,7 @@ from sharding.beam.part_join import Parts
 from sharding.beam.part_names import part_count
 from sharding.records.families import QUARANTINE, REQUESTS, SEGMENTS
 from sharding.records.types import Request
-from sharding.storage import manifest
+from sharding.storage import clock, manifest
 from sharding.storage.manifest import Manifest
 
 SECONDS_PER_GENERATION = 0.15e-3
@@ -109,13 +109,15 @@ class Augment(Stage):
 
     def prepare(self, options: PipelineOptions) -> None:
         """Where the plan goes by expected gain it takes a look at every segment, and is refused before it costs; where
-        tiers show passages, these are indexed. What the ledger has says how long generations are."""
+        tiers show passages, these are indexed. What the ledger has says how long generations are, and its store when
+        this run began."""
         if self.expected is not None:
             steps = corpus_steps(self.expected, self.scored, options, self.output)
             self._spend_by(plan_budget(self.config, self.scored, (self.expected.gains, steps)))
         if self.planner.index is not None:
             build_index(self.config, self.planner.index, options)
-        self.order = dataclasses.replace(self.order, lengths=measured_in(self.config.ledger_url))
+        ledger = self.config.ledger_url
+        self.order = dataclasses.replace(self.order, lengths=measured_in(ledger), began_ms=clock.now_ms(ledger))
 
     def _spend_by(self, allocation: Allocation) -> None:
         self.allocation = allocation

@@ -31,9 +31,14 @@ def untold(output: str) -> bool:
 
 
 def _begun(output: str) -> set[int]:
-    """The deliveries that there is a folder of; an empty one is left where a delivery brought nothing."""
+    """The deliveries that there is a folder of; an empty one is left where a delivery brought nothing.
+
+    A listing may be late: those that have joined, and the one that would be next, are asked for by name.
+    """
     at = Output(output)
-    numbers = [int(name) for name in storage.list_names(at.deliveries) if name.isdecimal()]
+    numbers = {int(name) for name in storage.list_names(at.deliveries) if name.isdecimal()}
+    numbers |= {delivery.number for delivery in deliveries_of(manifest.read(output, "pack", any_format=True))}
+    numbers.add(1 + max(numbers, default=0))
     return {number for number in numbers if storage.exists(storage.join(at.delivery(number), RECORD_NAME))}
 
 

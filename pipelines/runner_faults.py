@@ -59,6 +59,11 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         r"Unable to parse jar URL|No such file or directory: '?(?:java|[^']*prism)|Cannot find (?:java|prism)",
         "what starts its job server isn't here; see docs/runners.md",
     ),
+    (
+        r"SDK worker disconnected",
+        "one of its workers ended in the middle of a step, by itself or killed; see what it said last and whether "
+        "memory ran out, and run again: what was generated is in the ledger",
+    ),
     (r"Socket closed|Stream removed|Connection reset|recvmsg", _GONE),
     (
         r"StatusCode\.UNAVAILABLE|failed to connect to all addresses|FutureTimeoutError",

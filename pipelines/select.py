@@ -8,11 +8,11 @@ requests ─┘   └► contaminated-*.arrow    │                ▲       �
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from augment.feeding import worker
 from augment.ledger.parts import ledger_parts
@@ -30,7 +30,7 @@ from augment.selection.transforms import (
     ShuffleTraces,
 )
 from augment.selection.values import needs_controls, value_digest
-from augment.selection.verdict import check_kept
+from augment.selection.verdict import check_kept, check_there
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
 from pipelines.joints import ScorerNats, asks_scorer, grading_of, holdback_of, judge_inputs, select_section
@@ -46,7 +46,7 @@ from sharding.beam.part_names import part_count
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import CONTAMINATED, KEPT, REJECTED, REQUESTS, SEGMENTS
 from sharding.records.types import LedgerRow
-from sharding.storage import manifest
+from sharding.storage import clock, manifest
 from sharding.storage.manifest import Manifest
 
 SECONDS_PER_GENERATION = 2e-3
@@ -76,7 +76,7 @@ class Select(Stage):
         self.idle = not self.augmented.counts["generations"] and config.select.decontaminate is None
         self.work_s = SECONDS_PER_GENERATION * self.augmented.counts["generations"]
         self.loads_model = asks_scorer(config) and loads_model(config.gain_difficulty)
-        self.grading = grading_of(config, time.time())
+        self.grading = grading_of(config, 0.0)
         code = value_digest(config.select.value_name)
         super().__init__(
             config.output,
@@ -105,6 +105,11 @@ class Select(Stage):
         made, did = super().run(**options)
         check_kept(made.counts, self.config.select.min_kept_share, self.output)
         return made, did
+
+    def prepare(self, options: PipelineOptions) -> None:
+        """The judge's run begins, by the clock of the ledger's store."""
+        if self.grading is not None:
+            self.grading = grading_of(self.config, clock.now_s(self.config.ledger_url))
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -138,6 +143,7 @@ class Select(Stage):
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         counts, account = split_account(outcome.counts)
+        check_there(counts, self.augmented.counts["failed"], self.config.ledger_url)
         decontaminate = self.config.select.decontaminate
         pilot, _ = read_pilot(self.config, self.scored)
         unlike = unlike_promised(pilot.tiers, account) if pilot is not None else []

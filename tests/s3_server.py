@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import threading
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +28,9 @@ REFUSAL = (
 class FaultyS3:
     """moto's S3 behind a gate that answers some requests with 503.
 
+    Its listings can be held: they stay as they were, with what has gone since and without what has come, while every
+    file can be read by its name. So was S3 once, for seconds; here it lasts for as long as a test says.
+
     Attributes:
         url: the endpoint.
         fail_fraction: of the requests, from now on.
@@ -39,6 +45,8 @@ class FaultyS3:
         self.refuse_next = 0
         self.requests: Counter[str] = Counter()
         self.refused = 0
+        self._held: dict[str, str] | None = None  # key → its entry in a listing
+        self._held_for: float = 0
         self._application = application
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -46,8 +54,47 @@ class FaultyS3:
     def empty(self) -> None:
         """Take everything away, and let every call pass again."""
         self.fail_fraction, self.refuse_next = 0.0, 0
+        self.release_listings()
         request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
         urllib.request.urlopen(request).close()
+
+    def hold_listings(self) -> None:
+        """Have listings show the bucket as it is now, whatever comes and goes."""
+        with urllib.request.urlopen(f"{self.url}/{BUCKET}?list-type=2") as answer:
+            entries = re.findall(r"<Contents>.*?</Contents>", answer.read().decode(), re.DOTALL)
+        keys = [re.search(r"<Key>(.*?)</Key>", entry) for entry in entries]
+        with self._lock:
+            self._held = {key[1]: entry for key, entry in zip(keys, entries, strict=True) if key}
+            self._held_for = math.inf
+
+    def release_listings(self, after: int = 0) -> None:
+        """Have listings show what is there, those after so many more."""
+        with self._lock:
+            self._held_for = after
+            self._held = self._held if after else None
+
+    def _held_listing(self, environ: dict[str, Any]) -> bytes | None:
+        """What a listing says while they are held."""
+        asked = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
+        if self._held is None or environ["REQUEST_METHOD"] != "GET" or asked.get("list-type") != ["2"]:
+            return None
+        prefix, delimiter = (asked.get(name, [""])[0] for name in ("prefix", "delimiter"))
+        found: dict[str, str] = {}
+        for key, entry in sorted(self._held.items()):
+            folder, cut, _ = key.removeprefix(prefix).partition(delimiter) if delimiter else (key, "", "")
+            if key.startswith(prefix):
+                below = f"{prefix}{folder}{cut}"
+                found[below if cut else key] = (
+                    f"<CommonPrefixes><Prefix>{below}</Prefix></CommonPrefixes>" if cut else entry
+                )
+        self._held_for -= 1
+        if self._held_for <= 0:
+            self._held = None
+        return (
+            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{BUCKET}</Name><Prefix>{prefix}</Prefix><KeyCount>{len(found)}</KeyCount><MaxKeys>1000</MaxKeys>"
+            f"<IsTruncated>false</IsTruncated>{''.join(found.values())}</ListBucketResult>"
+        ).encode()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
@@ -57,6 +104,7 @@ class FaultyS3:
                 self.refuse_next = max(0, self.refuse_next - 1)
             else:
                 self.requests["COPY" if "HTTP_X_AMZ_COPY_SOURCE" in environ else environ["REQUEST_METHOD"]] += 1
+            held = None if refuse else self._held_listing(environ)
         if refuse:
             if environ.get("CONTENT_LENGTH"):
                 environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
@@ -65,6 +113,9 @@ class FaultyS3:
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(REFUSAL)))]
             start_response("503 Service Unavailable", headers)
             return [b"" if environ["REQUEST_METHOD"] == "HEAD" else REFUSAL]
+        if held is not None:
+            start_response("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(held)))])
+            return [held]
         return self._application(environ, start_response)
 
 

@@ -10,9 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
-import tomllib
-import venv
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -26,12 +23,9 @@ from packaging.requirements import Requirement
 
 from pipelines.tools import conformance
 from sharding.errors import MillError, RequestError
+from tests.clean_install import MODULES, PROJECT, ROOT, TOPS, environment_with, run
 
-ROOT = Path(__file__).parent.parent
 CACHE = Path.home() / ".apache_beam" / "cache"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TOPS = sorted({name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]})
-MODULES = [f"{module}.py" for module in PROJECT["tool"]["setuptools"]["py-modules"]]
 LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
 ALWAYS = {
@@ -39,51 +33,6 @@ ALWAYS = {
     "multi_processing with 4 workers": ["--direct_num_workers=4", "--direct_running_mode=multi_processing"],
     "portable job API": LOOPBACK,
 }
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the tree."""
-    tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
-    for name in (*TOPS, "configs"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", *MODULES):
-        shutil.copy(ROOT / name, tree)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        str(tree),
-    ]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    [built] = folder.glob("*.whl")
-    return built
-
-
-def environment_with(wheel: Path, folder: Path) -> tuple[Path, Path]:
-    """An environment that has the wheel alone: the folders of its programs and of its packages."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    bin_folder = folder / "bin"
-    pip = [sys.executable, "-m", "pip", "--python", str(bin_folder / "python"), "install", "-q", "--no-deps"]
-    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
-    [site] = folder.glob("lib/python*/site-packages")
-    return bin_folder, site
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has the wheel, and what it requires from the one that runs the tests."""
-    bin_folder, site = environment_with(wheel, tmp_path_factory.mktemp("environment"))
-    # Of a folder named in a .pth the .pth files don't count: so none that leads to the checkout.
-    (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return bin_folder
 
 
 def asked_for(lines: list[str]) -> set[str]:
@@ -112,19 +61,6 @@ def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(found.locate_file(top))))
     return bin_folder
-
-
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command outside the checkout, in an environment that doesn't lead there."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return subprocess.run(
-        words,
-        cwd=folder,
-        env={**environment, "NO_COLOR": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def check(installed: Path, folder: Path, options: list[str]) -> subprocess.CompletedProcess[str]:

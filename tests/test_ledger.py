@@ -490,12 +490,12 @@ def test_long_runs_are_in_files_and_found(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_stretch_of_time_is_listed_by_few_prefixes() -> None:
     now = time.time_ns() // 1_000_000
     for ago_ms in (0, 1_000, 600_000, 10**7, 10**9, 10**11):
-        found = parts._prefixes("part", now - ago_ms)
+        found = parts._prefixes("part", now - ago_ms, now)
         assert len(found) <= parts.MOST_PREFIXES
         for written in (now - ago_ms, now - ago_ms // 2, now, now + parts.LISTED_AHEAD_MS):
             assert any(f"part-{written}-0a.arrow".startswith(prefix) for prefix in found)
-    assert parts._prefixes("part", now)[0].startswith(f"part-{now // 10**7}")
-    assert parts._prefixes("dropped", 0) == ["dropped-"]
+    assert parts._prefixes("part", now, now)[0].startswith(f"part-{now // 10**7}")
+    assert parts._prefixes("dropped", 0, now) == ["dropped-"]
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------

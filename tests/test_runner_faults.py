@@ -72,6 +72,10 @@ def test_a_job_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch
     [
         (RuntimeError("Unable to fetch remote prism binary at X: no"), "make prism.*--prism_location"),
         (RuntimeError("Unable to fetch remote job server jar at X"), "--spark_job_server_jar"),
+        (
+            RuntimeError("bundle inst013 stage-018 failed:SDK worker disconnected: worker[x], 1 active instructions"),
+            "one of its workers ended in the middle of a step.*what was generated is in the ledger",
+        ),
         (RuntimeError("<_MultiThreadedRendezvous ... Stream removed (Socket closed)>"), "job server is gone"),
         (
             RuntimeError("prism worker[x] didn't get control connection to localhost:1 after 1m0s"),

@@ -429,7 +429,7 @@ def test_segments_of_one_text_each_get_the_candidates_that_they_share(byte_token
     for one in judged:
         assert [(c.segment_id, c.sample) for c in one.candidates] == [(one.segment_id, 0), (one.segment_id, 1)]
     counts = [one.value for one in out if not isinstance(one, JudgedSegment)]
-    assert counts == [{"requested": 2, "missing": 0}, {"requested": 3, "missing": 1}]
+    assert counts == [{"requested": 2, "missing": 0}, {"requested": 3, "missing": 1}, {"generations_absent": 1}]
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

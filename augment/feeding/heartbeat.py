@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from augment.feeding import registry
 from sharding import storage, waits
 from sharding.errors import MillError
+from sharding.storage import clock
 from sharding.storage.json_files import Number, read_json
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Heartbeat:
         self._tokens.append((now, tokens))
         since, before = self._tokens[0]
         beat: dict[str, Any] = {
-            "at": time.time(),
+            "at": clock.now_s(self._folder),
             "host": self._host,
             "pid": os.getpid(),
             "models": models,

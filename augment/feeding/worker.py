@@ -10,6 +10,8 @@ import logging
 import threading
 from dataclasses import dataclass
 
+import msgspec
+
 from augment.feeding import registry
 from augment.feeding.heartbeat import Heartbeat
 from augment.feeding.lengths import LearnedLengths, Measured
@@ -19,6 +21,7 @@ from augment.ledger.recent import FinishedSince
 from augment.ledger.writer import LedgerWriter
 from sharding.errors import MillError
 from sharding.records.types import LedgerRow
+from sharding.storage import clock
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class WorkOrder:
 
     Attributes:
         run_id: tells this attempt at the stage from all others.
-        began_ms: when it began, Unix time in milliseconds.
+        began_ms: when it began, Unix time in milliseconds by the clock of the ledger's store.
         ledger_url, flush_rows, flush_seconds: where finished generations go, and when: see `LedgerWriter`.
         planned_generations: of the whole run, at most; None: not known.
         max_failed_fraction, max_empty_fraction: of them; more that fail, or have no text, stop the run.
@@ -125,6 +128,7 @@ class Worker:
         Raises:
             MillError: the store has refused for long.
         """
+        row = self._dated(row)
         with self._lock:
             if not row.step:  # a recipe counts once, with what comes of it
                 self._completed += 1
@@ -136,8 +140,14 @@ class Worker:
 
     def keep_partial(self, row: LedgerRow) -> None:
         """Take what there is of a generation that won't be finished here. It is durable after the next `flush`."""
+        row = self._dated(row)
         with self._lock:
             self._partial.append(row)
+
+    def _dated(self, row: LedgerRow) -> LedgerRow:
+        """The row, dated by the store's clock: rows of several machines are compared by their dates."""
+        finished_at = clock.by_store(self.order.ledger_url, row.finished_at)
+        return row if finished_at == row.finished_at else msgspec.structs.replace(row, finished_at=finished_at)
 
     def note_failure(self, failure: Failure) -> None:
         """Take note of a request that was given up."""

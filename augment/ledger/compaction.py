@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from augment.ledger.partial import clear_partial
 from augment.ledger.parts import ledger_parts, part_batches, part_keys, remove_part, write_table
-from augment.ledger.superseded import read_keys, superseded
+from augment.ledger.superseded import READERS, read_keys, superseded
 from sharding.errors import MillError
 from sharding.records.arrow import from_batch, to_batch
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
+from sharding.storage.files import exists
 from sharding.storage.private import private_folder
 
 ROWS_FOR_PROCESSES = 200_000
@@ -95,7 +96,8 @@ def _compact(ledger_url: str, rows_per_part: int, processes: int | None, damaged
         processes = (os.cpu_count() or 1) if rows_before >= ROWS_FOR_PROCESSES else 1
     made = list(_rewritten(jobs, processes))
     new = [url for one in made for url in one.urls]
-    gone = set(old) - set(ledger_parts(ledger_url))
+    with ThreadPoolExecutor(READERS) as pool:  # each by its name: a listing may be late
+        gone = [url for url, there in zip(old, pool.map(exists, old), strict=True) if not there]
     found = frozenset(one.damaged for one in made if one.damaged)
     if gone or found:
         for url in set(new) - set(old):

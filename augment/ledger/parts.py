@@ -23,6 +23,7 @@ from sharding.hashing import fingerprint
 from sharding.records.arrow import from_batch, to_batch
 from sharding.records.families import LEDGER_SCHEMA
 from sharding.records.types import LedgerRow
+from sharding.storage import clock
 from sharding.storage.arrow_files import BATCH_BYTES, checked_batches, chunks, new_stream, record_size_bytes
 from sharding.storage.files import join, list_names, read_bytes, remove, write_bytes
 
@@ -39,7 +40,10 @@ MOST_PREFIXES = 4
 """A stretch of time is listed by so many prefixes of names at most."""
 
 LISTED_AHEAD_MS = 600_000
-"""Who writes parts may have a clock that is so much ahead of the reader's."""
+"""Parts may be dated so much ahead of who reads: by the store's clock, but for stores that have none to go by."""
+
+LATE_S, LATE_LOOK_S = 60.0, 1.0
+"""A listing that shows what is gone is a late one: it is asked for again, for so long, so often."""
 
 _NAME = re.compile(r"(part|dropped|partial)-(?P<written_ms>\d+)-(?P<digest>[0-9a-f]+)\.arrow")
 
@@ -56,7 +60,7 @@ def write_part(
         MillError: the store refused.
     """
     batches = [to_batch(chunk, schema) for chunk in chunks(rows, BATCH_BYTES, record_size_bytes)]
-    return _write(ledger_url, batches, schema, kind, _now_ms())
+    return _write(ledger_url, batches, schema, kind, clock.now_ms(ledger_url))
 
 
 def write_table(
@@ -74,7 +78,7 @@ def write_table(
     """
     rows = rows.combine_chunks()
     size = max(1, len(rows) * BATCH_BYTES // max(1, rows.nbytes))
-    written_ms = _now_ms() if like is None else _written_ms(like.rsplit("/", 1)[-1])
+    written_ms = clock.now_ms(ledger_url) if like is None else _written_ms(like.rsplit("/", 1)[-1])
     return _write(ledger_url, rows.to_batches(size), rows.schema, kind, written_ms, known)
 
 
@@ -118,12 +122,12 @@ def ledger_parts(ledger_url: str, since_ms: int = 0, kind: str = PART) -> list[s
 
     Args:
         kind: `PART`, `DROPPED` for those that were taken out, or `PARTIAL_PART`.
-        since_ms: leave out those written before this Unix time in milliseconds, by the clock of who wrote them.
+        since_ms: leave out those written before this Unix time in milliseconds, by the store's clock.
 
     Raises:
         MillError: the store can't be listed.
     """
-    names = list_names(ledger_url, _prefixes(kind, since_ms))
+    names = list_names(ledger_url, _prefixes(kind, since_ms, clock.now_ms(ledger_url)) if since_ms else [f"{kind}-"])
     return [
         join(ledger_url, name)
         for name in names
@@ -131,9 +135,9 @@ def ledger_parts(ledger_url: str, since_ms: int = 0, kind: str = PART) -> list[s
     ]
 
 
-def _prefixes(kind: str, since_ms: int) -> list[str]:
+def _prefixes(kind: str, since_ms: int, now_ms: int) -> list[str]:
     """What the names of parts since then begin with: a store that lists by it is asked for little else."""
-    until_ms = _now_ms() + LISTED_AHEAD_MS
+    until_ms = now_ms + LISTED_AHEAD_MS
     if 10**12 <= since_ms <= until_ms < 10**13:  # all dates in between have as many digits
         for digits in range(6, 13):
             first, last = since_ms // 10**digits, until_ms // 10**digits
@@ -200,9 +204,9 @@ def every_part(
 ) -> Iterator[tuple[str, list[pa.RecordBatch] | None]]:
     """The URLs of the parts and their rows, one by one, until a listing has nothing new.
 
-    A part that a compaction has replaced between listing and reading is found under its new name; its rows may then
-    come twice. Whoever reads a ledger that others write goes by this: a part that is skipped as gone takes its rows
-    along.
+    A part that a compaction has replaced between listing and reading is found under its new name, however late a store
+    lists; its rows may then come twice. Whoever reads a ledger that others write goes by this: a part that is skipped
+    as gone takes its rows along.
 
     Args:
         columns, kind, since_ms: as for `part_batches` and `ledger_parts`.
@@ -213,7 +217,7 @@ def every_part(
         The URL, and its rows; None for those of a part that is damaged.
 
     Raises:
-        MillError: the store can't be read.
+        MillError: the store can't be read, or goes on listing what is gone.
     """
     return _every(lambda url: part_batches(url, columns), ledger_url, kind, since_ms, seen)
 
@@ -229,7 +233,11 @@ def _every(
     read: Callable[[str], T], ledger_url: str, kind: str, since_ms: int, seen: set[str] | None
 ) -> Iterator[tuple[str, T]]:
     seen = set() if seen is None else seen
-    while fresh := [url for url in ledger_parts(ledger_url, since_ms, kind) if url not in seen]:
+    gone: set[str] = set()
+    late_until: float | None = None
+    while True:
+        listed = ledger_parts(ledger_url, since_ms, kind)
+        fresh = [url for url in listed if url not in seen]
         for url in fresh:
             if url in seen:
                 continue
@@ -239,9 +247,23 @@ def _every(
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
                 seen.add(url)
+                gone.add(url)
                 continue
             seen.add(url)
             yield url, found
+        if not fresh:
+            if gone.isdisjoint(listed):
+                return
+            # As late as it is with what went, it may be with what came in its place.
+            late_until = late_until or time.monotonic() + LATE_S
+            if time.monotonic() >= late_until:
+                raise MillError(
+                    f"{ledger_url}: the store lists {len(gone.intersection(listed))} parts that are gone, and may not "
+                    "list what came in their place: wait until its listing has caught up, and run again"
+                )
+            time.sleep(LATE_LOOK_S)
+            seen -= gone  # one may be there again
+            gone.clear()
 
 
 def _parse(data: bytes, columns: Sequence[str] | None) -> list[pa.RecordBatch]:
@@ -250,10 +272,6 @@ def _parse(data: bytes, columns: Sequence[str] | None) -> list[pa.RecordBatch]:
 
 def _digest(data: bytes) -> str:
     return fingerprint([data], _DIGEST_BYTES)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _written_ms(name: str) -> int:

@@ -22,11 +22,12 @@ from augment.ledger.parts import every_part_keys, part_batches, read_part
 from augment.ledger.reading import STEP_COLUMNS, choose
 from sharding.errors import MillError
 from sharding.records.types import LedgerRow
+from sharding.storage import clock
 
 logger = logging.getLogger(__name__)
 
 CLOCK_SKEW_MS = 600_000
-"""Parts are dated by the clock of the machine that wrote them; so much may it be behind."""
+"""Parts are dated by the store's clock; where a store has none to go by, so much may a writer's be behind."""
 
 REFRESH_S = 5.0
 REFRESH_SHARE = 0.05
@@ -64,7 +65,7 @@ class FinishedSince:
 
     Args:
         ledger_url: the ledger.
-        since_ms: Unix time in milliseconds when the run began.
+        since_ms: Unix time in milliseconds when the run began, by the store's clock.
     """
 
     def __init__(self, ledger_url: str, since_ms: int) -> None:
@@ -92,7 +93,7 @@ class FinishedSince:
     def refresh(self) -> None:
         """Look at the parts that are new, unless that was done a moment ago. Never fails."""
         with self._refreshing:
-            started, started_ms = time.monotonic(), time.time_ns() // 1_000_000
+            started, started_ms = time.monotonic(), clock.now_ms(self._url)
             if started < self._next_refresh:
                 return
             try:

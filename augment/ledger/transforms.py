@@ -56,10 +56,15 @@ class ReadLedger(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
         return (
             pipeline
-            | "Parts" >> beam.Create(self._urls, reshuffle=False)
+            | "Begin" >> beam.Impulse()
+            | "Parts" >> beam.FlatMap(_parts, self._urls).with_output_types(str)  # `Create` has them thrice in a job
             | "To workers" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(_rows_of_part, self._columns).with_output_types(KV[str, LedgerRow])
         )
+
+
+def _parts(_: bytes, urls: Sequence[str]) -> Sequence[str]:
+    return urls
 
 
 def _rows_of_part(url: str, columns: Sequence[str] | None) -> Iterator[tuple[str, LedgerRow]]:

@@ -23,6 +23,7 @@ from augment.selection.keeping import choose
 from augment.selection.shuffling import shuffled
 from augment.selection.values import needs_controls
 from augment.selection.valuing import AskScorer, Valuer
+from augment.selection.verdict import ABSENT
 from sharding import records, tally
 from sharding.beam.coders import carry_as_records
 from sharding.beam.counts import COUNTS
@@ -99,6 +100,7 @@ class JudgeCandidates(beam.PTransform):
 class _JudgeFn(_WithJudgeFn):
     def process(self, group: tuple[str, Mapping[str, list[Any]]]) -> Iterator[Any]:
         _, joined = group
+        absent = 0  # of the samples of the request, which segments of one text share
         for asked in joined["asked"]:
             candidates = make_candidates(asked.request, joined["rows"], self._tokenizer)
             shortened = 0
@@ -110,8 +112,11 @@ class _JudgeFn(_WithJudgeFn):
                 shortened = sum(before.text != after.text for before, after in pairs)
                 yield judged
             wanted = asked.request.samples
+            absent = max(absent, wanted - len(candidates))
             counts = {"requested": wanted, "missing": wanted - len(candidates)}
             yield beam.pvalue.TaggedOutput(COUNTS, counts | ({"openings_left_out": shortened} if shortened else {}))
+        if absent:
+            yield beam.pvalue.TaggedOutput(COUNTS, {ABSENT: absent})
 
 
 class GradeCandidates(beam.PTransform):
@@ -128,7 +133,11 @@ class GradeCandidates(beam.PTransform):
     def expand(self, judged: beam.PCollection) -> Any:
         if self._grading is None:
             return {"graded": judged, COUNTS: judged.pipeline | "No grades" >> beam.Create([])}
-        outputs = judged | beam.ParDo(_GradeFn(self._grading)).with_outputs(COUNTS, main="graded")
+        grade = beam.ParDo(_GradeFn(self._grading))
+        accelerator = self._grading.planner.models[self._grading.judge.model].accelerator
+        if accelerator is not None:
+            grade = grade.with_resource_hints(accelerator=accelerator)
+        outputs = judged | grade.with_outputs(COUNTS, main="graded")
         outputs["graded"].element_type = JudgedSegment
         return outputs
 

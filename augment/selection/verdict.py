@@ -1,6 +1,6 @@
 """The verdict on a selection, for the person who pays: whether enough is kept, and whether it is worth anything. Pure.
 
-    counts and account of `augment.selection.account` ──► shortfall, check_kept, worth
+    counts and account of `augment.selection.account` ──► check_there, shortfall, check_kept, worth
 
 The select stage, the pilot of a plan and the summary of a run say the same by it.
 """
@@ -21,6 +21,9 @@ HANDFUL = 5
 
 SEGMENTS, SEGMENTS_KEPT = "segments_thought_about", "segments_with_thought"
 """Counts: segments with a candidate, and those of which at least one was kept."""
+
+ABSENT = "generations_absent"
+"""Count: samples of the requests that the ledger has no row of, each once; there where there are any."""
 
 FOREIGN = "foreign."
 """Begins the counts of traces rejected for their language, by that language."""
@@ -43,6 +46,25 @@ REMEDIES = {
     UNVALUED: "take select.keep: best, or give the documents more text to try traces on",
 }
 """First reason of a rejection → the keys that change it."""
+
+
+def check_there(counts: Mapping[str, int], failed: int, ledger_url: str) -> None:
+    """Refuse a selection from less than was generated: what a store doesn't list would be lost in silence.
+
+    Args:
+        counts: of the select stage.
+        failed: generations that the augment stage has given up; of no others there is no row.
+        ledger_url: where the rows were read.
+
+    Raises:
+        MillError: rows are absent; says how many, and the way out.
+    """
+    if (absent := counts.get(ABSENT, 0)) > failed:
+        raise MillError(
+            f"{absent - failed:,} generations that the augment stage has made are not in {ledger_url}, as the store "
+            "lists it now, and would be lost: where listings are late, run again in a minute; where parts were damaged "
+            "or taken away, `thoughtmill augment CONFIG --force` makes what is not there"
+        )
 
 
 def shortfall(counts: Mapping[str, int], min_kept_share: float) -> str | None:

@@ -91,9 +91,10 @@ def work_order(
     beats_url: str | None = None,
     failing_is_counted: bool = False,
 ) -> WorkOrder:
-    """What the worker processes need to know of a run that began at a Unix time; see `WorkOrder`.
+    """What the worker processes need to know of a run; see `WorkOrder`.
 
     Args:
+        began_at: when it began, Unix time by the clock of the ledger's store: see `sharding.storage.clock`.
         failing_is_counted: what fails is counted, however much of it, and stops nothing.
     """
     return WorkOrder(

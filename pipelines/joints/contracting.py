@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from augment.contexts.contractor import Contracted, Contractor
@@ -18,6 +17,7 @@ from pipelines.joints.asking import work_order
 from sharding.errors import MillError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import LedgerRow, ScoredSegment
+from sharding.storage import clock
 
 
 def contexts_here(
@@ -50,7 +50,8 @@ def _contracted(
     for row in read_ledger(config.ledger_url):
         if row.step == CONTRACTION_STEP and row.request_key in known:
             known[row.request_key].append(row)
-    contractor: Contractor[str] = Contractor(planner, config.feeding, work_order(config, time.time()))
+    order = work_order(config, clock.now_s(config.ledger_url))
+    contractor: Contractor[str] = Contractor(planner, config.feeding, order)
     contractor.begin()
     try:
         outcomes = [

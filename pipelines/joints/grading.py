@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 
 from augment.feeding import worker
@@ -15,10 +14,11 @@ from pipelines.config import MillConfig
 from pipelines.joints.asking import work_order
 from pipelines.joints.shown import holdback_of
 from sharding.hashing import fingerprint
+from sharding.storage import clock
 
 
 def grading_of(config: MillConfig, began_at: float) -> Grading | None:
-    """What grading needs to know of a run that began at a Unix time; None where nobody judges."""
+    """What grading needs to know of a run that began at a Unix time, as `work_order` takes it; None: nobody judges."""
     judge = config.select.judge
     if judge is None or not holdback_of(config).valued_tiers:
         return None
@@ -66,7 +66,7 @@ def graded_here(config: MillConfig, segments: Sequence[JudgedSegment]) -> list[J
     Raises:
         MillError: the judge's engine can't be had here, or failed for good.
     """
-    if (grading := grading_of(config, time.time())) is None:
+    if (grading := grading_of(config, clock.now_s(config.ledger_url))) is None:
         return list(segments)
     grader = Grader(grading)
     grader.begin()

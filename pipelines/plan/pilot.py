@@ -7,7 +7,6 @@ What it measures takes the place of a plan's assumptions.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,6 +50,7 @@ from sharding.errors import MillError
 from sharding.hashing import content_id
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, LedgerRow, Request
+from sharding.storage import clock
 from sharding.storage.output import Output
 
 LEAST_PER_TIER = 4
@@ -144,7 +144,7 @@ def _generate(
     requests: Sequence[tuple[SampledDocument, Request]],
     beam_args: Sequence[str],
 ) -> None:
-    order = work_order(config, time.time())
+    order = work_order(config, clock.now_s(config.ledger_url))
     options = beam_options(beam_args)
     with local_shuffle(options, Output(config.output).shuffle("pilot")):
         pipeline = beam.Pipeline(options=options)

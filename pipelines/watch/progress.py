@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import posixpath
 import secrets
 import threading
 import time
@@ -30,6 +31,7 @@ from pipelines.watch.files import read_snapshot
 from pipelines.watch.last_warning import LastWarning
 from sharding import storage, tally, waits
 from sharding.errors import MillError
+from sharding.storage import clock
 from sharding.storage.output import Output
 
 logger = logging.getLogger(__name__)
@@ -171,7 +173,8 @@ class Progress:
                     continue
                 if now >= published + PUBLISH_S or found["stage"] != stage:  # what was published says another one
                     published, stage = now, found["stage"]
-                    storage.write_json(self._url, found)
+                    # By the store's clock, whatever this machine's says: whoever looks on tells its age by it.
+                    storage.write_json(self._url, {**found, "at": clock.now_s(posixpath.dirname(self._url))})
             except Exception as error:  # noqa: BLE001 - whatever it is, it is not worth a run
                 logger.debug("progress: %s", error)
 

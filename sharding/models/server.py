@@ -8,6 +8,7 @@ an environment variable, named in the config, and stay out of every message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import email.utils
 from collections.abc import Collection
@@ -168,7 +169,7 @@ class EndpointClient:
             raise EndpointFailed(f"{where}: {self.shown(_said(error))}{through}") from error
         except BodyTooLong as error:
             raise EndpointRefused(f"{where}: {error}") from error
-        wait_s = retry_after_s(response.headers.get("retry-after"))
+        wait_s = _wait_s(response)
         try:
             answer = msgspec.json.decode(body, type=answer_type)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -213,7 +214,7 @@ class EndpointClient:
             said += f" (it leads to {self.shown(refusals.target_of(response.headers['location']))}: name that in urls)"
         if status == HTTPStatus.BAD_GATEWAY and not sent:  # a look at a gateway, and nothing is behind it yet
             return EndpointLoading(said, None)
-        return self._by_status(status, said, text, retry_after_s(response.headers.get("retry-after")), sent)
+        return self._by_status(status, said, text, _wait_s(response), sent)
 
     def _by_status(
         self, status: int, said: str, text: str, wait_s: float | None, sent: Collection[str] = ()
@@ -250,19 +251,37 @@ class EndpointClient:
         return shown(said, self._key)
 
 
-def retry_after_s(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where nobody can mean it."""
+def _wait_s(response: httpx.Response) -> float | None:
+    return retry_after_s(response.headers.get("retry-after"), response.headers.get("date"))
+
+
+def retry_after_s(header: str | None, date: str | None = None) -> float | None:
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where nobody can mean it.
+
+    Args:
+        date: the Date header of the same answer: a date is one by the server's clock, which may be wrong.
+    """
     text = (header or "").strip()
     try:
         if text.isdecimal():
             seconds = float(text)
         else:
-            at = email.utils.parsedate_to_datetime(text)
-            at = at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)
-            seconds = max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds())
+            seconds = max(0.0, (_date(text) - _said_at(date)).total_seconds())
     except (ValueError, OverflowError, TypeError):
         return None
     return seconds if seconds <= BELIEVABLE_S else None
+
+
+def _date(text: str) -> datetime.datetime:
+    at = email.utils.parsedate_to_datetime(text)
+    return at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)
+
+
+def _said_at(date: str | None) -> datetime.datetime:
+    """When an answer was made, by the clock of who made it; now, where it doesn't say so."""
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
+        return _date(date or "")
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _own_fields(answer_type: type) -> list[str]:

@@ -203,7 +203,7 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
         closed: "natural" (the model ended it), "forced" (a closing call did) or "cut" (neither); "partial" of one that
             was interrupted, in a file of its own kind, which nobody takes for a finished one.
         wall_s: seconds from submission to completion.
-        finished_at: Unix time in seconds.
+        finished_at: Unix time in seconds, by the clock of the ledger's store where that and the machine's differ.
         step: of a recipe's call, its step; "" of what a tier asked for.
         made_from: keys of the rows it was made from: of a call those it was shown, of a recipe's outcome all its calls.
         wants: of a recipe's call, "thought" or "answer": which part of its text the recipe goes by.

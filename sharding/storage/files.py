@@ -17,7 +17,6 @@ import posixpath
 import re
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -169,10 +168,22 @@ def sweep(folder: str) -> None:
     fs, path = filesystem(folder)
     if not isinstance(fs, LocalFileSystem):
         return
-    for left in Path(path).glob(".*.tmp"):
+    for left in [left for left in Path(path).glob(".*.tmp") if _TEMPORARY.search(left.name)]:
         with contextlib.suppress(FileNotFoundError):
-            if _TEMPORARY.search(left.name) and time.time() - left.lstat().st_mtime > LEFT_BEHIND_S:
+            if _disk_time(path) - left.lstat().st_mtime > LEFT_BEHIND_S:
                 _discard(left)
+
+
+def _disk_time(folder: str) -> float:
+    """The Unix time by the disk of a folder, in seconds: of a disk that machines share it is not this one's.
+
+    A disk that takes no file gives up none either: as if no time had passed.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as new:
+            return os.fstat(new.fileno()).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _discard(temporary: Path) -> None:
