@@ -1,6 +1,6 @@
 """Ways to think, on real text with a real small model: what each gains beside `single`, and what it costs.
 
-    python -m benchmarks.thinking                       # all ways: a quarter of an hour on two cores
+    python -m benchmarks.thinking                       # all ways
     python -m benchmarks.thinking --only single,refine --output out/thinking
 
 Pages and docstrings that come with Python are scored, and the hardest segments think: in one call, by the recipes
