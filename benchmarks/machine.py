@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 
 def conclude(console: Console, name: str, figures: Mapping[str, Any], packages: tuple[str, ...]) -> None:
@@ -21,6 +22,14 @@ def conclude(console: Console, name: str, figures: Mapping[str, Any], packages: 
     console.print(platform.machine(), os.cpu_count(), "cores", *_versions(packages))
     rounded = {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in figures.items()}
     print(json.dumps({"name": name, "figures": rounded}))
+
+
+def print_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
+    """Print figures as a table, for benchmarks that have nothing to show beside them."""
+    table = Table("figure", "value", title=title)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    console.print(table)
 
 
 def _versions(packages: tuple[str, ...]) -> Iterator[str]:

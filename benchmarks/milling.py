@@ -2,12 +2,14 @@
 
     python -m benchmarks.milling
     python -m benchmarks.milling --megabytes 16 --rounds 1 --only speed,shards
+    python -m benchmarks.milling --only everything
     python -m benchmarks.milling --beam-args=
 
 The same documents (`benchmarks.milling_corpus`), in fresh processes that take turns: ours and datatrove with two worker
 processes each (or ours with other options of Beam), the bare tokenizer with a thread per core. A speed is source tokens
 per second of the median turn; the ratios per processor second hold on a busy machine too. The last line is one JSON
-object with the figures of the parts that ran.
+object with the figures of the parts that ran. `growth` is measured without thoughts, `everything` with all that
+documents, requests and traces can wait for in a run (`benchmarks.milling_ours`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from rich.table import Table
 from benchmarks.machine import conclude
 from benchmarks.milling_corpus import write_jsonl
 
-PARTS = ("speed", "shards", "growth")
+PARTS = ("speed", "shards", "growth", "everything")
 FIGURES = {
     "speed": (
         "ratio_to_bare_tokenizer",
@@ -40,6 +42,7 @@ FIGURES = {
     ),
     "shards": ("bytes_per_token", "read_mtokens_per_s", "padding_share", "documents_cut_needlessly"),
     "growth": ("rss_growth_10x", "time_growth_10x"),
+    "everything": ("rss_growth_10x_everything", "runner_rss_growth_10x_everything", "time_growth_10x_everything"),
 }
 GROWTH = 10
 WITHOUT_FAST = "ours, without the extra fast"
@@ -133,20 +136,29 @@ def look_at_shards(output: Path, scratch: Path, rounds: int, mds_python: str | N
     return figures
 
 
-def measure_growth(args: argparse.Namespace, scratch: Path) -> Figures:
-    """Ten times the documents, in ten times the shards: what the largest worker takes, and how long it all takes.
+def measure_growth(args: argparse.Namespace, scratch: Path, megabytes: int, *flags: str) -> dict[str, float]:
+    """Ten times the documents, in ten times the shards: what the largest process takes, and how long it all takes.
 
     One turn each, of more text than the buffers of Beam's workers hold, some 100 MB a kind: what grows until they are
     full says nothing of a larger corpus.
+
+    Args:
+        scratch: a folder of its own.
+        megabytes: of text, before it is ten times as much.
+        flags: of `benchmarks.milling_ours`.
+
+    Returns:
+        Ten times over once, of each measure of a turn.
     """
     small, large = scratch / "once", scratch / "ten-times"
-    paths, _, _ = write_jsonl(small, args.growth_megabytes * 10**6, args.shards)
+    paths, _, _ = write_jsonl(small, megabytes * 10**6, args.shards)
     repeat(paths, large, GROWTH)
     turns = {
-        name: ours(source, scratch / f"growth-{name}", args.tokenizer, factor * args.shards, TWO_WORKERS)
+        name: ours(source, scratch / f"out-{name}", args.tokenizer, factor * args.shards, TWO_WORKERS, *flags)
         for name, source, factor in (("1x", small, 1), ("10x", large, GROWTH))
     }
-    table = Table("", "tokens", "seconds", "largest worker, MB", "Beam's local runner, MB", title="Growth")
+    title = " ".join(["Growth", *flags])
+    table = Table("", "tokens", "seconds", "largest worker, MB", "Beam's local runner, MB", title=title)
     for name, turn in turns.items():
         table.add_row(
             name,
@@ -156,11 +168,8 @@ def measure_growth(args: argparse.Namespace, scratch: Path) -> Figures:
             f"{turn['runner_peak_bytes'] / 1e6:.0f}",
         )
     console.print(table)
-
-    def growth(measure: str) -> float:
-        return turns["10x"][measure] / turns["1x"][measure]
-
-    return {"rss_growth_10x": growth("worker_peak_bytes"), "time_growth_10x": growth("elapsed_s")}
+    measures = ("worker_peak_bytes", "runner_peak_bytes", "elapsed_s")
+    return {measure: turns["10x"][measure] / turns["1x"][measure] for measure in measures}
 
 
 def repeat(paths: Sequence[Path], folder: Path, times: int) -> None:
@@ -180,6 +189,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="a folder, or a fetched model")
     parser.add_argument("--megabytes", type=int, default=128, help="of text")
     parser.add_argument("--growth-megabytes", type=int, default=96, help="of text, before it is ten times as much")
+    parser.add_argument("--everything-megabytes", type=int, default=24, help="the same, of the part everything")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts of {', '.join(PARTS)}")
@@ -207,7 +217,12 @@ def main() -> None:
             if "shards" in parts:
                 figures |= look_at_shards(output, scratch, args.rounds, args.mds_python)
         if "growth" in parts:
-            figures |= measure_growth(args, scratch)
+            grown = measure_growth(args, scratch / "growth", args.growth_megabytes)
+            figures |= {"rss_growth_10x": grown["worker_peak_bytes"], "time_growth_10x": grown["elapsed_s"]}
+        if "everything" in parts:
+            grown = measure_growth(args, scratch / "everything", args.everything_megabytes, "--everything")
+            measured = (grown["worker_peak_bytes"], grown["runner_peak_bytes"], grown["elapsed_s"])
+            figures |= dict(zip(FIGURES["everything"], measured, strict=True))
     packages = ("apache-beam", "tokenizers", "gigatoken", "pyarrow", "datatrove", "mosaicml-streaming")
     conclude(console, "milling", figures, packages)
 

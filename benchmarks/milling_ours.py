@@ -1,5 +1,8 @@
 """Our side of `benchmarks.milling`, in a process of its own: the four stages over raw text, no scorer, no thoughts.
 
+With `--everything`: a scorer, an n-gram memory, two models of which one contracts documents, and traces that are chosen
+by their gain and looked through for repeats; scorer and models rehearse.
+
     python -m benchmarks.milling_ours SOURCE OUTPUT --tokenizer NAME --shards 2 --beam-args=--direct_num_workers=2
     python -m benchmarks.milling_ours SOURCE OUTPUT --tokenizer NAME --without-fast
 
@@ -44,15 +47,47 @@ def raw_config(source: str, output: str, tokenizer: str, num_shards: int) -> Mil
     )
 
 
+def full_config(source: str, output: str, tokenizer: str, num_shards: int) -> MillConfig:
+    """A run with all that the local runner might hold in memory: what waits for an n-gram memory, for contractions, for
+    controls, for repeats, and for one of two models. From 24 MB of text on the memory is as large as it may get."""
+    return from_mapping(
+        {
+            "source": {"path": source, "id_field": "id"},
+            "output": output,
+            "tokenizer": tokenizer,
+            "difficulty": {"scorer": "rehearsal", "segment_tokens": 512, "memory": {"max_ngrams": 1 << 20}},
+            "models": {name: {"engine": "rehearsal", "name": name} for name in ("small", "large")},
+            "budget": {
+                "thinking_tokens_per_source_token": 0.5,
+                "contraction_model": "small",
+                "contraction_tokens": 64,
+                "tiers": [
+                    {"name": "skip"},
+                    {
+                        "name": "brief",
+                        "model": "small",
+                        "prompt": "brief",
+                        "max_tokens": 256,
+                        "context": "contraction",
+                    },
+                    {"name": "deep", "model": "large", "prompt": "expert", "max_tokens": 1024, "samples": 2},
+                ],
+            },
+            "select": {"value": "continuation_gain", "repeats": {}},
+            "pack": {"sequence_length": SEQUENCE_LENGTH, "num_shards": num_shards},
+            "workers": 1,  # where Beam's options say nothing
+        }
+    )
+
+
 def cpu_seconds() -> float:
     """Processor seconds of this process and of those it waited for."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run(source: str, output: str, tokenizer: str, num_shards: int, beam_args: list[str]) -> dict[str, Any]:
-    """Mill `source` to `output`; what it took."""
-    config = raw_config(source, output, tokenizer, num_shards)
+def run(config: MillConfig, beam_args: list[str]) -> dict[str, Any]:
+    """Mill; what it took."""
     cpu_s, began = cpu_seconds(), time.perf_counter()
     with Peaks("_worker_main", poll_s=POLL_S) as workers:
         manifests = mill(config, beam_args=beam_args)
@@ -75,13 +110,15 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--beam-args", default="", help="separated by commas")
+    parser.add_argument("--everything", action="store_true", help="all that a corpus can wait for; see above")
     parser.add_argument("--without-fast", action="store_true", help="as if the extra fast were not installed")
     args = parser.parse_args()
     beam_args = [word for word in args.beam_args.split(",") if word]
     with tempfile.TemporaryDirectory() as folder:
         if args.without_fast:
             hide("gigatoken", Path(folder))
-        print(json.dumps(run(args.source, args.output, args.tokenizer, args.shards, beam_args)))
+        make = full_config if args.everything else raw_config
+        print(json.dumps(run(make(args.source, args.output, args.tokenizer, args.shards), beam_args)))
 
 
 def hide(package: str, folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Reading shards from an object store beside reading them from a disk: 8 ranks of one machine, a whole epoch.
 
     python -m benchmarks.reading_stores [--tokens 60000000] [--readers 8] [--rounds 3]
+        [--stream-rate 1000000] [--ahead 2]
 
-The store is moto's S3 over HTTP on the loopback, in a process of its own on the same cores. Each rank is a process with
-its own `PackedSampler`, and makes every row a trainer's row. By turns:
+The store is moto's S3 over HTTP on the loopback, in a process of its own on the same cores; with `--stream-rate` each
+of its answers comes at no more than so many bytes a second, as those of stores far away do, whose speed is that of many
+requests at once. Each rank is a process with its own `PackedSampler`, and makes every row a trainer's row. By turns:
 
 disk        the output on a file system, from the page cache
 S3, first   into an empty cache that the ranks share
@@ -17,13 +19,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +95,36 @@ def write_output(folder: str, tokens: int) -> None:
     manifest.write(folder, made)
 
 
-def serve(port: Any) -> None:
-    """moto's S3 until the process is ended."""
+def serve(port: Any, stream_rate: float) -> None:
+    """moto's S3 until the process is ended; each answer at no more than `stream_rate` bytes a second."""
     import logging
+    import threading
 
-    from moto.server import ThreadedMotoServer
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    port.send(server.get_host_and_port()[1])
+    store = DomainDispatcherApplication(create_backend_app)
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = store(environ, start_response)
+        return body if stream_rate == math.inf else slowly(body, stream_rate)
+
+    server = make_server("127.0.0.1", 0, answer, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port.send(server.server_port)
     port.recv()
+
+
+def slowly(body: Iterable[bytes], rate: float) -> Iterator[bytes]:
+    """The bytes of an answer at no more than so many a second."""
+    began, sent = time.monotonic(), 0
+    for data in body:
+        for start in range(0, len(data), 1 << 16):
+            piece = data[start : start + (1 << 16)]
+            sent += len(piece)
+            time.sleep(max(0.0, began + sent / rate - time.monotonic()))
+            yield piece
 
 
 def read(rank: int, readers: int, output: str, cache: ShardCache | None, begin: Any, found: Any) -> None:
@@ -153,15 +175,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000_000)
     parser.add_argument("--readers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stream-rate", type=float, default=math.inf, help="bytes a second of each of the answers")
+    parser.add_argument("--ahead", type=int, default=2, help="shards that are fetched ahead")
     chosen = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     port, theirs = context.Pipe()
-    server = context.Process(target=serve, args=(theirs,), daemon=True)
+    server = context.Process(target=serve, args=(theirs, chosen.stream_rate), daemon=True)
     server.start()
     os.environ |= VARIABLES | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port.recv()}"}
     scratch = Path(tempfile.mkdtemp(prefix="reading-"))
     try:
-        figures = measure(str(scratch / "output"), scratch, chosen.tokens, chosen.readers, chosen.rounds)
+        figures = measure(str(scratch / "output"), scratch, chosen)
     finally:
         port.send("end")
         server.join(10)
@@ -180,11 +204,11 @@ def main() -> None:
     conclude(console, "reading_stores", figures, ("pyarrow", "s3fs", "moto", "numpy"))
 
 
-def measure(output: str, scratch: Path, tokens: int, readers: int, rounds: int) -> dict[str, float]:
+def measure(output: str, scratch: Path, chosen: argparse.Namespace) -> dict[str, float]:
     """All figures, each side's of its median turn."""
     import fsspec
 
-    write_output(output, tokens)
+    write_output(output, chosen.tokens)
     fsspec.filesystem("s3").mkdir("reading")
     fsspec.filesystem("s3").put(output, BUCKET, recursive=True)
     packed = manifest.require(output, "pack")
@@ -192,10 +216,10 @@ def measure(output: str, scratch: Path, tokens: int, readers: int, rounds: int) 
     speeds: dict[str, list[float]] = {}
     cpu_s: dict[str, list[float]] = {}
     sums = set()
-    for turn in range(rounds):
-        cache = ShardCache(folder=scratch / f"cache-{turn}")
+    for turn in range(chosen.rounds):
+        cache = ShardCache(folder=scratch / f"cache-{turn}", prefetch_shards=chosen.ahead)
         for name, side in (("disk", (output, None)), ("s3_first", (BUCKET, cache)), ("s3_again", (BUCKET, cache))):
-            seconds, cpu, total = elapsed_s(readers, *side)
+            seconds, cpu, total = elapsed_s(chosen.readers, *side)
             cpu_s.setdefault(name, []).append(cpu)
             speeds.setdefault(name, []).append(read_tokens / seconds)
             sums.add(total)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.contexts import index_figures, prompt_figures
 from benchmarks.feeding_simulated import STEP_S, simulate
-from benchmarks.machine import conclude
+from benchmarks.machine import conclude, print_figures
 from benchmarks.prefixes import learned_figures, prefix_figures
 
 CAPS = (256, 512, 768, 1024)
@@ -33,26 +33,32 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=STEP_S, help="seconds of the engine's clock")
     parser.add_argument("--only", choices=("recipes", "prefix", "contraction", "retrieval"), default="recipes")
     args = parser.parse_args()
+    packages: tuple[str, ...] = ("apache-beam", "tokenizers")
     if args.only == "prefix":
         figures = {**learned_figures(), **prefix_figures(args.model, step_s=args.step_s)}
-        conclude(Console(), "prefix", figures, ("apache-beam", "tokenizers", "numpy"))
-        return
-    if args.only == "contraction":
-        conclude(Console(), "contraction", prompt_figures(args.model), ("tokenizers",))
-        return
-    if args.only == "retrieval":
-        conclude(Console(), "retrieval", index_figures(), ("tantivy", "numpy"))
-        return
-    run = simulate(args.model, count=args.runs, step_s=args.step_s, caps=CAPS, recipe="refine")
-    figures = {
-        "runs": args.runs,
+        packages = (*packages, "numpy")
+    elif args.only == "contraction":
+        figures, packages = prompt_figures(args.model), ("tokenizers",)
+    elif args.only == "retrieval":
+        figures, packages = index_figures(), ("tantivy", "numpy")
+    else:
+        figures = recipe_figures(args.model, args.runs, args.step_s)
+    console = Console()
+    print_figures(console, args.only, figures)
+    conclude(console, args.only, figures, packages)
+
+
+def recipe_figures(model: str, runs: int, step_s: float) -> dict[str, float]:
+    """Runs of `refine` on the simulated engine, against the least time in which their load can be generated."""
+    run = simulate(model, count=runs, step_s=step_s, caps=CAPS, recipe="refine")
+    return {
+        "runs": runs,
         "tokens": run.tokens,
         "elapsed_s": run.turn.elapsed_s,
         "bound_s": run.bound_s,
         "ratio_to_bare_simulated": run.ratio,
         "ratio_of_steps": run.ratio_of_steps,
     }
-    conclude(Console(), "recipes", figures, ("apache-beam", "tokenizers"))
 
 
 if __name__ == "__main__":

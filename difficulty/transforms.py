@@ -10,16 +10,17 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.typehints import KV
 from apache_beam.utils.shared import Shared
 
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.config import DifficultyConfig
-from difficulty.memory.counting import MemoryConfig, NgramCounts, starting_level
+from difficulty.memory.counting import MemoryConfig, NgramCounts, join_ranges, merge_range, starting_level
 from difficulty.memory.table import NgramMemory
 from difficulty.scorers import make_scorer
 from difficulty.scorers.protocol import Scorer
 from difficulty.scoring import score_whole_documents
-from sharding.beam.shuffle import PutRecordsAside, at_bundle_end
+from sharding.beam.shuffle import GroupPartitions, PutRecordsAside, at_bundle_end
 from sharding.models.tokenizer import TextTokenizer, UnencodableText, load_tokenizer
 from sharding.records.types import Document, Quarantined, ScoredDocument, segment_id
 
@@ -151,11 +152,20 @@ class CountNgrams(beam.PTransform):
         self._min_level = starting_level(config, corpus_tokens)
 
     def expand(self, documents: beam.PCollection) -> beam.PCollection:
-        return (
+        # Where there are no documents there is a memory all the same.
+        nothing = next(NgramCounts(self._config, self._min_level).ranges())
+        none = documents.pipeline | "None" >> beam.Create([nothing], reshuffle=False).with_output_types(KV[int, bytes])
+        counted = (
             documents
             | "Tokenize" >> beam.ParDo(_TokenizeFn(self._tokenizer))
-            | "Count" >> beam.CombineGlobally(_NgramCountsCombineFn(self._config, self._min_level))
-            | "Store" >> beam.Map(_store_memory, self._url, self._tokenizer)
+            | "Count" >> beam.ParDo(_CountFn(self._config, self._min_level)).with_output_types(KV[int, bytes])
+        )
+        return (
+            (counted, none)
+            | "Ranges" >> GroupPartitions()
+            | "Merge" >> beam.MapTuple(partial(_merged, self._config)).with_output_types(KV[int, bytes])
+            | "All ranges" >> GroupPartitions()
+            | "Store" >> beam.MapTuple(partial(_store_memory, self._config, self._url, self._tokenizer))
         )
 
 
@@ -169,28 +179,30 @@ class _TokenizeFn(beam.DoFn):
             yield document.doc_id, load_tokenizer(self._tokenizer_name).encode(document.text)
 
 
-class _NgramCountsCombineFn(beam.CombineFn):
+class _CountFn(beam.DoFn):
+    """(doc_id, token ids) of a bundle → their n-grams by ranges."""
+
     def __init__(self, config: MemoryConfig, min_level: int) -> None:
         self._config, self._min_level = config, min_level
 
-    def create_accumulator(self) -> NgramCounts:
-        return NgramCounts(self._config, self._min_level)
+    def start_bundle(self) -> None:
+        self._counts = NgramCounts(self._config, self._min_level)
 
-    def add_input(self, counts: NgramCounts, document: tuple[str, np.ndarray]) -> NgramCounts:
-        counts.add(*document)
-        return counts
+    def process(self, document: tuple[str, np.ndarray]) -> None:
+        self._counts.add(*document)
 
-    def merge_accumulators(self, parts: Iterable[NgramCounts]) -> NgramCounts:
-        merged = self.create_accumulator()
-        for counts in parts:
-            merged = merged.merge(counts)
-        return merged
-
-    def extract_output(self, counts: NgramCounts) -> NgramCounts:
-        return counts
+    def finish_bundle(self) -> Iterator[Any]:
+        counts = self._counts
+        del self._counts  # which may be a fifth of a gigabyte
+        yield from map(at_bundle_end, counts.ranges())
 
 
-def _store_memory(counts: NgramCounts, url: str, tokenizer: str) -> str:
+def _merged(config: MemoryConfig, _: int, pieces: Iterable[bytes]) -> tuple[int, bytes]:
+    return 0, merge_range(config, pieces)
+
+
+def _store_memory(config: MemoryConfig, url: str, tokenizer: str, _: int, pieces: Iterable[bytes]) -> str:
+    counts = join_ranges(config, pieces)
     NgramMemory.from_counts(counts, load_tokenizer(tokenizer).fingerprint).save(url)
     _load_memory.cache_clear()  # this process may have read what an earlier run stored under the same name
     return url

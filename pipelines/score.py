@@ -29,7 +29,7 @@ from pipelines.own_files import refuse_own_files
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
 from pipelines.stage import Did, Stage
 from pipelines.tombstones import LeaveOutRemoved, removed_inputs
-from pipelines.workers import loads_model
+from pipelines.workers import bytes_to_score, loads_model
 from sharding import sources, storage
 from sharding.beam.counts import COUNTS
 from sharding.models.stored_tokenizer import store_tokenizer
@@ -66,6 +66,7 @@ class Score(Stage):
         self.num_parts = min(MAX_PARTS, max(1, math.ceil(self.size_bytes / PART_SOURCE_BYTES)))
         self.work_s = SECONDS_PER_BYTE * self.size_bytes
         self.loads_model = loads_model(config.difficulty)
+        self.worker_bytes = bytes_to_score(config.difficulty)
         near = config.near_copies
         self.near = None if near.action == "keep" else sources.NearCopies(near, words_of)
         self.vocab_size = load_tokenizer(config.tokenizer).vocab_size

@@ -28,7 +28,7 @@ from pipelines.deliveries_begun import refuse_delivered
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
-from pipelines.workers import set_workers
+from pipelines.workers import WORKER_BYTES, set_workers
 from sharding import sources, storage
 from sharding.beam.parts import WriteParts
 from sharding.errors import RequestError
@@ -78,6 +78,9 @@ class Stage:
 
     loads_model = False
     """Whether its workers load a model, other than the engines that they share."""
+
+    worker_bytes = WORKER_BYTES
+    """Memory that one more worker process takes."""
 
     vocab_size: int | None = None
     """Entries of the training vocabulary, where parts hold its ids."""
@@ -194,7 +197,14 @@ class Stage:
                 runner_faults.check(options)
                 on_begin()
                 self.prepare(options)
-                set_workers(options, beam_args, workers, work_s=self.work_s, loads_model=self.loads_model)
+                set_workers(
+                    options,
+                    beam_args,
+                    workers,
+                    work_s=self.work_s,
+                    loads_model=self.loads_model,
+                    worker_bytes=self.worker_bytes,
+                )
                 self._withdraw()
                 made, did = self.make(options), Did.RAN
             else:

@@ -30,6 +30,10 @@ WORTH_S = 4 * START_S
 WORKER_BYTES = 1 << 30
 """Memory for one: the largest that was measured took half of it (docs/benchmarks.md, milling)."""
 
+COUNTING_BYTES = 64
+"""More for each n-gram that a memory may hold: each process counts by itself. Two processes had 1.03 GB at most where
+2^24 are held (docs/benchmarks.md, milling)."""
+
 _OWN = "--direct_"
 """Begins Beam's options for the same."""
 
@@ -61,7 +65,13 @@ def check(workers: Workers, options: PipelineOptions, beam_args: Sequence[str]) 
 
 
 def set_workers(
-    options: PipelineOptions, beam_args: Sequence[str], workers: Workers, *, work_s: float, loads_model: bool
+    options: PipelineOptions,
+    beam_args: Sequence[str],
+    workers: Workers,
+    *,
+    work_s: float,
+    loads_model: bool,
+    worker_bytes: int = WORKER_BYTES,
 ) -> None:
     """Have Beam's local runner start as many worker processes as wanted; other runners and own options stay.
 
@@ -71,10 +81,11 @@ def set_workers(
         workers: as the config or the command line says.
         work_s: seconds that one core has to do.
         loads_model: whether a worker loads a model.
+        worker_bytes: memory that one more process takes.
     """
     if _said(beam_args) or not runner_faults.is_in_process(options):
         return
-    number = _worthwhile(work_s, loads_model) if workers == "auto" else workers
+    number = _worthwhile(work_s, loads_model, worker_bytes) if workers == "auto" else workers
     if number > 1:
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers, direct.direct_running_mode = number, "multi_processing"
@@ -86,17 +97,22 @@ def loads_model(difficulty: DifficultyConfig) -> bool:
     return kind.needs_model and not kind.asks_servers
 
 
+def bytes_to_score(difficulty: DifficultyConfig) -> int:
+    """Memory that one more process of the score stage takes."""
+    return WORKER_BYTES + (COUNTING_BYTES * difficulty.memory.max_ngrams if difficulty.memory is not None else 0)
+
+
 def cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _worthwhile(work_s: float, loads_model: bool) -> int:
+def _worthwhile(work_s: float, loads_model: bool, worker_bytes: int) -> int:
     if loads_model or work_s < 2 * WORTH_S:
         return 1
     number = min(cores(), int(work_s // WORTH_S))
     free_bytes = available_bytes()
-    return number if free_bytes is None else max(1, min(number, free_bytes // WORKER_BYTES))
+    return number if free_bytes is None else max(1, min(number, free_bytes // worker_bytes))
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:

@@ -28,6 +28,7 @@ class FaultyS3:
     Attributes:
         url: the endpoint.
         fail_fraction: of the requests, from now on.
+        refuse_next: how many of the next requests are refused, whatever the fraction.
         requests: how many of each method were answered by the store itself; PUTs that copy count as COPY.
         refused: how many were answered with 503.
     """
@@ -35,6 +36,7 @@ class FaultyS3:
     def __init__(self, url: str, application: Callable[..., Iterable[bytes]], seed: int = 0) -> None:
         self.url = url
         self.fail_fraction = 0.0
+        self.refuse_next = 0
         self.requests: Counter[str] = Counter()
         self.refused = 0
         self._application = application
@@ -43,15 +45,16 @@ class FaultyS3:
 
     def empty(self) -> None:
         """Take everything away, and let every call pass again."""
-        self.fail_fraction = 0.0
+        self.fail_fraction, self.refuse_next = 0.0, 0
         request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
         urllib.request.urlopen(request).close()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
-            refuse = self._random.random() < self.fail_fraction
+            refuse = self._random.random() < self.fail_fraction or self.refuse_next > 0
             if refuse:
                 self.refused += 1
+                self.refuse_next = max(0, self.refuse_next - 1)
             else:
                 self.requests["COPY" if "HTTP_X_AMZ_COPY_SOURCE" in environ else environ["REQUEST_METHOD"]] += 1
         if refuse:

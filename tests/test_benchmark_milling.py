@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import milling, milling_corpus
-from benchmarks.milling_ours import raw_config, run
+from benchmarks.milling_ours import full_config, raw_config, run
 from benchmarks.milling_peers import run_bare
 from benchmarks.milling_reading import cut_needlessly, reading_speeds, shard_figures
 from sharding.storage import manifest
@@ -68,7 +68,7 @@ def test_rates_are_those_of_the_median_turn() -> None:
 def test_our_turn_and_what_is_in_the_shards(byte_tokenizer: str, tmp_path: Path) -> None:
     source, output = tmp_path / "source", str(tmp_path / "out")
     _, count, text_bytes = milling_corpus.write_jsonl(source, 60_000, 2)
-    turn = run(f"{source}/*.jsonl", output, byte_tokenizer, 2, [])
+    turn = run(raw_config(f"{source}/*.jsonl", output, byte_tokenizer, 2), [])
     assert turn["documents"] == count and turn["elapsed_s"] > 0 and turn["cpu_s"] > 0
     assert turn["tokens"] == run_bare(source, tmp_path, Path(byte_tokenizer))["tokens"] <= text_bytes
     assert not any(manifest.require(output, stage).rehearsal for stage in manifest.STAGES)
@@ -80,6 +80,17 @@ def test_our_turn_and_what_is_in_the_shards(byte_tokenizer: str, tmp_path: Path)
     assert set(reading_speeds(output, str(tmp_path), 1)) >= {"ours", "Parquet"}
 
 
+@pytest.mark.slow
+def test_with_everything_on_all_of_it_is_done(byte_tokenizer: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "source", str(tmp_path / "out")
+    milling_corpus.write_jsonl(source, 60_000, 2)
+    turn = run(full_config(f"{source}/*.jsonl", output, byte_tokenizer, 2), [])
+    assert turn["tokens"] > 0
+    augmented, selected = (manifest.require(output, stage) for stage in ("augment", "select"))
+    assert augmented.counts["contractions_now"]
+    assert selected.counts["kept"] and selected.facts["value"] == "continuation_gain"
+
+
 def test_a_corpus_without_thoughts_has_no_model(byte_tokenizer: str) -> None:
     config = raw_config("x.jsonl", "out", byte_tokenizer, 1)
     assert config.difficulty.scorer == "none" and not config.models
@@ -89,7 +100,7 @@ def test_a_corpus_without_thoughts_has_no_model(byte_tokenizer: str) -> None:
 def test_the_last_line_has_every_figure(byte_tokenizer: str) -> None:
     command = [sys.executable, "-m", "benchmarks.milling", "--tokenizer", byte_tokenizer, "--megabytes", "1"]
     done = subprocess.run(
-        [*command, "--growth-megabytes", "1", "--rounds", "1"],
+        [*command, "--growth-megabytes", "1", "--rounds", "1", "--only", "speed,shards,growth"],
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "120"},
         capture_output=True,
@@ -99,5 +110,6 @@ def test_the_last_line_has_every_figure(byte_tokenizer: str) -> None:
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["name"] == "milling"
-    assert set(last["figures"]) == {name for names in milling.FIGURES.values() for name in names}
+    ran = [names for part, names in milling.FIGURES.items() if part != "everything"]
+    assert set(last["figures"]) == {name for names in ran for name in names}
     assert all(figure is not None and figure >= 0 for figure in last["figures"].values())

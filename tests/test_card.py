@@ -320,6 +320,10 @@ def test_croissant_says_what_responsible_ai_asks_for(output: Path, stages: Stage
 def test_training_content_has_what_is_known_and_marks_the_rest(stages: Stages) -> None:
     rows = {number: said for number, _, said in training_content(stages)}
     assert list(rows) == list(SECTIONS) == list(get_args(TrainingContentSection))
+    # As the template calls them, so that who fills it in finds them.
+    assert SECTIONS["2.2"].startswith("private non-publicly available datasets obtained from third parties")
+    assert SECTIONS["3.1"] == "respect of reservation of rights from text and data mining exception or limitation"
+    assert SECTIONS["3.3"] == "other information"
     assert "Text; less than 1 billion tokens" in rows["1.3"] and "en, de" in rows["1.3"]
     assert rows["2.1"] == "Named by the owner of the corpus: https://huggingface.co/datasets/acme/numbers."
     thoughts = stages["pack"].counts["thoughts"]

@@ -1,6 +1,5 @@
 """The n-gram memory: counting in any order, leaving a document out, and never remembering what was not there."""
 
-import pickle
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from difficulty.memory import counting
-from difficulty.memory.counting import MemoryConfig, NgramCounts, document_level, starting_level
+from difficulty.memory.counting import (
+    MemoryConfig,
+    NgramCounts,
+    document_level,
+    join_ranges,
+    merge_range,
+    starting_level,
+)
 from difficulty.memory.table import BASE_PROBABILITY, NgramMemory, describe_memory
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
@@ -36,8 +42,14 @@ def ids_of(corpus: Corpus) -> list[np.ndarray]:
     return [ids for _, ids in corpus]
 
 
-def travelled(counts: NgramCounts) -> NgramCounts:
-    return pickle.loads(pickle.dumps(counts))  # noqa: S301
+def together(parts: Iterable[NgramCounts], config: MemoryConfig) -> NgramCounts:
+    """The counts of all, as they meet: range by range."""
+    pieces: dict[int, list[bytes]] = {}
+    for part in parts:
+        for number, piece in part.ranges():
+            pieces.setdefault(number, []).append(piece)
+    assert set(pieces) == set(range(counting.num_ranges(config)))
+    return join_ranges(config, [merge_range(config, pieces[number]) for number in sorted(pieces, reverse=True)])
 
 
 def as_bytes(counts: NgramCounts, folder: Path) -> bytes:
@@ -224,37 +236,28 @@ MIXED = with_passage(random_documents(60, 80, 300, seed=4), np.arange(50), at=20
 
 @pytest.mark.usefixtures("small_buffers")
 @pytest.mark.parametrize("max_ngrams", [1 << 20, 4000, 1000, 256])
-def test_any_order_any_bundles_same_bytes(max_ngrams: int, tmp_path: Path) -> None:
+def test_any_order_any_bundles_any_ranges_same_bytes(
+    max_ngrams: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = MemoryConfig(max_ngrams=max_ngrams)
     whole = as_bytes(counted(MIXED, config), tmp_path)
     rng = np.random.default_rng(0)
-    for trial in range(6):
+    for trial, ngrams_per_range in enumerate([1 << 18, 500, 1000, 2000, 500, 500]):
+        monkeypatch.setattr(counting, "NGRAMS_PER_RANGE", ngrams_per_range)
         documents = [MIXED[i] for i in rng.permutation(len(MIXED))]
         cuts = np.sort(rng.integers(0, len(MIXED) + 1, trial))
         pieces = np.split(np.arange(len(MIXED)), cuts)
         parts = [counted([documents[i] for i in piece], config) for piece in pieces]
-        if trial % 2:
-            parts = [travelled(part) for part in parts]
-        while len(parts) > 1:
-            i, j = sorted(rng.choice(len(parts), 2, replace=False))
-            parts.append(parts[i].merge(parts.pop(j)))
-            parts.pop(i)
-        assert as_bytes(parts[0], tmp_path) == whole
+        assert as_bytes(together(parts, config), tmp_path) == whole
 
 
-@pytest.mark.usefixtures("small_buffers")
-def test_merging_leaves_both_as_they_were(tmp_path: Path) -> None:
-    config = MemoryConfig(max_ngrams=1000)
-    a, b = counted(MIXED[:40], config), counted(MIXED[40:], config)
-    before = as_bytes(a, tmp_path), as_bytes(b, tmp_path)
-    merged = a.merge(b)
-    as_bytes(merged, tmp_path)
-    assert (as_bytes(a, tmp_path), as_bytes(b, tmp_path)) == before
-
-
-def test_counts_of_different_configs_do_not_merge() -> None:
-    with pytest.raises(ValueError, match="cannot be merged"):
-        NgramCounts(MemoryConfig(order=3)).merge(NgramCounts(MemoryConfig(order=4)))
+def test_a_range_of_one_hash_drops_what_another_bundle_has_dropped() -> None:
+    """A bundle whose documents are all of a high level says so, also of the ranges in which it has nothing."""
+    config = MemoryConfig(max_ngrams=256)
+    low, high = counted(MIXED[:1], config), NgramCounts(config, 40)
+    for parts in ([low, high], [high, low]):
+        merged = together(parts, config)
+        assert merged.level == 40 and not len(merged.ngrams(1)[0])
 
 
 @pytest.mark.usefixtures("small_buffers")
@@ -275,7 +278,7 @@ def test_a_full_memory_counts_a_sample_of_documents_exactly(max_ngrams: int) -> 
         np.testing.assert_allclose(surprisal, surprisal_by_the_book(others, ids, config), rtol=1e-5, atol=1e-6)
     # A level less would not have fitted.
     fuller = counted([(d, ids) for d, ids in MIXED if document_level(d) >= level - 1], MemoryConfig())
-    assert sum(len(keys) for keys, _ in fuller.__getstate__()["_runs"]) > max_ngrams
+    assert len(fuller.to_json()) and sum(len(keys) for keys, _ in fuller._runs) > max_ngrams  # told, it is compact
 
 
 @pytest.mark.parametrize("max_ngrams", [256, 1 << 10, 1 << 14])
@@ -317,7 +320,7 @@ def test_starting_level(corpus_tokens: float, level: int) -> None:
 def test_counting_from_a_level_on_is_counting_those_documents(first: int) -> None:
     config = MemoryConfig()
     from_one, from_two = counted(MIXED[:first], config, min_level=1), counted(MIXED[first:], config, min_level=2)
-    merged = travelled(from_one).merge(from_two)
+    merged = together([from_one, from_two], config)
     memory = NgramMemory.from_counts(merged)
     sample = [(doc_id, ids) for doc_id, ids in MIXED if document_level(doc_id) >= 2]
     assert memory.to_json()["documents_counted"] == len(sample)

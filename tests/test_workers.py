@@ -11,11 +11,22 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions
 
 from difficulty.config import DifficultyConfig
+from difficulty.memory.counting import MemoryConfig
 from pipelines import score, stage, workers
 from pipelines.beam_options import beam_options
 from pipelines.config import MillConfig, Workers
 from pipelines.run import mill
-from pipelines.workers import WORKER_BYTES, WORTH_S, available_bytes, check, loads_model, parse, set_workers
+from pipelines.score import Score
+from pipelines.workers import (
+    WORKER_BYTES,
+    WORTH_S,
+    available_bytes,
+    bytes_to_score,
+    check,
+    loads_model,
+    parse,
+    set_workers,
+)
 from pipelines.yaml_config import dump, from_mapping
 from sharding.errors import RequestError
 
@@ -73,6 +84,25 @@ def test_no_more_than_memory_allows(machine: None, monkeypatch: pytest.MonkeyPat
     for free, number in ((3 * WORKER_BYTES, 3), (WORKER_BYTES // 2, 1), (None, 8)):
         monkeypatch.setattr(workers, "available_bytes", lambda free=free: free)
         assert wanted(work_s=1000 * WORTH_S)[0] == number
+
+
+@pytest.mark.usefixtures("machine")
+def test_counting_an_ngram_memory_takes_memory_for_each_process(tmp_path: Path, byte_tokenizer: str) -> None:
+    difficulty = DifficultyConfig(scorer="rehearsal", memory=MemoryConfig())
+    options = beam_options([])
+    set_workers(options, [], "auto", work_s=1000 * WORTH_S, loads_model=False, worker_bytes=bytes_to_score(difficulty))
+    # 64 GiB are free: 2 for each of eight; and with a memory sixteen times as large there is room for three of 17.
+    assert options.view_as(DirectOptions).direct_num_workers == 8
+    larger = DifficultyConfig(scorer="rehearsal", memory=MemoryConfig(max_ngrams=1 << 28))
+    options = beam_options([])
+    set_workers(options, [], "auto", work_s=1000 * WORTH_S, loads_model=False, worker_bytes=bytes_to_score(larger))
+    assert options.view_as(DirectOptions).direct_num_workers == 3
+    counting = config(tmp_path, byte_tokenizer, difficulty={"scorer": "rehearsal", "memory": {}})
+    assert (
+        Score(counting).worker_bytes
+        == bytes_to_score(difficulty)
+        > Score(config(tmp_path, byte_tokenizer)).worker_bytes
+    )
 
 
 @pytest.mark.usefixtures("machine")

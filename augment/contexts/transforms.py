@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 from apache_beam.typehints import KV
 
 from augment.contexts.contractor import Contracted, Contractor
@@ -16,10 +17,11 @@ from augment.recipes.contracting import CONTRACTION_STEP
 from augment.requests.contraction import contracted_segments, contraction_request, contractions_wanted
 from augment.requests.planner import TracePlanner
 from augment.requests.tiers import CONTRACTIONS, SegmentChoices
+from sharding import records
 from sharding.beam.counts import COUNTS
 from sharding.beam.joins import GroupRecords
 from sharding.beam.part_join import JoinedDocument
-from sharding.beam.shuffle import at_bundle_end
+from sharding.beam.shuffle import PutElementsAside, at_bundle_end
 from sharding.errors import MillError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import LedgerRow, ScoredDocument
@@ -71,8 +73,22 @@ class ContractDocuments(beam.PTransform):
             contract = contract.with_resource_hints(accelerator=accelerator)
         contracted = grouped | "Contract" >> contract.with_outputs(COUNTS, main="documents")
         contracted["documents"].element_type = JoinedDocument
-        both = (sorted_out["others"], contracted["documents"]) | "All" >> beam.Flatten()
+        together = PutElementsAside(JoinedDocument, _encode_contracted, _decode_contracted)
+        both = (sorted_out["others"], contracted["documents"]) | "All" >> together
         return {"documents": both, COUNTS: contracted[COUNTS]}
+
+
+def _encode_contracted(document: JoinedDocument) -> bytes:
+    """A document with its contractions, and nothing else that is beside it, as bytes."""
+    return msgspec.msgpack.encode((list(document.beside.get(CONTRACTIONS, ())), records.encode(document.scored)))
+
+
+def _decode_contracted(data: bytes) -> JoinedDocument:
+    contractions, scored = _contracted_decoder.decode(data)
+    return JoinedDocument(records.decode(ScoredDocument, scored), {CONTRACTIONS: contractions} if contractions else {})
+
+
+_contracted_decoder = msgspec.msgpack.Decoder(tuple[list[str], bytes])
 
 
 def _is_contraction(row: tuple[str, LedgerRow]) -> bool:

@@ -1,6 +1,7 @@
 """Counting the n-grams of a corpus in one pass, in bounded memory, in any order: the first half of the n-gram memory.
 
-`NgramCounts` is the accumulator of a CombineFn; `difficulty.memory` makes its counts into a table to look up.
+`NgramCounts` holds those of some documents; they meet by ranges of their hashes, so that what is merged in one place is
+small. `difficulty.memory` makes the counts into a table to look up.
 
 Size is bounded by counting a sample of the documents, never by letting n-grams share a counter: a full table would
 otherwise remember what it never saw. Each document has a level from a hash of its id (half of them 0, a quarter 1,
@@ -14,10 +15,12 @@ document up later can tell whether it was counted, whatever id it has there.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -40,6 +43,11 @@ MAX_COUNT = np.uint64((1 << 32) - 1)
 BUFFERED_TOKENS = 1 << 20
 RANGE_NGRAMS = 1 << 17
 """N-grams sorted at once when runs are merged: what fits a core's cache."""
+
+MAX_RANGES = 64
+NGRAMS_PER_RANGE = 1 << 18
+"""A range's share of `max_ngrams`, at least: hashes are spread so evenly over it that a quarter more is never met where
+all of them still fit."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -83,10 +91,9 @@ def document_key(input_ids: np.ndarray) -> int:
 
 
 class NgramCounts:
-    """N-gram counts of some documents: a commutative monoid under `merge`.
+    """N-gram counts of some documents; those of others are added in any order, with the same outcome.
 
-    Holds at most 1.25 `max_ngrams` n-grams (twice that while runs are merged) and a buffer of a million tokens. Pickles
-    as sorted arrays of what it holds, so an accumulator of a few documents is small.
+    Holds at most 1.25 `max_ngrams` n-grams (twice that while runs are merged) and a buffer of a million tokens.
 
     Args:
         config: order and sizes; equal for all counts that are merged.
@@ -124,23 +131,6 @@ class NgramCounts:
         for doc_id, input_ids in documents:
             self.add(doc_id, input_ids)
 
-    def merge(self, other: NgramCounts) -> NgramCounts:
-        """The counts of both; neither is changed.
-
-        Raises:
-            ValueError: they were counted under different configs.
-        """
-        if other.config != self.config:
-            raise ValueError(f"counts under {other.config} cannot be merged with counts under {self.config}")
-        merged = NgramCounts(self.config, max(self.level, other.level))
-        merged._documents = self._documents + other._documents
-        merged._tokens = self._tokens + other._tokens
-        merged._buffer = self._buffer + other._buffer
-        merged._buffered_tokens = self._buffered_tokens + other._buffered_tokens
-        merged._runs = self._runs + other._runs
-        merged._compact_if_due()
-        return merged
-
     def ngrams(self, min_count: int) -> tuple[np.ndarray, np.ndarray]:
         """The n-grams with at least `min_count` occurrences in the sample, and the documents in it: ascending hashes,
         (num_ngrams,) uint64 with the low `LEVEL_BITS` zero, and their counts, (num_ngrams,) uint32. A document's is at
@@ -167,9 +157,38 @@ class NgramCounts:
             "tokens_counted": int(self._tokens[self.level :].sum()),
         }
 
-    def __getstate__(self) -> dict[str, Any]:
+    def ranges(self) -> Iterator[tuple[int, bytes]]:
+        """What was counted, dealt out by ranges of the hashes: (number of the range, what is in it), for `merge_range`.
+
+        The numbers are those below `num_ranges`; the counts of documents and tokens go with the first.
+        """
         self._compact()
-        return self.__dict__.copy()
+        number = num_ranges(self.config)
+        cuts = np.searchsorted(self._runs[0][0], _cuts(number)).tolist() if self._runs else [0] * (number - 1)
+        for r, (begin, end) in enumerate(itertools.pairwise([0, *cuts, None])):
+            yield r, self._piece(slice(begin, end), with_seen=r == 0)
+
+    def piece(self) -> bytes:
+        """All that was counted, for `add_piece`."""
+        self._compact()
+        return self._piece(slice(None), with_seen=True)
+
+    def _piece(self, part: slice, *, with_seen: bool) -> bytes:
+        seen = (self._documents.tolist(), self._tokens.tolist()) if with_seen else ([], [])
+        held = tuple(array[part].tobytes() for array in self._runs[0]) if self._runs else (b"", b"")
+        return msgspec.msgpack.encode((self.level, *seen, *held))
+
+    def add_piece(self, piece: bytes) -> None:
+        """Adds what `ranges`, `piece` or `merge_range` gave of other documents, counted under the same config."""
+        level, documents, tokens, keys, counts = _decoder.decode(piece)
+        if level > self.level:
+            self.level, self._compacted = level, 0  # what is below it goes, also where nothing else comes
+        if documents:
+            self._documents += documents
+            self._tokens += tokens
+        if keys:
+            self._runs.append((np.frombuffer(keys, np.uint64), np.frombuffer(counts, np.uint32)))
+        self._compact_if_due()
 
     def _flush(self) -> None:
         """Turns the buffered documents into sorted runs, one per order and one of the documents themselves."""
@@ -218,6 +237,34 @@ class NgramCounts:
         self._runs, self._compacted = [(keys, counts)], len(keys)
 
 
+_decoder = msgspec.msgpack.Decoder(tuple[int, list[int], list[int], bytes, bytes])
+
+
+def num_ranges(config: MemoryConfig) -> int:
+    """How many ranges of hashes counts are dealt out to."""
+    return min(MAX_RANGES, max(1, config.max_ngrams // NGRAMS_PER_RANGE))
+
+
+def merge_range(config: MemoryConfig, pieces: Iterable[bytes]) -> bytes:
+    """What `NgramCounts.ranges` gave of one range in all counts, as one; in any order."""
+    number = num_ranges(config)
+    share = config.max_ngrams if number == 1 else math.ceil(config.max_ngrams / number * 1.25)
+    return join_ranges(dataclasses.replace(config, max_ngrams=share), pieces).piece()
+
+
+def join_ranges(config: MemoryConfig, pieces: Iterable[bytes]) -> NgramCounts:
+    """The counts of all documents, from what `merge_range` gave of each range."""
+    counts = NgramCounts(config)
+    for piece in pieces:
+        counts.add_piece(piece)
+    return counts
+
+
+def _cuts(number: int) -> np.ndarray:
+    """Where so many ranges of equal width meet, (number - 1,) uint64."""
+    return np.arange(1, number, dtype=np.uint64) * np.uint64(((1 << 64) - 1) // number)
+
+
 def extended_hashes(keys: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Hashes of n-grams from those of their first n - 1 tokens and their last token, (num_ngrams,) uint64."""
     mixed = tokens.astype(np.uint64)
@@ -244,15 +291,15 @@ def _summed(counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _merged(runs: list[tuple[np.ndarray, np.ndarray]], level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The runs as one, equal keys added up, without the levels below `level`, and how many of each level there are.
 
-    Goes range by range of the keys, to stay in cache and to need no temporary arrays of full size.
+    Goes stretch by stretch of the keys, to stay in cache and to need no temporary arrays of full size.
     """
     total = sum(len(keys) for keys, _ in runs)
-    num_ranges = total // RANGE_NGRAMS + 1
-    cuts = np.arange(1, num_ranges, dtype=np.uint64) * np.uint64(((1 << 64) - 1) // num_ranges)
+    stretches = total // RANGE_NGRAMS + 1
+    cuts = _cuts(stretches)
     bounds = [[0, *np.searchsorted(keys, cuts).tolist(), len(keys)] for keys, _ in runs]
     merged_keys, merged_counts, end = np.empty(total, np.uint64), np.empty(total, np.uint32), 0
     ngrams_per_level = np.zeros(NUM_LEVELS, np.int64)
-    for r in range(num_ranges):
+    for r in range(stretches):
         keys = np.concatenate([run[0][b[r] : b[r + 1]] for run, b in zip(runs, bounds, strict=True)])
         counts = np.concatenate([run[1][b[r] : b[r + 1]] for run, b in zip(runs, bounds, strict=True)])
         if level:

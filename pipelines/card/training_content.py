@@ -1,8 +1,9 @@
 """What the card says for the public summary of training content that the EU's AI Act asks of a model's provider.
 
-The sections are those of the template that the AI Office published in July 2025 for Article 53(1)(d): general
-information, the list of data sources, and data processing. A corpus knows some of it; what only the provider of a model
-knows is marked, and `card.training_content` gives it by the number of the section.
+The sections are those of the template for Article 53(1)(d), which the Commission published in July 2025 and adopted as
+C(2025) 8311: general information, the list of data sources, and data processing aspects; they are called as they are
+there. A corpus knows some of it; what only the provider of a model knows is marked, and `card.training_content` gives
+it by the number of the section.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from sharding.storage.manifest import Manifest
 TO_BE_FILLED_IN = "*to be filled in by the provider*"
 
 SECTIONS = {
-    "1.1": "provider: name and contact",
-    "1.2": "model: name and version, models it depends on, date of placing on the market",
-    "1.3": "modalities, size, types of content, latest date of acquisition, languages",
+    "1.1": "provider identification",
+    "1.2": "model identification: versioned names, dependencies, date of placement on the market of the Union",
+    "1.3": "modalities, overall training data size and other characteristics: types of content, latest date of "
+    "acquisition, languages",
     "2.1": "publicly available datasets",
-    "2.2": "private datasets of third parties: licensed by rightsholders, or obtained from others",
+    "2.2": "private non-publicly available datasets obtained from third parties: commercially licensed by "
+    "rightsholders or their representatives (2.2.1), or obtained from others (2.2.2)",
     "2.3": "data crawled and scraped from online sources",
     "2.4": "user data",
     "2.5": "synthetic data",
     "2.6": "other sources of data",
-    "3.1": "respect of reservations of rights from text and data mining",
+    "3.1": "respect of reservation of rights from text and data mining exception or limitation",
     "3.2": "removal of illegal content",
-    "3.3": "other processing",
+    "3.3": "other information",
 }
 """Number of a section of the template → what it asks for."""
 

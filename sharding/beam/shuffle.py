@@ -49,7 +49,7 @@ def shuffle_folder(options: PipelineOptions) -> str | None:
 
 
 Inputs = Any
-"""One collection, or a tuple of several to shuffle together: flattened before, the local runner would keep them all."""
+"""One collection, or a tuple of several to take together: flattened before, the local runner would keep them all."""
 
 
 class GroupPartitions(beam.PTransform):
@@ -60,8 +60,7 @@ class GroupPartitions(beam.PTransform):
         folder = shuffle_folder(collections[0].pipeline.options)
         if folder is None:
             return collections | beam.Flatten() | "Group" >> beam.GroupByKey()
-        files = tuple(values | f"Files {number}" >> _File(folder) for number, values in enumerate(collections))
-        return files | beam.Flatten() | "Group files" >> beam.GroupByKey() | "Open" >> beam.MapTuple(_opened)
+        return _files(collections, folder) | "Group files" >> beam.GroupByKey() | "Open" >> beam.MapTuple(_opened)
 
 
 MIN_PARTITIONS = 64
@@ -94,6 +93,8 @@ class GroupBytes(beam.PTransform):
 class PutAside(beam.PTransform):
     """(partition, bytes) as they are, kept until a later step that waits for something else; in files where they go.
 
+    Takes `Inputs`.
+
     Args:
         hints: resource hints of that step: it reads the files in the same go where they are equal.
     """
@@ -102,18 +103,20 @@ class PutAside(beam.PTransform):
         super().__init__()
         self._hints = dict(hints)
 
-    def expand(self, values: beam.PCollection) -> beam.PCollection:
-        folder = shuffle_folder(values.pipeline.options)
+    def expand(self, inputs: Inputs) -> beam.PCollection:
+        collections = _several(inputs)
+        folder = shuffle_folder(collections[0].pipeline.options)
         if folder is None:
-            return values
+            return _together(collections)
         read = beam.FlatMapTuple(_read).with_resource_hints(**self._hints)
-        return values | "Files" >> _File(folder) | "To workers" >> beam.Reshuffle() | "Read" >> read
+        return _files(collections, folder) | "To workers" >> beam.Reshuffle() | "Read" >> read
 
 
 class PutElementsAside(beam.PTransform):
     """Elements as they are, kept until a step that waits for what comes of all of them, as `PutAside` keeps bytes.
 
-    Where several steps read a collection and don't run together, the local runner would hold it in memory.
+    Where several steps read a collection and don't run together, and where several collections become one, the local
+    runner would hold them in memory. Takes `Inputs`.
 
     Args:
         kind: their type.
@@ -131,12 +134,16 @@ class PutElementsAside(beam.PTransform):
         super().__init__()
         self._kind, self._encode, self._decode, self._hints = kind, encode, decode, dict(hints)
 
-    def expand(self, values: beam.PCollection) -> beam.PCollection:
-        if shuffle_folder(values.pipeline.options) is None:
-            return values
+    def expand(self, inputs: Inputs) -> beam.PCollection:
+        collections = _several(inputs)
+        if shuffle_folder(collections[0].pipeline.options) is None:
+            return _together(collections)
+        dealt_out = partial(_dealt_out, self._encode)
         return (
-            values
-            | "As bytes" >> beam.Map(partial(_dealt_out, self._encode)).with_output_types(KV[int, bytes])
+            tuple(
+                values | f"As bytes {n}" >> beam.Map(dealt_out).with_output_types(KV[int, bytes])
+                for n, values in enumerate(collections)
+            )
             | PutAside(self._hints)
             | "As they were"
             >> beam.MapTuple(partial(_taken_up, self._decode))
@@ -195,6 +202,15 @@ def at_bundle_end(output: Any) -> Any:
 
 def _several(inputs: Inputs) -> tuple[beam.PCollection, ...]:
     return (inputs,) if isinstance(inputs, beam.PCollection) else inputs
+
+
+def _together(collections: tuple[beam.PCollection, ...]) -> beam.PCollection:
+    return collections[0] if len(collections) == 1 else collections | beam.Flatten()
+
+
+def _files(collections: tuple[beam.PCollection, ...], folder: str) -> beam.PCollection:
+    """(partition, path) of the files that (partition, bytes) are written to."""
+    return tuple(values | f"Files {n}" >> _File(folder) for n, values in enumerate(collections)) | beam.Flatten()
 
 
 def _opened(partition: int, paths: Iterable[str]) -> tuple[int, FiledValues]:

@@ -40,7 +40,7 @@ DEFAULT_BYTES = 64 << 30
 _WHOLE = re.compile(r"[0-9a-f]{64}\.arrow")
 _BEGUN = re.compile(r"\.[0-9a-f]{64}\.(?P<size>\d+)\.[0-9a-f]{32}\.tmp")
 
-_LOCKS = 64  # shards that share one wait for each other, and no more files are made than these
+_LOCKS = 64  # no more files are made than these; shards that share one are not fetched at the same time
 _WAIT_S = 0.05
 _FETCHES = 2  # of a shard that comes otherwise than its manifest says: a wire may have been the cause
 
@@ -116,12 +116,26 @@ class ShardCache:
             MillError: see `buffer`.
         """
         path = self.path(entry)
-        with self._errors(url):
-            self.place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(self.place / f".lock-{int(entry.sha256[:8], 16) % _LOCKS:02d}"):
-                if (found := _mapped(path)) is not None and found.size == entry.size_bytes:
-                    return found
-                return self._fetch(url, entry, path)
+        with self._errors(url), _locked(self._lock(entry)):
+            if (found := _mapped(path)) is not None and found.size == entry.size_bytes:
+                return found
+            return self._fetch(url, entry, path)
+
+    def fetch_ahead(self, url: str, entry: FileEntry) -> None:
+        """Fetch a shard that isn't there, unless somebody is at it: then the next one is of more use.
+
+        Raises:
+            MillError: see `buffer`.
+        """
+        path = self.path(entry)
+        with self._errors(url), _locked(self._lock(entry), wait=False) as free:
+            if free and not path.exists():
+                self._fetch(url, entry, path)
+
+    def _lock(self, entry: FileEntry) -> Path:
+        """The lock that whoever fetches a shard holds."""
+        self.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.place / f".lock-{int(entry.sha256[:8], 16) % _LOCKS:02d}"
 
     @contextlib.contextmanager
     def _errors(self, url: str) -> Iterator[None]:
@@ -209,12 +223,16 @@ def _removed_if_left(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between the threads and processes of this machine."""
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock between the threads and processes of this machine; without waiting, whether it is held."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        yield held
     finally:
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)

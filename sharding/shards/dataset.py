@@ -233,7 +233,7 @@ class PackedDataset:
 
     def _fetch(self, shard: int) -> None:
         if self._cache is not None and not self._cache.path(self._entries[shard]).exists():
-            self._cache.fetch(self._urls[shard], self._entries[shard])
+            self._cache.fetch_ahead(self._urls[shard], self._entries[shard])
 
     def _map(self, shard: int) -> MappedShard:
         return MappedShard(self._urls[shard], self._entries[shard], self._cache)
