@@ -268,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(args.output or stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        engine, difficulty = {"engine": "rehearsal"}, {"scorer": "rehearsal"}
+        engine: dict[str, Any] = {"engine": "rehearsal"}
+        difficulty: dict[str, Any] = {"scorer": "rehearsal"}
         if args.engine == "vllm":
             engine = stack.enter_context(served(args.model, folder / "server.log"))
             difficulty = {"model": args.model, "dtype": DTYPE}

@@ -68,21 +68,21 @@ def test_the_collection_has_no_words_of_what_is_milled(monkeypatch: pytest.Monke
 def test_the_figures(
     byte_tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Four ways in rehearsal: every segment thinks in each of them, and the calls of all add up to the ledger."""
+    """Three ways in rehearsal: the same segments think in each, and each is told what its own calls took."""
     texts = [(f"d{n}", f"Document {n} tells of {n * n} things, one after the other. " * 40) for n in range(8)]
     monkeypatch.setattr(selection_text, "documents", lambda longer_than: texts)
     command = ["--model", byte_tokenizer, "--engine", "rehearsal", "--documents", "8", "--segments", "12"]
-    thinking.main([*command, "--only", "refine,contraction,judge", "--output", str(tmp_path)])
+    thinking.main([*command, "--only", "contraction,judge", "--output", str(tmp_path)])
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["name"] == "thinking"
     figures = last["figures"]
-    for name in (SINGLE, "refine", "contraction", "judge"):
+    for name in (SINGLE, "contraction", "judge"):
         assert f"{name}_heldout_first_ci95" in figures
         assert (f"{name}_null_first_nats" in figures) == (name != "judge"), "a judge chooses by no gain"
         assert 0 < figures[f"{name}_tokens_per_segment"] <= thinking_ways.MAX_TOKENS * 8
     assert figures["segments"] == 12
-    assert figures["single_calls_per_segment"] == 1 < figures["refine_calls_per_segment"] <= 3
+    assert figures["single_calls_per_segment"] == 1 < figures["contraction_calls_per_segment"]
     assert figures["judge_calls_per_segment"] == 2
     assert figures["contraction_contraction_tokens_per_segment"] > 0 == figures["single_contraction_tokens_per_segment"]
     assert figures["judge_none"] == figures["judge_judged"] > 0, "a made-up trace is no verdict"
-    assert "refine_draft_gain_nats" in figures and "refine_beyond_single_nats" in figures
+    assert "judge_beyond_single_nats" in figures
