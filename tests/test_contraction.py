@@ -15,15 +15,19 @@ from augment.contexts.contractor import Contracted, Contractor
 from augment.feeding import registry, worker
 from augment.ledger.reading import read_ledger
 from augment.recipes.contracting import CONTRACTION_STEP
+from augment.requests.contexts import Contexts
 from augment.requests.contraction import contraction_request
+from augment.traces import answer_of
 from difficulty.budget.prices import ModelPrice
 from difficulty.budget.tiers import BudgetConfig, TierConfig
-from pipelines.joints import trace_planner
+from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner
 from pipelines.plan import make_plan as plan
 from pipelines.plan.measured import budget_section
 from pipelines.run import mill
+from pipelines.sample_text import topic_documents
 from pipelines.yaml_config import from_mapping
 from sharding import storage
+from sharding.beam.part_join import scored_documents
 from sharding.errors import MillError, RequestError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Quarantined, Request, ScoredSegment
@@ -318,3 +322,37 @@ def test_killed_between_any_two_calls_none_is_repeated(tree: dict[str, Any], tmp
     assert run(tmp_path / "whole", None) == 0
     texts = [(tmp_path / name / "contractions").read_text(encoding="utf-8") for name in ("killed", "whole")]
     assert texts[0] == texts[1] and sorted(made(tmp_path / "whole")) == sorted(calls)
+
+
+@pytest.mark.model
+def test_a_document_is_contracted_by_the_real_model(
+    small_model: str, write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+) -> None:
+    """By the small model on CPU: each made from the one before, within its cap, and shown in the prompts."""
+    source = write_jsonl([{"id": "page", "text": topic_documents()[0]["text"][:620]}])
+    arguments = {"max_num_seqs": 4, "kv_cache_memory_bytes": 128 << 20, "gpu_memory_utilization": 0.5}
+    model = {"engine": "vllm", "name": small_model, "max_model_len": 1024, "engine_args": arguments}
+    tier = {"name": "short", "model": "m", "prompt": "brief", "max_tokens": 16, "context": "contraction"}
+    budget = {"policy": "fixed", "fixed_tier": "short", "thinking_tokens_per_source_token": 20, "tiers": [tier]}
+    contracting = {"contraction_model": "m", "contraction_tokens": 64}
+    tree = rehearsal_config(source, models={"m": model}, budget={**budget, **contracting}, select={"value": "none"})
+    config = from_mapping({**tree, "tokenizer": small_model})
+    done = mill(config, stages=["score", "augment"])
+    (url,) = manifest.file_urls(config.output, done["score"], "segments")
+    (document,) = scored_documents(url)
+    segments = list(document.segments())
+    calls = [row for row in read_ledger(config.ledger_url) if row.step == CONTRACTION_STEP]
+    calls.sort(key=lambda row: row.finished_at)
+    assert len(calls) == len(segments) - 1 >= 2 and done["augment"].counts["failed"] == 0
+    assert [row.made_from for row in calls] == [[], *([row.key] for row in calls[:-1])]
+    assert all(row.engine == "vllm" and 0 < row.thought_tokens <= 64 for row in calls)
+
+    # A request's key covers its prompt.
+    def keys(contractions: list[str]) -> list[str]:
+        choices = Choices(plan_budget(config, done["score"]), holdback_of(config))
+        found = trace_planner(config).requests(segments, choices, Contexts(contractions=contractions))
+        return [request.request_key for request in found if isinstance(request, Request)]
+
+    asked, said = [request.request_key for request in requests(config.output)], [answer_of(row.text) for row in calls]
+    assert all(text.strip() for text in said) and keys([text.strip() for text in said]) == asked
+    assert keys(["nothing"] * len(said))[1:] != asked[1:]
