@@ -1,14 +1,16 @@
 """Two cores over one, stage by stage, and what the default costs a run that is too small for them.
 
     python -m benchmarks.cores
-    python -m benchmarks.cores --megabytes 4 --turns 1   # to try it out
+    python -m benchmarks.cores --only plain
+    python -m benchmarks.cores --megabytes 4 --plain-megabytes 4 --turns 1   # to try it out
 
 Made-up documents are milled with one worker process and with two, by the command line, each run in a process of its
-own: rehearsal scorer, rehearsal traces, all gates, four shards. The second run finds its generations in the ledger of
-the first, so that both select and pack the same; every file of the two has to have the same bytes. `speedup_STAGE` is
-the time of a stage with one process over that with two, from the manifests: Beam's start and that of its workers is in
-it. `rehearsal_over_before` is the example `rehearsal` with its sample, by default over `--workers 1`, in turns, the
-shortest of each. The last line is one JSON object with the figures.
+own, and every file of the two has to have the same bytes: with thoughts (rehearsal scorer, rehearsal traces, all gates,
+four shards; the second run finds its generations in the ledger of the first, so that both select and pack the same),
+and more of them without (`plain`), where little is to be done for each. `speedup_STAGE` is the time of a stage with one
+process over that with two, from the manifests: Beam's start and that of its workers is in it. `rehearsal_over_before`
+is the example `rehearsal` with its sample, by default over `--workers 1`, in turns, the shortest of each. The last line
+is one JSON object with the figures of the parts that ran.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.machine import conclude
 from pipelines.yaml_config import dump, from_mapping
@@ -32,8 +35,10 @@ from sharding.storage import manifest
 
 console = Console()
 
-STAGES = ("score", "select", "pack")
-"""Those that are compared: the second run generates nothing."""
+PARTS = ("thoughts", "plain", "rehearsal")
+
+STAGES = {"thoughts": ("score", "select", "pack"), "plain": ("score", "pack")}
+"""Those that are compared: the second run generates nothing, and without thoughts there is nothing to select."""
 
 FILES = 8
 _SYLLABLES = tuple(f"{consonant}{vowel}" for consonant in "bcdfghjklmnprstvz" for vowel in "aeiou")
@@ -64,21 +69,25 @@ def write_source(folder: Path, size_bytes: int) -> None:
         file.close()
 
 
-def write_config(folder: Path, tokenizer: str) -> Path:
+def write_config(folder: Path, tokenizer: str, *, thoughts: bool = True) -> Path:
     """The config of both runs."""
     path = folder / "mill.yaml"
+    skip = {"name": "skip"}
+    nothing = {"policy": "fixed", "fixed_tier": "skip", "thinking_tokens": 1, "tiers": [skip]}
     config = from_mapping(
         {
             "source": {"path": str(folder / "source" / "*.jsonl"), "id_field": "id"},
             "output": str(folder / "one"),
             "tokenizer": tokenizer,
             "difficulty": {"scorer": "rehearsal", "segment_tokens": 512},
-            "models": {"pretend": {"engine": "rehearsal", "name": "pretend"}},
-            "budget": {
+            "models": {"pretend": {"engine": "rehearsal", "name": "pretend"}} if thoughts else {},
+            "budget": nothing
+            if not thoughts
+            else {
                 "policy": "adaptive",
                 "thinking_tokens_per_source_token": 0.5,
                 "tiers": [
-                    {"name": "skip"},
+                    skip,
                     {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 256, "samples": 1},
                     {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 2048, "samples": 2},
                 ],
@@ -114,21 +123,25 @@ def digests(output: Path) -> dict[str, str]:
     return found
 
 
-def speedups(folder: Path, megabytes: float, tokenizer: str) -> dict[str, float | bool]:
+def speedups(folder: Path, megabytes: float, tokenizer: str, part: str) -> dict[str, float | bool]:
     """Of each stage, one process over two; and whether they wrote the same."""
     write_source(folder / "source", int(megabytes * 1e6))
-    config = write_config(folder, tokenizer)
+    config = write_config(folder, tokenizer, thoughts=part == "thoughts")
     outputs = {1: folder / "one", 2: folder / "two"}
     for workers, output in outputs.items():
         thoughtmill("run", config, "--set", f"output={output}", "--workers", workers, "--quiet")
     elapsed = {
-        workers: {stage: manifest.require(str(output), stage).elapsed_s for stage in STAGES}
+        workers: {stage: manifest.require(str(output), stage).elapsed_s for stage in STAGES[part]}
         for workers, output in outputs.items()
     }
-    for stage in STAGES:
-        console.print(f"{stage}: {elapsed[1][stage]:.1f} s with one process, {elapsed[2][stage]:.1f} s with two")
+    table = Table("stage", "one process, s", "two, s", title=f"{megabytes:g} MB, {part}")
+    for stage in STAGES[part]:
+        table.add_row(stage, f"{elapsed[1][stage]:.1f}", f"{elapsed[2][stage]:.1f}")
+    console.print(table)
     same = digests(outputs[1]) == digests(outputs[2])
-    return {f"speedup_{stage}": elapsed[1][stage] / elapsed[2][stage] for stage in STAGES} | {"same_bytes": same}
+    suffix = "_plain" if part == "plain" else ""
+    speedup = {f"speedup_{stage}{suffix}": elapsed[1][stage] / elapsed[2][stage] for stage in STAGES[part]}
+    return speedup | {f"same_bytes{suffix}": same}
 
 
 def rehearsal_over_before(folder: Path, tokenizer: str, turns: int) -> float:
@@ -149,12 +162,20 @@ def rehearsal_over_before(folder: Path, tokenizer: str, turns: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=250.0, help="text of the made-up documents")
+    parser.add_argument("--plain-megabytes", type=float, default=1000.0, help="the same, of those without thoughts")
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="a folder, a fetched model or a hub id")
     parser.add_argument("--turns", type=int, default=3, help="of the rehearsal example")
+    parser.add_argument("--only", choices=PARTS, help="one part; all of them when absent")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        figures: dict[str, float | bool] = dict(speedups(Path(temporary) / "cores", args.megabytes, args.tokenizer))
-        figures["rehearsal_over_before"] = rehearsal_over_before(Path(temporary) / "small", args.tokenizer, args.turns)
+    megabytes = {"thoughts": args.megabytes, "plain": args.plain_megabytes}
+    figures: dict[str, float | bool] = {}
+    for part in PARTS if args.only is None else (args.only,):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / part
+            if part in megabytes:
+                figures |= speedups(folder, megabytes[part], args.tokenizer, part)
+            else:
+                figures["rehearsal_over_before"] = rehearsal_over_before(folder, args.tokenizer, args.turns)
     conclude(console, "cores", figures, ("apache-beam", "tokenizers", "gigatoken", "pyarrow"))
 
 
