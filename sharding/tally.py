@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _doing: list[str] = []
+_begun: list[str] = []
 _counts: Counter[str] = Counter()
 
 
@@ -27,12 +28,14 @@ def read() -> dict[str, int]:
 def clear() -> None:
     """Begin anew."""
     _counts.clear()
+    _begun.clear()
 
 
 @contextmanager
 def at(what: str) -> Iterator[None]:
     """What takes a while and has no numbers, such as loading a model, for as long as it does."""
     _doing.append(what)
+    _begun.append(what)
     try:
         yield
     finally:
@@ -42,3 +45,10 @@ def at(what: str) -> Iterator[None]:
 def doing() -> str:
     """What is under way of that kind; "" where nothing is."""
     return ", ".join(dict.fromkeys(_doing))
+
+
+def begun() -> list[str]:
+    """What of that kind has begun since this was last asked; it may have ended again."""
+    found = list(_begun)
+    del _begun[: len(found)]
+    return found

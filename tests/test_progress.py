@@ -116,6 +116,23 @@ def test_a_log_gets_lines_and_a_terminal_a_panel_that_goes(tmp_path: Path) -> No
         assert ("\x1b[" in said(console)) == terminal
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_is_over_before_the_next_line_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    """A model that is loaded in a second, while lines come once a minute."""
+    monkeypatch.setattr(progress, "FIRST_LOG_S", 0.0)
+    console = console_of(terminal=False)
+    with Progress(str(tmp_path), console, quiet=quiet, publish=False) as shown:
+        shown.stage("plan")
+        wait_for(lambda: quiet or "plan" in said(console))  # the first line, behind which the next is a minute away
+        monkeypatch.setattr(shown, "_next_line", float("inf"))
+        with tally.at("loading the scorer"):
+            pass
+        wait_for(lambda: not tally._begun)
+    assert ("loading the scorer" in said(console)) != quiet
+
+
 def test_quiet_says_nothing_but_publishes(tmp_path: Path) -> None:
     console = console_of(terminal=True)
     with Progress(str(tmp_path), console, quiet=True, log_s=0.0) as shown:

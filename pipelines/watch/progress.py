@@ -147,6 +147,10 @@ class Progress:
         self._next_line = now + min(self._log_s, max(FIRST_LOG_S, now - self._began))
         return True
 
+    def _is_long(self, now: float) -> bool:
+        """Whether a stage has gone on for long enough to tell what it does."""
+        return not self._quiet and now >= self._began + min(self._log_s, FIRST_LOG_S)
+
     def _look(self) -> None:
         """Read plan, ledger and heartbeats, unless that would take more than its share of the time."""
         began = time.monotonic()
@@ -161,14 +165,17 @@ class Progress:
         published, stage = float("-inf"), ""
         while not self._stop.wait(LOOK_S):
             try:
-                found, now = self.snapshot(), time.monotonic()
+                found, now, begun = self.snapshot(), time.monotonic(), tally.begun()
                 if found is None:
                     self._say_before()
                     continue
                 if self._live is not None:
                     self._live.update(render(found), refresh=True)
-                elif self._is_due(now):
-                    self._console.print(Text(line(found)))
+                elif self._is_due(now) or (begun and self._is_long(now)):
+                    # A model that is loaded between two lines is told all the same.
+                    self._console.print(
+                        Text(line({**found, "doing": ", ".join(dict.fromkeys(begun)) or found["doing"]}))
+                    )
                 if not self._publish:
                     continue
                 if now >= published + PUBLISH_S or found["stage"] != stage:  # what was published says another one

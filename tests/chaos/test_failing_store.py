@@ -118,7 +118,7 @@ def kill_on_failing_store(
 
 @pytest.mark.slow
 def test_kills_on_a_failing_store(job: Job, store: FaultyS3, account: Account, made: MadeLog) -> None:
-    kill_on_failing_store(job, store, 2, slow_engine(80), account, made)
+    kill_on_failing_store(job, store, 2, slow_engine(40), account, made)
 
 
 @pytest.mark.chaos_long
