@@ -65,9 +65,10 @@ prism: install
 	  GOBIN=$(abspath $(dir $(PRISM))) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM_VERSION); \
 	} || echo "No Prism: it is built by Go (go install), which isn't here or failed. Its test will be skipped."
 
-# A shared machine may stall for seconds: what failed is run once more, and named at the end all the same.
+# Two files of tests at a time: half of them wait for something. A shared machine may stall for seconds: what failed is
+# run once more, and named at the end all the same.
 test: model browser prism
-	$(BIN)/python -m pytest -rfEsR --reruns 1
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rfEsR --reruns 1
 
 test-fast: install
 	$(BIN)/python -m pytest $(FAST)
