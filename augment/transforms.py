@@ -100,12 +100,12 @@ class GenerateMissing(beam.PTransform):
                 lambda element, name=name: element[0].model == name
             ).with_output_types(MissingSamples)
             if self._goes_by_document(missing, model):
-                by_document = ByDocument(self._num_partitions, _hints(model))
+                by_document = ByDocument(self._num_partitions, model.resource_hints)
                 of_model = of_model | f"Generate with {name}, by document" >> by_document
             elif len(models) > 1:  # each with workers of its own, so that none of them begins where requests are made
-                aside = PutElementsAside(MissingSamples, encode_missing, decode_missing, _hints(model))
+                aside = PutElementsAside(MissingSamples, encode_missing, decode_missing, model.resource_hints)
                 of_model = of_model | f"Generate with {name}, put aside" >> aside
-            made.append(of_model | f"Generate with {name}" >> self._with_model(name, _hints(model)))
+            made.append(of_model | f"Generate with {name}" >> self._with_model(name, model.resource_hints))
         for outputs in made:
             outputs[FAILED].element_type = Quarantined
         return {
@@ -147,10 +147,6 @@ def _with_document(element: tuple[Request, list[int]]) -> tuple[str, bytes]:
 
 def _one_by_one(_: str, values: Iterable[bytes]) -> Iterator[tuple[Request, list[int]]]:
     yield from map(decode_missing, values)
-
-
-def _hints(model: ModelConfig) -> dict[str, str]:
-    return {} if model.accelerator is None else {"accelerator": model.accelerator}
 
 
 class _GenerateFn(beam.DoFn):

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import conclude
+from benchmarks.milling_ours import NOTHING_THINKS
 from pipelines.yaml_config import dump, from_mapping
 from sharding.storage import manifest
 
@@ -72,8 +73,6 @@ def write_source(folder: Path, size_bytes: int) -> None:
 def write_config(folder: Path, tokenizer: str, *, thoughts: bool = True) -> Path:
     """The config of both runs."""
     path = folder / "mill.yaml"
-    skip = {"name": "skip"}
-    nothing = {"policy": "fixed", "fixed_tier": "skip", "thinking_tokens": 1, "tiers": [skip]}
     config = from_mapping(
         {
             "source": {"path": str(folder / "source" / "*.jsonl"), "id_field": "id"},
@@ -81,13 +80,13 @@ def write_config(folder: Path, tokenizer: str, *, thoughts: bool = True) -> Path
             "tokenizer": tokenizer,
             "difficulty": {"scorer": "rehearsal", "segment_tokens": 512},
             "models": {"pretend": {"engine": "rehearsal", "name": "pretend"}} if thoughts else {},
-            "budget": nothing
+            "budget": NOTHING_THINKS
             if not thoughts
             else {
                 "policy": "adaptive",
                 "thinking_tokens_per_source_token": 0.5,
                 "tiers": [
-                    skip,
+                    {"name": "skip"},
                     {"name": "brief", "model": "pretend", "prompt": "brief", "max_tokens": 256, "samples": 1},
                     {"name": "deep", "model": "pretend", "prompt": "expert", "max_tokens": 2048, "samples": 2},
                 ],

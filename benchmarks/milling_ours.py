@@ -28,6 +28,9 @@ from pipelines.config import MillConfig
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 
+NOTHING_THINKS = {"policy": "fixed", "fixed_tier": "plain", "thinking_tokens": 1, "tiers": [{"name": "plain"}]}
+"""A budget: documents are tokenized and packed."""
+
 SEQUENCE_LENGTH = 4096
 POLL_S = 0.25
 
@@ -40,7 +43,7 @@ def raw_config(source: str, output: str, tokenizer: str, num_shards: int) -> Mil
             "output": output,
             "tokenizer": tokenizer,
             "difficulty": {"scorer": "none"},
-            "budget": {"policy": "fixed", "fixed_tier": "plain", "thinking_tokens": 1, "tiers": [{"name": "plain"}]},
+            "budget": NOTHING_THINKS,
             "pack": {"sequence_length": SEQUENCE_LENGTH, "num_shards": num_shards},
             "workers": 1,  # where Beam's options say nothing
         }

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from augment.selection.words import words_of
 from benchmarks.machine import conclude
+from benchmarks.milling_ours import NOTHING_THINKS
 from pipelines.run import mill
 from pipelines.tools.conformance import train_tokenizer
 from pipelines.yaml_config import from_mapping
@@ -141,12 +142,7 @@ def cost(megabytes: float, figures: dict[str, float]) -> None:
                 "near_copies": {"action": action},
                 "tokenizer": f"{folder}/tokenizer",
                 "difficulty": {"scorer": "none"},
-                "budget": {
-                    "policy": "fixed",
-                    "fixed_tier": "plain",
-                    "thinking_tokens": 1,
-                    "tiers": [{"name": "plain"}],
-                },
+                "budget": NOTHING_THINKS,
                 "pack": {"sequence_length": 2048, "num_shards": 4},
             }
             began, busy = time.monotonic(), time.process_time()

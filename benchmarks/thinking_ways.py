@@ -10,6 +10,7 @@ from typing import Any
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.recipes.contracting import CONTRACTION_STEP
 from augment.recipes.judging import JUDGE_STEP, MATCH_STEP, is_verdict
+from benchmarks.milling_ours import NOTHING_THINKS
 from pipelines.config import MillConfig
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -170,12 +171,7 @@ def collection_config(setup: Setup) -> MillConfig:
             "output": str(setup.folder / "collection"),
             "tokenizer": setup.model,
             "difficulty": {"scorer": "none", "segment_tokens": SEGMENT_TOKENS},
-            "budget": {
-                "policy": "fixed",
-                "fixed_tier": "plain",
-                "thinking_tokens": 1,
-                "tiers": [{"name": "plain"}],
-            },
+            "budget": NOTHING_THINKS,
             "pack": {"sequence_length": 1024, "num_shards": 1},
         }
     )

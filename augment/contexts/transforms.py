@@ -68,9 +68,7 @@ class ContractDocuments(beam.PTransform):
             self._num_partitions, documents=ScoredDocument, rows=LedgerRow
         )
         contract = beam.ParDo(_ContractFn(self._planner, self._choices, self._feeding, self._order))
-        accelerator = self._planner.models[self._planner.contraction.model].accelerator
-        if accelerator is not None:
-            contract = contract.with_resource_hints(accelerator=accelerator)
+        contract = contract.with_resource_hints(**self._planner.models[self._planner.contraction.model].resource_hints)
         contracted = grouped | "Contract" >> contract.with_outputs(COUNTS, main="documents")
         contracted["documents"].element_type = JoinedDocument
         together = PutElementsAside(JoinedDocument, _encode_contracted, _decode_contracted)

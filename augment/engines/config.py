@@ -79,6 +79,11 @@ class ModelConfig:
         default=None, gt=0, description="Measured rate of generated tokens per GPU."
     )
 
+    @property
+    def resource_hints(self) -> dict[str, str]:
+        """What Beam is told of the steps that have this model."""
+        return {} if self.accelerator is None else {"accelerator": self.accelerator}
+
     @model_validator(mode="after")
     def _engine_args_are_the_engine_s_own(self) -> ModelConfig:
         for taken, field in _OWN_FIELD.items():

@@ -134,9 +134,7 @@ class GradeCandidates(beam.PTransform):
         if self._grading is None:
             return {"graded": judged, COUNTS: judged.pipeline | "No grades" >> beam.Create([])}
         grade = beam.ParDo(_GradeFn(self._grading))
-        accelerator = self._grading.planner.models[self._grading.judge.model].accelerator
-        if accelerator is not None:
-            grade = grade.with_resource_hints(accelerator=accelerator)
+        grade = grade.with_resource_hints(**self._grading.planner.models[self._grading.judge.model].resource_hints)
         outputs = judged | grade.with_outputs(COUNTS, main="graded")
         outputs["graded"].element_type = JudgedSegment
         return outputs
