@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
@@ -92,7 +93,12 @@ def run_here(config: MillConfig, stages: tuple[str, ...] = manifest.STAGES) -> d
     return elapsed_s
 
 
-def _child(tree: dict[str, Any], stages: tuple[str, ...], replace: bool, log: Path, said: Any) -> None:
+def _child(
+    environment: dict[str, str], tree: dict[str, Any], stages: tuple[str, ...], replace: bool, log: Path, said: Any
+) -> None:
+    # The fork server has the environment of the test that started it first.
+    os.environ.clear()
+    os.environ.update(environment)
     from augment.engines.rehearsal import RehearsalEngine
     from pipelines.run import mill
     from pipelines.yaml_config import from_mapping
@@ -118,7 +124,8 @@ class Child:
             ["apache_beam", "pipelines.score", "pipelines.augment", "pipelines.select", "pipelines.pack"]
         )
         self._reader, writer = context.Pipe(duplex=False)
-        self.process: BaseProcess = context.Process(target=_child, args=(tree, stages, replace, log.path, writer))
+        arguments = (dict(os.environ), tree, stages, replace, log.path, writer)
+        self.process: BaseProcess = context.Process(target=_child, args=arguments)
         self.process.start()
         writer.close()
 
