@@ -9,13 +9,15 @@ Where a student of A never gets there it is a lower bound, where one of B doesn'
 there is none; `..._bound` says which. `surprisal` is the arm adaptive, whose budget goes by surprise, and is held
 against the arm learned where there is one; `dose_2` is adaptive with twice the budget. `gain_influence_spearman`:
 whether a trace's gain foretells what a step of training on it does. `final_...` are the mean scores of each arm at the
-end, `noise_over_...` is of the arm whose thoughts are all about numbers. The last line is one JSON object with the
-figures.
+end, `noise_over_...` is of the arm whose thoughts are all about numbers. What was asked for before anything was run, in
+`ASKED_FOR`, is told with what became of it. The last line is one JSON object with the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,30 @@ RATIOS = {
 """Figure → the arm whose tokens are counted in those of the other."""
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a figure was asked to be, before anything was run.
+
+    Attributes:
+        least: it is this much at least.
+        above: so is the low end of its interval above this; None: that isn't asked for.
+    """
+
+    least: float
+    above: float | None = None
+
+
+ASKED_FOR = {
+    "raw_over_adaptive": Limit(3),
+    "uniform_over_learned": Limit(1.5, above=1),
+    "surprisal_over_learned": Limit(1.5, above=1),
+    "shuffled_over_adaptive": Limit(3),
+    "dose_monotone": Limit(1),
+    "gain_influence_spearman": Limit(0, above=0),
+}
+"""Figure → its limit."""
+
+
 def figures_of(made: Ablation) -> dict[str, Any]:
     """The figures, None where the runs don't say; the ends of an interval beside each."""
     figures: dict[str, Any] = {"seeds": len(made.seeds), "parameters": made.parameters}
@@ -62,6 +88,21 @@ def figures_of(made: Ablation) -> dict[str, Any]:
     for arm, scores in last_scores(made).items():
         figures |= {f"final_{arm}_{metric.rpartition('.')[2]}": score for metric, score in scores.items()}
     return figures
+
+
+def became(name: str, figures: Mapping[str, Any]) -> str:
+    """What became of a figure that was asked for: "reached", "not reached", or that it can't be told.
+
+    Args:
+        name: of `ASKED_FOR`.
+        figures: of `figures_of`.
+    """
+    limit, found, bound = ASKED_FOR[name], figures[name], figures.get(f"{name}_bound")
+    if found is None or bound == ("at most" if found >= limit.least else "at least"):
+        return "can't be told"
+    low = figures.get(f"{name.removesuffix('_spearman')}_low")
+    is_sure = limit.above is None or (low is not None and low > limit.above)
+    return "reached" if found >= limit.least and is_sure else "not reached"
 
 
 def last_scores(made: Ablation) -> dict[str, dict[str, float]]:
@@ -115,9 +156,13 @@ def main() -> None:
     console = Console()
     console.print(f"{made.model}; {made.parameters:,} parameters; target {made.verdict.metric}")
     console.print(render(made))
+    figures = figures_of(made)
+    for name, limit in ASKED_FOR.items():
+        interval = "" if limit.above is None else f", its interval above {limit.above:g}"
+        console.print(f"{name}, asked to be at least {limit.least:g}{interval}: {became(name, figures)}")
     if asked.picture is not None:
         take_picture(output, Path(asked.picture))
-    conclude(console, "evidence", figures_of(made), ("torch", "transformers", "tokenizers"))
+    conclude(console, "evidence", figures, ("torch", "transformers", "tokenizers"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ ended goes on from its checkpoint. `pipelines.ablation` has the parts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +16,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines import yaml_config
 from pipelines.ablation import curves, result
-from pipelines.ablation.config import AblationConfig
+from pipelines.ablation.config import EVALUATORS, AblationConfig
 from pipelines.ablation.curves import Curve
 from pipelines.ablation.dose import dose_of
-from pipelines.ablation.evaluators import Setting, check_layout, evaluator_class, evaluator_digest, prefix_of
+from pipelines.ablation.evaluators import Setting, check_layout, evaluator_class, prefix_of
+from pipelines.ablation.heldout_text import check_held_out
+from pipelines.ablation.identity import identity_of, other_texts
+from pipelines.ablation.named_models import named_model
 from pipelines.ablation.result import Ablation, ArmTrained
 from pipelines.ablation.side_by_side import train_all
 from pipelines.ablation.verdict import judge
@@ -28,8 +30,7 @@ from pipelines.arms import mill_arms
 from pipelines.config import MillConfig
 from sharding import storage
 from sharding.errors import RequestError
-from sharding.hashing import fingerprint
-from sharding.models.store import model_fingerprint
+from sharding.packing.config import config_of
 from sharding.storage import manifest
 from sharding.storage.lease import Lease
 from sharding.storage.manifest import Manifest
@@ -38,15 +39,6 @@ from sharding.storage.output import Output
 if TYPE_CHECKING:
     from pipelines.ablation.training import Training
     from pipelines.stage import Did
-
-FORMAT = 1
-"""Of curves: a change of what training does makes it another number."""
-
-_WITHOUT_EFFECT = (
-    "arms", "outputs", "baseline", "whole_arms", "tokens", "seeds", "target", "device", "threads", "parallel",
-    "micro_batch_tokens", "influence", "eval_every",
-)  # fmt: skip
-"""Keys of the section that don't decide what a student of an arm learns, or that its identity has in another form."""
 
 
 def ablate(
@@ -79,12 +71,13 @@ def ablate(
     outputs = {name: Output(config.output).arm(name) for name in section.arms} | section.outputs
     packed = {name: manifest.require(output, "pack") for name, output in outputs.items()}
     _check_alike(packed)
-    with Lease(config.output, "ablate"):
+    with Lease(config.output, "ablate") as lease:
         trainings = trainings_of(config, outputs, packed)
         for training in trainings:
             _check_curve(training, replace=replace)
         train_all(trainings, section.students_at_once(gpus()), on_step)
         made = _conclude(config, outputs, packed, trainings)
+        lease.check()
         _publish(config, outputs, made)
     return made
 
@@ -116,29 +109,12 @@ def trainings_of(config: MillConfig, outputs: Mapping[str, str], packed: Mapping
                 places=None if places is None else outputs[places],
             ),
             folder=local_path(curves.folder_of(config.output, name, seed)),
-            identity=identity_of(section, [manifest.digest(packed[name]), *of_all]),
+            identity=identity_of(section, yaml_config.to_mapping(section), [manifest.digest(packed[name]), *of_all]),
             config=section,
         )
         for seed in section.seeds
         for name, output in outputs.items()
     ]
-
-
-def identity_of(section: AblationConfig, digests: Sequence[str]) -> str:
-    """A hash of all that decides a curve but its seed and, where the learning rate is constant, its length.
-
-    Args:
-        section: the `ablation` section.
-        digests: of the manifests of what is trained on and asked about.
-    """
-    told = {key: value for key, value in yaml_config.to_mapping(section).items() if key not in _WITHOUT_EFFECT}
-    told["eval_every"] = section.evaluation_tokens
-    if section.schedule != "constant":
-        told["tokens"] = section.tokens
-    named = section.model.checkpoint or section.model.config
-    told["content"] = model_fingerprint(named) if named and section.model.checkpoint else ""
-    told["code"] = {one.name: evaluator_digest(one.name) for one in section.evaluators}
-    return fingerprint([json.dumps([FORMAT, told, list(digests)], sort_keys=True)])
 
 
 def gpus() -> int:
@@ -164,8 +140,12 @@ def _check(config: MillConfig) -> None:
     """What can be seen to be wrong before the first arm is made."""
     section = config.ablation
     local_path(config.output)
-    for output in section.outputs.values():
+    packing = dict.fromkeys(section.arms, config.pack)
+    for name, output in section.outputs.items():
         local_path(output)
+        packing[name] = config_of(manifest.require(output, "pack"))
+    for packed in packing.values():
+        section.rows_of_step(packed.sequence_length)
     try:
         import torch
         import transformers  # noqa: F401
@@ -173,10 +153,15 @@ def _check(config: MillConfig) -> None:
         raise RequestError(f"ablate: {error.name} is not installed; pip install 'thoughtmill[models]'") from error
     if section.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise RequestError(f"ablation.optimizer: torch {torch.__version__} has no Muon; 2.9 and later do")
+    named_model(section.model)
     for one in section.evaluators:
         evaluator_class(one.name)
         if set(section.arms) - {"raw"}:  # of outputs of one's own each has a layout
             check_layout(one.name, config.layout)
+    read = other_texts(section)
+    asks = any(one.name in EVALUATORS and one.name not in read for one in section.evaluators)
+    if asks or section.influence is not None:
+        check_held_out(packing[section.baseline].validation_fraction)
     prefixes = [prefix_of(one.name) for one in section.evaluators]
     if not any(section.target.metric.startswith(f"{prefix}.") for prefix in prefixes):
         raise RequestError(
@@ -201,13 +186,26 @@ def _check_alike(packed: Mapping[str, Manifest]) -> None:
 
 
 def _check_curve(training: Training, *, replace: bool) -> None:
+    """Refuse a student of another config, and one that is trained beyond what is asked for: it would be trained anew.
+
+    Raises:
+        RequestError: there is one, and it mustn't go.
+    """
+    from pipelines.ablation.training import last_point
+
     found = curves.read(training.folder)
-    if found is None or found.identity == training.identity:
+    if found is None:
+        return
+    if found.identity != training.identity:
+        otherwise = "by another config or on another corpus"
+    elif found.tokens > (asked := last_point(training.config, found.sequence_length)):
+        otherwise = f"on {found.tokens:,} tokens, more than the {asked:,} that ablation.tokens asks for"
+    else:
         return
     if not replace:
         raise RequestError(
-            f"ablation: the student of arm {training.arm}, seed {training.seed}, was trained by another config or on "
-            "another corpus: add --replace to train it anew, or name another output"
+            f"ablation: the student of arm {training.arm}, seed {training.seed}, was trained {otherwise}: "
+            "add --replace to train it anew, or name another output"
         )
     for path in Path(training.folder).iterdir():
         path.unlink()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -28,28 +27,26 @@ from augment.transforms import FAILED, SEGMENT_COLUMNS, GenerateMissing, MakeReq
 from difficulty.budget.allocation import Allocation
 from pipelines.config import MillConfig
 from pipelines.counts import request_counts
-from pipelines.generated import asked_for_dropped, check_generated, generation_facts, holdback_section, without_prompt
-from pipelines.joints import (
-    Choices,
-    holdback_of,
-    index_inputs,
-    plan_budget,
-    recipe_inputs,
-    trace_planner,
-    with_index,
-    work_order,
+from pipelines.generated import (
+    asked_for_dropped,
+    augment_inputs,
+    augment_sections,
+    check_generated,
+    generation_facts,
+    tell_plan,
+    without_prompt,
 )
+from pipelines.joints import Choices, holdback_of, plan_budget, trace_planner, with_index, work_order
 from pipelines.joints.carried import carried_budget
 from pipelines.outcome import Built, Outcome
 from pipelines.passages import build_index
 from pipelines.plan.corpus_steps import corpus_steps
 from pipelines.plan.drift_watch import held_against_pilot
 from pipelines.plan.expected_gain import GAIN_COLUMNS, expected_gain
-from pipelines.plan.explored import bought_beside
-from pipelines.plan.measured import budget_section, read_pilot
+from pipelines.plan.measured import budget_section
 from pipelines.stage import Stage
 from pipelines.stopping import draining, on_notice
-from pipelines.watch.planned import plan_of, planned_generations
+from pipelines.watch.planned import planned_generations
 from sharding import storage
 from sharding.beam.joins import JoinParts
 from sharding.beam.part_join import Parts
@@ -61,8 +58,6 @@ from sharding.storage.manifest import Manifest
 
 SECONDS_PER_GENERATION = 0.15e-3
 """On one core, but for the engine's time: docs/benchmarks.md, resume."""
-
-logger = logging.getLogger(__name__)
 
 
 class Augment(Stage):
@@ -83,21 +78,12 @@ class Augment(Stage):
         self.num_parts = part_count(self.segments.urls)
         self.drops = drops(config.ledger_url)  # before its parts are listed
         carried = carried_budget(config, self.scored)
-        prompts = {f"prompt {name}": version for name, version in self.planner.prompt_versions().items()}
         super().__init__(
             config.output,
-            sections={
-                "budget": budget_section(asked.budget),
-                "models": {name: self.planner.decides(name) for name in self.planner.models},
-                "sampling": config.sampling,
-                "closing": config.closing,
-                "holdback": holdback_section(self.holdback),
-            },
+            sections=augment_sections(config, budget_section(asked.budget), self.planner, self.holdback),
             inputs={
                 "score": manifest.digest(self.scored),
-                **prompts,
-                **recipe_inputs(config),
-                **index_inputs(config),
+                **augment_inputs(config, self.planner),
                 **({"gain": self.expected.digest} if self.expected is not None else {}),
                 **({"allocation": carried.digest} if carried is not None else {}),
             },
@@ -136,16 +122,8 @@ class Augment(Stage):
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         storage.sweep(self.config.ledger_url)
-        for warning in self.planner.unknown_dialects():
-            logger.warning("%s", warning)
-        allocation, began = self.allocation, self.started_at
-        pilot, _ = read_pilot(self.config, self.scored)
-        beside = bought_beside(pilot, allocation) if pilot is not None else ()
-        plan = plan_of(self.config, allocation, self.planner, began_at=began, rehearsal=self.rehearsal, beside=beside)
-        storage.write_json(self.at.plan, plan)  # for `thoughtmill status`
-        spending = {"histogram": self.scored.facts["histogram"], "allocation": allocation.to_json()}
-        storage.write_json(self.at.difficulty, spending)
-        storage.remove(self.at.drift, self.output)
+        planned = (self.scored, self.planner, self.allocation)
+        tell_plan(self.config, *planned, began_at=self.started_at, rehearsal=self.rehearsal)
         try:
             with held_against_pilot(self.config, self.scored, self.planner, self.order), draining(self.order.drain_s):
                 yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,20 @@ from difficulty.budget.allocation import Allocation
 from pipelines import yaml_config
 from pipelines.config import MillConfig
 from pipelines.counts import gain_facts, tier_facts
-from pipelines.joints import Holdback, plain_contraction
-from pipelines.plan.measured import forecast_for
+from pipelines.joints import Holdback, index_inputs, plain_contraction, recipe_inputs
+from pipelines.plan.explored import bought_beside
+from pipelines.plan.measured import forecast_for, read_pilot
 from pipelines.rounds import round_facts
+from pipelines.watch.planned import plan_of
 from sharding import storage
 from sharding.errors import MillError
 from sharding.records.families import REQUESTS
 from sharding.records.types import Request
 from sharding.storage import manifest
 from sharding.storage.manifest import Manifest
+from sharding.storage.output import Output
+
+logger = logging.getLogger(__name__)
 
 
 def check_generated(counts: Mapping[str, int], config: MillConfig, folder: str) -> None:
@@ -87,9 +93,49 @@ def generation_facts(
     }
 
 
-def holdback_section(holdback: Holdback) -> dict[str, Any]:
-    """What a manifest records of it; the measure is among what the scores were made with."""
-    return {name: value for name, value in yaml_config.to_mapping(holdback).items() if name != "measure"}
+def augment_sections(
+    config: MillConfig, budget: dict[str, Any], planner: TracePlanner, holdback: Holdback
+) -> dict[str, Any]:
+    """The parts of the config that decide what is generated.
+
+    Args:
+        budget: as the manifest records it.
+    """
+    return {
+        "budget": budget,
+        "models": {name: planner.decides(name) for name in planner.models},
+        "sampling": config.sampling,
+        "closing": config.closing,
+        # The measure is among what the scores were made with.
+        "holdback": {name: value for name, value in yaml_config.to_mapping(holdback).items() if name != "measure"},
+    }
+
+
+def augment_inputs(config: MillConfig, planner: TracePlanner) -> dict[str, str]:
+    """What texts are made from beside the segments: prompts, recipes, passages, by content."""
+    prompts = {f"prompt {name}": version for name, version in planner.prompt_versions().items()}
+    return {**prompts, **recipe_inputs(config), **index_inputs(config)}
+
+
+def tell_plan(
+    config: MillConfig,
+    scored: Manifest,
+    planner: TracePlanner,
+    allocation: Allocation,
+    *,
+    began_at: float,
+    rehearsal: bool,
+) -> None:
+    """Write what is about to be generated, for `thoughtmill status` and the report; what drifted before is gone."""
+    at = Output(config.output)
+    for warning in planner.unknown_dialects():
+        logger.warning("%s", warning)
+    pilot, _ = read_pilot(config, scored)
+    beside = bought_beside(pilot, allocation) if pilot is not None else ()
+    plan = plan_of(config, allocation, planner, began_at=began_at, rehearsal=rehearsal, beside=beside)
+    storage.write_json(at.plan, plan)
+    storage.write_json(at.difficulty, {"histogram": scored.facts["histogram"], "allocation": allocation.to_json()})
+    storage.remove(at.drift, config.output)
 
 
 def without_prompt(request: Request) -> Request:

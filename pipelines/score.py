@@ -7,7 +7,6 @@ files ─► documents ─► one id each ─► tokens, segments, nats ─► s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -17,28 +16,25 @@ from augment.selection.words import words_of
 from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.memory.table import describe_memory
 from difficulty.scorers import describe_scorer
-from difficulty.transforms import QUARANTINED, CountNgrams, DifficultyHistogramCombineFn, ScoreDocuments
+from difficulty.transforms import QUARANTINED, DifficultyHistogramCombineFn, ScoreDocuments
 from pipelines.config import MillConfig
 from pipelines.counts import document_counts, quarantine_counts
-from pipelines.delivered import corpora, earlier_digest
+from pipelines.delivered import corpora
 from pipelines.earlier_documents import EarlierDocuments
 from pipelines.earlier_scores import EarlierScores
 from pipelines.grown import FindKnown
 from pipelines.outcome import Built, Outcome
 from pipelines.own_files import refuse_own_files
-from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
+from pipelines.scored import check_shares, growth_since, memory_of, near_copies, score_inputs, score_sections
 from pipelines.stage import Did, Stage
-from pipelines.tombstones import LeaveOutRemoved, removed_inputs
+from pipelines.tombstones import LeaveOutRemoved
 from pipelines.workers import bytes_to_score, loads_model
 from sharding import sources, storage
 from sharding.beam.counts import COUNTS
 from sharding.models.stored_tokenizer import store_tokenizer
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.families import NEAR_COPIES, QUARANTINE, SEGMENTS
-from sharding.records.types import NearCopy, ScoredDocument
-from sharding.sources.shares import SourceTally, check_scored
 from sharding.sources.transforms import ReadDocuments
-from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.manifest import Manifest
 from sharding.storage.output import Output
 
@@ -49,8 +45,6 @@ PART_SOURCE_BYTES = 16 << 20
 """A scored part holds about this much source, in bytes."""
 
 MAX_PARTS = 16384
-BYTES_PER_TOKEN = 4
-"""Of text, about; decides only where the sampling of a large corpus's n-grams begins."""
 
 
 class Score(Stage):
@@ -81,19 +75,8 @@ class Score(Stage):
         self.before = EarlierDocuments(before, config.tokenizer) if before else None
         super().__init__(
             config.output,
-            sections={
-                **source_sections(config),
-                "tokenizer": config.tokenizer,
-                "difficulty": difficulty_section(config.difficulty),
-            },
-            inputs={
-                "source": sources.listing_digest(self.listings),
-                "tokenizer": load_tokenizer(config.tokenizer).fingerprint,
-                **model_inputs(config.difficulty),
-                **memory_inputs(config.difficulty),
-                **removed_inputs(self.corpus),
-                **({} if delivery is None else {"delivered": earlier_digest(delivery.of)}),
-            },
+            sections=score_sections(config),
+            inputs=score_inputs(config, self.listings, self.corpus),
             rehearsal=config.difficulty.scorer == "rehearsal",
         )
 
@@ -111,14 +94,7 @@ class Score(Stage):
         brings_nothing = not made.counts["documents"] and made.counts["documents_in"] > made.counts["quarantined"]
         if self.before is not None and brings_nothing:
             return made, did  # all of it was delivered before, which is no fault of the source
-        if "sources" in made.facts:  # else an earlier version scored it
-            tallies = msgspec.convert(made.facts["sources"], list[SourceTally])
-            counts = dict(made.counts)
-            for name in (source.config.name for source in self.sources):  # what was taken down was no loss
-                counts[f"source.{name}.documents"] = counts.get(f"source.{name}.documents", 0) + counts.get(
-                    f"removed.{name}", 0
-                )
-            check_scored(self.sources, tallies, counts, f"{self.folder}/quarantine-*.arrow")
+        check_shares(self.sources, made, f"{self.folder}/quarantine-*.arrow")
         return made, did
 
     def build(self, root: beam.Pipeline) -> Built:
@@ -127,7 +103,7 @@ class Score(Stage):
         read = root | "Source" >> ReadDocuments(self.sources, self.listings, *copies)
         staying = read["documents"] | "Removed" >> LeaveOutRemoved(self.corpus)
         known = staying["documents"] | "Known" >> FindKnown(self.earlier_scores.parts(), tokenizer, self.num_parts)
-        memory = known["documents"] | "Memory" >> self._memory()
+        memory = known["documents"] | "Memory" >> memory_of(self.config, self.memory_url, self.size_bytes)
         scored = known["documents"] | "Score" >> ScoreDocuments(difficulty, tokenizer, memory)
         refused = (read["quarantined"], scored[QUARANTINED]) | "All refused" >> beam.Flatten()
         histogram = scored["scored"] | "Histogram" >> beam.CombineGlobally(DifficultyHistogramCombineFn())
@@ -145,14 +121,6 @@ class Score(Stage):
             },
         )
 
-    def _memory(self) -> beam.PTransform:
-        """Documents → a singleton of the memory's URL, once the memory is there; "" for none."""
-        config, url = self.config, self.memory_url
-        if config.difficulty.memory is None:
-            return beam.ptransform_fn(lambda documents: documents.pipeline | beam.Create([url]))()
-        corpus_tokens = self.size_bytes / BYTES_PER_TOKEN
-        return CountNgrams(config.difficulty.memory, config.tokenizer, url, corpus_tokens=corpus_tokens)
-
     def discard(self, finished: Manifest) -> None:
         if finished.stage != self.name or not self.earlier_scores.set_aside(finished):
             super().discard(finished)
@@ -166,13 +134,8 @@ class Score(Stage):
             storage.write_json(self.at.listed, msgspec.to_builtins(listed))
 
     def growth(self, found: Manifest) -> sources.Growth | None:
-        before, now = _without_source(found.inputs), _without_source(self.inputs)
-        if before != now or not _sources_follow(found.config, self.sections) or not storage.exists(self.at.listed):
-            return None
-        listed = read_json(self.at.listed, sources.Listed, "a listing of sources", MAX_BYTES)
-        if listed.digest != found.inputs["source"]:
-            return None
-        return sources.growth_of(listed, self.sources, self.listings)
+        then = (self.sections, self.inputs, self.at.listed)
+        return growth_since(found, *then, self.sources, self.listings)
 
     def conclude(self, outcome: Outcome) -> tuple[dict[str, int], dict[str, Any]]:
         url = self.memory_url
@@ -182,21 +145,3 @@ class Score(Stage):
             "vocab_size": self.vocab_size,
             "memory": {"url": url, **describe_memory(url)} if url else None,
         }
-
-
-def _without_source(inputs: dict[str, str]) -> dict[str, str]:
-    return {name: digest for name, digest in inputs.items() if name != "source"}
-
-
-def _sources_follow(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether the sections of a config are those of then, but for sources that follow behind the others."""
-    several = before.get("sources")
-    if several is not None and now.get("sources") is not None:
-        now = now | {"sources": now["sources"][: len(several)]}
-    return before == now
-
-
-def near_copies(document: ScoredDocument) -> Iterator[NearCopy]:
-    """Which cluster a document belongs to, where it has near-copies."""
-    if document.cluster:
-        yield NearCopy(doc_id=document.doc_id, cluster=document.cluster)

@@ -7,11 +7,13 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pipelines import ablate as ablate_module
 from pipelines import report, yaml_config
 from pipelines.ablate import ablate
 from pipelines.ablation import curves, result
@@ -22,9 +24,10 @@ from pipelines.cli import app
 from pipelines.config import MillConfig
 from pipelines.verify import verify
 from sharding import storage
-from sharding.errors import RequestError
+from sharding.errors import MillError, RequestError
 from sharding.records.types import Candidate, Request
 from sharding.storage import manifest
+from sharding.storage.output import Output
 from tests.test_ablation import config_in
 
 pytestmark = pytest.mark.slow
@@ -124,6 +127,25 @@ def test_what_is_done_is_not_done_again(config: MillConfig, found: Ablation) -> 
     # More of the same goes on from the checkpoints; another seed leaves the first alone.
     folder = curves.folder_of(config.output, "raw", 0)
     assert curves.read(folder) is not None
+
+
+def test_an_ablation_that_lost_its_lease_publishes_nothing(
+    config: MillConfig, found: Ablation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Output(config.output)
+    conclude = ablate_module._conclude
+
+    def taken_over_meanwhile(*told: Any) -> Ablation:
+        storage.write_json(output.lease, {"token": "another", "pid": 1, "host": "elsewhere", "beats": 0})
+        return conclude(*told)
+
+    storage.remove(output.ablation, config.output)
+    with monkeypatch.context() as meanwhile, pytest.raises(MillError, match="took over"):
+        meanwhile.setattr(ablate_module, "_conclude", taken_over_meanwhile)
+        ablate(config)
+    assert not storage.exists(output.ablation)
+    storage.remove(output.lease, config.output)
+    assert ablate(config) == found
 
 
 def test_the_table_is_shown_without_training(config: MillConfig, found: Ablation, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ run in `tests/test_trainers.py`, in places of their own.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import re
 import struct
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import pytest
 from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.records.rows import Row, TokenType
-from sharding.shards.export import FORMATS, export, mds
+from sharding.shards.export import FORMATS, arrayrecord, export, mds
 from sharding.shards.export.hub import published_names, upload
 from sharding.shards.export.megatron import token_dtype
 from sharding.shards.export.target import BEGUN_NAME, EXPORT_NAME, Export, read
@@ -426,6 +428,24 @@ def test_what_a_killed_export_has_left_is_gone(output: PackedOutput, tmp_path: P
     (target / EXPORT_NAME).rename(target / BEGUN_NAME)
     assert export(output.url, fmt, str(target)) == (done, True)
     assert not (target / BEGUN_NAME).exists()
+
+
+def test_what_ends_an_export_is_not_hidden_by_what_it_leaves(
+    output: PackedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(arrayrecord, "_write", raise_killed)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(Killed):
+        export(output.url, "arrayrecord", str(tmp_path / "target"), workers=1)
+
+
+def raise_killed(*_: object) -> None:
+    raise Killed
 
 
 def test_a_killed_replacement_is_no_export(output: PackedOutput, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.storage import lease as lease_module
 from sharding.storage.lease import Lease, machine_identity, owner_is_alive, process_identity
 from sharding.storage.output import Output
 
@@ -73,19 +74,21 @@ def test_a_process_with_the_number_of_a_dead_one_is_another() -> None:
     child.wait()
 
 
-def test_another_machine_is_given_up_when_it_stands_still(output: str) -> None:
+def test_another_machine_is_given_up_when_it_stands_still(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "owner_is_alive", unknown)
     holder(output)
     began = time.monotonic()
-    with Lease(output, "score", beat_s=0.01, lease_s=0.3, alive=unknown):
+    with Lease(output, "score", beat_s=0.01, lease_s=0.3):
         assert time.monotonic() - began >= 0.3
 
 
-def test_another_machine_is_left_alone_while_it_moves(output: str) -> None:
+def test_another_machine_is_left_alone_while_it_moves(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "owner_is_alive", unknown)
     owner = holder(output, beats=0)
     timer = threading.Timer(0.1, lambda: storage.write_json(Output(output).lease, {**owner, "beats": 1}))
     timer.start()
     with pytest.raises(RequestError, match="elsewhere"):
-        Lease(output, "score", beat_s=0.01, lease_s=30, alive=unknown).__enter__()
+        Lease(output, "score", beat_s=0.01, lease_s=30).__enter__()
     timer.join()
 
 

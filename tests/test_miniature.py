@@ -19,7 +19,16 @@ from benchmarks import evidence
 from pipelines import yaml_config
 from pipelines.ablation import result
 from pipelines.miniature.inputs import TINY, Scale, make_inputs
-from pipelines.miniature.run import CONFIG, FULL_ARMS, FULL_SEEDS, NOISE, make_evidence, overrides_of, teacher_at_work
+from pipelines.miniature.run import (
+    CONFIG,
+    FULL_ARMS,
+    FULL_SEEDS,
+    NOISE,
+    keep_manners,
+    make_evidence,
+    overrides_of,
+    teacher_at_work,
+)
 from pipelines.miniature.teacher import MAX_MODEL_LEN, MORE, REMARKS, SERVED_NAME, Manners, Teacher
 from pipelines.miniature.tokens import END_OF_TEXT, THINK_CLOSE, THINK_OPEN, train_tokenizer
 from pipelines.miniature.values import OnNoise
@@ -322,13 +331,16 @@ def test_the_whole_chain_runs_and_ends_in_figures(
         assert all(0 <= score <= 1 for score in scores.values())
         assert scores["StatementAccuracy.chain"] <= scores["StatementAccuracy.thought"]
     figures = evidence.figures_of(made)
+    assert figures.keys() >= evidence.ASKED_FOR.keys()
     assert {"raw_over_adaptive", "raw_over_adaptive_low", "shuffled_over_adaptive", "dose_monotone"} <= set(figures)
     assert set(evidence.last_scores(made)) == {"raw", "adaptive", "learned", NOISE}
     written = Path(Output(str(tmp_path / "mill")).ablation).read_bytes()
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["evidence", "--output", str(tmp_path / "mill")])
     evidence.main()
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    *told, last_line = capsys.readouterr().out.splitlines()
+    last = json.loads(last_line)
+    assert "dose_monotone, asked to be at least 1: can't be told" in told
     assert last["name"] == "evidence" and last["figures"].keys() == figures.keys()
     make_evidence(tmp_path, TINY)  # all of it is there
     assert Path(Output(str(tmp_path / "mill")).ablation).read_bytes() == written
@@ -338,6 +350,42 @@ def test_inputs_of_other_sizes_are_not_taken_for_these(tmp_path: Path) -> None:
     (tmp_path / "made.json").write_bytes(json.dumps({"people": 8}).encode())
     with pytest.raises(RequestError, match="other sizes"):
         make_inputs(tmp_path, TINY)
+
+
+def test_thoughts_of_a_teacher_with_other_manners_are_not_taken_for_these(tmp_path: Path) -> None:
+    keep_manners(tmp_path, Manners())
+    keep_manners(tmp_path, Manners())
+    for others in (Manners(wrong_share=0.5), Manners(verbose=True)):
+        with pytest.raises(RequestError, match="a teacher with other manners"):
+            keep_manners(tmp_path, others)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "bound", "low", "says"),
+    [
+        ("raw_over_adaptive", 3.8, "at least", None, "reached"),
+        ("raw_over_adaptive", 2.8, "at least", None, "can't be told"),
+        ("raw_over_adaptive", 2.8, "", 2.0, "not reached"),
+        ("raw_over_adaptive", None, "unknown", None, "can't be told"),
+        ("uniform_over_learned", 1.6, "", 1.2, "reached"),
+        ("uniform_over_learned", 1.6, "", 0.9, "not reached"),
+        ("uniform_over_learned", 1.6, "", None, "not reached"),
+        ("uniform_over_learned", 1.6, "at most", None, "can't be told"),
+        ("uniform_over_learned", 1.4, "at most", None, "not reached"),
+        ("dose_monotone", True, None, None, "reached"),
+        ("dose_monotone", False, None, None, "not reached"),
+    ],
+)
+def test_what_was_asked_for_is_told_with_what_became_of_it(
+    name: str, found: float | None, bound: str | None, low: float | None, says: str
+) -> None:
+    assert evidence.became(name, {name: found, f"{name}_bound": bound, f"{name}_low": low}) == says
+
+
+def test_the_interval_of_the_influence_is_looked_at() -> None:
+    figures = {"gain_influence_spearman": 0.3, "gain_influence_low": -0.1}
+    assert evidence.became("gain_influence_spearman", figures) == "not reached"
+    assert evidence.became("gain_influence_spearman", figures | {"gain_influence_low": 0.1}) == "reached"
 
 
 def test_a_mistaken_world_is_the_same_but_for_births() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import itertools
 import json
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.records.types import FileEntry
 from sharding.shards import cache as cache_module
 from sharding.shards.cache import ShardCache
 from sharding.shards.dataset import PackedDataset, collate
@@ -70,6 +72,20 @@ def change(output: PackedOutput, shard: int, how: Callable[[bytearray], bytes]) 
     url = storage.join(output.url, shards_of(output)[shard].name)
     storage.write_bytes(url, how(bytearray(storage.read_bytes(url))))
     return url
+
+
+def test_what_ends_a_fetch_is_not_hidden_by_what_it_leaves(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = FileEntry(name="data/train-00000-of-00001.arrow", size_bytes=1, sha256="0" * 64, rows=1)
+    cache.place.mkdir(parents=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(ZeroDivisionError), cache._begun(entry) as begun:
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise ZeroDivisionError
+    with begun.open("rb") as left:  # nobody holds it: the next one that needs room may remove it
+        fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from difficulty.gain.features import NUMBERS, FeatureMap
 from sharding.errors import MillError
+from sharding.hashing import fingerprint
 from sharding.records.types import ScoredSegment
 
 FORMAT = 1
@@ -88,7 +88,7 @@ class GainModel:
     @cached_property
     def digest(self) -> str:
         """Of all that decides what it says: 32 hexadecimal digits."""
-        return blake2b(json.dumps(self.to_json(), sort_keys=True).encode(), digest_size=16).hexdigest()
+        return fingerprint([json.dumps(self.to_json(), sort_keys=True)])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, a few hundred kilobytes; `from_json` makes the same model of them, bit for bit."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sharding.config import STRICT
+from sharding.errors import RequestError
 
 EVALUATORS = {
     "heldout": "pipelines.ablation.evaluators.heldout:Heldout",
@@ -179,6 +180,20 @@ class AblationConfig:
     def evaluation_tokens(self) -> int:
         """Training tokens from one point of a curve to the next."""
         return self.eval_every or max(1, self.tokens // 20)
+
+    def rows_of_step(self, sequence_length: int) -> tuple[int, int]:
+        """How many sequences a step has, and how many of them one forward pass.
+
+        Raises:
+            RequestError: not even one.
+        """
+        found: list[int] = []
+        for key in ("batch_tokens", "micro_batch_tokens"):
+            tokens = getattr(self, key)
+            if tokens is not None and tokens < sequence_length:
+                raise RequestError(f"ablation.{key}: {tokens} is less than one sequence of {sequence_length} tokens")
+            found.append((tokens or self.batch_tokens) // sequence_length)
+        return found[0], min(found)
 
     def students_at_once(self, gpus: int) -> int:
         """How many are trained side by side, on a machine with so many GPUs."""

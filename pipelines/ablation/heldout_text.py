@@ -43,6 +43,19 @@ def threshold_of(scores: str) -> float:
     return float(manifest.require(scores, "score").config["difficulty"]["threshold_nats"])
 
 
+def check_held_out(validation_fraction: float) -> None:
+    """Refuse to ask students about the validation split of a corpus that has none.
+
+    Raises:
+        RequestError: it has none.
+    """
+    if not validation_fraction:
+        raise RequestError(
+            "pack.validation_fraction: 0, so no text is held out to ask students about: set it and pack again, or name "
+            "a scored output as option `path` of the evaluator"
+        )
+
+
 def held_out(scores: str, baseline: str, path: str | None, max_tokens: int) -> tuple[HeldOut, ...]:
     """Documents of the validation split, or all documents of another scored output, by a hash of their ids.
 
@@ -57,12 +70,9 @@ def held_out(scores: str, baseline: str, path: str | None, max_tokens: int) -> t
         MillError: an output isn't there or isn't whole.
     """
     fraction = manifest.require(baseline, "pack").config["pack"]["validation_fraction"]
-    if path is None and not fraction:
-        raise RequestError(
-            "pack.validation_fraction: 0, so no text is held out to ask students about: set it and pack again, or name "
-            "a scored output as option `path` of the evaluator"
-        )
-    if path is not None:
+    if path is None:
+        check_held_out(fraction)
+    else:
         ours, theirs = (manifest.require(one, "score").config["tokenizer"] for one in (scores, path))
         if load_tokenizer(ours).fingerprint != load_tokenizer(theirs).fingerprint:
             raise RequestError(f"ablation.evaluators: path {path} was scored with tokenizer {theirs}, not {ours}")

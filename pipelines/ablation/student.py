@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.ablation.config import AblationConfig, StudentConfig
+from pipelines.ablation.named_models import named_model
 from sharding.errors import RequestError
 
 _CHUNK_TOKENS = 8192
@@ -30,7 +31,7 @@ def new_student(config: StudentConfig, vocab_size: int, sequence_length: int, se
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.checkpoint is None and config.config is None:
+        if (found := named_model(config)) is None:
             eighths = -(-config.width * 8 // 3 // 8)
             return LlamaForCausalLM(
                 LlamaConfig(
@@ -48,12 +49,12 @@ def new_student(config: StudentConfig, vocab_size: int, sequence_length: int, se
                     attn_implementation="sdpa",
                 )
             )
-        key, named = ("config", config.config) if config.config else ("checkpoint", config.checkpoint)
+        (key, place), named = found, config.checkpoint or config.config
         try:
             if config.checkpoint is not None:
-                model = AutoModelForCausalLM.from_pretrained(named, dtype=torch.float32, attn_implementation="sdpa")
+                model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="sdpa")
             else:
-                told = AutoConfig.from_pretrained(named)
+                told = AutoConfig.from_pretrained(place)
                 told.vocab_size = vocab_size
                 model = AutoModelForCausalLM.from_config(told, dtype=torch.float32, attn_implementation="sdpa")
         except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from pipelines.ablation.curves import Curve, Point
 from pipelines.ablation.evaluators import Evaluator, Setting
 from pipelines.ablation.optimizers import optimizers, rate_factor, take_step
 from pipelines.ablation.student import batch_of, device_of, labelled, new_student, summed_nats
-from sharding.errors import MillError, RequestError
+from sharding.errors import MillError
 from sharding.models.tokenizer import load_tokenizer
 from sharding.shards.dataset import PackedDataset
 from sharding.shards.sampler import EpochOrder
@@ -102,8 +102,7 @@ def finished(training: Training) -> Curve | None:
     if found is None:
         return None
     curves.check(found, training.identity)
-    step_tokens = training.config.batch_tokens // found.sequence_length * found.sequence_length
-    return found if found.done and found.tokens == points_of(training.config, step_tokens)[-1] else None
+    return found if found.done and found.tokens == last_point(training.config, found.sequence_length) else None
 
 
 class _Run:
@@ -123,16 +122,7 @@ class _Run:
         if not len(self._rows):
             raise MillError(f"arm {training.arm}: its train split has no sequence")
         self._size = self._rows.sequence_length
-        self._rows_per_step = config.batch_tokens // self._size
-        if not self._rows_per_step:
-            raise RequestError(
-                f"ablation.batch_tokens: {config.batch_tokens} is less than one sequence of {self._size} tokens"
-            )
-        self._micro_rows = min(self._rows_per_step, (config.micro_batch_tokens or config.batch_tokens) // self._size)
-        if not self._micro_rows:
-            raise RequestError(
-                f"ablation.micro_batch_tokens: {config.micro_batch_tokens} is less than one sequence of {self._size}"
-            )
+        self._rows_per_step, self._micro_rows = config.rows_of_step(self._size)
         self._step_tokens = self._rows_per_step * self._size
         self._num_steps = -(-config.tokens // self._step_tokens)
         self.points = points_of(config, self._step_tokens)
@@ -254,6 +244,11 @@ def points_of(config: AblationConfig, step_tokens: int) -> list[int]:
     """The training tokens at which students are asked: before the first step, every so many tokens, and at the end."""
     last = -(-config.tokens // step_tokens)
     return [step * step_tokens for step in sorted({*range(0, last, steps_between(config, step_tokens)), last})]
+
+
+def last_point(config: AblationConfig, sequence_length: int) -> int:
+    """The training tokens at the end of a curve, by the length of a sequence."""
+    return points_of(config, config.batch_tokens // sequence_length * sequence_length)[-1]
 
 
 def steps_between(config: AblationConfig, step_tokens: int) -> int:

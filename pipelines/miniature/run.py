@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from pipelines import cli, yaml_config
@@ -26,7 +27,9 @@ from pipelines.miniature.world import load_world
 from pipelines.plan import make_plan
 from pipelines.plan.learned import find_gain
 from pipelines.run import mill
+from sharding.errors import RequestError
 from sharding.models.tokenizer import load_tokenizer
+from sharding.storage.files import write_bytes
 
 CONFIG = "configs/miniature.yaml"
 OUTPUT = "out/miniature"
@@ -88,6 +91,21 @@ def teacher_at_work(inputs: Path, manners: Manners, port: int = 0) -> Iterator[s
         server.server_close()
 
 
+def keep_manners(inputs: Path, manners: Manners) -> None:
+    """Note the manners of the teacher whose thoughts are in an output: its name says nothing of them.
+
+    Raises:
+        RequestError: the output has thoughts of a teacher with other manners.
+    """
+    noted = inputs / "teacher.json"
+    if not noted.is_file():
+        write_bytes(str(noted), msgspec.json.encode(manners))
+    elif (found := msgspec.json.decode(noted.read_bytes(), type=Manners)) != manners:
+        raise RequestError(
+            f"{inputs.parent} has thoughts of a teacher with other manners ({found}): name another output"
+        )
+
+
 def explore(config: MillConfig) -> None:
     """Learn what pays, for the arm learned, unless that was done."""
     learned = arm_config(config, LEARNED)
@@ -104,11 +122,20 @@ def noise_config(config: MillConfig, output: Path) -> MillConfig:
     return yaml_config.from_mapping(tree, NOISE)
 
 
-def make_evidence(output: Path, scale: Scale, *, full: bool = False, wrong_share: float = 0.1) -> None:
-    """Make the inputs, the arms and the students that aren't made, and print the verdict."""
-    inputs = output / "inputs"
+def make_evidence(output: Path, scale: Scale, *, full: bool = False, manners: Manners | None = None) -> None:
+    """Make the inputs, the arms and the students that aren't made, and print the verdict.
+
+    Args:
+        output, scale, full: see `overrides_of`.
+        manners: of the teacher; None: as a `Manners` without arguments.
+
+    Raises:
+        RequestError: what is there is of another scale, or of a teacher with other manners.
+    """
+    inputs, manners = output / "inputs", manners or Manners()
     make_inputs(inputs, scale)
-    with teacher_at_work(inputs, Manners(wrong_share=wrong_share)) as url:
+    keep_manners(inputs, manners)
+    with teacher_at_work(inputs, manners) as url:
         overrides = overrides_of(output, url, scale, full=full)
         config = yaml_config.load(CONFIG, overrides)
         mill(config, stages=("score",))
@@ -133,9 +160,11 @@ def main(
     full: Annotated[bool, typer.Option(help="Ten seeds, the noise arm and the dose curve.")] = False,
     tiny: Annotated[bool, typer.Option(help="Only to see that it runs.")] = False,
     wrong_share: Annotated[float, typer.Option(min=0, max=1, help="Of the teacher's chains.")] = 0.1,
+    verbose: Annotated[bool, typer.Option(help="A teacher that is wordy where nothing is to be said.")] = False,
 ) -> None:
     """Run the miniature."""
-    make_evidence(output, TINY if tiny else Scale(), full=full, wrong_share=wrong_share)
+    manners = Manners(wrong_share=wrong_share, verbose=verbose)
+    make_evidence(output, TINY if tiny else Scale(), full=full, manners=manners)
 
 
 if __name__ == "__main__":

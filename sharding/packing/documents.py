@@ -9,7 +9,6 @@ the document. Both files are recognised by the manifest, so what is found is wha
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from sharding.shards.mapped import MappedShard
 from sharding.shards.rows import split_of
 from sharding.storage import manifest
 from sharding.storage.arrow_files import checked_batches, file_buffer
+from sharding.storage.hashed_file import holds
 
 _NEAREST = 5
 _LOOKED_AT = 20_000
@@ -169,7 +169,7 @@ class DocumentIndex:
     def _index_batches(self, entry: FileEntry) -> Iterator[pa.RecordBatch]:
         url = storage.join(manifest.files_url(self.output, self._packed), entry.name)
         data = file_buffer(url)
-        if data.size != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+        if not holds(data, entry):
             raise MillError(f"{url}: its bytes are not those of its manifest: `thoughtmill verify` tells")
         try:
             yield from checked_batches(data, kind=ItemPlace)

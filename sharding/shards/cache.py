@@ -29,7 +29,7 @@ import pyarrow as pa
 from sharding.errors import MillError, RequestError
 from sharding.records.types import FileEntry
 from sharding.shards.recognition import WAY_OUT, note, what_is_wrong
-from sharding.storage.files import Location, filesystem
+from sharding.storage.files import Location, discard, filesystem
 from sharding.storage.retries import patiently
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class ShardCache:
         try:
             yield temporary
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
             fcntl.flock(handle, fcntl.LOCK_UN)  # closing isn't enough: a process forked meanwhile has it open too
             os.close(handle)
 

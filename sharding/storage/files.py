@@ -149,7 +149,7 @@ def publish(url: str) -> Iterator[IO[bytes]]:
         raise MillError(f"cannot write {url}{way}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            _discard(temporary)
+            discard(temporary)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -171,7 +171,7 @@ def sweep(folder: str) -> None:
     for left in [left for left in Path(path).glob(".*.tmp") if _TEMPORARY.search(left.name)]:
         with contextlib.suppress(FileNotFoundError):
             if _disk_time(path) - left.lstat().st_mtime > LEFT_BEHIND_S:
-                _discard(left)
+                discard(left)
 
 
 def _disk_time(folder: str) -> float:
@@ -186,7 +186,7 @@ def _disk_time(folder: str) -> float:
         return 0.0
 
 
-def _discard(temporary: Path) -> None:
+def discard(temporary: Path) -> None:
     """Remove a temporary file; that it stays must not hide why it wasn't wanted."""
     try:
         temporary.unlink(missing_ok=True)

@@ -56,6 +56,11 @@ class HashedFile:
         )
 
 
+def holds(data: Any, entry: FileEntry) -> bool:
+    """Whether bytes, such as those of an Arrow buffer, are the ones that an entry is of."""
+    return memoryview(data).nbytes == entry.size_bytes and hashlib.sha256(data).hexdigest() == entry.sha256
+
+
 @contextlib.contextmanager
 def publish_hashed(url: str, name: str | None = None) -> Iterator[HashedFile]:
     """A file to write: there whole when the block ends, absent when it raises.

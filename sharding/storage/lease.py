@@ -20,7 +20,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,12 +69,10 @@ class Lease:
         *,
         beat_s: float = BEAT_S,
         lease_s: float = LEASE_S,
-        alive: Callable[[dict[str, Any]], bool | None] | None = None,
     ) -> None:
         self.url = Output(output).lease
         self._output, self._purpose = output, purpose
         self._beat_s, self._lease_s = beat_s, lease_s
-        self._alive = alive or owner_is_alive
         self._token = secrets.token_hex(8)
         self._beats = 0
         self._ended = threading.Event()
@@ -155,7 +152,7 @@ class Lease:
         first = found = self._read()
         if first is None:
             return
-        alive = self._alive(first)
+        alive = owner_is_alive(first)
         if alive is None:
             logger.warning("%s is held; looking for a sign of life for up to %.0f s", self._output, self._lease_s)
             began = time.monotonic()

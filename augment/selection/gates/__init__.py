@@ -1,7 +1,8 @@
 """Gates: reasons to reject a trace, each a small file with its thresholds and a check. The table of them.
 
 The select stage asks every gate about every candidate; the first that objects gives the candidate's first reason. A
-gate's name, in the config and as a reason, is that of its line here.
+gate's name, in the config and as a reason, is that of its line here. It is a `gate.Gate`: a frozen section of the
+config, with `objects(subject)`.
 """
 
 from __future__ import annotations

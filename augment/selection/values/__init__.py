@@ -1,4 +1,8 @@
-"""Values: how much a trace helps, so that selection can choose among a segment's candidates. The table of them."""
+"""Values: how much a trace helps, so that selection can choose among a segment's candidates. The table of them.
+
+A value is a class like `protocol.Value`: it is made as `Class(nats_after, threshold_nats)`, says what it tries traces
+on by `needs_continuation` and `needs_controls`, and has `valuations(trial)`, a `protocol.Valuation` for each trace.
+"""
 
 from __future__ import annotations
 

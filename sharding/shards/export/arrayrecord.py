@@ -30,7 +30,7 @@ from sharding.shards.export.files import publish
 from sharding.shards.export.source import SourceShard
 from sharding.shards.grain_sources import training_arrays
 from sharding.shards.rows import row_arrays
-from sharding.storage.files import sweep
+from sharding.storage.files import discard, sweep
 from sharding.storage.private import private_folder
 
 OPTIONS = "group_size:1"
@@ -68,7 +68,7 @@ def write_records(shard: SourceShard, target: str, records: Iterator[bytes]) -> 
                 while chunk := file.read(_COPIED_BYTES):
                     out.write(chunk)
         finally:
-            Path(name).unlink(missing_ok=True)
+            discard(Path(name))
     return out.entry(rows=count, tokens=shard.tokens())
 
 

@@ -7,7 +7,6 @@ beside it under names of its own: nothing else that lies in the folder, and noth
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from sharding import storage
 from sharding.errors import MillError, RequestError
 from sharding.storage import manifest
 from sharding.storage.arrow_files import file_buffer
+from sharding.storage.hashed_file import holds
 from sharding.storage.output import Output
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def published_names(output: storage.Location, *, report: bool = False) -> list[s
     entries = [entry for family in ("shards", "epoch_shards", "documents") for entry in packed.files.get(family, [])]
     for entry in entries:
         url = storage.join(at.root, entry.name)
-        buffer = file_buffer(url)
-        if buffer.size != entry.size_bytes or hashlib.sha256(buffer).hexdigest() != entry.sha256:
+        if not holds(file_buffer(url), entry):
             raise MillError(f"{url}: its bytes are not those of its manifest: run `thoughtmill verify`")
     beside = [at.manifest("pack"), at.success, at.card, at.croissant, at.config, at.difficulty, at.pilot]
     there = [url for url in (*beside, at.report) if storage.exists(url) and (report or url != at.report)]

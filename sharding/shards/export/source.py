@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from sharding.records.rows import MaskedRow, TokenType
 from sharding.records.types import FileEntry
 from sharding.shards.rows import LossMask, RowBatch, loss_mask, split_of
 from sharding.storage.arrow_files import checked_batches, file_buffer
+from sharding.storage.hashed_file import holds
 
 TOKEN_KINDS = (TokenType.SOURCE, TokenType.THOUGHT, TokenType.DELIMITER)
 
@@ -68,7 +68,7 @@ class SourceShard:
                 manifest. What was written from it must not be published then.
         """
         buffer = file_buffer(self.url)
-        if buffer.size != self.entry.size_bytes or hashlib.sha256(buffer).hexdigest() != self.entry.sha256:
+        if not holds(buffer, self.entry):
             raise MillError(f"{self.url}: its bytes are not those of its manifest: run `thoughtmill verify`")
         rows = 0
         totals = np.zeros(len(TokenType), np.int64)
