@@ -162,7 +162,10 @@ def _start(tokenizer: str = "") -> WorkerServer:
 
 
 def _surroundings() -> tuple[str, dict[str, str]]:
-    return os.getcwd(), dict(os.environ)  # noqa: PTH109 - as it is, not as a path
+    folder = ""
+    with contextlib.suppress(OSError):  # it may be gone
+        folder = os.getcwd()  # noqa: PTH109 - as it is, not as a path
+    return folder, dict(os.environ)
 
 
 @atexit.register
