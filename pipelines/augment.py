@@ -122,8 +122,8 @@ class Augment(Stage):
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         storage.sweep(self.config.ledger_url)
-        planned = (self.scored, self.planner, self.allocation)
-        tell_plan(self.config, *planned, began_at=self.started_at, rehearsal=self.rehearsal)
+        allocation, began = self.allocation, self.started_at
+        tell_plan(self.config, self.scored, self.planner, allocation, began_at=began, rehearsal=self.rehearsal)
         try:
             with held_against_pilot(self.config, self.scored, self.planner, self.order), draining(self.order.drain_s):
                 yield
