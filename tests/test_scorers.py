@@ -17,7 +17,7 @@ from difficulty.scorers import describe_scorer, make_scorer
 from difficulty.scorers.causal_lm import CausalLMScorer
 from difficulty.scorers.causal_model import CausalModel
 from difficulty.scorers.excess import ExcessLossScorer
-from difficulty.scorers.protocol import TokenScores, score_documents, score_tokens
+from difficulty.scorers.protocol import TokenScores, score_documents
 from difficulty.scorers.rehearsal import RehearsalScorer
 from difficulty.scorers.windows import Window, batch_by_length, cut_windows
 from sharding.errors import MillError, RequestError
@@ -156,7 +156,7 @@ class FixedScorer:
 
 def test_scores_move_to_the_training_tokens() -> None:
     scorer = FixedScorer([2, 4], [2.0, 4.0])
-    moved = score_tokens(scorer, "abcd", np.array([1, 3, 4]))
+    [moved] = score_documents(scorer, ["abcd"], [np.array([1, 3, 4])])
     np.testing.assert_allclose(moved.surprisal_nats, [1, 3, 2])
     np.testing.assert_allclose(moved.entropy_nats, [0.5, 1.5, 1])
     assert moved.surprisal_nats.dtype == np.float32
@@ -347,7 +347,7 @@ def test_the_small_model_finds_the_surprising_word(small_model: str) -> None:
     text = "The capital of France is Paris, and the capital of Italy is umbrella."
     tokenizer = load_tokenizer(small_model)
     ids = tokenizer.encode(text)
-    scores = score_tokens(scorer, text, tokenizer.byte_ends(ids))
+    [scores] = score_documents(scorer, [text], [tokenizer.byte_ends(ids)])
     nats = {tokenizer.decode([token]): s for token, s in zip(ids, scores.surprisal_nats, strict=True)}
     assert nats[" umbrella"] > 8 > 2 > nats[" Paris"]
     control = scorer.score(["<|im_end|>\x04<think>"])[0]

@@ -82,11 +82,6 @@ def score_documents(scorer: Scorer, texts: Sequence[str], target_byte_ends: Sequ
     return [_aligned(scores, ends) for scores, ends in zip(scored, target_byte_ends, strict=True)]
 
 
-def score_tokens(scorer: Scorer, text: str, target_byte_ends: np.ndarray) -> TokenScores:
-    """`score_documents` for one text."""
-    return score_documents(scorer, [text], [target_byte_ends])[0]
-
-
 def _aligned(scores: TokenScores, target_byte_ends: np.ndarray) -> TokenScores:
     def move(nats: np.ndarray) -> np.ndarray:
         return align_nats(scores.byte_ends, nats, target_byte_ends).astype(np.float32)
