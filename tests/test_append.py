@@ -17,7 +17,7 @@ import yaml
 from datasets import load_dataset
 
 from augment.ledger.reading import read_ledger
-from pipelines import cli, provenance
+from pipelines import cli, provenance, report
 from pipelines.append import Appended, append, delivery_config
 from pipelines.arms import mill_arms
 from pipelines.config import MillConfig
@@ -228,7 +228,13 @@ def test_a_second_delivery_is_number_two_and_documents_leave_both(again: MillCon
 
     untouched = hashes(output, "data")
     gone = wanted(31, 50)
+    report.write(f"{output}/deliveries/1")
+    tried = {"tiers": {"deep": {"segment": ["page-31#0", "page-33#0"], "tokens": [7, 8]}}}
+    storage.write_json(f"{output}/deliveries/1/pilot.json", tried)
     remove(output, gone)
+    pilot = json.loads(storage.read_bytes(f"{output}/deliveries/1/pilot.json"))
+    assert pilot == {"tiers": {"deep": {"segment": ["page-33#0"], "tokens": [8]}}}
+    assert not Path(output, "deliveries/1/report.html").exists(), "it showed the document"
     whole(output)
     assert absent(output, gone).ok, absent(output, gone).problems
     assert hashes(output, "data") == untouched and not Path(output, "provenance/PROVENANCE.json").exists()

@@ -79,7 +79,7 @@ def table(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_documents_say_where_they_came_from(output: Path) -> None:
-    provenance.write(str(output))
+    provenance.write(output)
     rows = {row["doc_id"]: row for row in table(output, "documents")}
     segments = parts(output, "score", SEGMENTS)
     assert {name: row["segments"] for name, row in rows.items()} == Counter(segment.doc_id for segment in segments)
@@ -220,8 +220,8 @@ def test_what_is_signed_is_verified(output: Path, keys: dict[str, str], form: st
 def test_unsigned_changed_and_another_key_are_told_apart(output: Path, keys: dict[str, str], run: Run) -> None:
     said = signing.unsigned(str(output), keys["ssh.pub"])
     assert said is not None and "the corpus is not signed" in said
-    signing.sign(str(output), keys["pem"])
-    said = signing.unsigned(str(output), keys["other.pub"])
+    signing.sign(output, Path(keys["pem"]))
+    said = signing.unsigned(output, Path(keys["other.pub"]))
     assert said is not None and "another key" in said and "SHA256:" in said
     with (output / "MANIFEST.json").open("ab") as file:
         file.write(b" ")

@@ -41,10 +41,12 @@ class Moves(msgspec.Struct, frozen=True):
     Attributes:
         moves: files of its stages.
         manifests: the stages whose manifests are staged, in the order of the flow.
+        pilot: whether a new pilot.json is staged.
     """
 
     moves: list[Move]
     manifests: list[Stage]
+    pilot: bool = False
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
