@@ -88,7 +88,7 @@ def remove(
             _ledger_of(output, left.ledger, ledger_url)
             done.finished = True
             done.ledger = finish(output, left, lease)
-            done.documents, done.files = left.documents, len(left.moves)
+            done.documents, done.files = left.documents, len(left.all_moves())
         clear(output)
         if wanted is None:
             if left is None:
@@ -103,8 +103,8 @@ def remove(
             lease.check()
             done.ledger = finish(output, prepared, lease)
             done.documents += prepared.documents
-            done.files += len(prepared.moves)
-            done.shards = sum(move.name.startswith("data/") for move in prepared.moves)
+            done.files += len(prepared.all_moves())
+            done.shards = sum(move.name.startswith("data/") for move in prepared.all_moves())
     return done
 
 
