@@ -88,6 +88,15 @@ def fingerprint(key: Ed25519PublicKey) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
+def fingerprint_in(public_key_file: storage.Location) -> str:
+    """The fingerprint of a public key in a file.
+
+    Raises:
+        RequestError: see `unsigned`.
+    """
+    return fingerprint(_public_key(public_key_file))
+
+
 def _spelled(key: Ed25519PublicKey) -> bytes:
     """The line that OpenSSH keeps in a .pub file."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

@@ -214,7 +214,11 @@ def test_what_is_signed_is_verified(output: Path, keys: dict[str, str], form: st
     for public in ("pem.pub", "ssh.pub"):
         assert signing.unsigned(str(output), keys[public]) is None
     done = run("verify", str(output), "--public-key", keys["ssh.pub"], "--json")
-    assert done.exit_code == 0 and msgspec.json.decode(done.stdout.splitlines()[-1])["ok"] is True
+    told = msgspec.json.decode(done.stdout.splitlines()[-1])
+    assert done.exit_code == 0 and told["ok"] is True and told["signed_by"] in signed.output
+    done = run("verify", str(output), "--public-key", keys["ssh.pub"])
+    assert f"; signed with the key {told['signed_by']}; " in " ".join(done.output.split())
+    assert "signed with" not in run("verify", str(output)).output
 
 
 def test_unsigned_changed_and_another_key_are_told_apart(output: Path, keys: dict[str, str], run: Run) -> None:
@@ -229,6 +233,7 @@ def test_unsigned_changed_and_another_key_are_told_apart(output: Path, keys: dic
     assert said is not None and "changed since" in said
     done = run("verify", str(output), "--public-key", keys["ssh.pub"], "--json")
     report = msgspec.json.decode(done.stdout.splitlines()[-1])
+    assert report["signed_by"] is None
     assert done.exit_code == 1 and report["problems"] == [{"where": Output(str(output)).signature, "what": said}]
     signing.sign(str(output), keys["other"])
     # Whatever is claimed beside the manifest, the key that was given decides.
