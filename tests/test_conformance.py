@@ -178,7 +178,9 @@ def needs_java() -> None:
 
 @pytest.mark.slow
 def test_prism(installed: Path, tmp_path: Path) -> None:
-    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={prism()}"]))
+    """All four stages, of three times the fixed job's corpus."""
+    larger = ["--documents=120", "--runner=PrismRunner", f"--prism_location={prism()}"]
+    assert_same(check(installed, tmp_path, larger))
 
 
 @pytest.mark.slow
