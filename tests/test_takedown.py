@@ -15,7 +15,7 @@ import typer.testing
 import yaml
 
 from augment.ledger.reading import read_ledger
-from pipelines import cli
+from pipelines import cli, provenance
 from pipelines.config import MillConfig
 from pipelines.plan import make_plan
 from pipelines.run import mill
@@ -262,6 +262,20 @@ def test_a_stretch_of_a_text_is_found_in_another() -> None:
     assert needles.find("Before it. " + text[30:330].replace(" ", "\n") + " After it.") == "a"
     assert needles.find("Only  this.") == "short"
     assert needles.find(text_of(13)) is None and needles.find("Only this and more.") is None
+
+
+def test_a_copy_of_the_provenance_is_searched_too(output: str) -> None:
+    """Parquet is compressed, so that ids are not found in its bytes."""
+    provenance.write(output)
+    folder = Path(output, "provenance")
+    shutil.copytree(folder, Path(output, "for the lawyers"))
+    gone = wanted(4, 9)
+    remove(output, gone)
+    assert not list(folder.glob("*.parquet"))
+    named = {problem.where.rpartition("/")[2].partition(",")[0] for problem in absent(output, gone).problems}
+    assert any(name.startswith("documents-") and name.endswith(".parquet") for name in named), named
+    shutil.rmtree(Path(output, "for the lawyers"))
+    assert absent(output, gone).ok
 
 
 def test_a_ledger_elsewhere_is_only_touched_when_it_is_named(output: str, tmp_path: Path) -> None:
