@@ -33,7 +33,7 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
     runner, here = runner_faults.runner_name(pipeline.options), runner_faults.is_in_process(pipeline.options)
     runner_faults.without_proxy()
     try:
-        if has_processes(pipeline) if here else runner_faults.uses_loopback(pipeline.options):
+        if has_processes(pipeline.options) if here else runner_faults.uses_loopback(pipeline.options):
             runner_faults.check_loopback()
         state = run_locally(pipeline) if here else _run_elsewhere(pipeline, runner)
     except MillError as error:
