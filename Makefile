@@ -10,9 +10,20 @@ PIP_INSTALL := $(and $(TORCH_INDEX),PIP_EXTRA_INDEX_URL='$(TORCH_INDEX)') $(BIN)
 BEAM_VERSION := $(shell sed -n 's/^apache-beam==//p' $(LOCK))
 UV := $(VENV)-uv/bin/uv
 PRISM := $(VENV)/prism-$(BEAM_VERSION)/prism
+CONFORMANCE := $(BIN)/python -m pipelines.tools.conformance
+# Job servers for `make clusters`, the options by which their workers are started, and the pages of its larger corpus.
+SPARK_JAR ?=
+FLINK_JAR ?=
+JOB_ENDPOINT ?=
+CLUSTER_OPTIONS ?= --environment_type=LOOPBACK
+CLUSTER_DOCUMENTS ?= 2000
+CLUSTERS = $(if $(SPARK_JAR),spark) $(if $(FLINK_JAR),flink) $(if $(JOB_ENDPOINT),endpoint)
+on_spark = --runner=SparkRunner --spark_job_server_jar=$(SPARK_JAR)
+on_flink = --runner=FlinkRunner --flink_job_server_jar=$(FLINK_JAR)
+on_endpoint = --runner=PortableRunner --job_endpoint=$(JOB_ENDPOINT)
 FAST := -m "not model and not slow and not chaos_long" --timeout=60 -n auto --dist loadfile
 
-.PHONY: install lock model demo evidence evidence-full browser prism test test-fast test-lowest test-newest chaos fuzz lint format clean
+.PHONY: install lock model demo evidence evidence-full browser prism clusters test test-fast test-lowest test-newest chaos fuzz lint format clean
 
 install: $(VENV)/installed
 
@@ -64,6 +75,20 @@ prism: install
 	  command -v go >/dev/null && echo "Building Prism $(BEAM_VERSION), 2 to 3 minutes" && \
 	  GOBIN=$(abspath $(dir $(PRISM))) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM_VERSION); \
 	} || echo "No Prism: it is built by Go (go install), which isn't here or failed. Its test will be skipped."
+
+# The fixed job of docs/runners.md and a larger one, on each job server that is named, beside the in-process runner.
+define conform
+$(CONFORMANCE) $(1) $(CLUSTER_OPTIONS)
+$(CONFORMANCE) --documents=$(CLUSTER_DOCUMENTS) $(1) $(CLUSTER_OPTIONS)
+
+endef
+
+clusters: install
+	@test -n "$(strip $(CLUSTERS))" || { \
+	  echo "clusters: name a job server: SPARK_JAR=FILE, FLINK_JAR=FILE or JOB_ENDPOINT=HOST:PORT; docs/runners.md" >&2; \
+	  exit 2; \
+	}
+	$(foreach cluster,$(CLUSTERS),$(call conform,$(on_$(cluster))))
 
 # Two files of tests at a time: half of them wait for something. A shared machine may stall for seconds: what failed is
 # run once more, and named at the end all the same.

@@ -13,6 +13,7 @@ made by a command after a run and is no stage's: a corpus that was packed withou
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,13 +88,14 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     files: list[FileEntry]
 
 
-def write(output: str) -> Provenance:
+def write(output: storage.Location) -> Provenance:
     """Write the provenance of a finished corpus into it; what was there is replaced.
 
     Raises:
         RequestError: a folder of the output is a link.
         MillError: a stage hasn't finished, a part is not what its manifest says, or the store refused.
     """
+    output = os.fspath(output)
     at = Output(output)
     for stage in manifest.STAGES:
         manifest.require(output, stage)

@@ -51,6 +51,11 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "github.com/apache/beam/sdks/v2/go/cmd/prism@vVERSION` with your Beam's version) and add --prism_location=PATH",
     ),
     (
+        r"Unable to parse binary URL",
+        "--prism_location names no file that is here; `make prism` builds one, and without the option Beam fetches the "
+        "one of its version",
+    ),
+    (
         r"Unable to fetch remote job server jar",
         "its job server can't be downloaded; add --spark_job_server_jar=PATH or --flink_job_server_jar=PATH, or start "
         "one and take --runner=PortableRunner --job_endpoint=HOST:PORT",
@@ -141,6 +146,30 @@ def _check_address(option: str, address: str, what: str) -> None:
             time.sleep(0.5)
 
 
+def check_loopback() -> None:
+    """See that processes of this machine reach each other, as workers do their runner.
+
+    Raises:
+        MillError: they don't.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            # By name, as Beam does.
+            socket.create_connection(("localhost", server.getsockname()[1]), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise MillError(
+            f"worker processes reach their runner over loopback, and localhost can't be reached here ({error}): bring "
+            "it up (`ip link set lo up`; 127.0.0.1 is localhost in /etc/hosts), or take --workers 1 on the local runner"
+        ) from error
+
+
+def uses_loopback(options: PipelineOptions) -> bool:
+    """Whether a runner that isn't in this process has a server or workers on this machine."""
+    portable = options.view_as(PortableOptions)
+    here = runner_name(options) in ("PrismRunner", "SparkRunner", "FlinkRunner")
+    return here or portable.environment_type == "LOOPBACK" or portable.job_endpoint == "embed"
+
+
 def without_proxy(environment: MutableMapping[str, str] = os.environ) -> None:
     """Have runner and workers on this machine talk to each other without a proxy, where one is set.
 
@@ -210,17 +239,18 @@ def wait_watched(result: Any, runner: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Has Beam's own threads, which mind the channels to a server, end without a traceback where it is gone."""
+    """Has Beam's own threads, which mind the channels to a server, end without a traceback where it is gone.
+
+    Also those that notice it later than whoever waits for the job: behind an error it stays so.
+    """
 
     def heard(failed: threading.ExceptHookArgs) -> None:
         if not _is_rpc(failed.exc_type):
             before(failed)
 
     before, threading.excepthook = threading.excepthook, heard
-    try:
-        yield
-    finally:
-        threading.excepthook = before
+    yield
+    threading.excepthook = before
 
 
 def _is_rpc(kind: type[BaseException]) -> bool:

@@ -11,7 +11,7 @@ import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
 from pipelines import runner_faults
-from pipelines.local_workers import run_locally
+from pipelines.local_workers import has_processes, run_locally
 from sharding.errors import MillError, restated
 
 PACKAGES = ("pipelines", "augment", "difficulty", "sharding")
@@ -33,6 +33,8 @@ def run_pipeline(pipeline: beam.Pipeline, name: str) -> None:
     runner, here = runner_faults.runner_name(pipeline.options), runner_faults.is_in_process(pipeline.options)
     runner_faults.without_proxy()
     try:
+        if has_processes(pipeline.options) if here else runner_faults.uses_loopback(pipeline.options):
+            runner_faults.check_loopback()
         state = run_locally(pipeline) if here else _run_elsewhere(pipeline, runner)
     except MillError as error:
         raise _located(error, name) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ _MAX_MANIFEST_BYTES = 1 << 32
 _MAKE_ONE = "`ssh-keygen -t ed25519 -f KEY` makes one"
 
 
-def sign(output: str, key_file: str) -> str:
+def sign(output: storage.Location, key_file: storage.Location) -> str:
     """Sign the finished corpus.
 
     Args:
@@ -42,7 +43,7 @@ def sign(output: str, key_file: str) -> str:
         MillError: the output holds no finished run, or the store refused.
     """
     key = _private_key(key_file)
-    at = Output(output)
+    at = Output(os.fspath(output))
     manifest.require(output, manifest.STAGES[-1])
     if not storage.exists(at.success):
         raise MillError(f"{at.success} is missing: the run did not finish; sign when it has")
@@ -52,7 +53,7 @@ def sign(output: str, key_file: str) -> str:
     return fingerprint(key.public_key())
 
 
-def unsigned(output: str, public_key_file: str) -> str | None:
+def unsigned(output: storage.Location, public_key_file: storage.Location) -> str | None:
     """What is wrong with the signature of an output; None where its manifest is the one that the key's owner signed.
 
     Args:
@@ -67,7 +68,7 @@ def unsigned(output: str, public_key_file: str) -> str | None:
     key = _public_key(public_key_file)
     from cryptography.exceptions import InvalidSignature
 
-    at = Output(output)
+    at = Output(os.fspath(output))
     if not storage.exists(at.signature):
         return "is not there: the corpus is not signed; its owner signs it with `thoughtmill sign`"
     signature = storage.read_bytes(at.signature, _MAX_KEY_BYTES)
@@ -87,6 +88,15 @@ def fingerprint(key: Ed25519PublicKey) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
+def fingerprint_in(public_key_file: storage.Location) -> str:
+    """The fingerprint of a public key in a file.
+
+    Raises:
+        RequestError: see `unsigned`.
+    """
+    return fingerprint(_public_key(public_key_file))
+
+
 def _spelled(key: Ed25519PublicKey) -> bytes:
     """The line that OpenSSH keeps in a .pub file."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -94,7 +104,7 @@ def _spelled(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
 
 
-def _private_key(file: str) -> Ed25519PrivateKey:
+def _private_key(file: storage.Location) -> Ed25519PrivateKey:
     serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -112,7 +122,7 @@ def _private_key(file: str) -> Ed25519PrivateKey:
     return key
 
 
-def _public_key(file: str) -> Ed25519PublicKey:
+def _public_key(file: storage.Location) -> Ed25519PublicKey:
     serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -138,7 +148,7 @@ def _serialization() -> Any:
     return serialization
 
 
-def _read(file: str) -> bytes:
+def _read(file: storage.Location) -> bytes:
     try:
         with Path(file).open("rb") as opened:
             return opened.read(_MAX_KEY_BYTES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -56,6 +56,16 @@ def read_tombstones(output: str) -> Tombstones:
     return read_json(url, Tombstones, "a list of tombstones", MAX_BYTES) if storage.exists(url) else Tombstones()
 
 
+def removed_from(output: str) -> Callable[[str], bool]:
+    """What tells of an id whether its document was taken down from an output.
+
+    Raises:
+        MillError: see `read_tombstones`.
+    """
+    gone = frozenset(read_tombstones(output).ids)
+    return lambda doc_id: bool(gone) and tombstone(doc_id) in gone
+
+
 def removed_inputs(output: str) -> dict[str, str]:
     """What a score stage is made from besides, where documents were taken down."""
     found = read_tombstones(output)
@@ -102,10 +112,10 @@ class _LeaveOutFn(beam.DoFn):
         self._output = output
 
     def setup(self) -> None:
-        self._ids = frozenset(read_tombstones(self._output).ids)
+        self._is_removed = removed_from(self._output)
 
     def process(self, document: Document) -> Iterator[Any]:
-        if not self._ids or tombstone(document.doc_id) not in self._ids:
+        if not self._is_removed(document.doc_id):
             yield document
         else:
             yield beam.pvalue.TaggedOutput(COUNTS, removed_counts(document.source))

@@ -17,7 +17,7 @@ import yaml
 from datasets import load_dataset
 
 from augment.ledger.reading import read_ledger
-from pipelines import cli, provenance
+from pipelines import cli, provenance, report
 from pipelines.append import Appended, append, delivery_config
 from pipelines.arms import mill_arms
 from pipelines.config import MillConfig
@@ -205,7 +205,9 @@ def test_the_same_documents_again_append_nothing(again: MillConfig, tmp_path: Pa
     assert pending(again.output) is None and not any(p.is_file() for p in Path(again.output, "deliveries/2").rglob("*"))
 
 
-def test_a_second_delivery_is_number_two_and_documents_leave_both(again: MillConfig, tmp_path: Path) -> None:
+def test_a_second_delivery_is_number_two_and_documents_leave_both(
+    small: Path, again: MillConfig, tmp_path: Path
+) -> None:
     output = again.output
     third = {**pages(50, 51, 52), "page-33": text_of(53), "copy-of-4": text_of(4), "copy-of-34": text_of(34)}
     own = dataclasses.replace(again, budget=dataclasses.replace(again.budget, thinking_tokens_per_source_token=0.2))
@@ -228,7 +230,20 @@ def test_a_second_delivery_is_number_two_and_documents_leave_both(again: MillCon
 
     untouched = hashes(output, "data")
     gone = wanted(31, 50)
-    remove(output, gone)
+    report.write(f"{output}/deliveries/1")
+    tried = {"tiers": {"deep": {"segment": ["page-31#0", "page-33#0"], "tokens": [7, 8]}}}
+    storage.write_json(f"{output}/deliveries/1/pilot.json", tried)
+    before = hashes(output, "deliveries")
+    done_away = remove(output, gone)
+    changed = {
+        name for name, found in hashes(output, "deliveries").items() if "/data/" in name and before[name] != found
+    }
+    assert (done_away.documents, done_away.shards) == (2, len(changed)) and done_away.files > len(changed) > 1
+    index = hashes(str(small), "index")
+    assert {name: found for name, found in hashes(output, "index").items() if name in index} == index
+    pilot = json.loads(storage.read_bytes(f"{output}/deliveries/1/pilot.json"))
+    assert pilot == {"tiers": {"deep": {"segment": ["page-33#0"], "tokens": [8]}}}
+    assert not Path(output, "deliveries/1/report.html").exists(), "it showed the document"
     whole(output)
     assert absent(output, gone).ok, absent(output, gone).problems
     assert hashes(output, "data") == untouched and not Path(output, "provenance/PROVENANCE.json").exists()

@@ -335,6 +335,9 @@ def test_training_content_has_what_is_known_and_marks_the_rest(stages: Stages) -
     assert r"| 2.3 | data crawled and scraped from online sources | Nothing \| was crawled. |" in text
     many = render(changed(stages, "pack", counts={"tokens_source": 2 * 10**9}))
     assert "1 billion to 10 trillion tokens" in many
+    removals = [{"at": "2026-11-26T12:00:00+00:00", "documents": number} for number in (2, 1)]
+    rows = {number: said for number, _, said in training_content(changed(stages, "pack", facts={"removals": removals}))}
+    assert "; 3 documents taken down from the finished corpus" in rows["3.3"]
     without = {**stages["pack"].config["card"], "source_datasets": []}
     rows = {number: said for number, _, said in training_content(changed(stages, "pack", config={"card": without}))}
     assert rows["2.1"] == TO_BE_FILLED_IN

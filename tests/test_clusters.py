@@ -32,15 +32,18 @@ from pipelines.yaml_config import from_mapping, to_mapping
 from sharding.beam import shuffle
 from sharding.storage.manifest import Manifest
 from tests import measuring_runner
+from tests.reordering_runner import PARTITIONS, ReorderingRunner
 
 RUNNERS = {
     "first output first": ["--runner=pipelines.tools.computing_twice.ComputingTwiceRunner"],
     "last output first": ["--runner=pipelines.tools.computing_twice.LastOutputFirstRunner"],
+    "several partitions, the other way round": ["--runner=tests.reordering_runner.ReorderingRunner"],
 }
 RECIPE = {"name": "refined", "model": "large", "prompt": "expert", "max_tokens": 200, "recipe": "refine"}
 
 
 COMPUTED: list[int] = []
+TOGETHER: list[list[tuple[str, list[int]]]] = []
 KEPT: dict[str, list[int]] = {}
 
 
@@ -70,6 +73,31 @@ def test_every_output_is_of_another_computation(runner: type[ComputingTwiceRunne
             apart | f"Keep {name}" >> beam.Map(_keep, name)
     assert len(COMPUTED) == 2
     assert sorted(KEPT.values()) == [[1, 1], [2, 2]]  # a step that has no output is computed twice as well
+
+
+class _NoteFn(beam.DoFn):
+    """Notes what comes together: a list for each bundle."""
+
+    def start_bundle(self) -> None:
+        TOGETHER.append([])
+
+    def process(self, element: Any) -> Any:
+        TOGETHER[-1].append((element[0], list(element[1])))
+        return ()
+
+
+@pytest.mark.parametrize(("runner", "turned"), [(FnApiRunner, False), (ReorderingRunner, True)])
+def test_partitions_and_their_order_are_others(runner: type[FnApiRunner], turned: bool) -> None:
+    """That runner too does what it is for."""
+    TOGETHER.clear()
+    with beam.Pipeline(runner=runner()) as pipeline:
+        keyed = pipeline | beam.Create([(key, n) for n in range(3) for key in "abcd"], reshuffle=False)
+        keyed | beam.GroupByKey() | beam.ParDo(_NoteFn())
+    bundles = [bundle for bundle in TOGETHER if bundle]
+    keys, values = [key for bundle in bundles for key, _ in bundle], [of for bundle in bundles for _, of in bundle]
+    assert sorted(keys) == list("abcd") and all(sorted(of) == [0, 1, 2] for of in values)
+    assert (len(bundles) == PARTITIONS) == turned and (keys != sorted(keys)) == turned
+    assert (values == [[0, 1, 2]] * 4) != turned
 
 
 def job(root: Path, output: str, tokenizer: str) -> MillConfig:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import yaml
@@ -177,7 +178,9 @@ def needs_java() -> None:
 
 @pytest.mark.slow
 def test_prism(installed: Path, tmp_path: Path) -> None:
-    assert_same(check(installed, tmp_path, ["--runner=PrismRunner", f"--prism_location={prism()}"]))
+    """All four stages, of three times the fixed job's corpus."""
+    larger = ["--documents=120", "--runner=PrismRunner", f"--prism_location={prism()}"]
+    assert_same(check(installed, tmp_path, larger))
 
 
 @pytest.mark.slow
@@ -243,6 +246,19 @@ def test_a_wrong_option_is_the_callers_mistake(installed: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "no_such_option" in done.stderr
     assert not done.stdout
+
+
+def test_the_job_has_as_many_documents_as_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = conformance.job_documents(40), conformance.job_documents(300)
+    assert len(few) == 46 and len(many) == 306
+    assert many[:43] == few[:43], "the larger job has the pages of the fixed one"
+    put_together = {document["text"] for document in many[3 + len(topics) : 303]}
+    assert many == conformance.job_documents(300) and len(put_together) == 300 - len(topics) > 100
+    assert max(len(document["text"]) for document in many) < conformance.MAX_CHARACTERS + 100
+    for wrong in ("0", "-3", "many"):
+        with pytest.raises(SystemExit) as ended:
+            conformance.main([f"--documents={wrong}"])
+        assert ended.value.code == 2 and f"'{wrong}' is no number above 0" in capsys.readouterr().err
 
 
 def test_what_differs_is_named(

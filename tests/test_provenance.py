@@ -79,7 +79,7 @@ def table(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_documents_say_where_they_came_from(output: Path) -> None:
-    provenance.write(str(output))
+    provenance.write(output)
     rows = {row["doc_id"]: row for row in table(output, "documents")}
     segments = parts(output, "score", SEGMENTS)
     assert {name: row["segments"] for name, row in rows.items()} == Counter(segment.doc_id for segment in segments)
@@ -214,14 +214,18 @@ def test_what_is_signed_is_verified(output: Path, keys: dict[str, str], form: st
     for public in ("pem.pub", "ssh.pub"):
         assert signing.unsigned(str(output), keys[public]) is None
     done = run("verify", str(output), "--public-key", keys["ssh.pub"], "--json")
-    assert done.exit_code == 0 and msgspec.json.decode(done.stdout.splitlines()[-1])["ok"] is True
+    told = msgspec.json.decode(done.stdout.splitlines()[-1])
+    assert done.exit_code == 0 and told["ok"] is True and told["signed_by"] in signed.output
+    done = run("verify", str(output), "--public-key", keys["ssh.pub"])
+    assert f"; signed with the key {told['signed_by']}; " in " ".join(done.output.split())
+    assert "signed with" not in run("verify", str(output)).output
 
 
 def test_unsigned_changed_and_another_key_are_told_apart(output: Path, keys: dict[str, str], run: Run) -> None:
     said = signing.unsigned(str(output), keys["ssh.pub"])
     assert said is not None and "the corpus is not signed" in said
-    signing.sign(str(output), keys["pem"])
-    said = signing.unsigned(str(output), keys["other.pub"])
+    signing.sign(output, Path(keys["pem"]))
+    said = signing.unsigned(output, Path(keys["other.pub"]))
     assert said is not None and "another key" in said and "SHA256:" in said
     with (output / "MANIFEST.json").open("ab") as file:
         file.write(b" ")
@@ -229,6 +233,7 @@ def test_unsigned_changed_and_another_key_are_told_apart(output: Path, keys: dic
     assert said is not None and "changed since" in said
     done = run("verify", str(output), "--public-key", keys["ssh.pub"], "--json")
     report = msgspec.json.decode(done.stdout.splitlines()[-1])
+    assert report["signed_by"] is None
     assert done.exit_code == 1 and report["problems"] == [{"where": Output(str(output)).signature, "what": said}]
     signing.sign(str(output), keys["other"])
     # Whatever is claimed beside the manifest, the key that was given decides.

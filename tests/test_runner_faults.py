@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import pytest
+from grpc import RpcError
 
 from pipelines import runner_faults
 from pipelines.beam_options import beam_options
-from pipelines.runner_faults import told, wait_watched, without_proxy
+from pipelines.runner_faults import told, uses_loopback, wait_watched, without_proxy
+from pipelines.running import run_pipeline
 from sharding.errors import MillError, RequestError
 from tests.test_conformance import prism
+
+EMBEDDED = "--job_endpoint=embed"
 
 CONFIG = """
 source: {format: jsonl, path: raw.jsonl, text_field: text}
@@ -72,6 +80,7 @@ def test_a_job_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch
     [
         (RuntimeError("Unable to fetch remote prism binary at X: no"), "make prism.*--prism_location"),
         (RuntimeError("Unable to fetch remote job server jar at X"), "--spark_job_server_jar"),
+        (ValueError('Unable to parse binary URL "/opt/x". If using'), "--prism_location names no file that is here"),
         (
             RuntimeError("bundle inst013 stage-018 failed:SDK worker disconnected: worker[x], 1 active instructions"),
             "one of its workers ended in the middle of a step.*what was generated is in the ledger",
@@ -123,6 +132,24 @@ def test_a_job_is_waited_for_as_long_as_its_server_answers(monkeypatch: pytest.M
     assert wait_watched(job, "SomeRunner") == "DONE"
 
 
+def test_threads_that_notice_the_end_late_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that minds a channel failed after the line was told, with a traceback."""
+    said: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: said.append(failed.exc_type.__name__))
+    monkeypatch.setattr(runner_faults, "POLL_S", 0.05)
+    with pytest.raises(MillError, match="its job server is gone"):
+        wait_watched(_Job(server_is_there=False), "SomeRunner")
+    for kind in (RpcError, ValueError):
+        thread = threading.Thread(target=_raise, args=(kind,))
+        thread.start()
+        thread.join()
+    assert said == ["ValueError"]
+
+
+def _raise(kind: type[Exception]) -> None:
+    raise kind
+
+
 def test_loopback_goes_through_no_proxy() -> None:
     plain = {"no_proxy": "example.org"}
     without_proxy(plain)
@@ -135,12 +162,60 @@ def test_loopback_goes_through_no_proxy() -> None:
     assert everything["no_proxy"] == "*"
 
 
-def _command(folder: Path, tokenizer: str, *options: str, **environment: str) -> subprocess.Popen[str]:
+def test_loopback_that_is_not_there_is_said_before_a_pipeline_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner_faults.check_loopback()
+
+    def unreachable(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    two = beam_options(["--direct_num_workers=2", "--direct_running_mode=multi_processing"])
+    for options in (two, beam_options(["--runner=PrismRunner"]), beam_options(["--runner=PortableRunner", EMBEDDED])):
+        with (
+            pytest.raises(
+                MillError, match=r"score: .* localhost can't be reached here .*Network is unreachable.*lo up"
+            ),
+            beam.Pipeline(options=options) as pipeline,
+        ):
+            pipeline | beam.Create([1])
+            run_pipeline(pipeline, "score")
+    for options in ([], ["--runner=DataflowRunner"], ["--runner=PortableRunner", "--job_endpoint=far:1"]):
+        assert not uses_loopback(beam_options(options))
+
+
+@pytest.mark.slow
+def test_a_machine_without_loopback(tmp_path: Path, byte_tokenizer: str) -> None:
+    """Two processes waited for each other without a word; one does without."""
+    apart = ["unshare", "--net", "--map-root-user"]
+    if shutil.which(apart[0]) is None or subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace of its own can be had here")
+    said = {}
+    for workers in ("2", "1"):
+        process = _command(tmp_path, byte_tokenizer, words=["--workers", workers], before=apart)
+        try:
+            said[workers], _ = process.communicate(timeout=60)
+        finally:
+            _end(process)
+        assert process.returncode == (workers == "2"), said
+    assert "error score: worker processes reach their runner over loopback" in said["2"], said
+    assert "Traceback" not in said["2"] and len(said["2"].splitlines()) < 8, said
+
+
+def _command(
+    folder: Path,
+    tokenizer: str,
+    *options: str,
+    words: Sequence[str] = (),
+    before: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
     (folder / "c.yaml").write_text(CONFIG.replace("TOKENIZER", tokenizer), encoding="utf-8")
     if not (folder / "raw.jsonl").exists():
         (folder / "raw.jsonl").write_text('{"text": "A few words about the weather."}\n' * 40, encoding="utf-8")
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "score", "c.yaml", "--", *options],
+        [*before, sys.executable, "-m", "pipelines.cli", "score", "c.yaml", *words, "--", *options],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip

@@ -15,8 +15,9 @@ import typer.testing
 import yaml
 
 from augment.ledger.reading import read_ledger
-from pipelines import cli
+from pipelines import cli, provenance
 from pipelines.config import MillConfig
+from pipelines.plan import make_plan
 from pipelines.run import mill
 from pipelines.takedown import remove
 from pipelines.takedown.absent import Needles, add_search
@@ -147,6 +148,21 @@ def output(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(copy)
 
 
+def test_a_plan_that_samples_the_source_neither_keeps_nor_brings_back_their_text(small: Path, output: str) -> None:
+    """Scores of another config's sample lay beside the stages, out of a removal's sight, and came back with a plan."""
+    gone = wanted(4, 9, 33)
+    tree = yaml.safe_load((small.parent / "mill.yaml").read_text(encoding="utf-8")) | {"output": output}
+    tree["difficulty"]["segment_tokens"] //= 2
+    before = make_plan(from_mapping(tree))
+    assert {Path(problem.where).parent.name for problem in absent(output, gone).problems} >= {".sample"}
+    remove(output, gone)
+    assert absent(output, gone).ok, absent(output, gone).problems
+    after = make_plan(from_mapping(tree))
+    assert absent(output, gone).ok, absent(output, gone).problems
+    documents = [made["score"]["documents"]["value"] for made in (before, after)]
+    assert documents[0] - documents[1] == 3
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_is_before_or_goes_on_to_the_end(small: Path, tmp_path: Path, output: str) -> None:
     gone = wanted(3, 7, 21)
@@ -220,7 +236,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_touched(output: str, tmp_path:
     assert hashes(output, "data") == before and verify(output).ok
     done = remove(output, Wanted(frozenset({"page-1000"}), {}), missing_ok=True)
     assert (done.documents, done.unknown) == (0, ["page-1000"])
-    done = remove(output, wanted(5))
+    done = remove(Path(output), wanted(5))
     assert (done.documents, remove(output, wanted(5)).already) == (1, 1)
     assert verify(output).ok
 
@@ -246,6 +262,20 @@ def test_a_stretch_of_a_text_is_found_in_another() -> None:
     assert needles.find("Before it. " + text[30:330].replace(" ", "\n") + " After it.") == "a"
     assert needles.find("Only  this.") == "short"
     assert needles.find(text_of(13)) is None and needles.find("Only this and more.") is None
+
+
+def test_a_copy_of_the_provenance_is_searched_too(output: str) -> None:
+    """Parquet is compressed, so that ids are not found in its bytes."""
+    provenance.write(output)
+    folder = Path(output, "provenance")
+    shutil.copytree(folder, Path(output, "for the lawyers"))
+    gone = wanted(4, 9)
+    remove(output, gone)
+    assert not list(folder.glob("*.parquet"))
+    named = {problem.where.rpartition("/")[2].partition(",")[0] for problem in absent(output, gone).problems}
+    assert any(name.startswith("documents-") and name.endswith(".parquet") for name in named), named
+    shutil.rmtree(Path(output, "for the lawyers"))
+    assert absent(output, gone).ok
 
 
 def test_a_ledger_elsewhere_is_only_touched_when_it_is_named(output: str, tmp_path: Path) -> None:

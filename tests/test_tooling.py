@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from pipelines.beam_options import beam_options
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -43,6 +46,29 @@ def test_the_commands_of_a_workflow_exist(workflow: Path) -> None:
                 ".venv/bin/python",
                 "pipelines.tools.conformance",
             )
+
+
+def test_clusters_are_tried_with_the_fixed_job_and_a_larger_one() -> None:
+    make = ["make", "--no-print-directory", "-o", "install", "clusters"]
+    nothing = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert nothing.returncode and "name a job server: SPARK_JAR=FILE, FLINK_JAR=FILE or JOB_ENDPOINT=" in nothing.stderr
+    named = ["SPARK_JAR=spark.jar", "FLINK_JAR=flink.jar", "JOB_ENDPOINT=localhost:8099", "CLUSTER_DOCUMENTS=300"]
+    done = subprocess.run([*make, "-n", *named], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if "tools.conformance" in line]
+    servers = {
+        "SparkRunner": "--spark_job_server_jar=spark.jar",
+        "FlinkRunner": "--flink_job_server_jar=flink.jar",
+        "PortableRunner": "--job_endpoint=localhost:8099",
+    }
+    expected = [
+        [*larger, f"--runner={runner}", server, "--environment_type=LOOPBACK"]
+        for runner, server in servers.items()
+        for larger in ([], ["--documents=300"])
+    ]
+    assert [words[3:] for words in commands] == expected
+    for words in commands:
+        assert words[:3] == [".venv/bin/python", "-m", "pipelines.tools.conformance"]
+        beam_options([word for word in words[3:] if not word.startswith("--documents")])
 
 
 def test_the_workflows_see_every_python_and_both_ends() -> None:

@@ -144,16 +144,18 @@ print(json.dumps([{{name: value.tolist() for name, value in rows[number].items()
 @pytest.mark.slow  # installs twenty packages
 @pytest.mark.timeout(400)
 def test_olmo_core_reads_the_shards(run_with: Callable[..., str], tmp_path: Path) -> None:
-    """A row is an instance, with its mask."""
+    """A row is an instance, with its mask and its documents."""
     output = write_output(str(tmp_path / "output"), vocab_size=VOCAB_SIZE)
     export(output.url, "olmo", str(tmp_path / "target"), loss_mask="thoughts_only")
     lines = documented("NumpyFSLDatasetConfig(").replace("target/train", str(tmp_path / "target/train"))
     lines = lines.replace("sequence_length=8192", "sequence_length=64").replace("49152", str(VOCAB_SIZE))
+    lines = lines.replace("eos_token_id=0", f"eos_token_id={VOCAB_SIZE - 1}")
     script = f"""
 {lines}
 for number in range(len(rows)):
     row = rows[number]
     print("row", *map(int, row["label_mask"].tolist()), *row["input_ids"].tolist())
+    print("documents", *row["doc_lens"].tolist())
 """
     google = ("google-api-core", "google-cloud-storage", "google-cloud-core", "google-resumable-media", "google-auth")
     more = (
@@ -170,6 +172,13 @@ for number in range(len(rows)):
     assert found == [
         [*(row.token_type == TokenType.THOUGHT).tolist(), *row.input_ids.tolist()] for row in output.rows("train")
     ]
+    documents = [list(map(int, line.split()[1:])) for line in printed.splitlines() if line.startswith("documents ")]
+    for row, lengths in zip(output.rows("train"), documents, strict=True):
+        ends = np.flatnonzero(row.input_ids == VOCAB_SIZE - 1) + 1
+        assert lengths == np.diff(np.unique([0, *ends, len(row.input_ids)])).tolist()
+        whole = {end for end in np.cumsum(row.seq_lengths) if row.input_ids[end - 1] == VOCAB_SIZE - 1}
+        assert whole <= set(np.cumsum(lengths)), "items end where documents do, but for pieces of one that was cut"
+    assert sum(len(lengths) > 1 for lengths in documents) > 5
 
 
 def test_nanotron_reads_the_shards(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines.terminal import counted
 from sharding.storage.manifest import Manifest
 
 TO_BE_FILLED_IN = "*to be filled in by the provider*"
@@ -97,6 +98,8 @@ def _processing(stages: Mapping[str, Manifest]) -> str:
         number = selected.counts.get("documents_contaminated", 0)
         said.append(f"{number:,} documents found to overlap with benchmarks")
     said.append(f"{selected.counts['rejected']:,} of {selected.counts['candidates']:,} generated thoughts rejected")
+    if removed := sum(removal["documents"] for removal in stages["pack"].facts.get("removals", [])):
+        said.append(f"{counted(removed, 'document')} taken down from the finished corpus")
     return "; ".join(said) + "."
 
 

@@ -77,6 +77,8 @@ def verify(
     report = show.check(output, deep=deep, workers=workers, beam_args=beam_args or (), progress_on=shown)
     if wanted is not None:
         takedown.add_search(report, wanted, ledger)
+    if public_key is not None and unsigned is None:
+        report.signed_by = signing.fingerprint_in(public_key)
     if unsigned is not None:
         report.problems, report.ok = [*report.problems, Problem(Output(output).signature, unsigned)], False
     if as_json:

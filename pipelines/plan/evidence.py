@@ -23,6 +23,7 @@ from pipelines.plan.corpus import Evidence, SampledDocument
 from pipelines.plan.pieces import Piece, choose_pieces, size_of
 from pipelines.plan.ranges import choose_ranges
 from pipelines.scorer_identity import difficulty_section, memory_inputs, model_inputs, source_sections
+from pipelines.tombstones import removed_from
 from sharding import sources, tally
 from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError
@@ -110,6 +111,7 @@ def _read_scored(output: str, scored: Manifest, wanted: int) -> Evidence:
 def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ()) -> Evidence:
     resolved, listings = zip(*(sources.resolve(source, identify=False) for source in config.all_sources), strict=True)
     ranges, every = choose_ranges(resolved, listings)
+    is_removed = removed_from(config.delivery.of if config.delivery is not None else config.scored or config.output)
     documents: list[tuple[Document, int]] = []
     read_bytes = text_bytes = 0
     estimated = False
@@ -117,6 +119,7 @@ def _sample_source(config: MillConfig, wanted: int, notes: tuple[str, ...] = ())
         tally.add(pieces=1)
         records = list(itertools.islice(sources.read_documents(piece.unit, piece.source), MAX_RANGE_DOCUMENTS + 1))
         read = [record for record in records[:MAX_RANGE_DOCUMENTS] if isinstance(record, Document)]
+        read = [document for document in read if not is_removed(document.doc_id)]  # as the score stage leaves them out
         if len(records) <= MAX_RANGE_DOCUMENTS:
             read_bytes += piece.size_bytes
             text_bytes += sum(len(document.text.encode("utf-8", "surrogatepass")) for document in read)

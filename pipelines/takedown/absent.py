@@ -8,10 +8,11 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.takedown.ids import Wanted
@@ -25,6 +26,7 @@ from sharding.models.tokenizer import TextTokenizer, load_tokenizer
 from sharding.packing.recovery import items_of, source_of, thoughts_of
 from sharding.records.rows import Row
 from sharding.storage import manifest
+from sharding.storage.arrow_files import file_buffer, read_schema
 from sharding.storage.output import Output
 
 WINDOW_CHARACTERS = 120
@@ -124,17 +126,18 @@ class _Search:
         try:
             if url.endswith(".arrow"):
                 yield from self._arrow(url)
+            elif url.endswith(".parquet"):  # provenance, which is compressed as well
+                yield from self._columns(url, pq.ParquetFile(pa.BufferReader(file_buffer(url))).iter_batches())
             else:
                 yield from self._other(url)
         except (MillError, pa.ArrowException, OSError, ValueError) as error:
             yield Problem(url, f"can't be read, so what is in it isn't known: {error}")
 
-    def _arrow(self, url: str) -> Iterator[Problem]:
-        names: list[str] = []
+    def _columns(self, url: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Problem]:
+        """What the texts in the columns of a file say."""
         first_row = 0
-        for batch in storage.read_batches(url):
-            names = batch.schema.names
-            for name, column in zip(names, batch.columns, strict=True):
+        for batch in batches:
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 for row, values in enumerate(_texts(column), first_row):
                     for value in values:
                         if name in _IDS:
@@ -145,6 +148,10 @@ class _Search:
                             for string in sorted(named_in(value)):
                                 yield from self._named("id", string, at(url, row))
             first_row += batch.num_rows
+
+    def _arrow(self, url: str) -> Iterator[Problem]:
+        yield from self._columns(url, storage.read_batches(url))
+        names = read_schema(url).names if self._tokenizer is not None else []
         if self._tokenizer is None or "input_ids" not in names:
             return
         decode = self._tokenizer.decode

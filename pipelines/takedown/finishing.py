@@ -21,13 +21,7 @@ def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
     at, staging = Output(output), Staging(output, 0)
     storage.remove(at.success, output)
     storage.remove(at.manifest("pack"), output)
-    storage.remove(at.report, output)
-    # Of the corpus as it was: where documents came from names those that go, and a signature holds no longer.
-    for url in (at.signature, at.public_key, at.provenance_manifest):
-        storage.remove(url, output)
-    for folder in (at.provenance, at.retrieval):  # passages hold text of the documents, and are found anew
-        for name in storage.list_names(folder):
-            storage.remove(storage.join(folder, name), output)
+    _withdraw_beside(output)
     gone = frozenset(journal.tombstones)
     forgotten = forget(
         journal.ledger, frozenset(journal.request_keys), lambda doc_id: tombstone(doc_id) in gone, journal.renamed
@@ -37,11 +31,10 @@ def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
         of_delivery = at.delivery(number)
         storage.remove(Output(of_delivery).success, of_delivery)
         storage.remove(Output(of_delivery).manifest("pack"), of_delivery)
+        _withdraw_beside(of_delivery)
         _put(of_delivery, moves)
         lease.check()
-    made = _put(output, Moves(journal.moves, journal.manifests), packs=False)
-    if journal.pilot:
-        staging.put_file("pilot.json", at.pilot)
+    made = _put(output, Moves(journal.moves, journal.manifests, journal.pilot), packs=False)
     staging.put_file("removed.json", at.tombstones)
     lease.check()
     if "pack" in made:
@@ -49,6 +42,18 @@ def finish(output: str, journal: Journal, lease: Lease) -> Forgotten:
     storage.remove(at.removal_journal, output)
     clear(output, journal)
     return forgotten
+
+
+def _withdraw_beside(output: str) -> None:
+    """Remove what tells of an output beside its stages, and is of the corpus as it was."""
+    at = Output(output)
+    # The report shows documents, provenance names them, and a signature holds no longer.
+    for url in (at.report, at.signature, at.public_key, at.provenance_manifest):
+        storage.remove(url, output)
+    # Passages, and scores that a plan has made of a sample or a run has set aside, hold their text; all are made anew.
+    for folder in (at.provenance, at.retrieval, at.sample, at.earlier):
+        for name in storage.list_names(folder):
+            storage.remove(storage.join(folder, name), output)
 
 
 def _put(output: str, moves: Moves, *, packs: bool = True) -> dict[str, Manifest]:
@@ -61,6 +66,8 @@ def _put(output: str, moves: Moves, *, packs: bool = True) -> dict[str, Manifest
     for stage, of_stage in made.items():
         if stage != "pack":
             manifest.write(output, of_stage)
+    if moves.pilot:
+        staging.put_file("pilot.json", Output(output).pilot)
     if packs and "pack" in made:
         _publish(output, made)
     return made

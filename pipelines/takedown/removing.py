@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ class Removed:
     finished: bool = False
 
 
-def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledger_url: str | None = None) -> Removed:
+def remove(
+    output: storage.Location, wanted: Wanted | None, *, missing_ok: bool = False, ledger_url: str | None = None
+) -> Removed:
     """Take documents out of an output for good: from every stage, its ledger and its report; and finish what was begun.
 
     Args:
@@ -75,6 +78,7 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
             all of them would go, the output borrows its scores or has arms, or a run is at work on it.
         MillError: a file is damaged, the store refused, or what remains doesn't add up (nothing was touched then).
     """
+    output = os.fspath(output)
     at = Output(output)
     at.check_links()
     with Lease(output, "remove") as lease:
@@ -84,7 +88,7 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
             _ledger_of(output, left.ledger, ledger_url)
             done.finished = True
             done.ledger = finish(output, left, lease)
-            done.documents, done.files = left.documents, len(left.moves)
+            done.documents, done.files = left.documents, len(left.all_moves())
         clear(output)
         if wanted is None:
             if left is None:
@@ -99,8 +103,8 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
             lease.check()
             done.ledger = finish(output, prepared, lease)
             done.documents += prepared.documents
-            done.files += len(prepared.moves)
-            done.shards = sum(move.name.startswith("data/") for move in prepared.moves)
+            done.files += len(prepared.all_moves())
+            done.shards = sum(move.name.startswith("data/") for move in prepared.all_moves())
     return done
 
 
@@ -204,10 +208,14 @@ def _prepare(output: str, wanted: Wanted, done: Removed, *, missing_ok: bool, le
         request_keys=sorted(keys),
         renamed=parts.other_askers(requests, ids, keys),
         pilot=_stage_pilot(output, ids, first.staging),
-        deliveries={part.corpus.number: Moves(part.staging.moves, _in_order(part)) for part in later},
+        deliveries={part.corpus.number: _moves(part, ids) for part in later},
     )
     first.staging.commit(journal)
     return journal
+
+
+def _moves(part: _Part, ids: frozenset[str]) -> Moves:
+    return Moves(part.staging.moves, _in_order(part), _stage_pilot(part.corpus.output, ids, part.staging))
 
 
 def _in_order(part: _Part) -> list[Stage]:

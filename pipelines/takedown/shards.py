@@ -132,7 +132,7 @@ def rebuild_shards(
     rebuild = _Rebuild(changes, ids, config, staging, gone)
     made: dict[str, FileEntry] = {}
     moved: list[ItemPlace] = []  # what the index says of the rows that change
-    neighbours = set(ids)
+    neighbours: set[str] = set()  # who was in the rows that change, those who go among them
     for name in changes.in_order():
         rows = list(storage.read_records(storage.join(base, name), Row))
         if not epoch_of(entries[name]):

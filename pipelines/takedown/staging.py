@@ -41,10 +41,12 @@ class Moves(msgspec.Struct, frozen=True):
     Attributes:
         moves: files of its stages.
         manifests: the stages whose manifests are staged, in the order of the flow.
+        pilot: whether a new pilot.json is staged.
     """
 
     moves: list[Move]
     manifests: list[Stage]
+    pilot: bool = False
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,10 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     renamed: dict[str, str]
     pilot: bool = False
     deliveries: dict[int, Moves] = {}
+
+    def all_moves(self) -> list[Move]:
+        """Those of the first documents and of all deliveries."""
+        return [*self.moves, *(move for of in self.deliveries.values() for move in of.moves)]
 
 
 class Staging:
@@ -132,7 +138,7 @@ class Staging:
         found = read_json(url, Journal, "the journal of a removal", MAX_BYTES)
         if any(not 0 < number < 100_000 for number in found.deliveries):
             raise MillError(f"{url} is not the journal of a removal of this output: it names no delivery of it")
-        for move in (*found.moves, *(move for of in found.deliveries.values() for move in of.moves)):
+        for move in found.all_moves():
             staged = _staged(move.stage, move.name)
             named = any(manifest.is_name_of(family, move.name) for family in FAMILIES_OF[move.stage])
             if not named or move.staged not in ("", staged):

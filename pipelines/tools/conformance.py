@@ -4,19 +4,21 @@
     python -m pipelines.tools.conformance --runner=PortableRunner --job_endpoint=embed --environment_type=LOOPBACK
     python -m pipelines.tools.conformance --runner=FlinkRunner --flink_job_server_jar=flink.jar \\
         --environment_type=LOOPBACK
+    python -m pipelines.tools.conformance --documents=2000 --runner=PrismRunner
     python -m pipelines.tools.conformance --output=gs://bucket/check --tokenizer=HuggingFaceTB/SmolLM2-135M \\
         --runner=DataflowRunner --project=... --region=... --temp_location=gs://bucket/tmp
 
 The job runs on the in-process runner first and then on the one asked for, with the rehearsal scorer and engine, into
 two new folders of `--output` (a temporary folder, unless workers elsewhere have to reach it), and the sha256 of all
-that the two have written is compared. All other options go to Beam. Exit 0: the same; 1: not the same, or the job
-failed; 2: an option is wrong. The last line is one JSON object.
+that the two have written is compared. `--documents` makes the job larger. All other options go to Beam. Exit 0: the
+same; 1: not the same, or the job failed; 2: an option is wrong. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import secrets
 import sys
 import tempfile
@@ -40,6 +42,9 @@ from sharding.storage import manifest
 from sharding.storage.manifest import STAGES
 
 NUM_DOCUMENTS = 40
+MAX_CHARACTERS = 6000
+"""Of a document."""
+
 REFERENCE = "in-process"
 
 HOSTILE = (
@@ -50,16 +55,33 @@ HOSTILE = (
 """Documents that tend to come back changed."""
 
 
-def job_documents() -> list[dict[str, str]]:
-    """The documents of the job: pages of Python's documentation, near-copies, and what tends to come back changed."""
-    pages = [topics[name][:6000] for name in sorted(topics)[:NUM_DOCUMENTS]]
+def job_documents(count: int) -> list[dict[str, str]]:
+    """The documents of the job: pages of Python's documentation, near-copies, and what tends to come back changed.
+
+    Args:
+        count: how many pages; those beyond the documentation's own are put together of its paragraphs.
+    """
+    pages = [topics[name][:MAX_CHARACTERS] for name in sorted(topics)[:count]]
+    paragraphs = [part for name in sorted(topics) for part in topics[name].split("\n\n") if part.strip()]
+    pages += [_put_together(number, paragraphs) for number in range(len(pages), count)]
     near = [f"{page} It was changed since." for page in pages[:3]]
     return [{"id": f"doc-{n}", "text": text, "kind": "page"} for n, text in enumerate([*HOSTILE, *pages, *near])]
 
 
-def write_job(output: str, tokenizer: str | None) -> str:
-    """Write the job's source, and a tokenizer unless one is named, into `output`; the tokenizer's name."""
-    lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in job_documents()]
+def _put_together(number: int, paragraphs: Sequence[str]) -> str:
+    """One of any number of pages, of paragraphs that are drawn by its number."""
+    draw = random.Random(number)
+    return "\n\n".join(draw.choices(paragraphs, k=draw.randint(4, 24)))[:MAX_CHARACTERS]
+
+
+def write_job(output: str, tokenizer: str | None, documents: int | None = None) -> str:
+    """Write the job's source, and a tokenizer unless one is named, into `output`; the tokenizer's name.
+
+    Args:
+        documents: how many pages; `NUM_DOCUMENTS` when absent.
+    """
+    count = NUM_DOCUMENTS if documents is None else documents
+    lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in job_documents(count)]
     for part in range(3):
         storage.write_bytes(storage.join(output, "source", f"part-{part}.jsonl"), "".join(lines[part::3]).encode())
     if tokenizer is not None:
@@ -142,8 +164,11 @@ def fingerprints(config: MillConfig) -> dict[str, str]:
     return found
 
 
-def check(output: str, tokenizer: str | None, beam_args: Sequence[str]) -> dict[str, Any]:
+def check(output: str, tokenizer: str | None, beam_args: Sequence[str], documents: int | None = None) -> dict[str, Any]:
     """Run the job twice and compare.
+
+    Args:
+        documents: see `write_job`.
 
     Returns:
         `same`; `files`, how many were compared; `different` and `missing`, their names; `elapsed_s` of each run;
@@ -153,7 +178,7 @@ def check(output: str, tokenizer: str | None, beam_args: Sequence[str]) -> dict[
         RequestError, MillError: as `mill`.
     """
     beam_options(beam_args)  # a wrong option is told before anything runs
-    name = write_job(output, tokenizer)
+    name = write_job(output, tokenizer, documents)
     # New folders: what an earlier check left there is done, and would be compared in place of this runner's work.
     folder = storage.join(output, f"check-{secrets.token_hex(4)}")
     runs = {REFERENCE: (), "runner": tuple(beam_args)}
@@ -178,6 +203,12 @@ def check(output: str, tokenizer: str | None, beam_args: Sequence[str]) -> dict[
     }
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.tools.conformance",
@@ -187,11 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", help="a folder that this machine and the workers reach; default: a temporary one")
     parser.add_argument("--tokenizer", help="a tokenizer that the workers can load; default: one trained here")
+    parser.add_argument(
+        "--documents", type=_count, help=f"how many pages the corpus has, {NUM_DOCUMENTS} unless told otherwise"
+    )
     args, beam_args = parser.parse_known_args(arguments)
     console = Terminal(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            result = check(args.output or temporary, args.tokenizer, beam_args)
+            result = check(args.output or temporary, args.tokenizer, beam_args, args.documents)
         except MillError as error:
             console.print(Text.assemble(("conformance:", "bold"), f" {error}"))
             return 2 if isinstance(error, RequestError) else 1

@@ -57,6 +57,7 @@ class Report(msgspec.Struct, kw_only=True):
         checked: how much was looked at.
         problems: empty when all is well.
         elapsed_s: wall time.
+        signed_by: fingerprint of the key whose owner signed the corpus, where one was given and its signature holds.
     """
 
     output: str
@@ -66,6 +67,7 @@ class Report(msgspec.Struct, kw_only=True):
     checked: Checked = msgspec.field(default_factory=Checked)
     problems: list[Problem] = []
     elapsed_s: float = 0.0
+    signed_by: str | None = None
 
 
 def at(url: str, row: int | None = None, doc_id: str | None = None) -> str:

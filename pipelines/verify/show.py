@@ -54,6 +54,8 @@ def render(report: Report) -> Text:
         text.append(f"; compared {counted(checked.documents_compared, 'document')} and {thoughts}")
     if checked.files_searched:
         text.append(f"; searched {counted(checked.files_searched, 'file')} for what is to be absent")
+    if report.signed_by:
+        text.append(f"; signed with the key {report.signed_by}")
     text.append(f"; {report.elapsed_s:,.1f} s: ")
     text.append("all well" if report.ok else counted(len(report.problems), "problem"))
     if report.rehearsal:
