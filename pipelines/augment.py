@@ -147,7 +147,8 @@ class Augment(Stage):
         storage.write_json(self.at.difficulty, spending)
         storage.remove(self.at.drift, self.output)
         try:
-            with held_against_pilot(self.config, self.scored, self.planner, self.order), draining(self.order.drain_s):
+            watched = held_against_pilot(self.config, self.scored, self.planner, self.order, allocation)
+            with watched, draining(self.order.drain_s):
                 yield
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.

@@ -174,7 +174,10 @@ def test_the_quarantine_of_both_stages_is_shown(tmp_path: Path) -> None:
         list(quarantine(str(tmp_path / "nothing"), 2))
 
 
-QUIET = ("score", "augment", "select", "pack", "run", "plan", "arms", "ablate", "verify", "export", "report")
+QUIET = (
+    *("score", "augment", "select", "pack", "run", "plan", "arms", "ablate", "verify", "export", "report"),
+    *("append", "remove", "compare", "provenance"),
+)
 
 
 @pytest.mark.parametrize("words", [[name] for name in QUIET] + [["ledger", "compact"], ["models", "fetch"]])

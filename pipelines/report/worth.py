@@ -7,6 +7,7 @@ from typing import Any
 
 from augment.selection.account import in_words
 from augment.selection.keeping import NOT_CHOSEN
+from augment.selection.verdict import worth
 from pipelines.report import marks
 from pipelines.report.facts import Facts, Figure, missing_until
 from pipelines.report.marks import Point
@@ -38,6 +39,13 @@ def unvalued(selected: Manifest) -> list[str]:
             why = WHY_UNVALUED.get(reason, reason.replace("_", " "))
             told.append(f"{traces} passed the gates and {'has' if number == 1 else 'have'} no value: {why}.")
     return told
+
+
+def warnings_of(selected: Manifest) -> list[str]:
+    """What is otherwise than the pilot promised, and which tiers are worth less than nothing; not of made-up traces."""
+    account = selected.facts.get("account", [])
+    bad = [said for said, is_bad in worth(account) if is_bad and not selected.rehearsal]
+    return [*selected.facts.get("warnings", ()), *bad]
 
 
 def _why(row: Mapping[str, Any], selected: Manifest) -> str:

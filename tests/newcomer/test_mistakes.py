@@ -46,6 +46,11 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
         2,
         ["select.gates.language.allowed", "english", "known: ", " en, "],
     ),
+    "a budget in dollars without a price": (
+        setting("budget.dollars=5"),
+        2,
+        ["models.pretend.dollars_per_million_tokens: not set", "set it, or give the budget as thinking_tokens"],
+    ),
     "a server that is down": (
         setting(
             "models.pretend.engine=endpoint",
