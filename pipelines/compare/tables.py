@@ -37,8 +37,8 @@ def configuration(runs: Sequence[Run]) -> Figure:
     return Figure(
         key="differences",
         title=title,
-        says=f"{counted(len(rows), 'key')} of {len(keys):,} differ; {ABSENT} stands for a key that a run has not, "
-        "or whose stage has not finished.",
+        says=f"{counted(len(rows), 'key')} of {len(keys):,} {'differs' if len(rows) == 1 else 'differ'}; {ABSENT} stands "
+        "for a key that a run has not, or whose stage has not finished.",
         header=("key", *(run.name for run in runs)),
         rows=rows,
         open=True,

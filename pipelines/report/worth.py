@@ -54,7 +54,9 @@ def _why(row: Mapping[str, Any], selected: Manifest) -> str:
     passed = row["kept"] + row["reasons"].get(NOT_CHOSEN, 0)
     if not passed:
         return f"none of its {counted(row['candidates'], 'trace')} passed the gates"
-    return f"none of the {counted(passed, 'trace')} that passed the gates could be valued, for the reason below"
+    if passed == 1:
+        return "the one trace that passed the gates could not be valued, for the reason below"
+    return f"none of the {passed:,} traces that passed the gates could be valued, for the reason below"
 
 
 def gain_against_cost(facts: Facts) -> Figure:

@@ -24,7 +24,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "a typo in a key": (
         setting("difficulty.treshold_nats=2"),
         2,
-        ["difficulty.treshold_nats: unknown key", "threshold_nats"],
+        ["difficulty.treshold_nats: unknown key", "did you mean threshold_nats?"],
     ),
     "a wrong text field": (
         setting("source.text_field=body"),
