@@ -208,7 +208,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["tokens_per_second"]:
         yield "rate", f"{found['tokens_per_second']:,.0f} tokens/s"
     if decided := counts.get("candidates"):
-        yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
+        yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {counted(decided, 'candidate')}"
     generation = found["generation"]
     waiting = [*found.get("waits", ()), *(generation or {}).get("waits", ())]
     if doing := found.get("doing"):
