@@ -125,7 +125,8 @@ class Augment(Stage):
         allocation, began = self.allocation, self.started_at
         tell_plan(self.config, self.scored, self.planner, allocation, began_at=began, rehearsal=self.rehearsal)
         try:
-            with held_against_pilot(self.config, self.scored, self.planner, self.order), draining(self.order.drain_s):
+            watched = held_against_pilot(self.config, self.scored, self.planner, self.order, allocation)
+            with watched, draining(self.order.drain_s):
                 yield
         finally:
             # An engine of this process would hold its memory through the stages that don't generate.

@@ -33,9 +33,11 @@ from augment.selection.values import needs_controls, value_digest
 from augment.selection.verdict import check_kept, check_there
 from pipelines.config import MillConfig
 from pipelines.counts import contaminated_counts
+from pipelines.documents.reader import read_allocation
 from pipelines.joints import ScorerNats, asks_scorer, grading_of, holdback_of, judge_inputs, select_section
 from pipelines.outcome import Built, Outcome
 from pipelines.plan.drift import unlike_promised
+from pipelines.plan.explored import of_plan
 from pipelines.plan.measured import read_pilot
 from pipelines.scorer_identity import difficulty_section, model_inputs
 from pipelines.stage import Did, Stage
@@ -146,7 +148,8 @@ class Select(Stage):
         check_there(counts, self.augmented.counts["failed"], self.config.ledger_url)
         decontaminate = self.config.select.decontaminate
         pilot, _ = read_pilot(self.config, self.scored)
-        unlike = unlike_promised(pilot.tiers, account) if pilot is not None else []
+        plan = read_allocation(self.output, self.scored)
+        unlike = unlike_promised(of_plan(pilot, plan), account) if pilot is not None else []
         return counts, {
             **({"warnings": unlike} if unlike else {}),
             "account": account,

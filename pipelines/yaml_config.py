@@ -19,7 +19,7 @@ from difficulty.budget.tiers import NUMBERS
 from pipelines import yaml_tree
 from pipelines.config import MillConfig
 from sharding import storage
-from sharding.errors import RequestError
+from sharding.errors import RequestError, similar
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -150,7 +150,8 @@ def _explain(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     kind = problem["type"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{path}: unknown key; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
+        allowed = _keys_at(problem["loc"][:-1])
+        return f"{path}: unknown key; allowed here: {', '.join(allowed)}{similar(str(problem['loc'][-1]), allowed)}"
     if kind in ("missing", "missing_argument"):
         return f"{path}: is required"
     if kind == "value_error" and (not path or "." in message.split(":")[0]):

@@ -154,7 +154,7 @@ def test_names_are_as_short_as_they_can_be(outputs: list[str], names: list[str])
 
 
 @pytest.mark.parametrize(
-    ("outputs", "said"), [(["a"], "1 outputs"), (["a"] * 7, "2 to 6"), (["a", "b", "a/"], "a/ is named twice")]
+    ("outputs", "said"), [(["a"], "1 output;"), (["a"] * 7, "2 to 6"), (["a", "b", "a/"], "a/ is named twice")]
 )
 def test_what_can_t_be_compared_is_refused(outputs: list[str], said: str) -> None:
     with pytest.raises(RequestError, match=said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import fsspec
 import numpy as np
 import pytest
 import zstandard
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from augment.selection.benchmarks import files
 from augment.selection.benchmarks.index import BenchmarkIndex, DecontaminationConfig, index_digest, load_index
 from augment.selection.word_runs import HALVES, blocks_of, runs_of
 from augment.selection.words import words_of
@@ -35,6 +38,30 @@ def index_of(*texts: str, **config: int) -> BenchmarkIndex:
 
 def words(count: int, prefix: str = "w") -> str:
     return " ".join(f"{prefix}{number}" for number in range(count))
+
+
+def test_benchmarks_are_read_again_only_where_they_may_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_FRESH_S", -1.0)  # of a file that was written just now, to wait for nothing
+    path = tmp_path / "quiz.jsonl"
+    path.write_text(json.dumps({"question": QUESTION}))
+    config, opened = DecontaminationConfig(paths=(str(path),)), []
+    whole = LocalFileSystem.open
+
+    def counting(self: LocalFileSystem, path: str, *args: object, **options: object) -> object:
+        opened.append(path)
+        return whole(self, path, *args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "open", counting)
+    first = index_digest(config)
+    assert index_digest(config) == first and len(opened) == 1
+    before, text = path.stat(), json.dumps({"question": QUESTION.replace("forty", "fifty")})
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # clocks of file systems go by steps
+        path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert index_digest(config) != first
 
 
 @pytest.mark.parametrize(

@@ -18,34 +18,48 @@ from rich.console import Console
 from augment.feeding import worker
 from augment.feeding.heartbeat import Heartbeat, read_beats, stop_url
 from augment.feeding.stopping import stop_everywhere
+from augment.ledger.parts import every_part
 from augment.ledger.reading import read_ledger
 from augment.ledger.writer import LedgerWriter
+from augment.selection.keeping import NOT_CHOSEN
 from benchmarks.drift import documents_until_found
+from difficulty.budget.allocate import allocate
+from difficulty.budget.histogram import DifficultyHistogram
 from difficulty.budget.stopping import StopConfig
+from difficulty.budget.tiers import BudgetConfig, TierConfig
+from pipelines import report
 from pipelines.augment import Augment
 from pipelines.cli import summary
 from pipelines.config import MillConfig
 from pipelines.plan import drift_watch, make_plan
 from pipelines.plan.drift import Totals, find_drifts, promises_of, unlike_promised
+from pipelines.plan.drift_gates import SampledGates
 from pipelines.plan.drift_watch import Generations, pilot_options, stopped_because
-from pipelines.plan.measured import MeasuredTier
+from pipelines.plan.explored import of_plan
+from pipelines.plan.measured import MeasuredTier, Pilot
+from pipelines.report import page
 from pipelines.run import mill
 from pipelines.stage import Did
 from pipelines.watch import status
 from pipelines.watch.files import Drift, read_drifts
 from pipelines.yaml_config import from_mapping
+from sharding import storage
 from sharding.errors import MillError, RequestError
+from sharding.records.arrow import to_batch
+from sharding.records.families import LEDGER_SCHEMA
+from sharding.records.types import Candidate
+from sharding.storage import manifest
 from sharding.storage.output import Output
 from tests.test_ledger import row as ledger_row
 
 
-def pilot(tokens: list[int], cut: list[int] | None = None) -> MeasuredTier:
+def pilot(tokens: list[int], cut: list[int] | None = None, accepted: list[int] | None = None) -> MeasuredTier:
     nothing = (0,) * len(tokens)
     return MeasuredTier(
         thought_tokens=tuple(tokens),
         prompt_tokens=nothing,
         generations=(1,) * len(tokens),
-        accepted=nothing,
+        accepted=tuple(accepted or nothing),
         cut=tuple(cut or nothing),
         kept=nothing,
         kept_tokens=nothing,
@@ -56,6 +70,12 @@ def pilot(tokens: list[int], cut: list[int] | None = None) -> MeasuredTier:
 def seen(tokens: Any, cut: Any = 0) -> Totals:
     tokens = np.asarray(tokens, np.float64)
     return Totals(np.ones(len(tokens)), tokens, np.broadcast_to(np.asarray(cut, np.float64), tokens.shape))
+
+
+def judged(rejected: list[int], documents: int = 200) -> Totals:
+    """What a run has generated whose gates were asked about some of its documents."""
+    of_gates = np.asarray(rejected, np.float64)
+    return replace(seen(SPREAD * (documents // 40)), judged=np.ones(len(of_gates)), rejected=of_gates)
 
 
 SPREAD = [80, 120] * 20
@@ -73,6 +93,11 @@ SPREAD = [80, 120] * 20
         (pilot(SPREAD), seen(SPREAD * 5, [1] + [0] * 199), []),  # a pilot of 40 can miss one in 200
         (pilot([100] * 40), seen([100] * 199 + [60]), []),
         (pilot([100] * 40, [1] * 40), seen([100] * 200, 1), []),
+        (pilot(SPREAD, accepted=[1] * 40), judged([0, 0, 1, 1] * 20), ["rejected"]),
+        (pilot(SPREAD, accepted=[0, 1] * 20), judged([0] * 80), ["rejected"]),
+        (pilot(SPREAD, accepted=[0, 1] * 20), judged([0, 1] * 40), []),
+        (pilot(SPREAD, accepted=[1] * 40), judged([1] * 31), []),  # too few documents that the gates were asked about
+        (pilot(SPREAD, accepted=[1] * 40), judged([0] * 199 + [1]), []),
     ],
 )
 def test_what_is_apart(promised: MeasuredTier, run: Totals, kinds: list[str]) -> None:
@@ -86,6 +111,42 @@ def test_what_a_drift_says() -> None:
     assert (drift.promised, drift.measured, drift.generations, drift.documents) == (100.0, 200.0, 200, 200)
     assert 0.5 < drift.off_by < 1.0, "what is sure is less than what is seen"
     assert "200 tokens long on average, and the pilot promised 100" in str(drift)
+
+
+def test_what_is_said_of_gates() -> None:
+    (drift,) = find_drifts(promises_of({"deep": pilot(SPREAD, accepted=[1] * 40)}), {"deep": judged([0, 1] * 100)})
+    assert (drift.promised, drift.measured, drift.documents) == (0.0, 0.5, 200) and 0 < drift.off_by < 0.5
+    assert "traces are rejected by a gate in 50.0% of cases, and the pilot promised 0.0%" in str(drift)
+
+
+def test_an_exploring_pilot_promises_what_it_says_of_the_segments_that_are_bought() -> None:
+    """Hard segments get longer thoughts that gain more, and the plan buys no others: that is no drift."""
+    ids, difficulty = [f"d{i}#0" for i in range(80)], [1.0] * 40 + [100.0] * 40
+    explored = replace(
+        pilot([90, 110] * 20 + [290, 310] * 20),
+        kept=(1,) * 80,
+        heldout_nats=(-0.1, 0.1) * 20 + (1.9, 2.1) * 20,
+        segment=tuple(ids),
+        difficulty_nats=tuple(difficulty),
+        weight=(1.0,) * 80,
+    )
+    tiers = (TierConfig(name="skip"), TierConfig(name="deep", model="m", prompt="expert", max_tokens=300))
+    histogram = DifficultyHistogram()
+    histogram.add_many(ids, np.array(difficulty))
+    plan = allocate(histogram, BudgetConfig(thinking_tokens=40 * 300, tiers=tiers), source_tokens=1, prices={})
+    gain = {"mean": 2.0, "low": 1.9, "high": 2.1}
+    account: list[dict[str, Any]] = [{"tier": "deep", "candidates": 200, "kept": 200, "gains": {"heldout": gain}}]
+    found = []
+    for allocation in (plan, None):
+        promised = of_plan(Pilot(tiers={"deep": explored}, tokens_per_second={}), allocation)
+        drifts = find_drifts(promises_of(promised), {"deep": seen([290, 310] * 100)})
+        found.append(([drift.kind for drift in drifts], len(unlike_promised(promised, account))))
+    assert found == [([], 0), (["length"], 1)]
+
+
+def test_a_segment_promises_as_much_as_it_stands_for() -> None:
+    weighted = replace(pilot([100] * 20 + [300] * 20), weight=(9.0,) * 20 + (1.0,) * 20)
+    assert {promise.kind: promise.mean for promise in promises_of({"deep": weighted})}["length"] == pytest.approx(120)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +262,12 @@ def tree(write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[s
     return tree
 
 
-def with_pilot(tree: dict[str, Any], times: float) -> MillConfig:
-    """A config whose pilot has measured traces so many times as long as they are; and then none that is kept."""
+def with_pilot(tree: dict[str, Any], times: float, *, all_rejected: bool = False) -> MillConfig:
+    """A config whose pilot has measured traces so many times as long as they are; and then none that is kept.
+
+    Args:
+        all_rejected: it has seen none that passes a gate.
+    """
     config = from_mapping(tree)
     mill(config, stages=["score"])
     make_plan(config, pilot=20)
@@ -212,17 +277,23 @@ def with_pilot(tree: dict[str, Any], times: float) -> MillConfig:
         tier["thought_tokens"] = [round(times * tokens) for tokens in tier["thought_tokens"]]
         if times < 1:
             tier["kept"] = [0] * len(tier["kept"])
+        if all_rejected:
+            tier["accepted"] = [0] * len(tier["accepted"])
     path.write_text(json.dumps(found))
     return config
 
 
-def drifting(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, look_s: float, rate: int) -> MillConfig:
-    """A config that stops for drift, whose pilot has promised less than half; four generations at a time, at a rate."""
+def drifting(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, look_s: float, rate: int, key: str = "length_off_by"
+) -> MillConfig:
+    """A config that stops for drift, whose pilot has promised less than half, or that gates reject everything; four
+    generations at a time, at a rate."""
     monkeypatch.setattr(drift_watch, "LOOK_S", look_s)
     monkeypatch.setattr(drift_watch, "MAX_SHARE", 1.0)
     tree["models"]["pretend"]["engine_args"] = {"capacity": 4, "tokens_per_second": rate}
-    with_pilot(tree, 0.4)
-    tree["budget"]["stop_if"] = {"length_off_by": 0.2}
+    of_length = key == "length_off_by"
+    with_pilot(tree, 0.4 if of_length else 1.0, all_rejected=not of_length)
+    tree["budget"]["stop_if"] = {key: 0.2}
     return from_mapping(tree)
 
 
@@ -247,13 +318,16 @@ def test_a_run_warns_once(
         assert text.count("long on average, and the pilot promised") == len(kinds)
     assert shown(summary.render(config.output)).count("kept, and the pilot promised 0.0%") == len(kinds)
     assert (Path(config.output) / "README.md").read_text().count("Unlike the pilot: tier brief") == len(kinds)
+    told = page.warnings_of(config.output, report.read_stages(config.output))
+    assert len([said for said in told if "the pilot promised" in said]) == 2 * len(kinds)
     stopping = from_mapping({**tree, "budget": {**tree["budget"], "stop_if": {"length_off_by": 0.1}}})
     assert Augment(stopping).run()[1] is Did.NOTHING, "when to stop decides no text"
 
 
-def test_a_run_stops_before_more_is_spent(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = drifting(tree, monkeypatch, look_s=0.05, rate=1500)
-    with pytest.raises(MillError, match=r"budget\.stop_if\.length_off_by=0\.2 allows.*--pilot") as stopped:
+@pytest.mark.parametrize("key", ["length_off_by", "rejected_off_by"])
+def test_a_run_stops_before_more_is_spent(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    config = drifting(tree, monkeypatch, look_s=0.05, rate=1500, key=key)
+    with pytest.raises(MillError, match=rf"budget\.stop_if\.{key}=0\.2 allows.*--pilot") as stopped:
         mill(config)
     planned = status.read(config.output)["generation"]["generations_planned"]
     made = {row.key for row in read_ledger(config.ledger_url)}
@@ -264,6 +338,33 @@ def test_a_run_stops_before_more_is_spent(tree: dict[str, Any], monkeypatch: pyt
     tree["models"]["pretend"]["engine_args"] = {}
     augmented = mill(from_mapping(tree), stages=["augment"])["augment"]
     assert augmented.counts["found"] == len(made), "nothing that was paid for is lost"
+
+
+def test_the_gates_are_asked_as_selection_asks_them(tree: dict[str, Any]) -> None:
+    tree["select"] = {"value": "none", "gates": {"too_short": {"min_bytes": 150}}}
+    config = from_mapping(tree)
+    made = mill(config)
+    gates = SampledGates(config, made["score"])
+    gates.load()
+    said = {
+        row["key"]: rejected
+        for _, batches in every_part(config.ledger_url)
+        for batch in batches or ()
+        for row, rejected in zip(batch.to_pylist(), gates.rejected(batch), strict=True)
+    }
+    decided = {
+        candidate.key: bool(set(candidate.reasons) - {NOT_CHOSEN})
+        for family in ("kept", "rejected")
+        for url in manifest.file_urls(config.output, made["select"], family)
+        for candidate in storage.read_records(url, Candidate)
+    }
+    assert said == decided and 0.1 < sum(decided.values()) / len(decided) < 0.9
+    assert gates.rejected(of_another_corpus()) == [None]
+
+
+def of_another_corpus() -> Any:
+    """A part of the ledger about a segment that isn't in the sample."""
+    return to_batch([row(1, tokens=1, wall_s=1.0, finished_at=1.0)], LEDGER_SCHEMA)
 
 
 @pytest.mark.slow

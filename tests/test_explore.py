@@ -350,6 +350,9 @@ def test_an_exploring_pilot_teaches_and_the_run_buys_nothing_twice(
     console.print(show.render(plan))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "nats/1,000 tokens" in text and f"from {gains} gains of {SEGMENTS} segments" in text
+    tenths = text.partition("tenth by predicted gain")[2].splitlines()[1:11]
+    report = plan["learned"]["report"]["deciles"]
+    assert [f"{tenth['mean_nats']:+.2f} (" in line for tenth, line in zip(report, tenths, strict=True)] == [True] * 10
     again = make_plan(config)
     assert again["frontier"] == plan["frontier"] and again["learned"] == plan["learned"]
     pilot, notes = read_pilot(config, manifest.require(config.output, "score"))

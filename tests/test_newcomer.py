@@ -102,6 +102,8 @@ def test_a_pilot_takes_as_many_segments_as_it_is_told(tree: Tree, count: int) ->
     choices = Choices(allocation_for(config, evidence), holdback_of(config))
     taken = pick_segments(config, evidence, choices, count)
     assert len(taken) <= max(count, 2), "one of each tier at least"
+    thinking = [tier for document in evidence.sample for tier in choices.tiers(document.segments) if tier]
+    assert len(taken) >= min(count, len(thinking)), "a tier of few segments leaves the others more"
 
 
 def test_a_finished_stage_is_made_again_by_force_and_buys_nothing(tree: Tree) -> None:
@@ -174,7 +176,10 @@ def test_the_quarantine_of_both_stages_is_shown(tmp_path: Path) -> None:
         list(quarantine(str(tmp_path / "nothing"), 2))
 
 
-QUIET = ("score", "augment", "select", "pack", "run", "plan", "arms", "ablate", "verify", "export", "report")
+QUIET = (
+    *("score", "augment", "select", "pack", "run", "plan", "arms", "ablate", "verify", "export", "report"),
+    *("append", "remove", "compare", "provenance"),
+)
 
 
 @pytest.mark.parametrize("words", [[name] for name in QUIET] + [["ledger", "compact"], ["models", "fetch"]])

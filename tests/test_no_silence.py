@@ -25,7 +25,7 @@ from pipelines.watch import progress
 from pipelines.watch.progress import Progress
 from pipelines.yaml_config import from_mapping
 from sharding import tally
-from sharding.errors import RequestError
+from sharding.errors import MillError
 
 Tree = dict[str, Any]
 
@@ -126,13 +126,19 @@ def test_the_forecast_of_scoring_counts_the_loading_once(tree: Tree, monkeypatch
     assert 1.0 < made["score"]["seconds_here"]["value"] < 3.0
 
 
-@pytest.mark.parametrize("words", [["run"], ["score"], ["plan"], ["run", "--round", "2"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["run"], ["score"], ["plan"], ["run", "--round", "2"], ["arms"], ["ablate"]),
+        *(["append", "--source", "later.jsonl"], ["remove"], ["provenance"]),
+    ],
+)
 def test_a_command_speaks_before_it_looks(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it imports takes seconds on a busy machine, with nothing said."""
     monkeypatch.setattr(cli, "set_up_logging", lambda debug: None)
     path = str(tmp_path / "absent.yaml")
     done = typer.testing.CliRunner().invoke(cli.app, [words[0], path, *words[1:]])
-    assert isinstance(done.exception, RequestError)
+    assert isinstance(done.exception, MillError)
     begun = f"{' '.join([words[0], path, *words[1:]])} ...\n"
     assert done.stderr == begun
     assert typer.testing.CliRunner().invoke(cli.app, [words[0], path, *words[1:], "--quiet"]).stderr == ""

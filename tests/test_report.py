@@ -612,3 +612,9 @@ def test_a_token_is_coloured_by_its_nats() -> None:
         ("a7 e0", "7.50", "0.00", ' data-m="1.50"', "&lt;"),
         ("a9 e1", "99.00", "1.00", ' data-n="2"', "é"),
     ]
+
+
+def test_the_first_of_equal_bars_is_in_front() -> None:
+    both = [Series("kept", "s1", [2450.0, 5.0]), Series("generated", "s0", [2450.0, 9.0])]
+    drawn = charts.bars("Cost", "Said.", ["two", "one"], both, x_label="tokens", stacked=False)
+    assert re.findall(r'<rect class="(s[01])"', drawn) == ["s0", "s1", "s0", "s1"]

@@ -16,12 +16,13 @@ from rich.console import Console
 from augment.ledger import parts
 from augment.ledger.reading import read_ledger
 from pipelines.run import mill
-from pipelines.watch import status
+from pipelines.watch import progress, status
 from pipelines.yaml_config import from_mapping
 from sharding import storage
 from sharding.errors import MillError
 from sharding.records.types import LedgerRow
-from sharding.storage import manifest
+from sharding.storage import clock, manifest
+from sharding.storage.output import Output
 from tests.test_ledger import row
 
 NOW = 1_763_000_000.0
@@ -234,3 +235,22 @@ def test_a_run_with_two_models_of_one_name(
     assert min(tokens.values()) > 0
     paid = sum(tokens[tier] * price for tier, price in zip(TIERS, prices.values(), strict=True)) / 1e6
     assert status.read(config.output)["generation"]["dollars"] == pytest.approx(paid)
+
+
+def test_a_machine_whose_clock_is_off_sees_what_is_alive(tmp_path: Path, plan: dict[str, Any]) -> None:
+    """Here the clock says `NOW`, and the store, by which heartbeats are dated, says another year."""
+    output = write(tmp_path, plan, [made(1)])
+    at = Output(output)
+    model = {"in_flight": 3, "waiting": 0, "capacity": 4, "failed": 0}
+    storage.write_json(f"{at.alive}/one.json", {"at": clock.now_s(at.alive), "models": {"small": model}})
+    snapshot = {"stage": "augment", "at": clock.now_s(output), "elapsed_s": 1.0, "counts": {}}
+    storage.write_json(at.progress, snapshot)
+    found, doing = progress.state(output)
+    assert found is not None and (found["generation"]["processes"], found["generation"]["in_flight"]) == (1, 3)
+    assert doing is not None and doing["stage"] == "augment"
+
+    storage.write_json(f"{at.alive}/one.json", {"at": clock.now_s(at.alive) - 100, "models": {"small": model}})
+    storage.write_json(at.progress, {**snapshot, "at": clock.now_s(output) - 100})
+    found, doing = progress.state(output)
+    assert found is not None and found["generation"]["processes"] == 0 and doing is None
+    assert sorted(path.name for path in Path(at.alive).iterdir()) == ["one.json"], "nothing is left behind"

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.testing
 import yaml
@@ -22,6 +23,7 @@ from pipelines.run import mill
 from pipelines.takedown import remove
 from pipelines.takedown.absent import Needles, add_search
 from pipelines.takedown.ids import Wanted, read_ids
+from pipelines.takedown.refilling import Gift, Items, refills_of
 from pipelines.verify import Report, verify
 from pipelines.yaml_config import from_mapping
 from sharding import storage
@@ -215,6 +217,31 @@ def test_it_leaves_repeated_cut_quarantined_and_copied_documents_in_order(output
         assert done.ledger is not None and done.ledger.renamed
     [copy_found] = {problem.what for problem in absent(output, wanted(3)).problems}
     assert copy_found == "holds text of the document 'page-3'"
+
+
+def test_a_row_of_which_nothing_remains_is_filled_from_its_shard(output: str) -> None:
+    before = manifest.require(output, "pack")
+    alone = {
+        row.doc_ids[0]
+        for url in manifest.file_urls(output, before, "shards")
+        for row in storage.read_records(url, Row)
+        if len(set(row.doc_ids)) == 1
+    }
+    remove(output, Wanted(frozenset(sorted(alone)[:2]), {}))
+    after = manifest.require(output, "pack")
+    assert [(entry.rows, entry.padding_rows) for entry in after.files["shards"]] == [
+        (entry.rows, 0) for entry in before.files["shards"]
+    ]
+    report = verify(output, deep=True)
+    assert report.ok, report.problems
+
+
+def test_rows_with_one_item_each_have_nothing_to_give() -> None:
+    shards = {
+        "a": Items(np.array([1, 1, 1]), np.array([0, 1, 1])),
+        "b": Items(np.array([1, 3, 1]), np.array([0, 3, 0])),
+    }
+    assert refills_of(shards) == [Gift(("b", 1), ("b", 0)), Gift(("b", 1), ("b", 2))]
 
 
 def test_rows_that_were_left_out_still_add_up(tmp_path: Path, byte_tokenizer: str) -> None:

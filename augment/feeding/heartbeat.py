@@ -158,6 +158,27 @@ class Heartbeat:
             logger.debug("heartbeat %s: %s", self._url, error)
 
 
+def alive_now(folder: str) -> tuple[list[dict[str, Any]], float]:
+    """The heartbeats of processes that are alive, and the Unix time that they are held against.
+
+    That is this machine's. Where by that none is alive of those that are there, its clock may be off: then it is that
+    of the store, which dates heartbeats, and is asked by an empty file for a moment, if it can be written.
+    """
+    now = time.time()
+    beats = read_beats(folder, now)
+    if not beats and _any_there(folder):
+        now = clock.now_s(folder)
+        beats = read_beats(folder, now)
+    return beats, now
+
+
+def _any_there(folder: str) -> bool:
+    try:
+        return any(name.endswith(".json") and name != STOP_NAME for name in storage.list_names(folder))
+    except MillError:
+        return False
+
+
 def read_beats(folder: str, now: float) -> list[dict[str, Any]]:
     """The heartbeats of processes that are alive at the Unix time `now`, those of them that can be read."""
     beats = []

@@ -24,9 +24,17 @@ class StopConfig:
         le=1,
         description="Stop where the share of traces that are cut at their cap is off by more than this; null: never.",
     )
+    rejected_off_by: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Stop where the share of traces that a gate rejects is off by more than this; null: never.",
+    )
 
     @model_validator(mode="after")
     def _stops_for_something(self) -> StopConfig:
-        if self.length_off_by is None and self.cut_off_by is None:
-            raise ValueError("stop_if names nothing to stop for: set length_off_by or cut_off_by, or leave it out")
+        if self.length_off_by is None and self.cut_off_by is None and self.rejected_off_by is None:
+            raise ValueError(
+                "stop_if names nothing to stop for: set length_off_by, cut_off_by or rejected_off_by, or leave it out"
+            )
         return self

@@ -105,9 +105,10 @@ def make_report(
         *(what_pays(model, tried.rows, decode) if model.weight > 0.5 else []),
     ]
     if not promises:
+        unit = "nat" if paying_nats == 1 else "nats"
         words.append(
-            f"don't buy: no tier shows a gain, nor do the segments of which the most is expected; a gain of "
-            f"{paying_nats:g} nats per segment would show in {needed:,} tries of a tier, four times out of five"
+            "don't buy: no tier shows a gain, nor do the segments of which the most is expected; a gain of "
+            f"{paying_nats:g} {unit} per segment would show in {needed:,} tries of a tier, four times out of five"
         )
     return LearningReport(
         tiers=tiers,

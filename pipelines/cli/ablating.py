@@ -16,6 +16,8 @@ from pipelines.cli.application import (
     ReplaceOption,
     SetOption,
     app,
+    begun,
+    can_go_on,
     err,
     load,
     out,
@@ -39,6 +41,8 @@ def ablate(
     quiet: QuietOption = False,
 ) -> None:
     """Train the same small model on every arm, and tell which arm takes it to a target in fewer tokens."""
+    if not (quiet or as_json):
+        begun(f"ablate {config}")
     from pipelines.ablation import result
     from pipelines.card.facts import REHEARSAL_NOTICE
 
@@ -48,6 +52,7 @@ def ablate(
         if found is None:
             raise MillError(f"{loaded.output} holds no finished ablation: run `thoughtmill ablate {config}` first")
     else:
+        can_go_on(f"ablate {config}", loaded.ledger_url)
         found = _ablate(loaded, beam_args, replace=replace, quiet=quiet)
     _show(found, as_json=as_json)
     if found.rehearsal and not as_json:

@@ -13,6 +13,7 @@ from pipelines.cli.application import (
     QuietOption,
     SetOption,
     app,
+    begun,
     can_go_on,
     err,
     load,
@@ -51,13 +52,16 @@ def append(
     quiet: QuietOption = False,
 ) -> None:
     """Mill later documents and join them to a finished corpus, whose shards stay as they are."""
+    asked = " ".join(f"--source {each}" for each in source)
+    command = f"append {config} {asked}{' --own-plan' * own_plan}"
+    if not quiet:
+        begun(command)
     from pipelines.append import append as append_documents
     from pipelines.watch.progress import Progress
     from sharding.storage.output import Output
 
     mill_config = load(config, overrides)
-    asked = " ".join(f"--source {each}" for each in source)
-    can_go_on(f"append {config} {asked}{' --own-plan' * own_plan}", mill_config.ledger_url)
+    can_go_on(command, mill_config.ledger_url)
 
     def on_stage(stage: str, manifest: Manifest | None, did: Did | None) -> None:
         progress.stage(stage if manifest is None else None)

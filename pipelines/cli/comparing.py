@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.application import JsonOption, app, out
+from pipelines.cli.application import JsonOption, SilentOption, app, begun, out
 from sharding.errors import RequestError
 
 
@@ -22,8 +22,11 @@ def compare(
         typer.Option("--target", help="The page to write, a file in any store; compare.html in the current folder."),
     ] = None,
     as_json: JsonOption = False,
+    quiet: SilentOption = False,
 ) -> None:
     """Lay runs side by side: config, plan, kept share, gain, cost, and a page with the same documents of each."""
+    if not (as_json or quiet):
+        begun(f"compare {' '.join(outputs)}")
     from pipelines import compare as compare_module
     from pipelines.compare import page, show
     from pipelines.compare.runs import read_runs
@@ -34,12 +37,12 @@ def compare(
     figures = compare_module.figures(runs)
     if as_json:
         out.print_json_line(show.to_json(runs, figures))
-    else:
+    elif not quiet:
         for part in show.render(figures):
             out.print(part)
     if url is not None:
         storage.write_bytes(url, page.render(runs, figures).encode())
-        if not as_json:
+        if not (as_json or quiet):
             out.print(f"\nwrote {url}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.text import Text
 
-from pipelines.cli.application import OutputArgument, SilentOption, app, out
+from pipelines.cli.application import OutputArgument, SilentOption, app, begun, out
 from pipelines.terminal import counted
 from sharding.errors import RequestError
 
@@ -41,6 +41,8 @@ def export(
     quiet: SilentOption = False,
 ) -> None:
     """Write the shards in the form another trainer reads, or upload them to the hub."""
+    if not quiet:
+        begun(f"export {output} --to {to}")
     from sharding.shards import export as formats
     from sharding.shards.export import hub
     from sharding.storage import manifest

@@ -7,20 +7,23 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from pipelines.cli.application import OutputArgument, app, out
+from pipelines.cli.application import OutputArgument, SilentOption, app, begun, out
 from pipelines.terminal import counted
 
 
 @app.command()
-def provenance(output: OutputArgument) -> None:
+def provenance(output: OutputArgument, quiet: SilentOption = False) -> None:
     """Write where every document came from and what made every thought, as Parquet files beside the shards."""
+    if not quiet:
+        begun(f"provenance {output}")
     from pipelines import provenance as provenance_module
     from sharding.storage.output import Output
 
     made = provenance_module.write(output)
     rows = {kind: sum(entry.rows for entry in made.files if entry.name.startswith(kind)) for kind in _KINDS}
     held = f"{counted(rows['documents'], 'document')}, {counted(rows['thoughts'], 'thought')}"
-    out.print(f"wrote {Output(output).provenance}: {held}")
+    if not quiet:
+        out.print(f"wrote {Output(output).provenance}: {held}")
 
 
 _KINDS = ("documents", "thoughts")

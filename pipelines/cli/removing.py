@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from pipelines.cli.application import JsonOption, OutputArgument, app, err, out
+from pipelines.cli.application import SAFE, JsonOption, OutputArgument, SilentOption, app, begun, err, out
 from pipelines.terminal import counted
 
 if TYPE_CHECKING:
@@ -34,17 +34,23 @@ def remove(
         str | None, typer.Option(metavar="LEDGER", help="The folder of the ledger, where that is not in the output.")
     ] = None,
     as_json: JsonOption = False,
+    quiet: SilentOption = False,
 ) -> None:
     """Take documents out of an output, its ledger and its report for good; later runs leave them out."""
+    if not (as_json or quiet):
+        begun(f"remove {output}")
     from pipelines import takedown
     from pipelines.takedown.ids import read_ids
+
+    SAFE["said"] = f": nothing is lost; the same command goes on, or `thoughtmill remove {output}` to what was begun"
 
     done = takedown.remove(output, read_ids(ids) if ids is not None else None, missing_ok=missing_ok, ledger_url=ledger)
     _write_report(output)
     if as_json:
         out.print_json_line(dataclasses.asdict(done))
         return
-    out.print(Text(_told(output, done)))
+    if not quiet:
+        out.print(Text(_told(output, done)))
     if done.unknown:
         shown = ", ".join(map(repr, done.unknown[:_SHOWN])) + (", ..." if len(done.unknown) > _SHOWN else "")
         said = f" {len(done.unknown):,} ids are not in the output, and later runs leave them out: {shown}"

@@ -252,22 +252,32 @@ def arms(
     quiet: QuietOption = False,
 ) -> None:
     """Make control arms: corpora of equal length without thoughts and with them, ready to be compared in training."""
+    if not quiet:
+        begun(f"arms {config}")
     from pipelines.arms import mill_arms
+    from pipelines.arms.kinds import arm_config
     from pipelines.arms.result import render
     from pipelines.card.facts import REHEARSAL_NOTICE
+    from pipelines.watch.progress import Progress
+
+    mill_config = load(config, overrides)
+    can_go_on(f"arms {config}", mill_config.ledger_url)
 
     def on_stage(arm: str, stage: str, manifest: Manifest | None, did: Did | None) -> None:
+        output = arm_config(mill_config, arm).output if arm else None
+        progress.stage(stage if manifest is None else None, of=arm, output=output)
         if manifest is not None and not quiet:
             name = f"{arm}: {stage}" if arm else stage
             err.print(Text.assemble((name, "bold"), f" {told(stage, manifest, did)}"))
 
-    results = mill_arms(
-        load(config, overrides),
-        None if names is None else [name.strip() for name in names.split(",") if name.strip()],
-        beam_args=beam_args or (),
-        replace=replace,
-        on_stage=on_stage,
-    )
+    with Progress(mill_config.output, err, quiet=quiet, publish=False) as progress:
+        results = mill_arms(
+            mill_config,
+            None if names is None else [name.strip() for name in names.split(",") if name.strip()],
+            beam_args=beam_args or (),
+            replace=replace,
+            on_stage=on_stage,
+        )
     out.print("", render(results))
     if any(arm.rehearsal for arm in results.values()):
         out.print(Text(REHEARSAL_NOTICE, "yellow"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipelines import report
 from pipelines.report.configuration import effective, flat
 from pipelines.report.facts import Facts
+from pipelines.terminal import counted
 from sharding.errors import MillError, RequestError
 from sharding.storage.manifest import Manifest
 
@@ -45,7 +46,7 @@ def read_runs(outputs: Sequence[str]) -> list[Run]:
         MillError: one holds no scored run, or a file can't be read.
     """
     if not 2 <= len(outputs) <= MAX_RUNS:
-        raise RequestError(f"compare: {len(outputs)} outputs; 2 to {MAX_RUNS} can be laid side by side")
+        raise RequestError(f"compare: {counted(len(outputs), 'output')}; 2 to {MAX_RUNS} can be laid side by side")
     names = short_names(outputs)
     runs = []
     for output, name in zip(outputs, names, strict=True):

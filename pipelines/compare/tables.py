@@ -34,10 +34,11 @@ def configuration(runs: Sequence[Run]) -> Figure:
     if not rows:
         said = f"All {counted(len(keys), 'key')} of the finished stages have the same values."
         return Figure(key="differences", title=title, missing=said)
+    verb = "differs" if len(rows) == 1 else "differ"
     return Figure(
         key="differences",
         title=title,
-        says=f"{counted(len(rows), 'key')} of {len(keys):,} differ; {ABSENT} stands for a key that a run has not, "
+        says=f"{counted(len(rows), 'key')} of {len(keys):,} {verb}; {ABSENT} stands for a key that a run has not, "
         "or whose stage has not finished.",
         header=("key", *(run.name for run in runs)),
         rows=rows,

@@ -50,22 +50,29 @@ class Totals:
 
     Attributes:
         generations: (documents,) how many. tokens, cut: (documents,) sums over them.
+        judged, rejected: the same of documents that the gates were asked about: of how many generations, and how many
+            a gate rejects; None where nobody asked.
     """
 
     generations: np.ndarray
     tokens: np.ndarray
     cut: np.ndarray
+    judged: np.ndarray | None = None
+    rejected: np.ndarray | None = None
 
-    def of(self, kind: Kind) -> np.ndarray:
-        return self.tokens if kind == "length" else self.cut
+    def of(self, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+        """Of the documents that tell of a kind: (documents,) how many generations do, and the sum of it over them."""
+        if kind != "rejected":
+            return self.generations, self.tokens if kind == "length" else self.cut
+        if self.judged is None or self.rejected is None:
+            return np.zeros(0), np.zeros(0)
+        return self.judged, self.rejected
 
     @classmethod
-    def by_document(
-        cls, documents: Sequence[object] | np.ndarray, generations: np.ndarray, tokens: np.ndarray, cut: np.ndarray
-    ) -> Totals:
-        """Of parallel lists."""
+    def by_document(cls, documents: Sequence[object] | np.ndarray, *columns: np.ndarray) -> Totals:
+        """Of parallel lists, in the order of the attributes."""
         _, place = np.unique(np.asarray(documents), return_inverse=True)
-        return cls(*(np.bincount(place, weights=values) for values in (generations, tokens, cut)))
+        return cls(*(np.bincount(place, weights=values) for values in columns))
 
 
 def promises_of(tiers: Mapping[str, MeasuredTier]) -> list[Promise]:
@@ -73,10 +80,9 @@ def promises_of(tiers: Mapping[str, MeasuredTier]) -> list[Promise]:
     found = []
     level = 1 - _error(len(tiers))
     for name, tier in sorted(tiers.items()):
-        columns = (np.array(column, np.float64) for column in (tier.generations, tier.thought_tokens, tier.cut))
-        totals = Totals.by_document(tier.documents, *columns)
+        totals = _promised(tier)
         for kind in KINDS:
-            mean = mean_of_segments(totals.generations, totals.of(kind), level=level)
+            mean = mean_of_segments(*totals.of(kind), level=level)
             if mean.low is not None:
                 half = max(mean.mean - mean.low, _unseen(kind, mean.mean, mean.documents, level))
                 found.append(Promise(name, kind, mean.mean, half))
@@ -97,9 +103,11 @@ def find_drifts(promises: Iterable[Promise], seen: Mapping[str, Totals]) -> list
     found = []
     for promise in promises:
         totals = seen.get(promise.tier)
-        if totals is None or len(totals.generations) < FEWEST_DOCUMENTS:
+        if totals is None:
             continue
-        generations, values = totals.generations, totals.of(promise.kind)
+        generations, values = totals.of(promise.kind)
+        if len(generations) < FEWEST_DOCUMENTS:
+            continue
         mean = float(values.sum() / generations.sum())
         half = _sequence_half_width(generations, values - mean * generations, error)
         half = max(half, _unseen(promise.kind, mean, len(generations), 1 - error))
@@ -119,6 +127,14 @@ def find_drifts(promises: Iterable[Promise], seen: Mapping[str, Totals]) -> list
     return found
 
 
+def _promised(tier: MeasuredTier) -> Totals:
+    """What a pilot measured of a tier, by document; each segment counts as many as it stands for."""
+    weights = np.ones(len(tier.generations)) if tier.weights is None else tier.weights
+    made, passed = np.array(tier.generations, np.float64), np.array(tier.accepted, np.float64)
+    columns = (made, np.array(tier.thought_tokens), np.array(tier.cut), made, made - passed)
+    return Totals.by_document(tier.documents, *(weights * column for column in columns))
+
+
 def unlike_promised(tiers: Mapping[str, MeasuredTier], account: Iterable[Mapping[str, Any]]) -> list[str]:
     """What selection found to be otherwise than the pilot did, in words: one look, when the run is over.
 
@@ -136,9 +152,14 @@ def unlike_promised(tiers: Mapping[str, MeasuredTier], account: Iterable[Mapping
         tier = tiers.get(row["tier"])
         if tier is None or not row["candidates"]:
             continue
+        if not tier.generations:
+            continue  # the plan gives it none of what was tried
+        weights = np.ones(len(tier.generations)) if tier.weights is None else tier.weights
         generations, kept = np.array(tier.generations, np.float64), np.array(tier.kept, np.float64)
         _, place = np.unique(tier.documents, return_inverse=True)
-        promised = mean_of_segments(np.bincount(place, generations), np.bincount(place, kept), level=level)
+        promised = mean_of_segments(
+            np.bincount(place, weights * generations), np.bincount(place, weights * kept), level=level
+        )
         share = row["kept"] / row["candidates"]
         segments = row["candidates"] * len(generations) / generations.sum()
         half = _normal(level) * math.sqrt(share * (1 - share) / segments)
@@ -154,7 +175,9 @@ def unlike_promised(tiers: Mapping[str, MeasuredTier], account: Iterable[Mapping
         if gain is None or gain.get("low") is None or not valued.any():
             continue
         nats = np.array([nats or 0.0 for nats in tier.heldout_nats])
-        found = mean_of_segments(np.bincount(place, valued), np.bincount(place, nats), level=level)
+        found = mean_of_segments(
+            np.bincount(place, weights * valued), np.bincount(place, weights * nats * valued), level=level
+        )
         if found.low is None:
             continue
         half = times * (gain["high"] - gain["low"]) / 2

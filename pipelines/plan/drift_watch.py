@@ -1,6 +1,7 @@
 """Watching for drift: a thread of the process that submitted the augment stage, which reads what the ledger has got.
 
     ledger parts of this run ─► totals by tier and document ─► `find_drifts` ─┬─► a warning, once for each tier and kind
+    (of a sample ─► the gates)                                          │
                                                                         ├─► stages/augment/drift.json, for `status`
                                                                         └─► beyond `budget.stop_if`: all workers stop
 
@@ -13,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,10 +24,13 @@ from augment.feeding import worker
 from augment.feeding.stopping import stop_everywhere
 from augment.ledger.parts import every_part
 from augment.requests.planner import TracePlanner
+from difficulty.budget.allocation import Allocation
 from difficulty.budget.stopping import StopConfig
 from pipelines.config import MillConfig
 from pipelines.joints import goes_by_gain
 from pipelines.plan.drift import Promise, Totals, find_drifts, promises_of
+from pipelines.plan.drift_gates import SampledGates
+from pipelines.plan.explored import of_plan
 from pipelines.plan.measured import read_pilot
 from pipelines.watch.files import Drift
 from sharding import storage
@@ -60,15 +64,31 @@ class Generations:
         ledger_url: the ledger.
         since_ms: parts written before this Unix time in milliseconds are of earlier runs, and of the pilot.
         prompt_versions: of this run.
+        gates: are asked of a sample; None: nobody is.
     """
 
-    def __init__(self, ledger_url: str, since_ms: int, prompt_versions: Sequence[str]) -> None:
+    def __init__(
+        self, ledger_url: str, since_ms: int, prompt_versions: Sequence[str], gates: SampledGates | None = None
+    ) -> None:
         self._url, self._since_ms, self._versions = ledger_url, since_ms, frozenset(prompt_versions)
+        self._gates = gates
+        self._columns = tuple(dict.fromkeys((*_COLUMNS, *(gates.columns if gates is not None else ()))))
         self._read: set[str] = set()
-        self._waiting: list[tuple[float, str, str, int, bool]] = []  # began_at, tier, document, tokens, cut
+        # began_at, tier, document, tokens, cut, rejected where a gate was asked
+        self._waiting: list[tuple[float, str, str, int, bool, bool | None]] = []
         self._longest_s = self._latest = 0.0
         self._counted: dict[str, dict[str, list[int]]] = {}
+        self._judged: dict[str, dict[str, list[int]]] = {}
         self._levels: dict[str, int] = {}
+
+    def load(self) -> None:
+        """Get ready to ask the gates; where that can't be, nobody is asked."""
+        try:
+            if self._gates is not None:
+                self._gates.load()
+        except Exception as error:  # noqa: BLE001 - lengths are watched all the same
+            logger.info("what gates reject is not watched: %s", error)
+            self._gates = None
 
     def read(self, until: float = float("inf")) -> None:
         """Read the parts that have come, at least one of them, until this time of the monotonic clock.
@@ -76,10 +96,12 @@ class Generations:
         Raises:
             MillError: the store can't be read.
         """
-        for _, batches in every_part(self._url, _COLUMNS, since_ms=self._since_ms, seen=self._read):
+        for _, batches in every_part(self._url, self._columns, since_ms=self._since_ms, seen=self._read):
             for batch in batches or ():
-                for row in batch.select(_COLUMNS).to_pylist():
-                    self._take(row)
+                rows = batch.select(_COLUMNS).to_pylist()
+                judged = self._gates.rejected(batch) if self._gates is not None else [None] * len(rows)
+                for row, is_rejected in zip(rows, judged, strict=True):
+                    self._take(row, is_rejected)
             if time.monotonic() > until:
                 return
 
@@ -97,21 +119,25 @@ class Generations:
             else:
                 self._count(*row[1:])
         return {
-            tier: Totals(*np.array(list(documents.values()), np.float64).T)
+            tier: Totals(*_columns_of(documents), *_columns_of(self._judged.get(tier, {})))
             for tier, documents in self._counted.items()
             if documents
         }
 
-    def _take(self, row: dict[str, object]) -> None:
+    def _take(self, row: dict[str, object], is_rejected: bool | None) -> None:
         if row["prompt_version"] not in self._versions:
             return
         wall_s, finished_at = float(str(row["wall_s"])), float(str(row["finished_at"]))
         self._longest_s, self._latest = max(self._longest_s, wall_s), max(self._latest, finished_at)
         document = str(row["segment_id"]).rpartition("#")[0]
         tokens, is_cut = int(str(row["thought_tokens"])), row["closed"] != "natural"
-        self._waiting.append((finished_at - wall_s, str(row["tier"]), document, tokens, is_cut))
+        self._waiting.append((finished_at - wall_s, str(row["tier"]), document, tokens, is_cut, is_rejected))
 
-    def _count(self, tier: str, document: str, tokens: int, is_cut: bool) -> None:
+    def _count(self, tier: str, document: str, tokens: int, is_cut: bool, is_rejected: bool | None) -> None:
+        if is_rejected is not None:  # these are few enough to be kept, all of them
+            judged = self._judged.setdefault(tier, {}).setdefault(document, [0, 0])
+            judged[0] += 1
+            judged[1] += is_rejected
         documents = self._counted.setdefault(tier, {})
         level = self._levels.get(tier, 0)
         if not _is_watched(document, level):
@@ -124,14 +150,23 @@ class Generations:
             self._counted[tier] = {name: sums for name, sums in documents.items() if _is_watched(name, level + 1)}
 
 
+def _columns_of(documents: Mapping[str, Sequence[int]]) -> Iterable[np.ndarray]:
+    """What is counted, as an array over the documents for each of it; nothing of no documents."""
+    return np.array(list(documents.values()), np.float64).T if documents else ()
+
+
 def _is_watched(document: str, level: int) -> bool:
     return level == 0 or text_number(f"drift {document}") % (1 << level) == 0
 
 
 def held_against_pilot(
-    config: MillConfig, scored: Manifest, planner: TracePlanner, order: worker.WorkOrder
+    config: MillConfig, scored: Manifest, planner: TracePlanner, order: worker.WorkOrder, allocation: Allocation
 ) -> contextlib.AbstractContextManager[Any]:
     """What holds a run against its pilot for as long as it generates, where there is a pilot.
+
+    Args:
+        allocation: the plan: what an exploring pilot says of other segments than those that it gives a tier is no
+            promise.
 
     Raises:
         RequestError: `budget.stop_if` is set, and there is none.
@@ -146,12 +181,12 @@ def held_against_pilot(
                 f"`thoughtmill plan CONFIG {pilot_options(goes_by_gain(config))}` makes one; or remove stop_if"
             )
         return contextlib.nullcontext()
-    promises = promises_of(pilot.tiers)
+    promises = promises_of(of_plan(pilot, allocation))
     if lacking := sorted(set(pilot.tiers) - {promise.tier for promise in promises}):
         told = logger.info if stop_if is None else logger.warning
         told("the pilot has too few documents of tier %s to tell drift", " and ".join(lacking))
     versions = list(planner.prompt_versions().values())
-    generations = Generations(config.ledger_url, order.began_ms, versions)
+    generations = Generations(config.ledger_url, order.began_ms, versions, SampledGates(config, scored))
     return DriftWatch(config.output, generations, promises, stop_if, order, explored=pilot.explored)
 
 
@@ -185,6 +220,7 @@ class DriftWatch:
         self._thread = threading.Thread(target=self._run, name="thoughtmill-drift", daemon=True)
 
     def __enter__(self) -> DriftWatch:
+        self._generations.load()
         self._thread.start()
         return self
 
@@ -229,8 +265,13 @@ class DriftWatch:
 
 def is_too_far(drift: Drift, stop_if: StopConfig) -> bool:
     """Whether the run is to stop for it."""
-    limit = stop_if.length_off_by if drift.kind == "length" else stop_if.cut_off_by
+    limit: float | None = getattr(stop_if, _limit_of(drift))
     return limit is not None and drift.off_by > limit
+
+
+def _limit_of(drift: Drift) -> str:
+    """The key of `stop_if` that a drift is held against."""
+    return f"{drift.kind}_off_by"
 
 
 def pilot_options(explored: bool) -> str:
@@ -240,7 +281,7 @@ def pilot_options(explored: bool) -> str:
 
 def stopped_because(drift: Drift, stop_if: StopConfig, again: str) -> str:
     """What to say of a run that was stopped; `again` makes another pilot like the one that promised."""
-    name = "length_off_by" if drift.kind == "length" else "cut_off_by"
+    name = _limit_of(drift)
     return (
         f"stopped before more is spent: {drift}, more than budget.stop_if.{name}={getattr(stop_if, name)} allows. What "
         "was generated is in the ledger and will be found there. Measure again with "

@@ -27,6 +27,17 @@ def of_tier(measured: MeasuredTier, allocation: Allocation, number: int) -> Meas
     return measured.where(np.flatnonzero(_given(measured, allocation, measured.expected_nats) == number))
 
 
+def of_plan(pilot: Pilot, allocation: Allocation | None) -> dict[str, MeasuredTier]:
+    """What a pilot measured of the segments that a plan gives each tier, by its name; all of it without a plan.
+
+    A run is held against that: what an exploring pilot tried is of every kind, and a run thinks about some kinds alone.
+    """
+    if allocation is None:
+        return dict(pilot.tiers)
+    tiers = [(number, tier.name) for number, tier in enumerate(allocation.tiers) if tier.name in pilot.tiers]
+    return {name: of_tier(pilot.tiers[name], allocation, number) for number, name in tiers}
+
+
 def bought_beside(pilot: Pilot, allocation: Allocation) -> list[str]:
     """Keys of the requests that an exploring pilot made and the run of this plan doesn't make."""
     tried: set[str] = set()

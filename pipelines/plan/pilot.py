@@ -105,9 +105,13 @@ def pick_segments(config: MillConfig, evidence: Evidence, choices: Choices, coun
     total = sum(allocation.tiers[tier].segments for tier in by_tier)
     least = max(1, min(LEAST_PER_TIER, count // max(1, len(by_tier))))
     shares = {tier: round(count * allocation.tiers[tier].segments / total) if total else 0 for tier in by_tier}
-    quotas = {tier: max(share, least) for tier, share in shares.items()}
+    quotas = {tier: min(max(share, least), len(by_tier[tier])) for tier, share in shares.items()}
     while sum(quotas.values()) > max(count, len(quotas)):  # what was rounded up is taken from where there is most
         quotas[max(quotas, key=lambda tier: (quotas[tier], tier))] -= 1
+    room = {tier: len(ids) - quotas[tier] for tier, ids in by_tier.items()}
+    while sum(quotas.values()) < count and any(room.values()):  # what a tier has too few segments for, others get
+        most = max(room, key=lambda tier: (room[tier], tier))
+        quotas[most], room[most] = quotas[most] + 1, room[most] - 1
     chosen: set[str] = set()
     for tier, ids in by_tier.items():
         chosen.update(sorted(ids, key=lambda name: content_id(f"pilot {name}"))[: quotas[tier]])

@@ -86,6 +86,7 @@ def render(plan: Mapping[str, Any]) -> Group:
         costs.add_row("frontier", _frontier(plan["frontier"]))
     if "learned" in plan:
         costs.add_row("learned", _learned(plan["learned"]))
+        costs.add_row("lift", _lift(plan["learned"]["report"]))
     costs.add_row(
         "4 pack",
         f"{_shown(pack['training_tokens'])} training tokens, {_shown(pack['sequences'])} sequences in "
@@ -136,6 +137,23 @@ def _learned(learned: Mapping[str, Any]) -> str:
     words = "; ".join(learned["report"].get("words", ()))
     told = f"{made_from['gains']:,} gains of {made_from['segments']:,} segments in {made_from['documents']:,} documents"
     return f"from {told}" + (f": {words}" if words else "")
+
+
+def _lift(report: Mapping[str, Any]) -> Table:
+    """A row for each tenth of the tries by what was predicted of them, and what they gained."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in ("tenth by predicted gain", "tries", "predicted, nats", "measured (90%)"):
+        table.add_column(name, justify="left" if name.startswith("tenth") else "right", overflow="fold")
+    for tenth in report.get("deciles", ()):
+        low, high = tenth["low_nats"], tenth["high_nats"]
+        between = "too few documents to say" if low is None else f"{low:+.2f} – {high:+.2f}"
+        table.add_row(
+            tenth["name"],
+            f"{tenth['observations']:,}",
+            f"{tenth['predicted_nats']:+.2f}",
+            f"{tenth['mean_nats']:+.2f} ({between})",
+        )
+    return table
 
 
 def _expected_gain(budget: Mapping[str, Any], tiers: Sequence[Mapping[str, Any]]) -> str:

@@ -127,7 +127,8 @@ def bars(
     for row, label in enumerate(labels):
         y, base = TOP + row * ROW, 0.0
         parts.append(text_at(left - 8, y + 17, short(label, left), "end"))
-        ordered = series if stacked else sorted(series, key=lambda s: -s.values[row])
+        # Of bars that are equally long the first one is to be seen, too.
+        ordered = series if stacked else sorted(series, key=lambda s: s.values[row])[::-1]
         for one in ordered:
             value = one.values[row]
             x = scale(base) if stacked else scale(0)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from difficulty.surprisal import measure_of
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.documents.blocks import FULL_COLOUR_NATS
-from pipelines.report import html, room
+from pipelines.report import html, room, worth
 from pipelines.report.configuration import Section
 from pipelines.report.facts import Facts, Figure, Stages
 from pipelines.report.funnel import Step
@@ -83,8 +83,9 @@ def rehearsal_of(stages: Stages) -> str:
 
 def warnings_of(output: str, stages: Stages) -> list[str]:
     """What whoever looks at a run should know of it."""
-    augmented = stages["augment"]
-    return [*augmented.facts["warnings"], *map(str, read_drifts(output))] if augmented else []
+    augmented, selected = stages["augment"], stages["select"]
+    told = [*augmented.facts["warnings"], *map(str, read_drifts(output))] if augmented else []
+    return [*told, *(worth.warnings_of(selected) if selected else ())]
 
 
 def reading_values(stages: Stages) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from augment.selection.account import in_words
 from augment.selection.keeping import NOT_CHOSEN
+from augment.selection.verdict import worth
 from pipelines.report import marks
 from pipelines.report.facts import Facts, Figure, missing_until
 from pipelines.report.marks import Point
@@ -40,13 +41,22 @@ def unvalued(selected: Manifest) -> list[str]:
     return told
 
 
+def warnings_of(selected: Manifest) -> list[str]:
+    """What is otherwise than the pilot promised, and which tiers are worth less than nothing; not of made-up traces."""
+    account = selected.facts.get("account", [])
+    bad = [said for said, is_bad in worth(account) if is_bad and not selected.rehearsal]
+    return [*selected.facts.get("warnings", ()), *bad]
+
+
 def _why(row: Mapping[str, Any], selected: Manifest) -> str:
     if selected.facts.get("value", "none") == "none":
         return "traces were not valued, as `select.value` is none or there is no scorer to ask"
     passed = row["kept"] + row["reasons"].get(NOT_CHOSEN, 0)
     if not passed:
         return f"none of its {counted(row['candidates'], 'trace')} passed the gates"
-    return f"none of the {counted(passed, 'trace')} that passed the gates could be valued, for the reason below"
+    if passed == 1:
+        return "the one trace that passed the gates could not be valued, for the reason below"
+    return f"none of the {passed:,} traces that passed the gates could be valued, for the reason below"
 
 
 def gain_against_cost(facts: Facts) -> Figure:

@@ -1,12 +1,14 @@
-"""Rows that a removal empties in one epoch and not in another: so many are filled again that all epochs stay as long.
+"""Rows of which a removal leaves nothing are filled again: other rows, of several items, give their last ones. Pure.
 
-Trainers take as many steps in each epoch of `pack.trace_per_epoch`, and readers skip rows that hold nothing. A document
-may have had a row to itself in one epoch and share it in another, so that the epochs would come to different numbers.
-Where one would have fewer, another row of it, one of several items, gives its last one to a row that was emptied. Pure.
+A row that holds nothing is shown by whoever loads a shard as it is. Of a corpus with one epoch a row of the same shard
+gives to it, where one has several items, so that other shards keep their bytes. Of one with several epochs as many are
+filled as it takes for all to stay as long (`pack.trace_per_epoch`): trainers take as many steps in each, readers skip
+rows that hold nothing, and a document may have had a row to itself in one epoch and share it in another.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +50,13 @@ class Gift:
     taker: Place
 
 
+def refills_of(shards: Mapping[str, Items]) -> list[Gift]:
+    """What fills the rows that were emptied, as far as rows of the same shard have several items to give of."""
+    giving = _Giving(shards)
+    giving.within_shards(math.inf)
+    return giving.gifts
+
+
 def gifts_of(epochs: Sequence[Mapping[str, Items]]) -> list[Gift]:
     """What makes all epochs as long as the longest, in the order in which it is done.
 
@@ -68,26 +77,38 @@ def _filled(shards: Mapping[str, Items]) -> int:
     return sum(int((items.left > 0).sum()) for items in shards.values())
 
 
+class _Giving:
+    """Gifts among the rows of some shards."""
+
+    def __init__(self, shards: Mapping[str, Items]) -> None:
+        self.left = {name: items.left.copy() for name, items in shards.items()}
+        self.emptied = {name: found for name, items in sorted(shards.items()) if (found := items.emptied)}
+        self.gifts: list[Gift] = []
+
+    def give(self, giver: str, taker: str) -> None:
+        """The row of the most items in a shard gives to the next that was emptied in another, or in its own."""
+        row = int(np.argmax(self.left[giver]))
+        self.left[giver][row] -= 1
+        self.gifts.append(Gift((giver, row), (taker, self.emptied[taker].pop(0))))
+
+    def within_shards(self, most: float) -> None:
+        """At most so many gifts of rows to others of their own shards."""
+        for name, emptied in self.emptied.items():
+            while len(self.gifts) < most and emptied and self.left[name].max() > 1:
+                self.give(name, name)
+
+
 def _gifts(shards: Mapping[str, Items], lacking: int) -> list[Gift]:
-    left = {name: items.left.copy() for name, items in shards.items()}
-    emptied = {name: found for name, items in sorted(shards.items()) if (found := items.emptied)}
-    gifts: list[Gift] = []
-
-    def give(giver: str, taker: str) -> None:
-        row = int(np.argmax(left[giver]))
-        left[giver][row] -= 1
-        gifts.append(Gift((giver, row), (taker, emptied[taker].pop(0))))
-
-    for name in emptied:
-        while len(gifts) < lacking and emptied[name] and left[name].max() > 1:
-            give(name, name)
-    for name in emptied:
-        while len(gifts) < lacking and emptied[name]:
+    giving = _Giving(shards)
+    giving.within_shards(lacking)
+    left, gifts = giving.left, giving.gifts
+    for name, emptied in giving.emptied.items():
+        while len(gifts) < lacking and emptied:
             # Of those that change anyway, if they can: the others would lose their bytes for it.
             giver = max(left, key=lambda shard: (left[shard].max(initial=0) > 1, shards[shard].change, shard))
             if left[giver].max(initial=0) < 2:
                 raise _too_few(lacking - len(gifts))
-            give(giver, name)
+            giving.give(giver, name)
     if len(gifts) < lacking:
         raise _too_few(lacking - len(gifts))
     return gifts

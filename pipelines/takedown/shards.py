@@ -1,8 +1,8 @@
 """Shards without the documents that go: their rows are made of what remains in them, all other rows stay as they are.
 
-A row of which nothing remains becomes one of padding, in its place, so shards keep their rows and all others their
-numbers. Of a corpus with other traces in each epoch the shards of all epochs are rebuilt; where more rows of one come
-to nothing than of another, `refilling` says which are filled again.
+A row of which nothing remains gets an item of another row of its shard, or becomes one of padding where no row has
+several, in its place: so shards keep their rows and all others their numbers. Of a corpus with other traces in each
+epoch the shards of all epochs are rebuilt. `refilling` says which rows are filled again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.takedown.refilling import Gift, Items, Place, gifts_of
+from pipelines.takedown.refilling import Gift, Items, Place, gifts_of, refills_of
 from pipelines.takedown.staging import Staging
 from sharding import hashing, storage
 from sharding.beam.part_names import part_of
@@ -98,9 +98,10 @@ class _Changes:
 
 def _changes(output: str, packed: Manifest, ids: frozenset[str]) -> _Changes:
     later = packed.files.get(EPOCH_ROWS.name, [])
-    if not later:
-        return _Changes(rows_with(output, packed, ids))
     base = manifest.files_url(output, packed)
+    if not later:
+        rows = rows_with(output, packed, ids)
+        return _Changes(rows, refills_of({name: _items_in(storage.join(base, name), ids) for name in rows}))
     # The index is of the first epoch, and how full all rows are is asked here as well: ids are read everywhere.
     entries = [*packed.files.get(ROWS.name, []), *later]
     items = {entry.name: _items_in(storage.join(base, entry.name), ids) for entry in entries}

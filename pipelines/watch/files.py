@@ -107,11 +107,12 @@ class Snapshot(msgspec.Struct):
     warning: str | None = None
 
 
-Kind = Literal["length", "cut"]
+Kind = Literal["length", "cut", "rejected"]
 
 KINDS: dict[Kind, str] = {
     "length": "tokens of a trace",
     "cut": "share of traces that reach the cap before they have come to an end",
+    "rejected": "share of traces that a gate rejects",
 }
 """What is compared, and what it is."""
 
@@ -141,7 +142,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
             values = f"{self.measured:,.0f} tokens long on average, and the pilot promised {self.promised:,.0f}"
             least = f"{self.off_by:.0%}"
         else:
-            values = f"cut at their cap in {self.measured:.1%} of cases, and the pilot promised {self.promised:.1%}"
+            what = "cut at their cap" if self.kind == "cut" else "rejected by a gate"
+            values = f"{what} in {self.measured:.1%} of cases, and the pilot promised {self.promised:.1%}"
             least = f"{100 * self.off_by:.1f} points"
         return (
             f"tier {self.tier}: after {self.generations:,} generations of {self.documents:,} documents traces are "

@@ -70,6 +70,7 @@ class Progress:
         self._live = Live(console=console, auto_refresh=False, transient=True) if self._is_live() else None
         self._warning = LastWarning()
         self._stage: str | None = None
+        self._of, self._looked_at = "", output
         self._begin_anew()
         self._generation: dict[str, Any] | None = None
         self._look_again = 0.0
@@ -96,8 +97,14 @@ class Progress:
             if self._publish and read_snapshot(self._output)["run"] == self._run_id:
                 storage.remove(self._url, self._output)
 
-    def stage(self, name: str | None) -> None:
-        """A stage begins, and this run may write to the output; None: it has ended."""
+    def stage(self, name: str | None, *, of: str = "", output: str | None = None) -> None:
+        """A stage begins, and this run may write to the output; None: it has ended.
+
+        Args:
+            of: what it is a stage of, such as a control arm.
+            output: where that is, if it isn't the output.
+        """
+        self._of, self._looked_at = of, output or self._output
         tally.clear()
         self._generation, self._look_again = None, 0.0
         self._begin_anew()
@@ -120,7 +127,7 @@ class Progress:
         counts = tally.read()
         tokens = counts.get("tokens") or counts.get("scored_tokens")
         return {
-            "stage": stage,
+            "stage": f"{self._of}: {stage}" if self._of else stage,
             "run": self._run_id,
             "at": time.time(),
             "elapsed_s": elapsed_s,
@@ -157,7 +164,7 @@ class Progress:
         if began < self._look_again:
             return
         with contextlib.suppress(MillError, OSError):
-            self._generation = status.read(self._output).get("generation")
+            self._generation = status.read(self._looked_at).get("generation")
         took_s = time.monotonic() - began
         self._look_again = began + max(LOOK_S, took_s / MAX_SHARE)
 
@@ -201,7 +208,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["tokens_per_second"]:
         yield "rate", f"{found['tokens_per_second']:,.0f} tokens/s"
     if decided := counts.get("candidates"):
-        yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {decided:,} candidates"
+        yield "kept", f"{counts.get('kept', 0) / decided:.0%} of {counted(decided, 'candidate')}"
     generation = found["generation"]
     waiting = [*found.get("waits", ()), *(generation or {}).get("waits", ())]
     if doing := found.get("doing"):
@@ -262,7 +269,14 @@ def published(output: str) -> dict[str, Any] | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None  # the run has just ended
         raise
-    return found if found is not None and abs(time.time() - found["at"]) <= STALE_S else None
+    return found if found is not None and _is_fresh(output, found["at"]) else None
+
+
+def _is_fresh(output: str, at: float) -> bool:
+    """Whether something was published a moment ago: by this machine's clock, or else by the store's, which dates it."""
+    if abs(time.time() - at) <= STALE_S:
+        return True
+    return abs(clock.now_s(posixpath.dirname(Output(output).progress)) - at) <= STALE_S
 
 
 def watch(output: str, console: Console, *, log_s: float = LOG_S) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from augment.feeding.heartbeat import read_beats
+from augment.feeding.heartbeat import alive_now
 from augment.ledger.dropping import dropped_rows, drops
 from pipelines.card.facts import REHEARSAL_NOTICE
 from pipelines.delivered import deliveries_of
@@ -60,9 +60,8 @@ def read(output: storage.Location) -> dict[str, Any]:
     if (number := pending(output)) is not None:
         found["delivery_begun"] = number
     if plan is not None:
-        now = time.time()
         done, beside = read_bought(plan, output, stages["augment"])
-        beats = [] if stages["augment"] else read_beats(Output(output).alive, now)
+        beats, now = ([], time.time()) if stages["augment"] else alive_now(Output(output).alive)
         found["rehearsal"] = found["rehearsal"] or plan["rehearsal"]
         begun = read_begun(plan)
         found["generation"] = _generation(plan, done, begun, beats, now)

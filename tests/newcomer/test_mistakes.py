@@ -24,7 +24,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "a typo in a key": (
         setting("difficulty.treshold_nats=2"),
         2,
-        ["difficulty.treshold_nats: unknown key", "threshold_nats"],
+        ["difficulty.treshold_nats: unknown key", "did you mean threshold_nats?"],
     ),
     "a wrong text field": (
         setting("source.text_field=body"),
@@ -45,6 +45,11 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
         setting("select.gates.language.allowed=[english]"),
         2,
         ["select.gates.language.allowed", "english", "known: ", " en, "],
+    ),
+    "a budget in dollars without a price": (
+        setting("budget.dollars=5"),
+        2,
+        ["models.pretend.dollars_per_million_tokens: not set", "set it, or give the budget as thinking_tokens"],
     ),
     "a server that is down": (
         setting(
