@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +54,7 @@ class CountedVllm(VllmEngine):
         found: dict[str, int] = {}
         for metric in get_metrics_snapshot():
             if metric.name in ("vllm:prefix_cache_queries", "vllm:prefix_cache_hits"):
-                found[metric.name] = found.get(metric.name, 0) + metric.value  # type: ignore[attr-defined]
+                found[metric.name] = found.get(metric.name, 0) + metric.value
         return found["vllm:prefix_cache_queries"], found["vllm:prefix_cache_hits"]
 
 
@@ -123,7 +124,7 @@ def run_engine(
 
         try:
             run_ours(Load(load.planner, load.elements[:4]), f"{folder}/warm-up")
-            turns = alternating({side: lambda number, side=side: take(side, number) for side in asked}, rounds)
+            turns = alternating({side: functools.partial(take, side) for side in asked}, rounds)
         finally:
             worker.close_all()
     return turns, {side: hits / queries for side, (queries, hits) in asked.items()}

@@ -98,7 +98,7 @@ def tokens_of_row(facts: Facts, row: Mapping[str, Any]) -> dict[str, float]:
         return {row["model"]: float(row["thought_tokens"])}
     augmented = facts.stages["augment"]
     tiers = augmented.config["budget"]["tiers"] if augmented else []
-    told = next((tier.get("steps", {}) for tier in tiers if tier["name"] == row["tier"]), {})
+    told: Mapping[str, Any] = next((tier.get("steps", {}) for tier in tiers if tier["name"] == row["tier"]), {})
     tokens: dict[str, float] = {}
     for name, step in steps.items():
         model = (told.get(name.partition(" ")[0]) or {}).get("model") or row["model"]
