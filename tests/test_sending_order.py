@@ -33,7 +33,7 @@ from augment.ledger.transforms import MissingSamples, encode_missing
 from augment.transforms import ByDocument, GenerateMissing
 from benchmarks.feeding_load import MODEL, Turn, make_load, run_ours
 from benchmarks.prefixes import PrefixCache, learned_figures, load_of_documents, run
-from benchmarks.prefixes_engine import GROUPS, LONGEST_FIRST, WithoutGroups, alternating, run_engine
+from benchmarks.prefixes_engine import WithoutGroups, alternating
 from pipelines.beam_options import beam_options
 from sharding.beam.shuffle import LocalShuffleOptions
 from sharding.records.types import Request, sample_key
@@ -412,17 +412,6 @@ def test_without_groups_requests_are_the_same_otherwise(byte_tokenizer: str) -> 
         assert one.pop("prefix_group") and not other.pop("prefix_group") and one == other
         assert np.array_equal(grouped.prompt_token_ids, alone.prompt_token_ids)
         assert samples == [0] and alone.min_tokens == alone.max_tokens in (16, 32) and not alone.repetition_detection
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_a_real_engine_finds_what_it_has_read_in_its_cache(small_model: str) -> None:
-    """At small size, with room for all of it."""
-    turns, cached = run_engine(small_model, documents=2, segments=5, rounds=1, slots=2)
-    assert {side: [turn.tokens for turn in taken] for side, taken in turns.items()} == {
-        side: [turns[GROUPS][0].tokens] for side in (GROUPS, LONGEST_FIRST)
-    }
-    assert all(0 <= share < 0.9 for share in cached.values()) and cached[GROUPS] > 0.1, cached
 
 
 def test_learned_lengths_shorten_a_run_whose_plan_misleads() -> None:
