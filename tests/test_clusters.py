@@ -156,7 +156,10 @@ def test_the_same_bytes_and_nothing_bought_twice(runs: dict[str, Any], runner: s
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_the_counts_are_those_of_a_run_that_computes_once(runs: dict[str, Any], runner: str) -> None:
     """But for what verdicts and contractions cost, of which a step that is computed again finds all that it bought."""
-    found_again = ("judge_tokens", "contraction_tokens", "contractions")
+    found_again = (
+        *("judge_tokens", "judge_prompt_tokens"),
+        *("contraction_tokens", "contraction_prompt_tokens", "contractions"),
+    )
     for stage, once in runs["once"][2].items():
         counts, expected = dict(runs[runner][2][stage].counts), dict(once.counts)
         for name in found_again:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from augment.contexts.contractor import Contracted, Contractor
+from augment.engines.protocol import Generation, GenerationRequest
+from augment.engines.rehearsal import RehearsalEngine
 from augment.feeding import registry, worker
 from augment.ledger.reading import read_ledger
 from augment.recipes.contracting import CONTRACTION_STEP
@@ -97,12 +101,14 @@ def test_documents_are_contracted_up_to_the_last_segment_that_shows_it_and_nothi
     counts = done["augment"].counts
     assert counts["contractions_now"] == len(calls) and "contractions_found" not in counts
     assert counts["contraction_tokens_now"] == sum(row.thought_tokens for row in calls)
+    assert counts["contraction_prompt_tokens_now"] == (read := sum(row.prompt_tokens for row in calls)) > 0
     assert counts["thought_tokens"] == sum(row.thought_tokens for row in rows if not row.step)
 
     again = from_mapping({**tree, "output": str(tmp_path / "again"), "ledger": {"path": config.ledger_url}})
     repeated = mill(again)["augment"].counts
     card = (Path(again.output) / "README.md").read_text(encoding="utf-8")
     assert f"{len(calls):,} contractions by `cheap`, of at most 64 tokens each" in card
+    assert f"made from {read:,} tokens of prompts" in card
     assert re.search(r"\| short \| contraction \| [\d,]+ \|", card) and re.search(r"\| plain \| full \| ", card)
     assert repeated["generated"] == 0 and repeated["contractions_found"] == len(calls)
     assert "contractions_now" not in repeated and len(list(read_ledger(config.ledger_url))) == len(rows)
@@ -116,6 +122,9 @@ def test_the_plan_counts_contractions_and_keeps_to_the_budget(tree: dict[str, An
     most = 64 * (scored["segments"] - scored["documents"])
     assert told["augment"]["contraction"]["model"] == "cheap"
     assert told["augment"]["contraction"]["tokens_out"]["value"] == most
+    read = sum(row.prompt_tokens for row in read_ledger(config.ledger_url) if row.step == CONTRACTION_STEP)
+    asked = told["augment"]["contraction"]["tokens_in"]["value"]
+    assert read <= asked < 2 * told["augment"]["tokens_in"]["value"] and asked < told["augment"]["tokens_in"]["value"]
     target = augmented.facts["target_spend"]
     assert target == 2 * scored["source_tokens"] == told["budget"]["target"]
     assert (
@@ -322,6 +331,48 @@ def test_killed_between_any_two_calls_none_is_repeated(tree: dict[str, Any], tmp
     assert run(tmp_path / "whole", None) == 0
     texts = [(tmp_path / name / "contractions").read_text(encoding="utf-8") for name in ("killed", "whole")]
     assert texts[0] == texts[1] and sorted(made(tmp_path / "whole")) == sorted(calls)
+
+
+def test_documents_go_side_by_side_and_the_calls_of_one_follow_each_other(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No first call is answered before the engine has those of all documents: else this would wait for ever."""
+    begun: list[str] = []
+    at_work: set[str] = set()
+
+    class Meeting(RehearsalEngine):
+        async def start(self) -> None:
+            self._all_there = asyncio.Event()
+
+        async def generate(self, request: GenerationRequest) -> Generation:
+            document = request.key.partition("/")[0]
+            assert document not in at_work, "two calls of one document at a time"
+            at_work.add(document)
+            begun.append(document)
+            if len(set(begun)) == 3:
+                self._all_there.set()
+            await asyncio.wait_for(self._all_there.wait(), 60)
+            at_work.remove(document)
+            return await super().generate(request)
+
+    monkeypatch.setattr(registry, "create_engine", Meeting)
+    config = from_mapping(tree)
+    planner = trace_planner(config)
+    contractor: Contractor[str] = Contractor(planner, config.feeding, order_in(tmp_path))
+    contractor.begin()
+    outcomes: list[Any] = []
+    try:
+        for number in range(3):
+            segments = [msgspec.structs.replace(one, doc_id=str(number)) for one in segments_of(config)]
+            request = contraction_request(planner, segments)
+            outcomes += contractor.take(str(number), request, ["one", "two", "three"], [])
+        outcomes += contractor.finish()
+    finally:
+        contractor.leave()
+        worker.close_all()
+    ends = [outcome for outcome in outcomes if isinstance(outcome, Contracted)]
+    assert len(ends) == 3 and all(len(end.contractions) == 3 and not end.error for end in ends)
+    assert len(begun) == 9 and len(set(begun[:3])) == 3
 
 
 @pytest.mark.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,7 @@ def test_a_judge_of_nonsense_changes_nothing_but_the_counts(tree: dict[str, Any]
     rows = [row for row in read_ledger(asked.ledger_url) if row.step]
     assert len(rows) == counts["judge_calls"]
     assert sum(row.thought_tokens for row in rows) == counts["judge_tokens_now"] > 0 == counts["judge_tokens_found"]
+    assert sum(row.prompt_tokens for row in rows) == counts["judge_prompt_tokens_now"] > 0
     again = mill(asked, stages=["select"], force=True)["select"].counts
     assert again["judge_tokens_now"] == 0 and again["judge_tokens_found"] == counts["judge_tokens_now"]
     assert len([row for row in read_ledger(asked.ledger_url) if row.step]) == len(rows)
@@ -175,6 +177,37 @@ def test_the_best_grade_is_kept_and_checked_against_gain(tree: dict[str, Any], b
     (row,) = made.facts["account"]
     assert -1 <= row["judge_rank"]["mean"] <= 1 and row["judge_rank"]["segments"] > 0
     assert row["gains"]["heldout_choice"]["segments"] > 0
+
+
+def test_pairs_in_a_run_are_read_in_both_orders_and_the_account_says_how_often_these_agree(
+    tree: dict[str, Any], byte_tokenizer: str
+) -> None:
+    """A judge that calls the longer thought better, whichever comes first; but of some it says the first."""
+    tokenizer = load_tokenizer(byte_tokenizer)
+
+    def answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = tokenizer.decode(np.array(body["prompt"], np.uint32))
+        first, _, second = prompt.partition("thought about the passage:\n\n")[2].partition("The second:\n\n")
+        first, second = first.partition("\n\nEnd of")[0], second.partition("\n\nEnd of")[0]
+        by_place = "text 3 of" in prompt
+        return completion(body, text="Better: first" if by_place or len(first) > len(second) else "Better: second")
+
+    server = ScriptedServer(answer)
+    try:
+        critic = {"engine": "endpoint", "name": byte_tokenizer, "served_name": SERVED, "urls": [server.url]}
+        tree["models"] = {**tree["models"], "critic": critic}
+        judge = {"model": "critic", "max_tokens": 64, "pairwise": True}
+        config = from_mapping({**tree, "select": {"value": "judge", "judge": judge}})
+        done = mill(config)
+    finally:
+        server.stop()
+    counts, (row,) = done["select"].counts, done["select"].facts["account"]
+    orders = row["judge_orders"]
+    assert len(server.bodies) == counts["judge_calls"] == 2 * orders["compared"] > 0
+    assert (orders["compared"], orders["agreed"]) == (counts["judge_compared"], counts["judge_agreed"])
+    assert orders["compared"] / 2 < orders["agreed"] < orders["compared"]
+    card = (Path(config.output) / "README.md").read_text(encoding="utf-8")
+    assert f"| {orders['agreed']} of {orders['compared']} |" in card
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import multiprocessing
 import re
 from collections import Counter
@@ -14,8 +15,10 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from augment.engines.rehearsal import RehearsalEngine
+from augment.feeding import worker
 from augment.feeding.recipe_runs import Asked, Counted, Ended, RecipeRuns
 from augment.feeding.tickets import Completed, Failure
 from augment.feeding.worker import Worker, WorkOrder
@@ -36,7 +39,13 @@ from augment.recipes.protocol import (
 from augment.recipes.walk import End, Walk
 from augment.requests.calls import RecipePlanner
 from augment.traces import answer_of
+from augment.transforms import _GenerateFn
+from pipelines.cli import summary
 from pipelines.joints import plain_tiers, trace_planner
+from pipelines.plan import make_plan, show
+from pipelines.plan.measured import read_pilot
+from pipelines.report.facts import Facts
+from pipelines.report.shards import tokens_by_model
 from pipelines.run import mill
 from pipelines.yaml_config import from_mapping
 from sharding import records, storage
@@ -45,7 +54,7 @@ from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Candidate, LedgerRow, Request, ScoredSegment
 from sharding.storage import manifest
 from tests.endpoint_server import SERVED, ScriptedServer, completion
-from tests.recipe_jobs import made, run_bundle
+from tests.recipe_jobs import made, order_in, run_bundle
 
 VIEW = SegmentView(text="a passage", context="", focus=())
 
@@ -282,6 +291,7 @@ def test_a_run_with_recipes_adds_up_and_buys_nothing_twice(tree: dict[str, Any],
         outcome = outcomes[key]
         assert len(own) == CALLS[outcome.tier] and outcome.made_from == sorted(row.key for row in own)
         assert outcome.thought_tokens == sum(row.thought_tokens for row in own) <= CAPS[outcome.tier]
+        assert outcome.prompt_tokens == sum(row.prompt_tokens for row in own)
         known = {row.key for row in own}
         assert all(known.issuperset(row.made_from) for row in own)
     assert {row.model for row in calls if row.step.startswith("critique") and row.tier == "refined"} == {"critic"}
@@ -293,11 +303,23 @@ def test_a_run_with_recipes_adds_up_and_buys_nothing_twice(tree: dict[str, Any],
     assert list(found["refined"]["steps"]) == ["draft", "critique", "rewrite", "critique 2", "rewrite 2"]
     for tier, row in found.items():
         assert row["thought_tokens"] == sum(r.thought_tokens for r in rows if r.tier == tier and not r.composed)
+        read = sum(r.prompt_tokens for r in rows if r.tier == tier and not r.composed)
+        assert row["prompt_tokens"] == read > 0
         if tier in CALLS:
-            assert sum(step["thought_tokens"] for step in row["steps"].values()) == row["thought_tokens"]
+            for what in ("thought_tokens", "prompt_tokens"):
+                assert sum(step[what] for step in row["steps"].values()) == row[what]
+    read = sum(row["prompt_tokens"] for row in found.values())
+    assert done["select"].counts["prompt_tokens"] == read == sum(r.prompt_tokens for r in rows if not r.composed)
+    card = (Path(config.output) / "README.md").read_text(encoding="utf-8")
+    assert f"{read:,} tokens of prompts" in console_text(summary.render(config.output))
+    for tier, row in found.items():
+        told = (row["candidates"], row["kept"], row["thought_tokens"], row["kept_thought_tokens"], row["prompt_tokens"])
+        assert f"| {tier} | pretend | {row['prompt']} | " + " | ".join(f"{one:,}" for one in told) + " |" in card
     steps = found["refined"]["steps"]
     assert "gain" not in steps["critique"] and steps["draft"]["gain"]["segments"] > 0
-    assert "a later step that gains no more" in (Path(config.output) / "README.md").read_text(encoding="utf-8")
+    assert "a later step that gains no more" in card
+    read_by = steps["critique"]
+    assert f"| critique | {read_by['calls']} | {read_by['thought_tokens']:,} | {read_by['prompt_tokens']:,} |" in card
 
     texts = {
         one.key: one.text
@@ -312,6 +334,76 @@ def test_a_run_with_recipes_adds_up_and_buys_nothing_twice(tree: dict[str, Any],
     assert len(list(read_ledger(config.ledger_url))) == len(rows)
     shards = [[entry.sha256 for entry in one["pack"].files["shards"]] for one in (done, repeated)]
     assert shards[0] == shards[1]
+
+
+def console_text(what: Any) -> str:
+    console = Console(width=300, file=io.StringIO())
+    console.print(what)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_plan_counts_the_prompts_of_all_calls_and_a_pilot_measures_them(tree: dict[str, Any]) -> None:
+    """Where each call ends at its cap, as the engine here is made to do, a plan knows how many calls there will be."""
+    tree["select"] = {"value": "length"}
+    config = from_mapping(tree)
+    mill(config, stages=["score"])
+    before = {tier["name"]: tier for tier in make_plan(config)["augment"]["tiers"]}
+    piloted = {tier["name"]: tier for tier in make_plan(config, pilot=40)["augment"]["tiers"]}
+    done = mill(config, stages=["augment", "select"])
+    for row in done["select"].facts["account"]:
+        each = row["prompt_tokens"] / row["candidates"]
+        said = before[row["tier"]]["tokens_in"]["value"] / before[row["tier"]]["generations"]["value"]
+        measured = piloted[row["tier"]]["tokens_in"]["value"] / piloted[row["tier"]]["generations"]["value"]
+        assert measured == pytest.approx(each, rel=0.15), row["tier"]
+        # Every answer is as long as it may be: a plan without a pilot is a ceiling, here too.
+        assert 0.95 * each < said < 2.5 * each, row["tier"]
+
+
+def test_a_recipe_of_two_models_is_priced_as_the_budget_prices_it(tree: dict[str, Any]) -> None:
+    """All its tokens count as the dearest's, and a price that is missing is that of the model that lacks it."""
+    prices = {"dollars_per_million_tokens": 1.0, "tokens_per_gpu_second": 100.0}
+    dear = {"dollars_per_million_tokens": 8.0, "tokens_per_gpu_second": 10.0}
+    tree["models"] = {"pretend": MODELS["pretend"] | prices, "critic": MODELS["critic"] | dear}
+    budget = {"policy": "fixed", "fixed_tier": "refined", "dollars": 2.0, "tiers": [tree["budget"]["tiers"][2]]}
+    config = from_mapping({**tree, "budget": budget})
+    plan = make_plan(config)
+    (tier,) = plan["augment"]["tiers"]
+    tokens = tier["tokens_out"]["value"]
+    assert tier["dollars"]["value"] == pytest.approx(tokens * 8e-6) == plan["budget"]["planned"]
+    assert tier["gpu_hours"]["value"] == pytest.approx(tokens / 10 / 3600)
+
+    del tree["models"]["critic"]["dollars_per_million_tokens"]
+    tokens_alone = {**budget, "thinking_tokens_per_source_token": 50}
+    del tokens_alone["dollars"]
+    said = console_text(show.render(make_plan(from_mapping({**tree, "budget": tokens_alone}))))
+    assert "unknown: set models.critic.dollars_per_million_tokens" in said and "models.pretend.doll" not in said
+
+
+def test_the_rate_of_a_pilot_is_of_the_model_that_made_the_calls(tree: dict[str, Any]) -> None:
+    """The tiers of the config ask one model; the critic alone makes critiques, at a hundredth of its speed."""
+    slow = {"engine_args": {"tokens_per_second": 200.0}}
+    fast = {"engine_args": {"tokens_per_second": 20_000.0}}
+    tree["models"] = {"pretend": MODELS["pretend"] | fast, "critic": MODELS["critic"] | slow}
+    tier = {**tree["budget"]["tiers"][2], "samples": 1}
+    budget = {"policy": "fixed", "fixed_tier": "refined", "thinking_tokens_per_source_token": 50, "tiers": [tier]}
+    config = from_mapping({**tree, "budget": budget, "select": {"value": "length"}})
+    mill(config, stages=["score"])
+    make_plan(config, pilot=8)
+    pilot, _ = read_pilot(config, manifest.read(config.output, "score"))
+    assert pilot is not None and set(pilot.tokens_per_second) == {"pretend", "critic"}
+    assert all(rate is not None for rate in pilot.tokens_per_second.values())
+
+
+def test_the_report_bills_each_model_for_the_steps_that_it_made(tree: dict[str, Any]) -> None:
+    config = from_mapping({**tree, "select": {"value": "length"}})
+    mill(config, stages=["score", "augment", "select"])
+    stages = {stage: manifest.read(config.output, stage) for stage in manifest.STAGES}
+    facts = Facts(stages=stages, allocation=None, prices={}, sample=None)  # type: ignore[arg-type]
+    made: Counter[str] = Counter()
+    for row in read_ledger(config.ledger_url):
+        if not row.composed:
+            made[row.model] += row.thought_tokens
+    assert made["critic"] > 0 and tokens_by_model(facts) == pytest.approx(dict(made))
 
 
 def test_tiers_of_one_call_are_in_manifests_as_before_there_were_recipes(tree: dict[str, Any]) -> None:
@@ -488,6 +580,50 @@ def test_servers_are_asked_step_by_step_with_each_step_s_own_sampling(
     assert len(rewrites) == augmented["generated"] and all(prompt.count("said ") == 2 for prompt in rewrites)
 
 
+@pytest.mark.parametrize("tier", ["branched", "own"])
+def test_other_recipes_are_walked_by_a_server_s_answers(
+    small_tree: dict[str, Any], byte_tokenizer: str, tier: str
+) -> None:
+    """Of two drafts the second is chosen and refined; a recipe of one's own puts its thought together itself."""
+    tokenizer = load_tokenizer(byte_tokenizer)
+    prompts: list[str] = []
+
+    def answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        prompts.append(tokenizer.decode(np.array(body["prompt"], np.uint32)))
+        if "Which of them explains best" in prompts[-1]:
+            return completion(body, text="Weighed. Choice: 2")
+        return completion(body, text=f"Said by {body['seed']}.")
+
+    server = ScriptedServer(answer)
+    try:
+        model = {"engine": "endpoint", "name": byte_tokenizer, "served_name": SERVED, "urls": [server.url]}
+        asked = {**next(one for one in small_tree["budget"]["tiers"] if one["name"] == tier), "model": "m"}
+        budget = {"policy": "fixed", "fixed_tier": tier, "thinking_tokens_per_source_token": 50, "tiers": [asked]}
+        config = from_mapping({**small_tree, "models": {"m": model}, "budget": budget})
+        augmented = mill(config, stages=["score", "augment"])["augment"].counts
+    finally:
+        server.stop()
+    assert augmented["failed"] == 0 < augmented["generated"]
+    assert len(prompts) == CALLS[tier] * augmented["generated"]
+    rows = {row.key: row for row in read_ledger(config.ledger_url)}
+    for outcome in (row for row in rows.values() if row.composed):
+        own = [rows[key] for key in outcome.made_from]
+        if tier == "branched":
+            drafts = [row for row in own if row.step == "draft"]
+            (critique,) = (row for row in own if row.step == "critique")
+            (rewrite,) = (row for row in own if row.step == "rewrite")
+            (choice,) = (row for row in own if row.step == "choice")
+            assert len({row.text for row in drafts}) == 2 and set(choice.made_from) == {row.key for row in drafts}
+            (chosen_draft,) = (row for row in drafts if row.key in critique.made_from)
+            assert outcome.text == rewrite.text and chosen_draft.key in rewrite.made_from
+            choosing = next(p for p in prompts if all(row.text in p for row in drafts))
+            other = next(row for row in drafts if row is not chosen_draft)
+            assert choosing.index(other.text) < choosing.index(chosen_draft.text), "it was the second"
+        else:
+            twins = {row.text for row in own if row.step == "twin"}
+            assert len(twins) == 2 and set(re.findall(r"Said by \d+\.", outcome.text)) == twins
+
+
 def test_a_call_that_fails_fails_its_run_alone(small_tree: dict[str, Any], byte_tokenizer: str) -> None:
     tokenizer = load_tokenizer(byte_tokenizer)
 
@@ -525,29 +661,47 @@ def test_a_recipe_that_is_no_more_is_told_before_anything_is_paid(small_tree: di
 
 
 @pytest.mark.model
-def test_a_recipe_with_the_real_model(
-    small_model: str, write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]]
+def test_every_recipe_with_the_real_model(
+    small_model: str, write_jsonl: Callable[..., str], rehearsal_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Draft, critique and rewrite by the small model on CPU: each call within its cap, and the steps in the ledger."""
-    texts = [f"The square of {i} is {i * i}, as one sees at once. " * 4 for i in range(2)]
-    source = write_jsonl([{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    """By the small model on CPU, all in one bundle: each call within its cap, and the steps in the ledger."""
+    source = write_jsonl([{"id": "0", "text": "The square of 3 is 9, as one sees at once. " * 4}])
     arguments = {"max_num_seqs": 4, "kv_cache_memory_bytes": 128 << 20, "gpu_memory_utilization": 0.5}
     model = {"engine": "vllm", "name": small_model, "max_model_len": 1024, "engine_args": arguments}
-    tier = {"name": "deep", "model": "m", "prompt": "brief", "max_tokens": 96, "recipe": "refine"}
-    budget = {"policy": "fixed", "fixed_tier": "deep", "thinking_tokens_per_source_token": 20, "tiers": [tier]}
+    (tmp_path / "own.py").write_text(OWN, encoding="utf-8")
+    recipes = {"refine": {}, "branch": {"drafts": 2}, f"{tmp_path / 'own.py'}:Twins": {}}
+    tiers = [
+        {"name": name, "model": "m", "prompt": "brief", "max_tokens": 160, "recipe": name, **more}
+        for name, more in recipes.items()
+    ]
+    budget = {"policy": "uniform", "thinking_tokens_per_source_token": 20, "tiers": tiers}
     tree = rehearsal_config(source, models={"m": model}, budget=budget)
     config = from_mapping({**tree, "tokenizer": small_model})
-    augmented = mill(config, stages=["score", "augment"])["augment"]
-    rows = list(read_ledger(config.ledger_url))
-    outcomes = [row for row in rows if row.composed]
-    assert augmented.counts["failed"] == 0 and len(outcomes) == augmented.counts["generated"] > 0
-    for outcome in outcomes:
-        own = [row for row in rows if row.key in outcome.made_from]
-        assert [row.step for row in sorted(own, key=lambda row: row.finished_at)] == ["draft", "critique", "rewrite"]
-        assert 0 < sum(row.thought_tokens for row in own) == outcome.thought_tokens <= 96
+    order = order_in(tmp_path)
+    fn = _GenerateFn(trace_planner(config), "m", config.feeding, order)
+    try:
+        fn.start_bundle()
+        for name in recipes:
+            (request,) = segment_requests(config, name)
+            assert not list(fn.process((records.decode(Request, request), [0])))
+        outcomes = [one.value for one in fn.finish_bundle()]
+    finally:
+        worker.close_all()
+    assert sum(one.get("generated", 0) for one in outcomes) == len(recipes)
+    rows = list(read_ledger(order.ledger_url))
+    steps = {
+        "refine": ["draft", "critique", "rewrite"],
+        "branch": ["draft", "draft", "choice", "critique", "rewrite"],
+        f"{tmp_path / 'own.py'}:Twins": ["twin", "twin", "look"],
+    }
+    for outcome in (row for row in rows if row.composed):
+        own = sorted((row for row in rows if row.key in outcome.made_from), key=lambda row: row.finished_at)
+        assert [row.step for row in own] == steps.pop(outcome.tier)
+        assert 0 < sum(row.thought_tokens for row in own) == outcome.thought_tokens <= 160
         assert all(row.engine == "vllm" and row.model == small_model for row in own)
-        rewrite = next(row for row in own if row.step == "rewrite")
-        assert outcome.text == rewrite.text.strip() and len(rewrite.made_from) == 2
+        if own[-1].step == "rewrite":
+            assert outcome.text == own[-1].text.strip() and len(own[-1].made_from) == 2
+    assert not steps
 
 
 def test_the_example_of_the_documentation_is_a_config(tree: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import threading
 from collections import defaultdict
@@ -30,8 +31,9 @@ from augment.feeding.worker import WorkOrder
 from augment.ledger.reading import read_ledger
 from augment.ledger.transforms import MissingSamples, encode_missing
 from augment.transforms import ByDocument, GenerateMissing
-from benchmarks.feeding_load import MODEL, make_load, run_ours
+from benchmarks.feeding_load import MODEL, Turn, make_load, run_ours
 from benchmarks.prefixes import PrefixCache, learned_figures, load_of_documents, run
+from benchmarks.prefixes_engine import WithoutGroups, alternating
 from pipelines.beam_options import beam_options
 from sharding.beam.shuffle import LocalShuffleOptions
 from sharding.records.types import Request, sample_key
@@ -385,6 +387,31 @@ def test_groups_are_read_once_where_the_cache_is_small(byte_tokenizer: str) -> N
     settings = {"documents": 24, "slots": 4, "step_s": 0.0002, "cache_tokens": 5_000, "max_waiting": 48}
     by_key, by_document = (run(byte_tokenizer, prefix_groups=True, through_files=f, **settings) for f in (False, True))
     assert by_document["share_read"] < 0.9 * by_key["share_read"], "also where not all of a document's requests wait"
+
+
+def test_orders_take_turns_the_other_way_round_each_time() -> None:
+    taken: list[tuple[str, int]] = []
+
+    def turn(side: str, number: int) -> Turn:
+        taken.append((side, number))
+        return Turn(tokens=len(taken), elapsed_s=1.0)
+
+    turns = alternating({side: functools.partial(turn, side) for side in "ab"}, 3)
+    assert taken == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert [[one.tokens for one in turns[side]] for side in "ab"] == [[1, 4, 5], [2, 3, 6]]
+
+
+def test_without_groups_requests_are_the_same_otherwise(byte_tokenizer: str) -> None:
+    model = ModelConfig(engine="rehearsal", name="rehearsal", max_model_len=4096)
+    load = load_of_documents(model, byte_tokenizer, 2, segments=3, samples=1, caps=(16, 32), to_the_cap=True)
+    assert len(load.elements) == 2 * 3
+    without = WithoutGroups.of(load.planner)
+    for request, samples in load.elements:
+        grouped, alone = (planner.generation_request(request, "key") for planner in (load.planner, without))
+        one, other = ({k: v for k, v in vars(each).items() if k != "prompt_token_ids"} for each in (grouped, alone))
+        assert one.pop("prefix_group") and not other.pop("prefix_group") and one == other
+        assert np.array_equal(grouped.prompt_token_ids, alone.prompt_token_ids)
+        assert samples == [0] and alone.min_tokens == alone.max_tokens in (16, 32) and not alone.repetition_detection
 
 
 def test_learned_lengths_shorten_a_run_whose_plan_misleads() -> None:

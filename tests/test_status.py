@@ -99,6 +99,15 @@ def test_spend_in_the_budget_s_unit_and_in_money(tmp_path: Path, plan: dict[str,
     assert found["gpu_hours"] is None, "the large model has no known rate"
 
 
+def test_what_several_models_made_counts_as_the_dearest_s(tmp_path: Path, plan: dict[str, Any]) -> None:
+    """As the budget prices a recipe whose steps ask other models: the row of what came has the tokens of all."""
+    plan["tiers"]["deep"] |= {"model": "small", "models": ["small", "large"]}
+    output = write(tmp_path, plan, [made(n, "deep", model="s", made_from=["a", "b"]) for n in range(2)])
+    found = status.read(output)["generation"]
+    assert found["thought_tokens"] == 100 and found["spent"] == pytest.approx(100e-5)
+    assert found["gpu_hours"] is None, "the large model has no known rate"
+
+
 def test_rows_of_other_models_prompts_and_repeats_do_not_count(tmp_path: Path, plan: dict[str, Any]) -> None:
     others = [made(1, model="x"), made(2, revision="v9"), made(3, engine="endpoint"), made(4, prompt_version="v0")]
     output = write(tmp_path, plan, [made(5), *others, made(6, prompt="brief"), made(5)])

@@ -102,7 +102,11 @@ class Contractor(Generic[Subject]):
         for outcome in outcomes:
             if isinstance(outcome, Counted):
                 when = "found" if outcome.found else "now"
-                yield {f"contractions_{when}": 1, f"contraction_tokens_{when}": outcome.tokens}
+                yield {
+                    f"contractions_{when}": 1,
+                    f"contraction_tokens_{when}": outcome.tokens,
+                    f"contraction_prompt_tokens_{when}": outcome.prompt_tokens,
+                }
                 continue
             made = self._waiting.pop(id(outcome.request))
             made.error = outcome.error

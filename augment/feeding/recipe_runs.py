@@ -60,9 +60,10 @@ class Pending:
 
 @dataclass(frozen=True)
 class Counted:
-    """Tokens of a call, made by this run or found."""
+    """Tokens of a call, made by this run or found: what it generated, and those of its prompt."""
 
     tokens: int
+    prompt_tokens: int
     found: bool
 
 
@@ -162,9 +163,10 @@ class RecipeRuns:
             row = pending.row(self._planner, result)
             bought = row.thought_tokens - result.found_tokens if pending is first else 0
             if bought < row.thought_tokens:
-                yield Counted(row.thought_tokens - bought, found=True)
+                read = 0 if pending is first else row.prompt_tokens  # what was begun before has its prompt once
+                yield Counted(row.thought_tokens - bought, read, found=True)
             if pending is first:
-                yield Counted(bought, found=False)
+                yield Counted(bought, row.prompt_tokens, found=False)
             if not run.ended:
                 yield from self._go_on(run, partial(self._answer, run, pending.planned.call, row))
 
@@ -196,7 +198,8 @@ class RecipeRuns:
                     yield Asked(one.call.model, one, Pending(run, one))
                 else:
                     # What an earlier attempt of this run has made, it has paid for. A verdict may be another's.
-                    yield Counted(row.thought_tokens, found=one.key in run.known or not run.compose)
+                    found = one.key in run.known or not run.compose
+                    yield Counted(row.thought_tokens, row.prompt_tokens, found)
                     steps.append(partial(self._answer, run, one.call, row))
 
     def _ahead(self, run: Run) -> float:

@@ -61,8 +61,9 @@ def outcome_counts(candidates: Sequence[Candidate]) -> Counter[str]:
         counts.update(("candidates", outcome, f"tier.{candidate.tier}.{outcome}"))
         counts.update(count_name(group, what) for what in ("candidates", outcome))
         counts[f"closed.{candidate.closed}"] += 1
-        counts["thought_tokens"] += candidate.thought_tokens
-        counts[count_name(group, "thought_tokens")] += candidate.thought_tokens
+        for what in ("thought_tokens", "prompt_tokens"):
+            counts[what] += getattr(candidate, what)
+            counts[count_name(group, what)] += getattr(candidate, what)
         if candidate.kept:
             counts["kept_thought_tokens"] += candidate.thought_tokens
             counts[count_name(group, "kept_thought_tokens")] += candidate.thought_tokens
@@ -137,12 +138,16 @@ def _averaged(candidates: Sequence[Candidate], valued: ValuedSegment) -> dict[st
 def split_account(counts: Mapping[str, int]) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Sums of `account_counts` as the stage's plain counts, and the table for manifest and card.
 
-    A row has tier, model, prompt, candidates, kept, rejected, kept_share, thought_tokens, kept_thought_tokens, reasons
-    (first reason → candidates), objections (any reason → candidates) and, where traces were valued, `gains`: each of
+    A row has tier, model, prompt, candidates, kept, rejected, kept_share, thought_tokens, kept_thought_tokens,
+    prompt_tokens (of all candidates and all calls that made them), reasons (first reason → candidates), objections (any
+    reason → candidates) and, where traces were valued, `gains`: each of
     `GAINS` with mean, interval95 (None of too few documents), segments and documents; and `lengths`: for kept and
     rejected candidates with a value how many they are, their mean thought tokens, and their nats beyond controls per
-    1,000 thought tokens (of those kept by their value, too high: they were chosen by it). Where a recipe made them
-    there are `steps`: by step `calls`, `thought_tokens` and, of steps that think, `gain`, as those of `gains`.
+    1,000 thought tokens (of those kept by their value, too high: they were chosen by it). Where a judge graded them
+    there is `judge_rank`, its concordance with gains as those of `gains`; where traces met in both orders
+    `judge_orders`: the pairs that were `compared`, and of these those on which both orders `agreed`. Where a recipe
+    made them there are `steps`: by step `calls`, `thought_tokens`, `prompt_tokens` and, of steps that think, `gain`,
+    as those of `gains`.
     """
     plain = {name: number for name, number in counts.items() if not name.startswith("[")}
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -170,6 +175,7 @@ def _table_row(group: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]
         "kept_share": round(kept / candidates, 4) if candidates else 0.0,
         "thought_tokens": row.get("thought_tokens", 0),
         "kept_thought_tokens": row.get("kept_thought_tokens", 0),
+        "prompt_tokens": row.get("prompt_tokens", 0),
         "reasons": row.get("reasons", {}),
         "objections": row.get("objections", {}),
     }
@@ -183,6 +189,8 @@ def _table_row(group: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]
         table_row["trim"] = dict(trim) | {"change": _gain(row, "trimmed")}
     if (rank := _gain(row, "judge_rank")) is not None:
         table_row["judge_rank"] = rank
+    if orders := row.get("judge_orders"):
+        table_row["judge_orders"] = {"compared": 0, "agreed": 0} | dict(orders)
     if steps := [what.removeprefix("step ") for what in row if what.startswith("step ")]:
         table_row["steps"] = {step: _step(row, step) for step in sorted(steps, key=step_order)}
     return table_row

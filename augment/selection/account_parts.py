@@ -22,6 +22,7 @@ def step_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Count
     for call in valued.steps:
         counts[count_name(group, f"step {call.step}", "calls")] += 1
         counts[count_name(group, f"step {call.step}", "thought_tokens")] += call.thought_tokens
+        counts[count_name(group, f"step {call.step}", "prompt_tokens")] += call.prompt_tokens
     for step, nats in valued.step_nats.items():
         add_to_sums(counts, group, f"step {step}", valued.document, nats)
     return counts
@@ -39,6 +40,19 @@ def judge_counts(candidates: Sequence[Candidate], valued: ValuedSegment) -> Coun
         group = (candidates[0].tier, candidates[0].model, candidates[0].prompt)
         add_to_sums(counts, group, "judge_rank", valued.document, found)
     return counts
+
+
+def order_counts(candidate: Candidate, compared: int, agreed: int) -> dict[str, int]:
+    """How many pairs of a segment's traces a judge has read in both orders, and of how many it said the same.
+
+    Args:
+        candidate: one of them.
+    """
+    if not compared:
+        return {}
+    group = (candidate.tier, candidate.model, candidate.prompt)
+    found = {"compared": compared, "agreed": agreed}
+    return {count_name(group, "judge_orders", name): number for name, number in found.items()}
 
 
 def concordance(pairs: Sequence[tuple[float, float]]) -> float | None:

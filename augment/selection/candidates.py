@@ -51,6 +51,7 @@ def make_candidates(request: Request, rows: Iterable[LedgerRow], tokenizer: Text
                 closed=row.closed,
                 finish_reason=row.finish_reason,
                 thought_tokens=row.thought_tokens,
+                prompt_tokens=row.prompt_tokens,
                 text=trace.text,
                 input_ids=input_ids,
                 shown_tokens=request.shown_tokens,
@@ -72,6 +73,7 @@ def steps_of(request: Request, rows: Iterable[LedgerRow]) -> list[StepText]:
         StepText(
             step=row.step,
             thought_tokens=row.thought_tokens,
+            prompt_tokens=row.prompt_tokens,
             text=parse_trace(row).text if row.wants == "thought" else "",
         )
         for row in sorted(calls, key=lambda row: (row.sample, row.finished_at, row.key))
@@ -112,11 +114,13 @@ class StepText(Record, frozen=True, kw_only=True, eq=False):
     Attributes:
         step: of the recipe.
         thought_tokens: generated and paid.
+        prompt_tokens: of its prompt.
         text: its thought; "" of a call that was asked for an answer.
     """
 
     step: str
     thought_tokens: int
+    prompt_tokens: int
     text: str
 
 

@@ -21,6 +21,7 @@ from augment.feeding.worker import WorkOrder
 from augment.recipes.judging import grading, knock_out
 from augment.recipes.protocol import Made, Recipe, RecipeRequest
 from augment.requests.planner import TracePlanner
+from augment.selection.account_parts import order_counts
 from augment.selection.candidates import JudgedSegment
 from augment.selection.values.judge import JudgeConfig
 from sharding.records.types import Candidate, Request
@@ -132,8 +133,13 @@ class Grader:
     def _outcomes(self, outcomes: Iterator[Counted | Ended]) -> Iterator[JudgedSegment | dict[str, int]]:
         for outcome in outcomes:
             if isinstance(outcome, Counted):
-                found, now = (outcome.tokens, 0) if outcome.found else (0, outcome.tokens)
-                yield {"judge_calls": 1, "judge_tokens_found": found, "judge_tokens_now": now}
+                when, other = ("found", "now") if outcome.found else ("now", "found")
+                told = {"tokens": outcome.tokens, "prompt_tokens": outcome.prompt_tokens}
+                yield {
+                    "judge_calls": 1,
+                    **{f"judge_{what}_{when}": number for what, number in told.items()},
+                    **{f"judge_{what}_{other}": 0 for what in told},
+                }
                 continue
             waiting, group = self._waiting.pop((outcome.request.segment_id, outcome.key))
             said: dict[str, Any] = {"grades": [None] * len(group)} if outcome.error else json.loads(outcome.text)
@@ -143,6 +149,7 @@ class Grader:
                 "judge_none": sum(grade is None for grade in said["grades"]),
                 "judge_failed": int(bool(outcome.error)),
                 **{f"judge_{name}": said.get(name, 0) for name in ("unreadable", "compared", "agreed")},
+                **order_counts(group[0], said.get("compared", 0), said.get("agreed", 0)),
             }
             waiting.runs -= 1
             if not waiting.runs:

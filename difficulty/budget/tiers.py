@@ -163,6 +163,11 @@ class TierConfig:
         named = (self.model, *(step.model for step in self.steps.values()))
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
+    def model_of(self, step: str) -> str | None:
+        """The model that makes a step of its recipe, whichever time it is asked for; "" is what has no steps."""
+        told = self.steps.get(step.partition(" ")[0])
+        return self.model if told is None or told.model is None else told.model
+
     @property
     def tokens_per_segment(self) -> float:
         """Thinking tokens a segment is expected to take, all samples together."""

@@ -154,6 +154,7 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
             (
                 *(row["tier"], row["model"], row["prompt"]),
                 *(f"{row.get(of, 0):,}" for of in ("candidates", "kept", "thought_tokens", "kept_thought_tokens")),
+                f"{row['prompt_tokens']:,}" if "prompt_tokens" in row else "",
             )
             for row in account
         ],
@@ -169,6 +170,7 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
         "steps": [
             (
                 *(row["tier"], step, f"{found['calls']:,}", f"{found['thought_tokens']:,}"),
+                f"{found['prompt_tokens']:,}" if "prompt_tokens" in found else "",
                 in_words(found["gain"]) if "gain" in found else "",
             )
             for row in account
@@ -183,9 +185,13 @@ def _of_selection(selected: Manifest) -> dict[str, Any]:
             for tier, found in (selected.facts.get("diversity") or {"tiers": {}})["tiers"].items()
         ],
         "grades": [
-            (row["tier"], f"{row['judge_rank']['mean']:+.2f}", f"{row['judge_rank']['segments']:,}")
+            (
+                row["tier"],
+                *((f"{rank['mean']:+.2f}", f"{rank['segments']:,}") if (rank := row.get("judge_rank")) else ("", "")),
+                f"{orders['agreed']:,} of {orders['compared']:,}" if (orders := row.get("judge_orders")) else "",
+            )
             for row in account
-            if "judge_rank" in row
+            if "judge_rank" in row or "judge_orders" in row
         ],
         "trims": [
             (row["tier"], f"{trim['traces']:,}", f"{trim['tokens_saved']:,}", in_words(trim["change"]))

@@ -87,33 +87,45 @@ def contraction(augmented: Manifest) -> str:
         sum(augmented.counts.get(f"{what}_{when}", 0) for when in ("found", "now"))
         for what in ("contractions", "contraction_tokens")
     )
+    read = sum(augmented.counts.get(f"contraction_prompt_tokens_{when}", 0) for when in ("found", "now"))
     failed = augmented.counts.get("segments_without_contraction", 0)
     return (
         f"{calls:,} contractions by `{asked['contraction_model']}`, of at most {asked['contraction_tokens']:,} tokens "
         f"each: {tokens:,} tokens, which count in the budget and not among the thinking tokens"
+        + (f", made from {read:,} tokens of prompts" if read else "")
         + (f"; {failed:,} segments went without a thought, since theirs failed" if failed else "")
     )
 
 
 def contexts(augmented: Manifest, selected: Manifest) -> list[tuple[str, str, str, str]]:
-    """(tier, what its prompts show beside the segment, tokens of a prompt, held-out gain), to compare contexts; empty
-    where all prompts show the document as it is."""
+    """(tier, what its prompts show beside the segment, tokens of prompts for a trace, held-out gain), to compare
+    contexts; empty where all prompts show the document as it is.
+
+    Of a recipe's trace the prompts of all its calls are counted; those of contractions are told beside (`contraction`),
+    since they serve all tiers that show one.
+    """
     shown = {tier["name"]: _shown(tier) for tier in augmented.config["budget"]["tiers"]}
     if set(shown.values()) == {"full"}:
         return []
-    gains = {
-        row["tier"]: row["gains"]["heldout"] for row in selected.facts["account"] if "heldout" in row.get("gains", {})
-    }
+    account = {row["tier"]: row for row in selected.facts["account"]}
+    gains = {tier: row["gains"]["heldout"] for tier, row in account.items() if "heldout" in row.get("gains", {})}
     return [
         (
             tier["name"],
             shown[tier["name"]],
-            f"{tier['prompt_tokens'] / tier['segments']:,.0f}",
+            prompts_of_a_trace(account.get(tier["name"], {})),
             in_words(gains[tier["name"]]) if tier["name"] in gains else "",
         )
         for tier in augmented.facts["tiers"]
         if tier["generations"]
     ]
+
+
+def prompts_of_a_trace(row: Mapping[str, Any]) -> str:
+    """Tokens of all prompts that were read for a trace, on average, from a row of the account; "" where not known."""
+    if not row.get("candidates") or not row.get("prompt_tokens"):
+        return ""
+    return f"{row['prompt_tokens'] / row['candidates']:,.0f}"
 
 
 def _shown(tier: Mapping[str, Any]) -> str:

@@ -64,11 +64,15 @@ def render(output: str, min_kept_share: float = 0.0, diversity: DiversityConfig 
         f"{augmented.counts.get('thought_tokens', 0):,} generated; "
         f"{packed.counts.get('tokens_thought', 0):,} training tokens in the shards",
     )
+    if read := selected.counts.get("prompt_tokens", 0):
+        facts.add_row("", f"{read:,} tokens of prompts were read for the traces, those of all calls together")
     if contracted := generation.contraction(augmented):
         facts.add_row("contractions", contracted)
     if compared := generation.contexts(augmented, selected):
         said = [
-            f"{name}: shows {shows}, {length} tokens a prompt" + (f", gain {gain}" if gain else "")
+            f"{name}: shows {shows}"
+            + (f", {length} tokens of prompts for a trace" if length else "")
+            + (f", gain {gain}" if gain else "")
             for name, shows, length, gain in compared
         ]
         facts.add_row("contexts", "; ".join(said))

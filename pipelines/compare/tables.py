@@ -141,6 +141,7 @@ def costs(runs: Sequence[Run]) -> Figure:
     rows = [
         _row("generated thinking tokens", runs, lambda run: _number(run, "augment", "thought_tokens")),
         _row("of these kept", runs, lambda run: _number(run, "select", "kept_thought_tokens")),
+        _row("tokens of prompts", runs, lambda run: _number(run, "select", "prompt_tokens")),
         _row("dollars", runs, lambda run: _price(run, "dollars_per_million_tokens")),
         _row("GPU-hours", runs, lambda run: _price(run, "tokens_per_gpu_second")),
         _row("training tokens", runs, _training_tokens),

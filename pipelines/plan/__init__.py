@@ -180,7 +180,9 @@ def _to_json(
         "augment": {
             "tiers": tiers,
             "contraction": contraction,
-            "tokens_in": interval(np.sum([tier.tokens_in for tier in made.tiers], axis=0)),
+            "tokens_in": interval(
+                np.sum([*(tier.tokens_in for tier in made.tiers), made.contraction_prompt_tokens], axis=0)
+            ),
             "tokens_out": interval(np.sum([tier.tokens_out for tier in made.tiers], axis=0)),
             "gpu_hours": None if gpu_hours is None else interval(gpu_hours),
             "dollars": None if dollars is None else interval(dollars),

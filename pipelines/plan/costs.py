@@ -13,17 +13,21 @@ from pipelines.plan.cautions import share
 from pipelines.plan.chance import estimate
 from pipelines.plan.forecast import Forecast, TierForecast
 from pipelines.plan.measured import Pilot
+from pipelines.plan.tier_prices import price_of, rate_of, without_price, without_rate
 
 
 def tier_costs(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, resampled: bool) -> dict[str, Any]:
-    """A tier in the plan's JSON; its `_gpu_hours` and `_dollars` are arrays to be added up, and are no part of it."""
+    """A tier in the plan's JSON; its `_gpu_hours` and `_dollars` are arrays to be added up, and are no part of it.
+
+    Where steps of its recipe have models of their own, all its tokens are counted as the dearest's, as the budget does.
+    """
     interval = partial(estimate, resampled=resampled)
-    model = config.models[tier.model] if tier.model is not None else None
-    rate, rate_from = _rate(config, tier.model, pilot)
-    price = model.dollars_per_million_tokens if model else None
+    models = next(one.models for one in config.budget.tiers if one.name == tier.name)
+    rate, rate_from = rate_of(config, models, pilot)
+    price = price_of(config, models)
     gpu_hours = tier.tokens_out / rate / 3600 if rate else None
     dollars = tier.tokens_out * price / 1e6 if price else None
-    if model is None:
+    if not models:
         gpu_hours = dollars = np.zeros_like(tier.tokens_out)
     return {
         "name": tier.name,
@@ -36,6 +40,7 @@ def tier_costs(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, r
         "dollars": None if dollars is None else interval(dollars),
         "length_from": tier.basis,
         "rate_from": rate_from,
+        "unpriced": {"gpu_hours": without_rate(config, models, pilot), "dollars": without_price(config, models)},
         "cut_share": share(tier, tier.cut),
         "accepted_share": share(tier, tier.accepted),
         "kept_share": share(tier, tier.kept if tier.basis == "pilot" else None),
@@ -43,17 +48,6 @@ def tier_costs(config: MillConfig, tier: TierForecast, pilot: Pilot | None, *, r
         "_gpu_hours": gpu_hours,
         "_dollars": dollars,
     }
-
-
-def _rate(config: MillConfig, name: str | None, pilot: Pilot | None) -> tuple[float | None, str | None]:
-    """Tokens per second and accelerator of a model, and where that is from."""
-    if name is None:
-        return None, None
-    model = config.models[name]
-    if model.tokens_per_gpu_second:
-        return model.tokens_per_gpu_second, "stated"
-    measured = pilot.tokens_per_second.get(name) if pilot is not None and model.engine != "endpoint" else None
-    return (measured, "pilot") if measured else (None, None)
 
 
 def contraction_costs(
@@ -64,11 +58,12 @@ def contraction_costs(
     if name is None:
         return None
     interval = partial(estimate, resampled=resampled)
-    rate, _ = _rate(config, name, pilot)
-    price = config.models[name].dollars_per_million_tokens
+    rate, _ = rate_of(config, [name], pilot)
+    price = price_of(config, [name])
     return {
         "model": name,
         "calls": interval(made.contractions),
+        "tokens_in": interval(made.contraction_prompt_tokens),
         "tokens_out": interval(made.contraction_tokens),
         "length_from": "max_tokens",
         "_gpu_hours": made.contraction_tokens / rate / 3600 if rate else None,

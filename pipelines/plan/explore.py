@@ -31,6 +31,7 @@ from pipelines.plan import strata
 from pipelines.plan.corpus import SampledDocument
 from pipelines.plan.measured import MeasuredTier, Pilot
 from pipelines.plan.pilot import by_tier, generated, judged_of, measurements, valued_of
+from pipelines.plan.tier_prices import price_of, rate_of
 from sharding.beam.part_join import scored_documents
 from sharding.errors import RequestError
 from sharding.hashing import content_id
@@ -203,11 +204,12 @@ def price_in_words(config: MillConfig, requests: Sequence[Request], held: set[st
     dollars = hours = 0.0
     known_dollars = known_hours = True
     for request in missing:
-        model, own = config.models[request.model], tiers[request.tier].tokens_per_segment
-        known_dollars &= model.dollars_per_million_tokens is not None
-        known_hours &= model.tokens_per_gpu_second is not None
-        dollars += own * (model.dollars_per_million_tokens or 0.0) / 1e6
-        hours += own / (model.tokens_per_gpu_second or 1.0) / 3600
+        tier = tiers[request.tier]
+        price, (rate, _) = price_of(config, tier.models), rate_of(config, tier.models, None)
+        known_dollars &= price is not None
+        known_hours &= rate is not None
+        dollars += tier.tokens_per_segment * (price or 0.0) / 1e6
+        hours += tier.tokens_per_segment / (rate or 1.0) / 3600
     ceiling = any(tiers[request.tier].expected_tokens is None for request in missing)
     costs = [f"{hours:,.2f} GPU-hours"] * known_hours + [f"{dollars:,.2f} dollars"] * known_dollars
     return (
@@ -240,7 +242,7 @@ def measure(config: MillConfig, tried: Sequence[Tried], beam_args: Sequence[str]
         one = of_segment[request.segment_id]
         decided = choose(valued.candidates, config.select)
         counts.update(account_counts(decided, valued))
-        entry = measurements(request, segment, decided)
+        entry = measurements(segment, decided)
         entry |= {
             "document": numbers.setdefault(segment.document, len(numbers)),
             "segment": request.segment_id,

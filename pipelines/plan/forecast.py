@@ -7,27 +7,24 @@ accounts for what its parts share.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from augment.contexts.finding import AsLongAsPassages
-from augment.requests.contexts import Contexts
-from augment.requests.contraction import as_long_as_contractions
 from difficulty.budget.allocation import Allocation
 from difficulty.budget.steps import GainSteps
 from difficulty.budget.tiers import TierConfig
 from pipelines import yaml_config
 from pipelines.config import MillConfig
-from pipelines.joints import Choices, TierGains, holdback_of, trace_planner
+from pipelines.joints import TierGains
 from pipelines.plan import chance
 from pipelines.plan.allocations import plans_of
 from pipelines.plan.chance import DRAWS, MIN_MEASURED
 from pipelines.plan.corpus import Evidence
 from pipelines.plan.explored import FEWEST_EXPLORED, of_tier, run_gain
 from pipelines.plan.measured import MeasuredTier, Pilot
+from pipelines.plan.prompts import contraction_prompts, prompt_requests
 from sharding.hashing import content_id, text_number
 from sharding.models.tokenizer import load_tokenizer
 from sharding.records.types import Request
@@ -70,7 +67,8 @@ class Forecast:
         documents, segments, source_tokens, copies: (1 + DRAWS,) of the corpus; `copies` is how often a source token
             is in the shards, for the weights of the sources.
         infeasible_share: of the draws, those whose corpus couldn't take the budget.
-        contractions, contraction_tokens: (1 + DRAWS,) that documents take at most; 0 where no tier shows any.
+        contractions, contraction_tokens, contraction_prompt_tokens: (1 + DRAWS,) that documents take at most; 0 where
+            no tier shows any.
     """
 
     allocation: Allocation
@@ -82,6 +80,7 @@ class Forecast:
     infeasible_share: float
     contractions: np.ndarray
     contraction_tokens: np.ndarray
+    contraction_prompt_tokens: np.ndarray
 
 
 def forecast(
@@ -118,44 +117,19 @@ def forecast(
     )
     documents, segments = (np.array([getattr(one, name) for one in corpora]) for name in ("documents", "segments"))
     contractions = np.maximum(segments - documents, 0.0) * (config.budget.contraction_model is not None)
+    source_tokens = np.array([corpus.source_tokens for corpus in corpora])
     return Forecast(
         allocation=plans[0],
         documents=documents,
         segments=segments,
-        source_tokens=np.array([corpus.source_tokens for corpus in corpora]),
+        source_tokens=source_tokens,
         copies=_copies(config, evidence, weights),
         tiers=tiers,
         infeasible_share=infeasible / DRAWS,
         contractions=contractions,
         contraction_tokens=contractions * config.budget.contraction_tokens,
+        contraction_prompt_tokens=contraction_prompts(config, contractions, source_tokens),
     )
-
-
-def prompt_requests(
-    config: MillConfig, evidence: Evidence, allocation: Allocation, gains: TierGains | None = None
-) -> list[tuple[int, int, Request]]:
-    """(document, tier, request) of the sample's segments that think, counted in training tokens.
-
-    The generators' own tokenizers and chat templates take seconds to load and change a prompt's length by little.
-    """
-    planner = trace_planner(config)
-    for name, model in planner.models.items():
-        planner.models[name] = dataclasses.replace(
-            model, engine="rehearsal", urls=(), served_name=None, api_key_env=None, engine_args={}
-        )
-    choices = Choices(allocation, holdback_of(config), gains)
-    numbers = {tier.name: number for number, tier in enumerate(config.budget.tiers)}
-    found = []
-    tokenizer = load_tokenizer(config.tokenizer)
-    for number, document in enumerate(evidence.sample):
-        contexts = Contexts(
-            contractions=as_long_as_contractions(planner, document.segments, tokenizer),
-            passages=AsLongAsPassages(tokenizer.decode(document.segments[0].input_ids)),
-        )
-        for request in planner.requests(document.segments, choices, contexts):
-            if isinstance(request, Request):
-                found.append((number, numbers[request.tier], request))
-    return found
 
 
 def _tier(

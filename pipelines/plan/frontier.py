@@ -19,6 +19,7 @@ from pipelines.plan import chance
 from pipelines.plan.chance import estimate
 from pipelines.plan.learned import TierCost
 from pipelines.plan.measured import MeasuredTier, Pilot
+from pipelines.plan.tier_prices import price_of, rate_of
 
 NAMES: Mapping[Unit, str] = {"tokens": "thinking tokens", "dollars": "dollars", "gpu_hours": "GPU-hours"}
 
@@ -43,11 +44,8 @@ def costs_of(config: MillConfig, pilot: Pilot) -> dict[str, TierCost]:
 
 def _cost(config: MillConfig, tier: TierConfig, measured: MeasuredTier, pilot: Pilot) -> TierCost:
     tokens = float(np.average(measured.thought_tokens, weights=measured.weights))
-    model = config.models[str(tier.model)]
-    rate = model.tokens_per_gpu_second
-    if rate is None and model.engine != "endpoint":  # how many GPUs a server has is not known
-        rate = pilot.tokens_per_second.get(str(tier.model))
-    price = model.dollars_per_million_tokens
+    rate, _ = rate_of(config, tier.models, pilot)
+    price = price_of(config, tier.models)
     return TierCost(
         thought_tokens=tokens,
         gpu_seconds=tokens / rate if rate else None,
@@ -68,7 +66,7 @@ def unit_of(config: MillConfig, costs: Mapping[str, TierCost]) -> Unit:
     }
     own = config.budget.unit
     order: tuple[Unit, ...] = ("gpu_hours", "dollars", "tokens")
-    if len({tier.model for tier in config.budget.tiers if not tier.skips}) == 1:
+    if len({model for tier in config.budget.tiers for model in tier.models}) == 1:
         order = ("tokens",)  # of one model all three order tiers alike, and a measured rate is noise
     return own if own != "tokens" and known[own] else next(unit for unit in order if known[unit])
 

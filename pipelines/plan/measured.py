@@ -42,7 +42,7 @@ class MeasuredTier:
 
     Attributes:
         thought_tokens: of all samples of the segment, in the generator's tokens.
-        prompt_tokens: of its prompt.
+        prompt_tokens: of its prompts, a sample, on average; of a recipe those of all calls of a run.
         generations: samples that were generated.
         accepted: of them, how many passed the gates.
         cut: of them, how many reached the cap before they had come to an end, whether a closing was forced or not.
@@ -64,7 +64,7 @@ class MeasuredTier:
     """
 
     thought_tokens: tuple[int, ...]
-    prompt_tokens: tuple[int, ...]
+    prompt_tokens: tuple[float, ...]
     generations: tuple[int, ...]
     accepted: tuple[int, ...]
     cut: tuple[int, ...]

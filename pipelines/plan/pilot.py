@@ -7,6 +7,7 @@ What it measures takes the place of a plan's assumptions.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from augment.feeding import worker
 from augment.ledger.parts import PARTIAL_PART, ledger_parts
 from augment.ledger.reading import collapse_duplicates, read_ledger
 from augment.ledger.transforms import FOUND_COLUMNS, FindMissing, ReadLedger
+from augment.recipes.judging import is_verdict
 from augment.requests.contraction import contracted_segments
 from augment.requests.planner import TracePlanner
 from augment.selection.account import account_counts, kept_nats, split_account
@@ -169,17 +171,24 @@ def _generate(
 def judged_of(
     config: MillConfig, requests: Sequence[tuple[SampledDocument, Request]], rows: Sequence[LedgerRow]
 ) -> tuple[list[tuple[Request, JudgedSegment]], dict[str, float | None]]:
-    """Each request with its judged candidates, those that failed left out; and tokens per second by model."""
+    """Each request with its judged candidates, those that failed left out; and tokens per second by model.
+
+    A call of a recipe counts for the model that made it. What a judge of the candidates wrote is left out: it lies
+    beside them where an earlier pilot had it graded.
+    """
     tokenizer = load_tokenizer(config.tokenizer)
     judge = Judge(config.select, tokenizer, holdback_of(config).valued_tiers)
     rows_of: dict[str, list[LedgerRow]] = {}
     for row in rows:
         rows_of.setdefault(row.request_key, []).append(row)
+    tiers = {tier.name: tier for tier in config.budget.tiers}
     made: dict[str, list[LedgerRow]] = {}
     judged: list[tuple[Request, JudgedSegment]] = []
     for document, request in requests:
         own = rows_of.get(request.request_key, [])
-        made.setdefault(request.model, []).extend(row for row in own if not row.composed)
+        for row in own:
+            if not row.composed and not is_verdict(row.step):
+                made.setdefault(str(tiers[request.tier].model_of(row.step)), []).append(row)
         if not (candidates := make_candidates(request, own, tokenizer)):
             continue  # it failed
         ids = np.concatenate([segment.input_ids for segment in document.segments])
@@ -222,16 +231,16 @@ def _measured(
         number = numbers.setdefault(request.doc_id, len(numbers))
         decided = choose(valued.candidates, config.select)
         counts.update(account_counts(decided, valued))
-        entries.append((request.tier, measurements(request, segment, decided) | {"document": number}))
+        entries.append((request.tier, measurements(segment, decided) | {"document": number}))
     return Pilot(tiers=by_tier(entries), tokens_per_second=rates, counts=split_account(counts)[0])
 
 
-def measurements(request: Request, judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:
+def measurements(judged: JudgedSegment, decided: Sequence[Candidate]) -> dict[str, Any]:
     """The entries of one segment in the lists of `MeasuredTier`."""
     kept = [candidate for candidate in decided if candidate.kept]
     return {
         "thought_tokens": sum(candidate.thought_tokens for candidate in decided),
-        "prompt_tokens": request.prompt_tokens,
+        "prompt_tokens": statistics.fmean(candidate.prompt_tokens for candidate in decided),
         "generations": len(decided),
         "accepted": sum(not candidate.reasons for candidate in judged.candidates),
         "cut": sum(candidate.closed != "natural" for candidate in decided),

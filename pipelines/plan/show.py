@@ -56,7 +56,7 @@ def render(plan: Mapping[str, Any]) -> Group:
         facts.add_row(
             "",
             f"at most {_shown(contraction['calls'])} contractions by {contraction['model']}, "
-            f"{_shown(contraction['tokens_out'])} tokens",
+            f"{_shown(contraction['tokens_out'])} tokens, made from {_shown(contraction['tokens_in'])} prompt tokens",
         )
     if budget["expected_gain_nats"] is not None:
         facts.add_row("", _expected_gain(budget, augment["tiers"]))
@@ -196,7 +196,7 @@ def _basis(basis: Mapping[str, Any]) -> str:
 def _total(total: Estimate | None, tiers: Any, key: str, field: str) -> str:
     if total is not None:
         return _shown(total)
-    missing = sorted({f"models.{tier['model']}.{field}" for tier in tiers if tier["model"] and tier[key] is None})
+    missing = sorted({f"models.{model}.{field}" for tier in tiers for model in tier["unpriced"][key]})
     return f"unknown: set {' and '.join(missing)}" if missing else "none"
 
 

@@ -90,6 +90,23 @@ class Facts:
         return {tier["name"]: float(tier["max_tokens"]) for tier in tiers if tier.get("max_tokens")}
 
 
+def tokens_of_row(facts: Facts, row: Mapping[str, Any]) -> dict[str, float]:
+    """The generated tokens of a row of the account by model: of a recipe's, by the models that made its steps."""
+    steps = row.get("steps", {})
+    made = sum(step["thought_tokens"] for step in steps.values())
+    if not made:
+        return {row["model"]: float(row["thought_tokens"])}
+    augmented = facts.stages["augment"]
+    tiers = augmented.config["budget"]["tiers"] if augmented else []
+    told: Mapping[str, Any] = next((tier.get("steps", {}) for tier in tiers if tier["name"] == row["tier"]), {})
+    tokens: dict[str, float] = {}
+    for name, step in steps.items():
+        model = (told.get(name.partition(" ")[0]) or {}).get("model") or row["model"]
+        # The account has all calls; those of runs that came to nothing are no part of the row's tokens.
+        tokens[model] = tokens.get(model, 0.0) + step["thought_tokens"] * row["thought_tokens"] / made
+    return tokens
+
+
 def quantity(value: float) -> str:
     """An amount of money or hours in as many digits as it takes."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.card.generation import forecast
 from pipelines.report import charts
 from pipelines.report.charts import Series
-from pipelines.report.facts import Facts, Figure, missing_until, quantity, share
+from pipelines.report.facts import Facts, Figure, missing_until, quantity, share, tokens_of_row
 from pipelines.terminal import counted
 
 KINDS = (("source", "k1"), ("thought", "k2"), ("delimiter", "k3"), ("padding", "k0"))
@@ -90,6 +90,8 @@ def cost(facts: Facts) -> Figure:
     )
     if augmented is not None:
         says += f" {augmented.counts.get('thought_tokens', 0):,} thinking tokens were generated."
+        if (selected := facts.stages["select"]) is not None and (read := selected.counts.get("prompt_tokens", 0)):
+            says += f" {read:,} tokens of prompts were read for the traces, those of all calls together."
         says += f" {forecast(augmented)}".rstrip()
     else:
         says += " Generation hasn't finished: `thoughtmill status` tells how far it is."
@@ -123,7 +125,8 @@ def tokens_by_model(facts: Facts) -> dict[str, float]:
     tokens: dict[str, float] = {}
     selected, augmented = facts.stages["select"], facts.stages["augment"]
     for row in selected.facts.get("account", []) if selected else []:
-        tokens[row["model"]] = tokens.get(row["model"], 0.0) + row["thought_tokens"]
+        for model, number in tokens_of_row(facts, row).items():
+            tokens[model] = tokens.get(model, 0.0) + number
     models = list(augmented.facts["models"]) if augmented else []
     if not tokens and augmented and len(models) == 1:
         tokens[models[0]] = augmented.counts.get("thought_tokens", 0)

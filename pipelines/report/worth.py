@@ -9,7 +9,7 @@ from augment.selection.account import in_words
 from augment.selection.keeping import NOT_CHOSEN
 from augment.selection.verdict import worth
 from pipelines.report import marks
-from pipelines.report.facts import Facts, Figure, missing_until
+from pipelines.report.facts import Facts, Figure, missing_until, tokens_of_row
 from pipelines.report.marks import Point
 from pipelines.terminal import counted
 from sharding.storage.manifest import Manifest
@@ -98,7 +98,12 @@ def _cheapest_first(row: Mapping[str, Any]) -> float:
 
 
 def _price(facts: Facts, row: Mapping[str, Any], tokens: float) -> Iterator[str]:
-    price = facts.prices.get(row["model"], {})
-    dollars, rate = price.get("dollars_per_million_tokens"), price.get("tokens_per_gpu_second")
-    yield "no price" if dollars is None else f"${tokens * dollars / 1e6:,.3g}"
-    yield "no rate" if rate is None else f"{tokens / rate:,.3g}"
+    """Dollars and GPU-seconds of so many of a row's tokens, by the models that made them."""
+    by_model = {model: number for model, number in tokens_of_row(facts, row).items() if number}
+    share = tokens / max(row["thought_tokens"], 1)
+    prices = [(number * share, facts.prices.get(model, {})) for model, number in by_model.items()]
+    dollars = [(number, price.get("dollars_per_million_tokens")) for number, price in prices]
+    rates = [(number, price.get("tokens_per_gpu_second")) for number, price in prices]
+    is_priced, is_rated = (all(known is not None for _, known in found) for found in (dollars, rates))
+    yield f"${sum(number * (price or 0.0) for number, price in dollars) / 1e6:,.3g}" if is_priced else "no price"
+    yield f"{sum(number / (rate or 1.0) for number, rate in rates):,.3g}" if is_rated else "no rate"

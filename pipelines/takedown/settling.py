@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from pipelines.counts import PROMPT_TOKENS
 from pipelines.epochs import epoch_counts
 from pipelines.takedown.parts import Gone
 from pipelines.tombstones import Tombstones
@@ -34,7 +33,7 @@ def settled(made: Manifest, gone: Gone, stones: Tombstones) -> Manifest:
     """The manifest with the counts and facts of what remains."""
     counts = dict(made.counts)
     for name, count in gone.counts[made.stage].items():
-        if count and not (name.startswith(f"{PROMPT_TOKENS}.") and name not in counts):  # of an earlier version
+        if count:
             counts[name] = counts.get(name, 0) - count
             if not counts[name] and "." in name:
                 del counts[name]  # as if it had never been counted
@@ -65,8 +64,6 @@ def _tiers(made: Manifest, gone: Gone) -> list[dict[str, Any]]:
         if not tier.get("planned_tokens") and not thinks:
             segments = gone.counts["score"]["segments"] - requests["requests"]
         less = {"segments": segments, "generations": requests[f"tier.{tier['name']}.samples"]}
-        if PROMPT_TOKENS in tier:  # not in those of an earlier version
-            less[PROMPT_TOKENS] = requests[f"{PROMPT_TOKENS}.{tier['name']}"]
         tiers.append({**tier, **{name: max(0, tier[name] - number) for name, number in less.items()}})
     return tiers
 
@@ -83,6 +80,8 @@ def _account(before: list[dict[str, Any]], gone: list[dict[str, Any]]) -> list[d
         new = dict(row)
         for name in ("candidates", "kept", "rejected", "thought_tokens", "kept_thought_tokens"):
             new[name] = row[name] - minus[name]
+        if "prompt_tokens" in row:  # not in those of an earlier version
+            new["prompt_tokens"] = row["prompt_tokens"] - minus["prompt_tokens"]
         for name in ("reasons", "objections"):
             left = {reason: count - minus[name].get(reason, 0) for reason, count in row[name].items()}
             new[name] = {reason: count for reason, count in left.items() if count}

@@ -36,6 +36,7 @@ class PlannedTier(msgspec.Struct):
     model: str | None
     generations: Number
     planned_tokens: Number
+    models: list[str] = []
 
 
 class PlannedModel(msgspec.Struct):

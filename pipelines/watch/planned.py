@@ -33,7 +33,7 @@ def plan_of(
     """
     generations = planned_generations(config, allocation)
     models = planner.describe()
-    model_of = {tier.name: tier.model for tier in config.budget.tiers}
+    asked = {tier.name: tier for tier in config.budget.tiers}
     for name, model in planner.models.items():
         models[name] |= {
             "dollars_per_million_tokens": model.dollars_per_million_tokens,
@@ -49,7 +49,8 @@ def plan_of(
         "unit": allocation.unit,
         "tiers": {
             plan.name: {
-                "model": model_of[plan.name],
+                "model": asked[plan.name].model,
+                "models": list(asked[plan.name].models),
                 "generations": generations[plan.name],
                 "planned_tokens": plan.tokens,
             }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,8 +118,17 @@ def _generation(
 
 
 def _spent(plan: dict[str, Any], *bought: Bought) -> dict[str, Any]:
-    """What these generations took, in every unit; None where a price isn't known."""
-    tokens = {name: sum(int(each.tokens[each.models == name].sum()) for each in bought) for name in plan["models"]}
+    """What these generations took, in every unit; None where a price isn't known.
+
+    A recipe's are told with the tokens of all its calls: where these are of several models they count as the dearest's,
+    as the budget has it.
+    """
+    tokens: Counter[tuple[str, ...]] = Counter()
+    for each in bought:
+        for tier, model in dict.fromkeys(zip(each.tiers.tolist(), each.models.tolist(), strict=True)):
+            asked = [name for name in plan["tiers"].get(tier, {}).get("models", ()) if name in plan["models"]]
+            number = each.tokens[(each.tiers == tier) & (each.models == model)].sum()
+            tokens[tuple(asked) if len(asked) > 1 else (model,)] += int(number)
     return {
         "thought_tokens": sum(tokens.values()),
         "dollars": _cost(plan, tokens, "dollars_per_million_tokens", lambda number, price: number * price / 1e6),
@@ -126,13 +136,17 @@ def _spent(plan: dict[str, Any], *bought: Bought) -> dict[str, Any]:
     }
 
 
-def _cost(plan: dict[str, Any], tokens: Mapping[str, int], price: str, of: Any) -> float | None:
-    """What the tokens of all models have cost, or None where the price of a model in use is not known."""
-    in_use = [name for name, count in tokens.items() if count] or list(tokens)
-    prices = {name: plan["models"][name][price] for name in in_use}
-    if None in prices.values():
+def _cost(plan: dict[str, Any], tokens: Mapping[tuple[str, ...], int], price: str, of: Any) -> float | None:
+    """What the tokens of all models have cost, or None where the price of a model in use is not known.
+
+    Args:
+        tokens: by the models that may have made them, of which the dearest counts.
+    """
+    in_use = [models for models, count in tokens.items() if count] or [(name,) for name in plan["models"]]
+    prices = {models: [plan["models"][name][price] for name in models] for models in in_use}
+    if any(None in known for known in prices.values()):
         return None
-    return float(sum(of(tokens[name], prices[name]) for name in prices))
+    return float(sum(max(of(tokens.get(models, 0), one) for one in known) for models, known in prices.items()))
 
 
 def _tokens_per_second(done: Bought, *, live: bool, now: float) -> float | None:

@@ -153,6 +153,7 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
         samples: how many generations are wanted; sample i has the ledger key `sample_key(request_key, i)`.
         max_tokens: cap on the tokens of one generation.
         expected_tokens: tokens one generation is expected to take; orders the queue and prices the plan.
+        prompt_tokens: of its prompt; of a recipe, of the first call's alone, as the others' hang on what that makes.
         prompt_token_ids: (prompt_tokens,) uint32 under the generator's tokenizer; not stored.
         shown_tokens: how many of the segment's training tokens, from its start, the prompt shows. The rest was held
             back, to tell what the trace is worth or because the thought is to stand before it.
@@ -187,7 +188,8 @@ class Request(Record, frozen=True, kw_only=True, eq=False):
 class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
     """One finished generation; never changed once written.
 
-    A recipe's run has a row for each of its calls, and one for what came of it, which has the tokens of all.
+    A recipe's run has a row for each of its calls, and one for what came of it, which has the tokens of all, generated
+    ones and those of prompts.
 
     Attributes:
         key: `sample_key(request_key, sample)`; of a recipe's call, that with its step and a hash of what decides it.
@@ -197,6 +199,7 @@ class LedgerRow(Record, frozen=True, kw_only=True, eq=False):
         prompt, prompt_version: the prompt template; of a recipe's call, the version ends with "@" and the step.
         text: the generated text; special tokens left out, but for the marks of thinking.
         thought_tokens: how many tokens were generated and paid for, those that nobody saw included.
+        prompt_tokens: of its prompt.
         token_ids: (at most thought_tokens,) uint32, generator token ids.
         sum_logprobs: sum of ln p of the generated tokens under the generator's sampling distribution, or None.
         finish_reason: as the engine said: "stop" or "length".
@@ -252,6 +255,7 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
         key: the ledger key.
         finish_reason: as the engine said.
         thought_tokens: tokens the generator wrote, in its own tokenizer.
+        prompt_tokens: tokens it read for that; of a recipe, of the prompts of all its calls.
         text: the trace as it enters training, markers stripped.
         input_ids: (num_tokens,) training token ids of `text`, encoded as plain text.
         shown_tokens: how many of the segment's tokens the generator saw: see `Request`.
@@ -282,6 +286,7 @@ class Candidate(Record, frozen=True, kw_only=True, eq=False):
     text: str
     input_ids: TokenIds
     shown_tokens: Int32
+    prompt_tokens: Int32 = 0
     value: float | None = None
     unvalued: str = ""
     gain_nats: float | None = None
