@@ -6,11 +6,13 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import get_args
 
 import msgspec
 
+from augment.contexts.passage_index import read_index
 from augment.ledger.forgetting import Forgotten
 from pipelines import accounts
 from pipelines.delivered import Corpus, corpora, joined
@@ -49,6 +51,7 @@ class Removed:
         shards: how many of them are shards.
         ledger: what left the ledger.
         finished: an earlier removal was found interrupted, and finished first.
+        search_index: the index of passages in a search server that may hold their text; "" where there is none.
     """
 
     documents: int = 0
@@ -58,6 +61,7 @@ class Removed:
     shards: int = 0
     ledger: Forgotten | None = None
     finished: bool = False
+    search_index: str = ""
 
 
 def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledger_url: str | None = None) -> Removed:
@@ -79,7 +83,7 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
     at.check_links()
     with Lease(output, "remove") as lease:
         staging = Staging(output, 0)
-        done = Removed()
+        done = Removed(search_index=_search_index(at))
         if (left := staging.journal()) is not None:
             _ledger_of(output, left.ledger, ledger_url)
             done.finished = True
@@ -102,6 +106,14 @@ def remove(output: str, wanted: Wanted | None, *, missing_ok: bool = False, ledg
             done.files += len(prepared.moves)
             done.shards = sum(move.name.startswith("data/") for move in prepared.moves)
     return done
+
+
+def _search_index(at: Output) -> str:
+    """Which index of a search server `index.json` names, before it goes: no output says where a key may be sent."""
+    with suppress(MillError):  # what can't be read names none
+        if (stored := read_index(at.passages)) is not None and stored.server is not None:
+            return stored.server.name
+    return ""
 
 
 @dataclass
