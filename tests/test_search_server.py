@@ -20,6 +20,7 @@ from augment.contexts.passages import Passage, passages_of
 from augment.contexts.server_building import ServerIndex, put_passages
 from augment.contexts.server_index import AtServer, open_place
 from pipelines import passages, preflight
+from pipelines.cli.removing import _told
 from pipelines.joints import index_inputs, index_request
 from pipelines.run import mill
 from pipelines.takedown.ids import Wanted
@@ -150,6 +151,21 @@ def test_a_server_that_dies_and_comes_back_is_waited_for(server: SearchServer, m
     server.script = script
     _, whole = put(SearchServerConfig(url=server.url), TEXTS)
     assert died.is_set() and whole.passages == len(TEXTS)
+
+
+def test_a_server_that_was_there_is_waited_for_by_processes_that_have_not_seen_it(
+    server: SearchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchServerConfig(url=server.url, max_wait_s=60.0)
+    _, whole = put(config, TEXTS[:3])
+    monkeypatch.setattr(waiting, "START_WAIT_S", 0.0)
+    for act in (lambda: open_place(config, whole), lambda: put_passages(config, whole.name, [Passage("d", 0, "t")])):
+        server.stop()
+        threading.Timer(0.2, server.start).start()
+        act()
+    server.stop()
+    with SearchClient(config) as client, pytest.raises(MillError, match=r"no connection.*never reached"):
+        client.software()
 
 
 PAGE = b"<html><title>Sign in</title></html>"
@@ -354,6 +370,7 @@ def test_a_run_has_its_index_in_the_server_and_shares_it(
     server.stop()
     mill(config, stages=["score", "augment"])  # what is done needs no server
     done = remove(config.output, Wanted(frozenset(["1"]), {}))
+    assert f"the index {name} may hold their text" in _told(config.output, done)
     assert done.search_index == name and not storage.list_names(Output(config.output).retrieval)
 
 

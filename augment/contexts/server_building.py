@@ -146,7 +146,7 @@ def put_passages(config: SearchServerConfig, name: str, passages: Iterable[Passa
         MillError: the server took no requests for too long, or refuses a passage.
     """
     count = 0
-    with SearchClient(config) as client:
+    with SearchClient(config, known=True) as client:
         for batch in _batches(passages):
             _put(client, name, batch)
             count += len(batch)

@@ -57,7 +57,7 @@ def open_place(config: SearchServerConfig, index: AtServer) -> ServerPlace:
     Raises:
         MillError: it isn't there, isn't whole, or the server is another one by now.
     """
-    client = SearchClient(config)
+    client = SearchClient(config, known=True)
     again = "run `thoughtmill augment` again, and it is built again"
     if (software := client.software()) != index.software:
         raise MillError(f"{client.url} is {software}, and {index.name} was made by {index.software}: {again}")

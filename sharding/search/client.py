@@ -68,6 +68,7 @@ class SearchClient:
     Args:
         config: where it is, and its key.
         waits: whether a server that is full or away is waited for; else that is an error at once.
+        known: it has answered another process of the run, so that it is waited for as one that was there.
 
     Raises:
         RequestError: the key's variable is not set, or the environment names a proxy or certificates that can't be
@@ -75,12 +76,12 @@ class SearchClient:
         MillError: httpx is absent.
     """
 
-    def __init__(self, config: SearchServerConfig, *, waits: bool = True) -> None:
+    def __init__(self, config: SearchServerConfig, *, waits: bool = True, known: bool = False) -> None:
         self.url = config.url.rstrip("/")
         self._config, self._waits = config, waits
         self._secrets, scheme = _secrets_of(config)
         self._client, self._proxy = new_client(self.url, self._secrets[0] if self._secrets else None, scheme=scheme)
-        self._reached = False
+        self._reached = known
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="search-server", daemon=True)
         self._thread.start()
