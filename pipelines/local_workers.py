@@ -5,33 +5,29 @@ nobody hears, and the pipeline goes on waiting. So a pipeline runs on a thread o
 first, its end or such an error, is what came of it.
 
 A terminal sends Ctrl-C to every process that it started, and each would answer with a traceback. That thread blocks the
-signal, and so do the threads and engines that come from it; worker processes, which begin in a shell, ignore it. The
-main thread alone hears it, and ends them. Used by `pipelines.running`.
+signal, and so do the threads and engines that come from it; worker processes ignore it. The main thread alone hears it,
+and ends them. Used by `pipelines.running`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
-from pipelines.local_worker_main import BEAMS_OWN, QUIET
 from pipelines.runner_faults import is_in_process
 from pipelines.stopping import end_workers, let_workers_end, on_notice
+from pipelines.worker_server import forked_workers
 from sharding.errors import MillError
 from sharding.memory_kills import kills_for_memory
 
 _KILLED = re.compile(r"return code (?:137|-9)\b")
-_OURS = "pipelines.local_worker_main"
 _MINDER = "run_worker"
 """Beam's name for the threads that mind worker processes."""
 
@@ -39,10 +35,10 @@ _HEARD_BY_MAIN = {signal.SIGINT, signal.SIGHUP}
 """Not SIGTERM, by which engines are told to end."""
 
 
-def has_processes(pipeline: beam.Pipeline) -> bool:
+def has_processes(options: PipelineOptions) -> bool:
     """Whether a pipeline's workers will be processes of this machine that Beam's local runner starts."""
-    mode = pipeline.options.view_as(DirectOptions).direct_running_mode
-    return is_in_process(pipeline.options) and mode == "multi_processing"
+    mode = options.view_as(DirectOptions).direct_running_mode
+    return is_in_process(options) and mode == "multi_processing"
 
 
 def run_locally(pipeline: beam.Pipeline) -> Any:
@@ -69,37 +65,20 @@ def run_locally(pipeline: beam.Pipeline) -> Any:
 
     kills, before, threading.excepthook = kills_for_memory(), threading.excepthook, heard
     try:
-        with _deaf_workers():
+        with forked_workers(quiet=not logging.getLogger().isEnabledFor(logging.INFO)):
             threading.Thread(target=run, name="thoughtmill-pipeline", daemon=True).start()
             state, error = ended.get()
         if error is not None:
             raise error
         return state
     except BaseException:
-        if has_processes(pipeline):
+        if has_processes(pipeline.options):
             if on_notice():
                 let_workers_end()
             end_workers()  # Beam waits for the others, also when this process ends
         raise
     finally:
         threading.excepthook = before
-
-
-@contextlib.contextmanager
-def _deaf_workers() -> Iterator[None]:
-    """Has worker processes ignore what a terminal sends to all of its processes, and keep their log to the runner."""
-    kind, name = SubprocessSDKEnvironment, "from_command_string"
-    made = vars(kind)[name]
-
-    def deaf(command_string: str) -> Any:
-        quiet = "" if logging.getLogger().isEnabledFor(logging.INFO) else f"{QUIET}=1 "
-        return made.__func__(kind, f"trap '' INT HUP; {quiet}exec {command_string.replace(BEAMS_OWN, _OURS)}")
-
-    setattr(kind, name, staticmethod(deaf))
-    try:
-        yield
-    finally:
-        setattr(kind, name, made)
 
 
 def _told(said: str, for_memory: bool) -> MillError:

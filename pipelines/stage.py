@@ -21,10 +21,11 @@ import apache_beam as beam
 import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import accounts, runner_faults, yaml_config
+from pipelines import accounts, runner_faults, worker_server, yaml_config
 from pipelines.beam_options import beam_options, local_shuffle
 from pipelines.config import Workers
 from pipelines.deliveries_begun import refuse_delivered
+from pipelines.local_workers import has_processes
 from pipelines.outcome import Built, Outcome, WriteOutcome, take_outcome
 from pipelines.running import run_pipeline
 from pipelines.tombstones import refuse_unfinished
@@ -310,6 +311,8 @@ class Stage:
         for name in storage.list_names(self.at.stages):
             if name.startswith(f".outcome-{self.name}-"):  # of a run that was killed
                 storage.remove(storage.join(self.at.stages, name), self.output)
+        if has_processes(options):
+            worker_server.start(self.sections.get("tokenizer") or "")
         with local_shuffle(options, self.at.shuffle(self.name)):
             pipeline = beam.Pipeline(options=options)
             self.assemble(pipeline, url)

@@ -31,7 +31,7 @@ GRACE_S = 20.0
 """A clean end may take so long: schedulers kill 30 seconds after they have asked."""
 
 _WORKER_MAIN = b"pipelines.local_worker_main"
-"""In the command of every worker process."""
+"""In the command of every worker process, and of the child of this process that they are forked from."""
 
 _POLL_S = 0.1
 
@@ -181,6 +181,6 @@ def _workers() -> list[int]:
         while above in parents and above != os.getpid():
             above = parents[above]
         with contextlib.suppress(OSError):
-            if above == os.getpid() and _WORKER_MAIN in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if above == os.getpid() != parents[pid] and _WORKER_MAIN in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found

@@ -2,9 +2,10 @@
 
     work of the stage in seconds ─► a process for every `WORTH_S` of it ─► no more than cores and memory allow
 
-A pipeline starts its processes anew, and each takes `START_S` before it does anything: a small job is done by then in
-this one. A stage whose workers load a model has one process unless told otherwise: torch uses all cores by itself, and
-an accelerator has no room for the same model twice. Engines that generate are no such models: processes share them.
+The first pipeline of a run waits `START_S` for its processes, later ones hardly (`pipelines.worker_server`): a small
+job is done by then in this one. A stage whose workers load a model has one process unless told otherwise: torch uses
+all cores by itself, and an accelerator has no room for the same model twice. Engines that generate are no such models:
+processes share them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pipelines import runner_faults
 from pipelines.config import Workers
 from sharding.errors import RequestError
 
-START_S = 2.5
-"""Until the processes of a pipeline are at work: measured on two cores (docs/benchmarks.md, milling)."""
+START_S = 1.5
+"""Until the first processes of a run are at work: measured on two cores (docs/benchmarks.md, cores)."""
 
 WORTH_S = 4 * START_S
 """Seconds of work that a process is started for."""

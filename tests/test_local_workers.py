@@ -14,10 +14,11 @@ import pytest
 from augment.feeding import keeper
 from augment.feeding.config import FeedingConfig
 from augment.feeding.stats import FeederStats
-from pipelines import local_workers
+from pipelines import local_workers, worker_server
 from pipelines.beam_options import beam_options
 from pipelines.local_workers import has_processes, run_locally
 from pipelines.running import run_pipeline
+from pipelines.worker_server import Worker
 from sharding import memory_kills
 from sharding.errors import MillError
 
@@ -96,7 +97,7 @@ def test_what_a_pipeline_raises_is_raised() -> None:
     ],
 )
 def test_which_pipelines_have_processes(options: tuple[str, ...], expected: bool) -> None:
-    assert has_processes(Waits(*options)) == expected  # type: ignore[arg-type]
+    assert has_processes(beam_options(options)) == expected
 
 
 @pytest.mark.parametrize(
@@ -150,3 +151,30 @@ def test_beams_own_workers() -> None:
     done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.startswith("MillError score: a worker process was killed"), done.stderr
     assert done.returncode == 0
+
+
+NOWHERE = {**os.environ, "CONTROL_API_SERVICE_DESCRIPTOR": 'url: "localhost:1"'}
+"""Of a worker that waits for a runner that isn't there."""
+
+
+def test_workers_are_forked_from_one_process_and_their_ends_are_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing, waiting = Worker({**os.environ, "WITHOUT": "a runner"}), Worker(NOWHERE)
+    assert failing.wait() == 1 and "CONTROL_API_SERVICE_DESCRIPTOR" in capfd.readouterr().err
+    assert waiting.poll() is None
+    (server,) = worker_server._servers
+    assert Path(f"/proc/{waiting.pid}/stat").read_text().split()[3] == str(server._process.pid)
+    waiting.kill()
+    assert waiting.wait() == waiting.poll() == -signal.SIGKILL
+
+    # Another environment is another process: what a module reads when it is imported has to be that of now.
+    monkeypatch.setenv("THOUGHTMILL_TEST", "changed")
+    waiting = Worker(NOWHERE)
+    (second,) = worker_server._servers
+    assert second is not server and server._process.returncode == 0
+    second._process.kill()
+    assert waiting.wait() == -signal.SIGKILL
+    assert waiting.pid is not None
+    os.kill(waiting.pid, signal.SIGKILL)
+    assert Worker(dict(os.environ)).wait() == 1, "a server that was killed is replaced"

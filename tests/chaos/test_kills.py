@@ -179,7 +179,8 @@ def test_a_worker_that_hardly_runs(job: Job, tmp_path: Path, account: Account) -
         parent = psutil.Process(run.pid)
         while not ended.is_set():
             try:
-                children = parent.children(recursive=True)
+                servers = parent.children()  # workers are forked from one
+                children = (child for server in servers for child in server.children())
                 workers = [child for child in children if "local_worker_main" in " ".join(child.cmdline())]
                 slow = sorted(workers, key=lambda worker: worker.pid)[:1]
                 for worker in slow:
