@@ -282,6 +282,11 @@ class MillConfig:
                 f"retrieval.corpus: {self.retrieval.corpus!r} is set, and no tier shows passages: set the context "
                 "of one to retrieved, or leave it out"
             )
+        if self.retrieval.server is not None and not self.budget.retrieves:
+            raise ValueError(
+                f"retrieval.server: {self.retrieval.server.url!r} is set, and no tier shows passages: set the context "
+                "of one to retrieved, or leave it out"
+            )
         if self.budget.retrieves and self.difficulty.scorer == "none":
             raise ValueError(
                 "difficulty.scorer: a tier shows passages on what is hard, which none doesn't tell; name a scorer"

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from difficulty.budget.tiers import NUMBERS
 from pipelines import yaml_tree
 from pipelines.config import MillConfig
+from pipelines.secrets import without_secrets
 from sharding import storage
 from sharding.errors import RequestError, similar
 
@@ -156,7 +157,7 @@ def _explain(problem: Any) -> str:
         return f"{path}: is required"
     if kind == "value_error" and (not path or "." in message.split(":")[0]):
         return message  # a check across sections names its own keys
-    shown = _as_written(problem["input"])
+    shown = _as_written(without_secrets(problem["input"]))
     shown = shown if len(shown) <= 120 else shown[:117] + "..."
     if kind == "string_type" and isinstance(problem["input"], int | float):
         message += "; quote it to make it text"

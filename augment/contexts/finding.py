@@ -55,6 +55,6 @@ def contexts_of(planner: TracePlanner, segments: Sequence[ScoredSegment], contra
     """
     if planner.index is None or not segments:
         return Contexts(contractions=contractions)
-    index = load_index(planner.index.url, planner.index.digest)
+    index = load_index(planner.index.url, planner.index.digest, planner.index.server)
     passages = DocumentPassages(index, segments, load_tokenizer(planner.tokenizer))
     return Contexts(contractions=contractions, passages=passages)

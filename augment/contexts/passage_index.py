@@ -1,5 +1,6 @@
 """An index of passages by their words: built once for a corpus, shard by shard, and asked about hard spans.
 
+It lies in an output, as described here, or in a search server: `augment.contexts.server_index` has what differs then.
 tantivy ranks by BM25 (Robertson & Zaragoza, "The Probabilistic Relevance Framework", 2009; k1 = 1.2, b = 0.75). Each
 shard is one file, an archive of what tantivy has written, which a process unpacks once and maps into memory. A shard
 knows how rare a word is from its own passages alone, as in any search engine of several shards.
@@ -17,14 +18,16 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
-from augment.contexts.passages import Passage, runs_of, says_the_same
+from augment.contexts.passages import Passage, document_term, rounded, runs_of, says_the_same, terms_of
+from augment.contexts.server_index import AtServer, open_place
 from augment.selection.words import words_of
 from sharding.errors import MillError
 from sharding.hashing import fingerprint
+from sharding.search.config import SearchServerConfig
 from sharding.storage.files import exists, filesystem, publish
 from sharding.storage.json_files import read_json
 from sharding.storage.private import fresh_folder, private_folder
@@ -37,10 +40,6 @@ MOST_WORDS = 64
 
 _HEAP_BYTES = 64 << 20
 _FIRST_LOOK, _DEEPEST_LOOK = 32, 8192
-_LONGEST_WORD = 64
-_DIGITS = 4
-"""Of a score, so that what the last bits of a sum say orders nothing."""
-
 
 _HexDigits = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8,64}$")]
 """It names a folder, and is read from an output, which anyone may have written."""
@@ -60,16 +59,18 @@ class Shard(msgspec.Struct, frozen=True):
     passages: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class StoredIndex(msgspec.Struct, frozen=True):
-    """`index.json`, which is there when all shards are.
+class StoredIndex(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`index.json`, which is there when the index is whole.
 
     Attributes:
         digest: of the corpus that it was made from, and of how.
-        shards: those that have a passage.
+        shards: those that have a passage; none of an index in a search server.
+        server: where in the server it is.
     """
 
     digest: _HexDigits
     shards: list[Shard]
+    server: AtServer | None = None
 
 
 def build_shard(url: str, passages: Iterable[Passage]) -> Shard:
@@ -89,8 +90,8 @@ def build_shard(url: str, passages: Iterable[Passage]) -> Shard:
         writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)  # one: the same order in every build
         for passage in passages:
             document = tantivy.Document()
-            document.add_text("words", " ".join(_terms(words_of(passage.text))))
-            document.add_text("document", _document_term(passage.doc_id))
+            document.add_text("words", " ".join(terms_of(words_of(passage.text))))
+            document.add_text("document", document_term(passage.doc_id))
             document.add_bytes("passage", msgspec.msgpack.encode(passage))
             writer.add_document(document)
             seen.append(fingerprint([passage.doc_id, "\0", str(passage.number), "\0", passage.text]))
@@ -104,14 +105,21 @@ def build_shard(url: str, passages: Iterable[Passage]) -> Shard:
     return Shard(url.rpartition("/")[2], fingerprint(seen), number)
 
 
+class Place(Protocol):
+    """A shard, or all of an index in a server."""
+
+    def hits(self, words: Sequence[str], doc_id: str, depth: int) -> list[tuple[float, Passage]]:
+        """(score, passage) of the first so many that are not of a document, the best first."""
+
+
 class PassageIndex:
     """An index as processes ask it; get one from `load_index`.
 
     Args:
-        places: its shards.
+        places: where its passages are.
     """
 
-    def __init__(self, places: Sequence[_Place]) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
 
     def find(self, spans: Sequence[str], doc_id: str, own: frozenset[str], number: int) -> list[Passage]:
@@ -125,7 +133,7 @@ class PassageIndex:
             own: `runs_of` the document's words.
             number: of passages wanted; fewer where no more have a word of the spans.
         """
-        words = list(dict.fromkeys(_terms(word for span in spans for word in words_of(span))))[:MOST_WORDS]
+        words = list(dict.fromkeys(terms_of(word for span in spans for word in words_of(span))))[:MOST_WORDS]
         found: list[Passage] = []
         said = [own]
         if words and number:
@@ -171,10 +179,10 @@ class _Place:
         """(score, passage) of the first so many that are not of a document, the best first."""
         query, occur = self._tantivy.Query, self._tantivy.Occur
         clauses = [(occur.Should, query.term_query(self._schema, "words", word, index_option="freq")) for word in words]
-        own = query.term_query(self._schema, "document", _document_term(doc_id), index_option="basic")
+        own = query.term_query(self._schema, "document", document_term(doc_id), index_option="basic")
         asked = query.boolean_query([*clauses, (occur.MustNot, own)])
         found = self._searcher.search(asked, limit=depth, count=False).hits
-        return [(_rounded(score), self._passage(address)) for score, address in found]
+        return [(rounded(score), self._passage(address)) for score, address in found]
 
     def _passage(self, address: Any) -> Passage:
         stored = self._searcher.doc(address).get_first("passage")
@@ -182,18 +190,21 @@ class _Place:
 
 
 @lru_cache(maxsize=2)
-def load_index(url: str, digest: str) -> PassageIndex:
+def load_index(url: str, digest: str, server: SearchServerConfig | None = None) -> PassageIndex:
     """The index of this digest at `url`, unpacked once on a machine and loaded once in a process.
 
     Args:
         url: of its `index.json`.
+        server: that keeps it; None: it lies beside that.
 
     Raises:
         MillError: it isn't there, is another one or can't be read.
     """
     stored = read_index(url)
-    if stored is None or stored.digest != digest:
+    if stored is None or stored.digest != digest or (stored.server is None) != (server is None):
         raise MillError(f"{url} is not the index that this run has made: run `thoughtmill augment` again")
+    if server is not None and stored.server is not None:
+        return PassageIndex([open_place(server, stored.server)])
     folder = url.rpartition("/")[0]
     return PassageIndex([_opened(f"{folder}/{shard.name}", shard.digest) for shard in stored.shards])
 
@@ -236,18 +247,6 @@ def _unpacked(url: str, digest: str) -> Path:
         finally:
             shutil.rmtree(unpacking, ignore_errors=True)
     return folder
-
-
-def _terms(words: Iterable[str]) -> list[str]:
-    return [word[:_LONGEST_WORD] for word in words]
-
-
-def _document_term(doc_id: str) -> str:
-    return fingerprint([doc_id], 8)
-
-
-def _rounded(score: float) -> float:
-    return float(f"{score:.{_DIGITS}g}")
 
 
 def _tantivy() -> Any:

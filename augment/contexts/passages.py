@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from augment.requests.tiers import PASSAGE_CHARACTERS
+from sharding.hashing import fingerprint
 
 RUN_WORDS = 5
 """As for near-copies of documents: see `sharding.minhash`."""
 
 SAME_SHARE = 0.5
 """A passage of whose runs of words so many are in another text too says nothing that the other doesn't."""
+
+_LONGEST_WORD = 64
+_DIGITS = 4
+"""Of a score, so that what the last bits of a sum say orders nothing."""
 
 _ENDS = ("\n\n", "\n", ". ", " ")
 """Where a passage may end, the best first."""
@@ -57,3 +62,18 @@ def runs_of(words: Sequence[str]) -> frozenset[str]:
 def says_the_same(runs: frozenset[str], other: frozenset[str]) -> bool:
     """Whether a passage says what another text says too, by the runs of both."""
     return len(runs & other) >= SAME_SHARE * len(runs)
+
+
+def terms_of(words: Iterable[str]) -> list[str]:
+    """Words as every index has them."""
+    return [word[:_LONGEST_WORD] for word in words]
+
+
+def document_term(doc_id: str) -> str:
+    """What a document's passages are left out by, whatever its id looks like."""
+    return fingerprint([doc_id], 8)
+
+
+def rounded(score: float) -> float:
+    """A score as passages are ordered by it."""
+    return float(f"{score:.{_DIGITS}g}")

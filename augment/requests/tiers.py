@@ -8,6 +8,7 @@ from typing import Protocol
 
 from augment.recipes.protocol import RecipeRequest
 from sharding.records.types import ScoredSegment
+from sharding.search.config import SearchServerConfig
 
 FULL, CONTRACTION, RETRIEVED = "full", "contraction", "retrieved"
 """What a prompt may show beside its segment: as much of the document before it as fits, a contraction of all of that,
@@ -57,10 +58,11 @@ class TierRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexRequest:
-    """Which index passages are found in: where its `index.json` is, and its digest."""
+    """Which index passages are found in: where its `index.json` is, its digest, and what server keeps it, if any."""
 
     url: str
     digest: str
+    server: SearchServerConfig | None = None
 
 
 class SegmentChoices(Protocol):

@@ -67,6 +67,8 @@ def _told(output: str, done: Removed) -> str:
         said += f", {ledger.strangers:,} of them of other configs or runs" if ledger.strangers else ""
         said += f"; {ledger.renamed:,} stay for another document of the same text" if ledger.renamed else ""
         said += f"; {ledger.parts_unread:,} parts can't be read and are as they were" if ledger.parts_unread else ""
+    if done.search_index:
+        said += f"\nsearch server: the index {done.search_index} may hold their text; delete it there"
     return said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from augment.contexts.passage_index import INDEX_FORMAT
+from augment.contexts.server_index import SERVER_FORMAT
 from augment.requests.planner import TracePlanner
 from augment.requests.tiers import PASSAGE_CHARACTERS, IndexRequest
 from pipelines.config import MillConfig
@@ -24,8 +25,9 @@ def index_request(config: MillConfig) -> IndexRequest | None:
     if not config.budget.retrieves:
         return None
     corpus = manifest.require(searched_output(config), "score")
-    made_from = [_MADE_AS, "\0", manifest.digest(corpus)]
-    return IndexRequest(url=Output(config.output).passages, digest=fingerprint(made_from))
+    made_from = [_made_as(config), "\0", manifest.digest(corpus)]
+    server = config.retrieval.server
+    return IndexRequest(url=Output(config.output).passages, digest=fingerprint(made_from), server=server)
 
 
 def searched_output(config: MillConfig) -> str:
@@ -44,7 +46,7 @@ def index_inputs(config: MillConfig) -> dict[str, str]:
     index = index_request(config)
     if index is None:
         return {}
-    return {"passages": _MADE_AS if config.retrieval.corpus is None else index.digest}
+    return {"passages": _made_as(config) if config.retrieval.corpus is None else index.digest}
 
 
 def with_index(planner: TracePlanner, config: MillConfig) -> TracePlanner:
@@ -55,3 +57,9 @@ def with_index(planner: TracePlanner, config: MillConfig) -> TracePlanner:
     """
     index = index_request(config)
     return planner if index is None else dataclasses.replace(planner, index=index)
+
+
+def _made_as(config: MillConfig) -> str:
+    """How passages are made and found. Where the server is doesn't decide that; which version it has, its index knows:
+    a finished stage asks no server."""
+    return _MADE_AS if config.retrieval.server is None else f"{_MADE_AS} in a search server {SERVER_FORMAT}"

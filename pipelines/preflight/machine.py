@@ -23,6 +23,7 @@ from sharding.models.tokenizer import TextTokenizer
 from sharding.packing.as_trainer import check_tokenize
 from sharding.packing.laying_out import delimiter_warnings
 from sharding.packing.surprisal import check_surprisal
+from sharding.search.client import look
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,17 @@ def generators(subject: Subject) -> Iterator[MillError]:
 
 
 def passages(subject: Subject) -> Iterator[MillError]:
-    """The library that finds passages, where a tier shows them."""
-    if subject.config.budget.retrieves and not _is_installed("tantivy"):
-        yield _absent("context: retrieved", ["tantivy"], "retrieval", "another context")
+    """The library that finds passages, or the server that does, where a tier shows them."""
+    server = subject.config.retrieval.server
+    if not subject.config.budget.retrieves:
+        return
+    if server is None:
+        if not _is_installed("tantivy"):
+            yield _absent("context: retrieved", ["tantivy"], "retrieval", "another context")
+    elif not _is_installed("httpx"):
+        yield _absent("retrieval.server", ["httpx"], "search", "another context")
+    else:
+        yield from (restated(problem, f"retrieval.server: {problem}") for problem in look(server))
 
 
 def value(subject: Subject) -> Iterator[MillError]:

@@ -7,11 +7,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import get_args
 
 import msgspec
 
+from augment.contexts.passage_index import read_index
 from augment.ledger.forgetting import Forgotten
 from pipelines import accounts
 from pipelines.delivered import Corpus, corpora, joined
@@ -50,6 +52,7 @@ class Removed:
         shards: how many of them are shards.
         ledger: what left the ledger.
         finished: an earlier removal was found interrupted, and finished first.
+        search_index: the index of passages in a search server that may hold their text; "" where there is none.
     """
 
     documents: int = 0
@@ -59,6 +62,7 @@ class Removed:
     shards: int = 0
     ledger: Forgotten | None = None
     finished: bool = False
+    search_index: str = ""
 
 
 def remove(
@@ -83,7 +87,7 @@ def remove(
     at.check_links()
     with Lease(output, "remove") as lease:
         staging = Staging(output, 0)
-        done = Removed()
+        done = Removed(search_index=_search_index(at))
         if (left := staging.journal()) is not None:
             _ledger_of(output, left.ledger, ledger_url)
             done.finished = True
@@ -106,6 +110,14 @@ def remove(
             done.files += len(prepared.all_moves())
             done.shards = sum(move.name.startswith("data/") for move in prepared.all_moves())
     return done
+
+
+def _search_index(at: Output) -> str:
+    """Which index of a search server `index.json` names, before it goes: no output says where a key may be sent."""
+    with suppress(MillError):  # what can't be read names none
+        if (stored := read_index(at.passages)) is not None and stored.server is not None:
+            return stored.server.name
+    return ""
 
 
 @dataclass

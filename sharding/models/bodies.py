@@ -110,10 +110,15 @@ def text_of(body: bytes) -> str:
     return body[:MAX_ERROR_BYTES].decode(errors="replace")
 
 
+def without(text: str, key: SecretStr) -> str:
+    """A text without the key, however JSON may spell it."""
+    secret, plain = key.get_secret_value(), _unescaped(text)
+    return (plain if secret in plain else text).replace(secret, "***")
+
+
 def shown(text: str, key: SecretStr | None) -> str:
     """A server's words as a message may show them: on one line, short, nothing but what prints, without the key."""
     if key is not None:
-        secret, plain = key.get_secret_value(), _unescaped(text)
-        text = (plain if secret in plain else text).replace(secret, "***")
+        text = without(text, key)
     line = " ".join(text[: 8 * _MESSAGE_CHARACTERS].split())[:_MESSAGE_CHARACTERS]
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)

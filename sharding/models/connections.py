@@ -52,6 +52,16 @@ def check_urls(urls: Sequence[str]) -> None:
         raise ValueError("urls: one of them is there twice")
 
 
+def check_url(url: str) -> None:
+    """The same of one URL, which stands under `url`.
+
+    Raises:
+        ValueError: as `check_urls`.
+    """
+    if problem := _problem_of(url):
+        raise ValueError(f"url: {problem}")
+
+
 def base_url(url: str) -> str:
     """A URL without the "/v1" that paths begin with."""
     return url.rstrip("/").removesuffix("/v1")
@@ -102,8 +112,12 @@ def _problem_of_place(parts: SplitResult) -> str | None:
 # --- the key ----------------------------------------------------------------------------------------------------------
 
 
-def read_key(api_key_env: str | None) -> SecretStr | None:
+def read_key(api_key_env: str | None, named_by: str = "api_key_env") -> SecretStr | None:
     """The key in an environment variable, masked wherever it is shown.
+
+    Args:
+        api_key_env: the variable; None: there is no key.
+        named_by: what names it in the config, for messages.
 
     Raises:
         RequestError: the variable is not set, or what it holds can't be a key.
@@ -112,9 +126,9 @@ def read_key(api_key_env: str | None) -> SecretStr | None:
         return None
     key = os.environ.get(api_key_env, "").strip()
     if not key:
-        raise RequestError(f"api_key_env: the environment variable {api_key_env} is not set in the process that asks")
+        raise RequestError(f"{named_by}: the environment variable {api_key_env} is not set in the process that asks")
     if not (key.isascii() and key.isprintable()):
-        raise RequestError(f"api_key_env: {api_key_env} holds characters that no key can have")
+        raise RequestError(f"{named_by}: {api_key_env} holds characters that no key can have")
     return SecretStr(key)
 
 
@@ -206,8 +220,12 @@ def _is_reached_directly(parts: SplitResult, no_proxy: str) -> bool:
 # --- the client -------------------------------------------------------------------------------------------------------
 
 
-def new_client(url: str, key: SecretStr | None) -> tuple[httpx.AsyncClient, Proxy | None]:
+def new_client(url: str, key: SecretStr | None, *, scheme: str = "Bearer") -> tuple[httpx.AsyncClient, Proxy | None]:
     """A client that keeps its connections to a server, and the proxy that it goes through.
+
+    Args:
+        key: sent with every request.
+        scheme: by which it is sent.
 
     Raises:
         RequestError: a proxy or a certificate file that the environment names can't be used.
@@ -222,7 +240,7 @@ def new_client(url: str, key: SecretStr | None) -> tuple[httpx.AsyncClient, Prox
             logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     if key is not None:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+        headers["Authorization"] = f"{scheme} {key.get_secret_value()}"
     proxy = proxy_for(url)
     secure_proxy = proxy is not None and proxy.url.startswith("https:")
     certificates = _certificates() if secure_proxy or url.startswith("https:") else None  # they take long to load
