@@ -23,11 +23,11 @@ from pipelines.delivered import corpora
 from pipelines.earlier_documents import EarlierDocuments
 from pipelines.earlier_scores import EarlierScores
 from pipelines.grown import FindKnown
+from pipelines.leave_out_removed import LeaveOutRemoved
 from pipelines.outcome import Built, Outcome
 from pipelines.own_files import refuse_own_files
 from pipelines.scored import check_shares, growth_since, memory_of, near_copies, score_inputs, score_sections
 from pipelines.stage import Did, Stage
-from pipelines.tombstones import LeaveOutRemoved
 from pipelines.workers import bytes_to_score, loads_model
 from sharding import sources, storage
 from sharding.beam.counts import COUNTS

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import apache_beam as beam
 import msgspec
 
 from sharding import storage
-from sharding.beam.counts import COUNTS
 from sharding.errors import RequestError
 from sharding.hashing import Purpose, fingerprint, hashed
-from sharding.records.types import Document
 from sharding.storage.json_files import MAX_BYTES, read_json
 from sharding.storage.output import Output
 
@@ -88,37 +85,6 @@ def refuse_unfinished(output: str) -> None:
         raise RequestError(
             f"output: a removal of documents from {output} was interrupted: `thoughtmill remove {output}` finishes it"
         )
-
-
-class LeaveOutRemoved(beam.PTransform):
-    """Documents → `documents` that were not taken down, and `counts` of those that were.
-
-    Args:
-        output: the run's output folder, whose tombstones are read by the workers.
-    """
-
-    def __init__(self, output: str) -> None:
-        super().__init__()
-        self._output = output
-
-    def expand(self, documents: beam.PCollection) -> Any:
-        sorted_out = documents | beam.ParDo(_LeaveOutFn(self._output)).with_outputs(COUNTS, main="documents")
-        sorted_out["documents"].element_type = Document
-        return sorted_out
-
-
-class _LeaveOutFn(beam.DoFn):
-    def __init__(self, output: str) -> None:
-        self._output = output
-
-    def setup(self) -> None:
-        self._is_removed = removed_from(self._output)
-
-    def process(self, document: Document) -> Iterator[Any]:
-        if not self._is_removed(document.doc_id):
-            yield document
-        else:
-            yield beam.pvalue.TaggedOutput(COUNTS, removed_counts(document.source))
 
 
 def removed_counts(source: str) -> dict[str, int]:

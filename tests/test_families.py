@@ -12,9 +12,10 @@ from sharding.records.families import FAMILIES, LEDGER_SCHEMA
 
 CANDIDATE = """
 doc_id string, segment_index int32, key string, sample int32, tier string, model string, prompt string, closed string,
-finish_reason string, thought_tokens int32, text string, input_ids [uint16], shown_tokens int32, value double?,
-unvalued string, gain_nats double?, control_nats double?, hard_gain_nats double?, heldout_nats double?,
-chance_value double?, chance_heldout_nats double?, contaminated [string], kept bool, reasons [string]
+finish_reason string, thought_tokens int32, text string, input_ids [uint16], shown_tokens int32,
+prompt_tokens int32, value double?, unvalued string, gain_nats double?, control_nats double?,
+hard_gain_nats double?, heldout_nats double?, chance_value double?, chance_heldout_nats double?,
+contaminated [string], kept bool, reasons [string]
 """
 
 ROW = """
