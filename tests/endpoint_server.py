@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.kept_connections import handler_of
+
 SERVED = "small"
 HANG = "hang"
 CUT = "cut"
@@ -93,27 +95,11 @@ class ScriptedServer:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _handler(server: ScriptedServer) -> type[http.server.BaseHTTPRequestHandler]:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # or answers of two writes take 40 ms
-
+        class Handler(handler_of(server._sockets, server._lock)):  # type: ignore[misc]
             def setup(self) -> None:
                 super().setup()
                 with server._lock:
                     server.connections += 1
-                    server._sockets.add(self.connection)
-
-            def finish(self) -> None:
-                with server._lock:
-                    server._sockets.discard(self.connection)
-                with suppress(OSError):
-                    super().finish()
-
-            def handle_one_request(self) -> None:
-                try:
-                    super().handle_one_request()
-                except OSError:
-                    self.close_connection = True
 
             def do_GET(self) -> None:
                 self._act({"/v1/models": server.models, "/version": server.version}.get(self.path, (404, {}, {})))

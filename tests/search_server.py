@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import tantivy
 
 from tests.endpoint_server import CUT, Act, _Listener
+from tests.kept_connections import handler_of
 
 OPENSEARCH = {"version": {"distribution": "opensearch", "number": "2.19.1"}, "tagline": "The OpenSearch Project"}
 ELASTICSEARCH = {"version": {"number": "8.17.0", "build_flavor": "default"}, "tagline": "You Know, for Search"}
@@ -142,27 +143,7 @@ class SearchServer:
         return {"took": 1, "errors": any("error" in item["create"] for item in items), "items": items}
 
     def _handler(server: SearchServer) -> type[http.server.BaseHTTPRequestHandler]:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def setup(self) -> None:
-                super().setup()
-                with server._lock:
-                    server._sockets.add(self.connection)
-
-            def finish(self) -> None:
-                with server._lock:
-                    server._sockets.discard(self.connection)
-                with suppress(OSError):
-                    super().finish()
-
-            def handle_one_request(self) -> None:
-                try:
-                    super().handle_one_request()
-                except OSError:
-                    self.close_connection = True
-
+        class Handler(handler_of(server._sockets, server._lock)):  # type: ignore[misc]
             def _do(self) -> None:
                 content = self.rfile.read(int(self.headers.get("content-length", 0)))
                 with server._lock:

@@ -160,13 +160,13 @@ class EndpointClient:
         except TimeoutError as error:
             raise EndpointFailed(f"{where}: no answer within {timeout_s:g} s{through}") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(_said(error))})") from error
+            raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(told(error))})") from error
         except httpx.ProxyError as error:
             if str(error)[:1] == "4" and not self._proven:
                 raise self._refused_by_proxy(f"{where}: {self.shown(str(error))}") from error
-            raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(_said(error))})") from error
+            raise EndpointUnreachable(f"{where}: no connection{through} ({self.shown(told(error))})") from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, BodyUnreadable) as error:  # also of a redirection
-            raise EndpointFailed(f"{where}: {self.shown(_said(error))}{through}") from error
+            raise EndpointFailed(f"{where}: {self.shown(told(error))}{through}") from error
         except BodyTooLong as error:
             raise EndpointRefused(f"{where}: {error}") from error
         wait_s = _wait_s(response)
@@ -290,5 +290,6 @@ def _own_fields(answer_type: type) -> list[str]:
     return [field.encode_name for field in fields if field.required]
 
 
-def _said(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """An error by its kind, and by its words where it has any."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -30,7 +30,7 @@ from sharding.models.bodies import (
     without,
 )
 from sharding.models.connections import new_client, read_key
-from sharding.models.server import retry_after_s
+from sharding.models.server import retry_after_s, told
 from sharding.search.config import SearchServerConfig
 from sharding.search.waiting import SearchAway, SearchFailed, SearchRefused, Waiting
 
@@ -218,9 +218,9 @@ class SearchClient:
         except TimeoutError as error:
             raise SearchFailed(f"{where}: no answer within {timeout_s:g} s{through}") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise SearchAway(f"{where}: no connection{through} ({self.shown(_said(error))})") from error
+            raise SearchAway(f"{where}: no connection{through} ({self.shown(told(error))})") from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, BodyUnreadable) as error:
-            raise SearchFailed(f"{where}: {self.shown(_said(error))}{through}") from error
+            raise SearchFailed(f"{where}: {self.shown(told(error))}{through}") from error
         except BodyTooLong as error:
             raise MillError(f"{where}: {error}") from error
 
@@ -282,7 +282,3 @@ def _secrets_of(config: SearchServerConfig) -> tuple[list[SecretStr], str]:
         raise RequestError(f"login_env: {config.login_env} does not hold `user:password`")
     sent = base64.b64encode(login.get_secret_value().encode()).decode()
     return [SecretStr(sent), login, SecretStr(password)], "Basic"
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
